@@ -1,0 +1,93 @@
+"""What the scheduler knows of an engine, and what an engine knows of a model.
+
+An engine is synchronous and blocking: `Instance.run` is called by one thread at a time, from the thread
+that the scheduler gave it, and sees a batch, never a request. To add an engine, write a class with
+`load`; nothing else in the server names an engine but `app.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+from server.types import Array, Batch, TensorSpec
+
+
+@dataclass(frozen=True, slots=True)
+class InstanceGroup:
+    """`count` instances on each of `gpus` (on the CPU: `count` in all). Source: ModelInstanceGroup."""
+
+    kind: str = "KIND_AUTO"
+    count: int = 1
+    gpus: tuple[int, ...] = ()
+    name: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Accelerator:
+    """Source: ModelOptimizationPolicy.ExecutionAccelerators.Accelerator."""
+
+    name: str
+    parameters: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class EngineSpec:
+    """The part of a model's config that concerns its engine, and the file of one version."""
+
+    model_name: str
+    model_version: str
+    path: Path
+    """The model file itself, for example ``model_repository/digits/1/model.onnx``."""
+    max_batch_size: int
+    """0: the model has no batch dimension."""
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    instance_groups: tuple[InstanceGroup, ...] = (InstanceGroup(),)
+    gpu_accelerators: tuple[Accelerator, ...] = ()
+    cpu_accelerators: tuple[Accelerator, ...] = ()
+    graph_level: int = 0
+    """optimization.graph.level: 0 all optimisations, 1 extended, -1 basic, -2 none (Triton's ORT backend has 0, 1, -1)."""
+    parameters: Mapping[str, str] = field(default_factory=dict)
+
+
+class Instance(Protocol):
+    """One copy of a model on one device, able to run one batch at a time."""
+
+    @property
+    def name(self) -> str:
+        """Unique within the model, for logs and metrics, for example ``digits_0_cpu``."""
+
+    def run(self, batch: Batch) -> Mapping[str, Array]:
+        """One forward pass; the outputs by name, each of `batch.rows` rows.
+
+        Raises:
+            EngineFailure: whatever the engine's own exception was (kept as the cause).
+        """
+
+
+class EngineModel(Protocol):
+    """A loaded version of a model."""
+
+    @property
+    def instances(self) -> Sequence[Instance]:
+        """At least one."""
+
+    def close(self) -> None:
+        """Free memory and devices. No `run` may be under way; called once."""
+
+
+class Engine(Protocol):
+    @property
+    def name(self) -> str:
+        """For metadata and logs, for example ``onnxruntime``."""
+
+    def load(self, spec: EngineSpec) -> EngineModel:
+        """Load one version, blocking. The engine checks the file's own tensors against the spec.
+
+        Raises:
+            ModelLoadFailed: the file is corrupt, its tensors differ from the config, a device or an
+                execution provider that the config demands is missing, or a parameter is unknown.
+        """

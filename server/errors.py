@@ -1,0 +1,220 @@
+"""One tree of errors for everything that can go wrong with a request or a model.
+
+    ServingError
+      InvalidRequest    INVALID_ARG   the request contradicts the protocol or the model's config
+      PayloadTooLarge   TOO_LARGE     a body, picture or message is over its limit
+      UnknownModel      NOT_FOUND     no such model, or no such version of it
+      UnknownRoute      NOT_FOUND     no such path
+      ModelNotReady     UNAVAILABLE   the model exists and can't answer now
+      Draining          UNAVAILABLE   the server is shutting down
+      QueueFull         EXHAUSTED     more work is waiting than the model's queue takes
+      DeadlineExceeded  DEADLINE      the caller's time ran out before a forward pass was started for it
+      Cancelled         CANCELLED     the caller went away
+      Unsupported       UNSUPPORTED   a feature of the protocol that this server or engine does not have
+      ModelLoadFailed   INVALID_ARG   a model's folder can't be served, and why
+      EngineFailure     INTERNAL      a forward pass failed; the text stays in the log
+
+An error carries its code as a class attribute and its facts as fields. `public_message` is all that a
+client ever sees; `transport.status` is the one table from `Code` to HTTP and gRPC.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import ClassVar
+
+
+class Code(StrEnum):
+    """Why a request was not answered. The first five are Triton's own (TRITONSERVER_Error_Code)."""
+
+    INVALID_ARG = "INVALID_ARG"
+    NOT_FOUND = "NOT_FOUND"
+    UNAVAILABLE = "UNAVAILABLE"
+    UNSUPPORTED = "UNSUPPORTED"
+    INTERNAL = "INTERNAL"
+    TOO_LARGE = "TOO_LARGE"
+    EXHAUSTED = "EXHAUSTED"
+    DEADLINE = "DEADLINE"
+    CANCELLED = "CANCELLED"
+
+
+class ServingError(Exception):
+    """The root. Never raised itself; `public_message` holds nothing that a client may not see."""
+
+    code: ClassVar[Code] = Code.INTERNAL
+
+    @property
+    def public_message(self) -> str:
+        """The sentence for the client: names the field and the limit, never a path or a traceback."""
+        return "internal error"
+
+    def __str__(self) -> str:
+        return self.public_message
+
+
+class InvalidRequest(ServingError):
+    """`field` is spelled as the caller spelled it, for example ``inputs[0].shape``."""
+
+    code = Code.INVALID_ARG
+
+    def __init__(self, field: str, problem: str) -> None:
+        super().__init__(field, problem)
+        self.field = field
+        self.problem = problem
+
+    @property
+    def public_message(self) -> str:
+        return f"{self.field}: {self.problem}"
+
+
+class PayloadTooLarge(ServingError):
+    """`field` is over `limit`, both counted in `unit`."""
+
+    code = Code.TOO_LARGE
+
+    def __init__(self, field: str, limit: int, size: int | None = None, unit: str = "bytes") -> None:
+        super().__init__(field, limit, size, unit)
+        self.field = field
+        self.limit = limit
+        self.size = size
+        self.unit = unit
+
+    @property
+    def public_message(self) -> str:
+        size = "" if self.size is None else f"{self.size} {self.unit}, "
+        return f"{self.field}: {size}over the limit of {self.limit} {self.unit}"
+
+
+class UnknownModel(ServingError):
+    code = Code.NOT_FOUND
+
+    def __init__(self, model_name: str, model_version: str = "") -> None:
+        super().__init__(model_name, model_version)
+        self.model_name = model_name
+        self.model_version = model_version
+
+    @property
+    def public_message(self) -> str:
+        # Triton's wording for both cases: its clients match on "unknown model" and "is not found".
+        if self.model_version:
+            return f"Request for unknown model: '{self.model_name}' version {self.model_version} is not found"
+        return f"Request for unknown model: '{self.model_name}' is not found"
+
+
+class UnknownRoute(ServingError):
+    code = Code.NOT_FOUND
+
+    def __init__(self, path: str) -> None:
+        super().__init__(path)
+        self.path = path
+
+    @property
+    def public_message(self) -> str:
+        return f"path: no such route: {self.path}"
+
+
+class ModelNotReady(ServingError):
+    code = Code.UNAVAILABLE
+
+    def __init__(self, model_name: str, model_version: str = "", reason: str = "") -> None:
+        super().__init__(model_name, model_version, reason)
+        self.model_name = model_name
+        self.model_version = model_version
+        self.reason = reason
+
+    @property
+    def public_message(self) -> str:
+        version = f" version {self.model_version}" if self.model_version else ""
+        reason = f": {self.reason}" if self.reason else ""
+        return f"model '{self.model_name}'{version} is not ready{reason}"
+
+
+class Draining(ServingError):
+    code = Code.UNAVAILABLE
+
+    @property
+    def public_message(self) -> str:
+        return "the server is shutting down"
+
+
+class QueueFull(ServingError):
+    """`retry_after_ms` is when a place is expected to be free, 0 where nobody knows."""
+
+    code = Code.EXHAUSTED
+
+    def __init__(self, model_name: str, limit: int, retry_after_ms: int = 0) -> None:
+        super().__init__(model_name, limit, retry_after_ms)
+        self.model_name = model_name
+        self.limit = limit
+        self.retry_after_ms = retry_after_ms
+
+    @property
+    def public_message(self) -> str:
+        return f"the queue of model '{self.model_name}' is full: max_queue_size is {self.limit} requests"
+
+
+class DeadlineExceeded(ServingError):
+    code = Code.DEADLINE
+
+    def __init__(self, model_name: str, waited_us: int) -> None:
+        super().__init__(model_name, waited_us)
+        self.model_name = model_name
+        self.waited_us = waited_us
+
+    @property
+    def public_message(self) -> str:
+        return f"deadline exceeded: the request to model '{self.model_name}' waited {self.waited_us} us and was not executed"
+
+
+class Cancelled(ServingError):
+    code = Code.CANCELLED
+
+    @property
+    def public_message(self) -> str:
+        return "the request was cancelled by its caller"
+
+
+class Unsupported(ServingError):
+    """`field` names what was asked for, `problem` what is missing or to be used instead."""
+
+    code = Code.UNSUPPORTED
+
+    def __init__(self, field: str, problem: str) -> None:
+        super().__init__(field, problem)
+        self.field = field
+        self.problem = problem
+
+    @property
+    def public_message(self) -> str:
+        return f"{self.field}: {self.problem}"
+
+
+class ModelLoadFailed(ServingError):
+    """`where` is the file (and the field in it) at fault, relative to the model's folder."""
+
+    code = Code.INVALID_ARG
+
+    def __init__(self, model_name: str, where: str, problem: str) -> None:
+        super().__init__(model_name, where, problem)
+        self.model_name = model_name
+        self.where = where
+        self.problem = problem
+
+    @property
+    def public_message(self) -> str:
+        return f"model '{self.model_name}' can't be loaded: {self.where}: {self.problem}"
+
+
+class EngineFailure(ServingError):
+    """`detail` is for the log alone; the client learns only that the forward pass failed."""
+
+    code = Code.INTERNAL
+
+    def __init__(self, model_name: str, detail: str = "") -> None:
+        super().__init__(model_name, detail)
+        self.model_name = model_name
+        self.detail = detail
+
+    @property
+    def public_message(self) -> str:
+        return f"model '{self.model_name}' failed to execute the request"

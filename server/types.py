@@ -1,0 +1,307 @@
+"""The nouns that every floor shares: tensors, requests, answers, batches.
+
+Shapes are tuples of ints with the batch dimension first where the model has one. Times are absolute
+nanoseconds of ``time.monotonic_ns``. A tensor's `data` is its v2 raw form (little endian, row major;
+BYTES elements each behind a 4-byte length), so that a request's bytes are looked at, not copied, until
+they are merged into a batch.
+"""
+
+from __future__ import annotations
+
+import struct
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from math import prod
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[Any]
+Buffer = bytes | bytearray | memoryview
+Parameter = bool | int | float | str
+
+NO_DEADLINE = sys.maxsize
+"""The deadline of a request that has none; compares as later than any time."""
+
+
+class Datatype(NamedTuple):
+    """One v2 datatype. `size` is bytes per element, 0 for BYTES."""
+
+    name: str
+    numpy: np.dtype[Any]
+    size: int
+    config: str
+    """The name in model_config.proto's DataType."""
+
+
+DATATYPES: Mapping[str, Datatype] = {
+    d.name: d
+    for d in (
+        Datatype("BOOL", np.dtype("?"), 1, "TYPE_BOOL"),
+        Datatype("UINT8", np.dtype("u1"), 1, "TYPE_UINT8"),
+        Datatype("UINT16", np.dtype("<u2"), 2, "TYPE_UINT16"),
+        Datatype("UINT32", np.dtype("<u4"), 4, "TYPE_UINT32"),
+        Datatype("UINT64", np.dtype("<u8"), 8, "TYPE_UINT64"),
+        Datatype("INT8", np.dtype("i1"), 1, "TYPE_INT8"),
+        Datatype("INT16", np.dtype("<i2"), 2, "TYPE_INT16"),
+        Datatype("INT32", np.dtype("<i4"), 4, "TYPE_INT32"),
+        Datatype("INT64", np.dtype("<i8"), 8, "TYPE_INT64"),
+        Datatype("FP16", np.dtype("<f2"), 2, "TYPE_FP16"),
+        Datatype("FP32", np.dtype("<f4"), 4, "TYPE_FP32"),
+        Datatype("FP64", np.dtype("<f8"), 8, "TYPE_FP64"),
+        Datatype("BYTES", np.dtype("O"), 0, "TYPE_STRING"),
+    )
+}
+"""Source: KServe v2 "Tensor Data Types". BF16 has no numpy type and is refused by name."""
+
+_NAME_OF_NUMPY = {d.numpy: d.name for d in DATATYPES.values()}
+
+
+def datatype_of(array: Array) -> str:
+    """The v2 datatype of a numpy array; any string or object array is BYTES. Raises KeyError for others."""
+    return "BYTES" if array.dtype.kind in "OSU" else _NAME_OF_NUMPY[array.dtype.newbyteorder("<")]
+
+
+def pack_bytes(elements: Sequence[Any]) -> bytes:
+    """Join BYTES elements (bytes, or str as UTF-8) into v2's raw form: length, element, length, element..."""
+    parts: list[bytes] = []
+    for element in elements:
+        raw = element.encode() if isinstance(element, str) else bytes(element)
+        parts.append(struct.pack("<I", len(raw)))
+        parts.append(raw)
+    return b"".join(parts)
+
+
+def unpack_bytes(data: Buffer, count: int) -> list[bytes]:
+    """The inverse of `pack_bytes`. Raises ValueError unless `data` holds exactly `count` elements."""
+    view = memoryview(data)
+    elements: list[bytes] = []
+    offset = 0
+    for index in range(count):
+        if offset + 4 > len(view):
+            raise ValueError(f"element {index} of {count} is missing its 4-byte length")
+        (length,) = struct.unpack_from("<I", view, offset)
+        offset += 4
+        if offset + length > len(view):
+            raise ValueError(f"element {index} of {count} says {length} bytes, {len(view) - offset} are left")
+        elements.append(bytes(view[offset : offset + length]))
+        offset += length
+    if offset != len(view):
+        raise ValueError(f"{len(view) - offset} bytes follow the last of {count} elements")
+    return elements
+
+
+@dataclass(slots=True)
+class Tensor:
+    """A named tensor. `data` is v2's raw form of exactly ``prod(shape)`` elements (checked at the door)."""
+
+    name: str
+    datatype: str
+    shape: tuple[int, ...]
+    data: Buffer
+
+    @classmethod
+    def from_numpy(cls, name: str, array: Array) -> Tensor:
+        """A tensor over `array`'s memory (copied only if it is not contiguous or holds strings)."""
+        datatype = datatype_of(array)
+        if datatype == "BYTES":
+            return cls(name, datatype, array.shape, pack_bytes(array.reshape(-1).tolist()))
+        flat = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+        return cls(name, datatype, array.shape, flat.data)
+
+    def numpy(self) -> Array:
+        """An array of `shape`: a read-only view on `data`, or for BYTES an object array of bytes."""
+        if self.datatype == "BYTES":
+            array = np.empty(prod(self.shape), dtype=object)
+            array[:] = unpack_bytes(self.data, array.size)
+            return array.reshape(self.shape)
+        return np.frombuffer(self.data, dtype=DATATYPES[self.datatype].numpy).reshape(self.shape)
+
+
+@dataclass(frozen=True, slots=True)
+class TensorSpec:
+    """What a model says of one input or output. `dims` is without the batch dimension; -1 is any size."""
+
+    name: str
+    datatype: str
+    dims: tuple[int, ...]
+
+
+class InferResponse:
+    """The answer to one `InferRequest`: its own rows of the batch's outputs, in the order it asked for."""
+
+    __slots__ = ("id", "model_name", "model_version", "outputs", "parameters", "timing")
+
+    def __init__(
+        self,
+        model_name: str,
+        model_version: str,
+        outputs: Sequence[Tensor],
+        id: str = "",
+        parameters: Mapping[str, Parameter] | None = None,
+        timing: Timing | None = None,
+    ) -> None:
+        self.model_name = model_name
+        self.model_version = model_version
+        self.outputs = outputs
+        self.id = id
+        self.parameters = parameters or {}
+        self.timing = timing
+
+
+@dataclass(frozen=True, slots=True)
+class Timing:
+    """Where a request's time went, in nanoseconds; the compute parts are those of its whole batch."""
+
+    queue_ns: int
+    compute_input_ns: int
+    compute_infer_ns: int
+    compute_output_ns: int
+    batch_rows: int
+
+
+Outcome = InferResponse | BaseException
+"""How a request ends: an answer, or an error (a `ServingError`; anything else is our own fault)."""
+
+
+class InferRequest:
+    """One call of `infer`, from the transport to its settlement.
+
+    The transport fills what the client said; the data plane checks it against the model and sets `rows`
+    (1 for a model without a batch dimension) and `signature` (requests of equal signature may share a
+    batch); the scheduler sets the rest. `settle` is called exactly once in effect: whoever comes second
+    is told so by False and changes nothing.
+    """
+
+    __slots__ = (
+        "_on_settle",
+        "deadline_ns",
+        "enqueued_ns",
+        "id",
+        "inputs",
+        "model_name",
+        "model_version",
+        "outputs",
+        "parameters",
+        "received_ns",
+        "rows",
+        "settled",
+        "signature",
+    )
+
+    def __init__(
+        self,
+        model_name: str,
+        inputs: Sequence[Tensor],
+        *,
+        on_settle: Callable[[InferRequest, Outcome], None],
+        received_ns: int,
+        model_version: str = "",
+        id: str = "",
+        outputs: Sequence[str] = (),
+        parameters: Mapping[str, Parameter] | None = None,
+        deadline_ns: int = NO_DEADLINE,
+    ) -> None:
+        self.model_name = model_name
+        self.model_version = model_version
+        self.id = id
+        self.inputs = inputs
+        self.outputs = outputs
+        """Names of the outputs wanted, in the order wanted; empty for all of them."""
+        self.parameters = parameters or {}
+        self.received_ns = received_ns
+        self.deadline_ns = deadline_ns
+        self.rows = 1
+        self.signature: object = None
+        self.enqueued_ns = 0
+        self.settled = False
+        self._on_settle = on_settle
+
+    def settle(self, outcome: Outcome) -> bool:
+        """Give the caller its outcome. Returns False, and does nothing, if it was settled before."""
+        if self.settled:
+            return False
+        self.settled = True
+        self._on_settle(self, outcome)
+        return True
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """What an engine sees: whole input arrays of `rows` rows, never a request."""
+
+    model_name: str
+    model_version: str
+    rows: int
+    inputs: Mapping[str, Array]
+    deadline_ns: int = NO_DEADLINE
+
+
+# --- predict: raw inputs and answers -------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class ImageInput:
+    """An encoded picture. `content_type` is what the caller said of it; empty if nothing."""
+
+    data: bytes
+    content_type: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class TextInput:
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class RowInput:
+    """A row of a table: values by column name, or in the order of the spec's columns."""
+
+    values: Mapping[str, Any] | Sequence[Any]
+
+
+RawInput = ImageInput | TextInput | RowInput
+
+
+@dataclass(slots=True)
+class PredictRequest:
+    """One call of `predict`. `top_k` of 0 means as many as the model's processing spec says."""
+
+    model_name: str
+    inputs: Sequence[RawInput]
+    model_version: str = ""
+    id: str = ""
+    top_k: int = 0
+    deadline_ns: int = NO_DEADLINE
+    parameters: Mapping[str, Parameter] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    label: str
+    score: float
+
+
+@dataclass(frozen=True, slots=True)
+class Classification:
+    """The answer for one input: the chosen label with its probability, and the `top_k` best, best first.
+
+    The chosen label is the best one, unless the spec sets a decision threshold for a positive label.
+    """
+
+    label: str
+    score: float
+    top_k: tuple[Score, ...]
+
+
+Prediction = Classification
+
+
+@dataclass(slots=True)
+class PredictResponse:
+    model_name: str
+    model_version: str
+    predictions: Sequence[Prediction]
+    id: str = ""
