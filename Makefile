@@ -1,0 +1,60 @@
+# Forwardpass. `make help` lists the targets.
+SHELL := /bin/sh
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet -c constraints.txt
+SOURCES := server exporter tests
+SERVE ?=
+TESTS ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help serve test check format types lint models proto lock clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+serve: $(VENV)/.server ## serve model_repository/ on 127.0.0.1: REST 8000, gRPC 8001, metrics 8002 (SERVE="--http-port 9000" adds flags)
+	@exec $(BIN)/forwardpass serve $(SERVE)
+
+test: $(VENV)/.dev ## install the rest and run all tests (TESTS=tests/unit for a part)
+	$(BIN)/python -m pytest $(TESTS)
+
+check: $(VENV)/.dev ## what CI checks: ruff, mypy strict, the import contract, generated files
+	$(BIN)/ruff check $(SOURCES)
+	$(BIN)/ruff format --check $(SOURCES)
+	$(BIN)/mypy
+	$(BIN)/python -m pytest -q tests/unit/test_import_contract.py tests/unit/test_generated_files.py
+
+format: $(VENV)/.dev ## format and fix what ruff can
+	$(BIN)/ruff format $(SOURCES)
+	$(BIN)/ruff check --fix $(SOURCES)
+
+models: $(VENV)/.dev ## train, verify and publish the committed models anew: digits, breast_cancer, fraud
+	$(BIN)/python -m exporter train image-classification --data digits --name digits --replace
+	$(BIN)/python -m exporter train tabular-classification --data breast_cancer --name breast_cancer --replace
+	$(BIN)/python -m exporter train tabular-classification --data fraud --name fraud --replace
+
+proto: $(VENV)/.dev ## regenerate the stubs of forwardpass.v1
+	$(BIN)/python -m grpc_tools.protoc -I . --python_out=. --pyi_out=. --grpc_python_out=. server/proto/forwardpass/v1/prediction.proto
+
+lock: $(VENV)/.dev ## write constraints.txt from what is installed
+	@{ sed -n '/^#/p' constraints.txt; $(BIN)/python -m pip freeze --exclude-editable | sed 's/+cpu$$//'; } > constraints.txt.new
+	@mv constraints.txt.new constraints.txt
+
+clean: ## remove the environment and caches
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis build *.egg-info
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed: make PYTHON=python3.11 ..."; exit 1; }
+	@$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); echo "The venv module is missing: on Debian and Ubuntu, apt install python3-venv"; exit 1; }
+
+$(VENV)/.server: $(BIN)/python pyproject.toml constraints.txt
+	@echo "Installing the server into $(VENV) ..."
+	@$(PIP) -e '.[cpu]'
+	@touch $@
+
+$(VENV)/.dev: $(BIN)/python pyproject.toml constraints.txt
+	@echo "Installing the server, the exporter and the tests' tools into $(VENV) ..."
+	@$(PIP) -e '.[dev]'
+	@touch $(VENV)/.server $@

@@ -1,0 +1,23 @@
+"""What is generated and committed is what its source generates today."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+PROTO = Path("server/proto/forwardpass/v1/prediction.proto")
+
+
+def test_the_stubs_are_those_of_the_proto(tmp_path: Path) -> None:
+    """`make proto` changes nothing."""
+    out = tmp_path.as_posix()
+    command = ["-I", ".", f"--python_out={out}", f"--pyi_out={out}", f"--grpc_python_out={out}", PROTO.as_posix()]
+    subprocess.run([sys.executable, "-m", "grpc_tools.protoc", *command], cwd=ROOT, check=True)
+
+    made = sorted(path.relative_to(tmp_path) for path in tmp_path.rglob("*") if path.is_file())
+
+    assert [path.name for path in made] == ["prediction_pb2.py", "prediction_pb2.pyi", "prediction_pb2_grpc.py"]
+    for path in made:
+        assert (tmp_path / path).read_text() == (ROOT / path).read_text(), f"{path}: run make proto"

@@ -1,0 +1,132 @@
+"""The floors of the architecture: an import never runs up, and each part knows only what it may."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+FLOORS = {
+    "server.cli": 8,
+    "server.app": 7,
+    "server.banner": 6,
+    "server.transport": 6,
+    "server.client": 6,
+    "server.observability.metrics": 6,
+    "server.dataplane": 5,
+    "server.model_control": 5,
+    "server.request_check": 4,
+    "server.scheduler": 3,
+    "server.repository": 3,
+    "server.engine": 2,
+    "server.pipeline": 2,
+    "server.lifecycle": 1,
+    "server.observability.logging": 1,
+    "server.settings_doc": 1,
+    "server.proto": 1,
+    "server.settings": 1,
+    "server.types": 1,
+    "server.errors": 0,
+}
+"""A module imports from its own floor or below. The longest matching name counts."""
+
+SIBLINGS_APART = ["server.scheduler", "server.repository", "server.engine", "server.pipeline"]
+"""Packages that do not know each other even where the floors would let them, but for these doors:"""
+
+DOORS = {
+    ("server.scheduler", "server.engine"): "server.engine.base",
+    ("server.repository", "server.engine"): "server.engine.base",
+    ("server.repository", "server.pipeline"): "server.pipeline.base",
+}
+
+HEAVY = {"torch", "lightning", "sklearn", "pandas", "onnx", "onnxscript", "pyarrow"}
+
+
+def modules(top: str) -> list[Path]:
+    return sorted(p for p in (ROOT / top).rglob("*.py") if not p.stem.endswith(("_pb2", "_pb2_grpc")))
+
+
+def dotted(path: Path) -> str:
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def imports(path: Path) -> set[str]:
+    """Every module that `path` imports, at the top, in functions or for typing."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            found.add(node.module)
+            found.update(f"{node.module}.{alias.name}" for alias in node.names)
+    return {name for name in found if name.split(".")[0] in {"server", "exporter"} | HEAVY}
+
+
+def floor(name: str) -> int | None:
+    while name:
+        if name in FLOORS:
+            return FLOORS[name]
+        name = name.rpartition(".")[0]
+    return None
+
+
+SERVER = [p for p in modules("server") if dotted(p) not in ("server", "server.__main__", "server.observability")]
+
+
+@pytest.mark.parametrize("path", SERVER, ids=dotted)
+def test_every_module_stands_on_a_floor(path: Path) -> None:
+    """A module without a floor would escape the contract."""
+    assert floor(dotted(path)) is not None
+
+
+@pytest.mark.parametrize("path", SERVER, ids=dotted)
+def test_no_import_runs_up(path: Path) -> None:
+    """From the top: app, transport, dataplane, scheduler and repository, engine and pipeline, types, errors."""
+    own = floor(dotted(path))
+    assert own is not None
+    above = [name for name in imports(path) if (level := floor(name)) is not None and level > own]
+    if dotted(path) == "server.cli":
+        above = [name for name in above if not name.startswith("exporter")]
+
+    assert above == []
+
+
+@pytest.mark.parametrize("path", SERVER, ids=dotted)
+def test_siblings_meet_only_at_their_doors(path: Path) -> None:
+    """The scheduler knows the engine's protocol and no engine; the repository likewise, and pipelines."""
+    name = dotted(path)
+    own = next((package for package in SIBLINGS_APART if name.startswith(package)), None)
+    if own is None:
+        return
+    others = [package for package in SIBLINGS_APART if package != own]
+    trespass = [
+        imported
+        for imported in imports(path)
+        for other in others
+        if imported.startswith(other + ".") and not imported.startswith(DOORS.get((own, other), "-"))
+    ]
+
+    assert trespass == []
+
+
+@pytest.mark.parametrize("path", modules("server"), ids=dotted)
+def test_the_server_knows_neither_the_exporter_nor_its_packages(path: Path) -> None:
+    """`server` installs and runs without PyTorch; only the command line may mount the exporter's commands."""
+    trespass = {name for name in imports(path) if name.split(".")[0] in HEAVY | {"exporter"}}
+    if dotted(path) == "server.cli":
+        trespass = {name for name in trespass if not name.startswith("exporter")}
+
+    assert trespass == set()
+
+
+@pytest.mark.parametrize("path", modules("exporter"), ids=dotted)
+def test_the_exporter_reads_only_what_the_server_reads(path: Path) -> None:
+    """Training shares the repository's formats and the pipelines with serving, and nothing else."""
+    allowed = ("server.repository", "server.pipeline", "server.types", "server.errors", "server.engine.base")
+    trespass = [n for n in imports(path) if n.startswith("server.") and not n.startswith(allowed)]
+
+    assert trespass == []
