@@ -1,0 +1,381 @@
+"""The scheduler of one model version: admits, asks the planner, runs passes, settles. The only asyncio here.
+
+Everything runs on the event loop in plain calls; a request costs no task and no future. What arrives in one
+tick of the loop is planned together in one `call_soon`. Whoever is held here, waiting, running or to be
+rerun, is settled exactly once, whatever fails around it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
+from functools import partial
+
+from server.engine.base import Instance
+from server.errors import (
+    Cancelled,
+    DeadlineExceeded,
+    Draining,
+    EngineFailure,
+    InvalidRequest,
+    ModelNotReady,
+    QueueFull,
+    ServingError,
+)
+from server.scheduler.alarm import Alarm
+from server.scheduler.cost import CostModel
+from server.scheduler.plan import Dispatch, Limits, Wait, plan
+from server.scheduler.queue import QueuePolicy, RequestQueue
+from server.scheduler.statistics import ModelStatistics
+from server.scheduler.worker import Model, Pass, Runner, Worker
+from server.types import NO_DEADLINE, InferRequest, Outcome, Timing
+
+log = logging.getLogger(__name__)
+
+HANDOFF_NS = 50_000
+"""A pass predicted to be shorter than this runs on the event loop. Giving it to a thread and back takes two
+switches between threads and a wake-up of the loop's selector, 20 to 60 us on the machines we measured; below
+that the loop gains nothing from being free meanwhile."""
+STALL_NS = 5_000_000_000
+"""A request that waits this long beyond its window while every instance is idle: the queue does not move."""
+
+MakeRunner = Callable[[Instance], Runner]
+
+
+class Batcher:
+    """Takes the requests of one model version to its instances. Call it on the event loop's thread only."""
+
+    def __init__(
+        self,
+        model_name: str,
+        model_version: str,
+        instances: Sequence[Instance],
+        limits: Limits,
+        policy: QueuePolicy,
+        cost: CostModel,
+        statistics: ModelStatistics,
+        loop: asyncio.AbstractEventLoop,
+        clock: Callable[[], int] = time.monotonic_ns,
+        make_runner: MakeRunner | None = None,
+    ) -> None:
+        """`make_runner` makes the worker of an instance; by default one with a thread of its own."""
+        self.model_name = model_name
+        self.model_version = model_version
+        self.statistics = statistics
+        self._limits = limits
+        self._cost = cost
+        self._loop = loop
+        self._clock = clock
+        self._queue = RequestQueue(policy)
+        self._reruns: deque[InferRequest] = deque()
+        """Neighbours of a pass that failed, each to be run once more, alone, before anything else."""
+        if make_runner is None:
+            model = Model(model_name, model_version, limits.max_batch_size > 0)
+            make_runner = partial(Worker, model=model, loop=loop, clock=clock)
+        self._runners = [make_runner(instance) for instance in instances]
+        self._idle = list(self._runners)
+        self._running: dict[Runner, Sequence[InferRequest]] = {}
+        self._alarm = Alarm(loop, self._tick)
+        self._tick_due = False
+        self._pending_counted = 0
+        self._arrival_ns: int | None = None
+        """The time of the requests that arrived since the last tick: the clock is read for the first of them."""
+        self._draining = False
+        self._drain_until_ns = NO_DEADLINE
+        self._drained: list[asyncio.Future[None]] = []
+
+    # --- what others call --------------------------------------------------------------------------
+
+    def submit(self, request: InferRequest) -> None:
+        """Admit a checked request, or settle it with the reason why not. Never raises."""
+        if request.settled:
+            return
+        now_ns = self._arrival_ns
+        if now_ns is None:
+            now_ns = self._arrival_ns = self._clock()
+            self._tick_soon()
+        try:
+            refusal = self._refusal(request, now_ns)
+            if refusal is None and not self._queue.admit(request, now_ns):
+                refusal = QueueFull(self.model_name, self._queue.policy.max_queue_size, self._retry_after_ms())
+        except Exception as error:
+            log.exception("a request to model %s could not be admitted", self.model_name)
+            refusal = EngineFailure(self.model_name, repr(error))
+        if refusal is not None:
+            self._fail(request, refusal, now_ns)
+
+    def cancel(self, request: InferRequest) -> None:
+        """The caller went away: settle it as Cancelled. If it waits it is never executed and its place is free
+        at once; if it runs its result is thrown away. Does nothing for one that is settled. Never raises."""
+        if request.settled:
+            return
+        self._queue.remove(request)
+        if request in self._reruns:
+            self._reruns.remove(request)
+        self._fail(request, Cancelled(), self._clock())
+        self._tick_soon()
+
+    async def drain(self, until_ns: int) -> None:
+        """Admit nothing any more, answer what is held until `until_ns`, settle the rest as Draining.
+
+        Returns when all is settled. No batch waits for company meanwhile, for nobody will come.
+        """
+        self._stop_admitting(until_ns)
+        drained = self._loop.create_future()
+        self._drained.append(drained)
+        self._tick_soon()
+        await drained
+
+    async def close(self) -> None:
+        """Settle whatever is held as Draining and end the workers; returns when the last pass has ended."""
+        self._stop_admitting(self._clock())
+        self._settle_all(Draining)
+        self._count_pending()
+        self._tick_soon()
+        for runner in self._runners:
+            runner.stop()
+        for runner in self._runners:
+            await runner.join()
+        self._alarm.cancel()
+
+    @property
+    def pending(self) -> int:
+        """Requests that wait for a pass."""
+        return len(self._queue) + len(self._reruns)
+
+    def healthy(self) -> bool:
+        """Every worker lives, and nothing has been waiting for seconds while all of them are idle."""
+        if not all(runner.alive for runner in self._runners):
+            return False
+        if self._running or not self.pending:
+            return True
+        oldest_ns = min(request.enqueued_ns for request in self._held_back())
+        return self._clock() - oldest_ns < self._limits.max_queue_delay_ns + STALL_NS
+
+    # --- admission ---------------------------------------------------------------------------------
+
+    def _refusal(self, request: InferRequest, now_ns: int) -> ServingError | None:
+        if self._draining:
+            return Draining()
+        if not self._idle and not self._running:
+            return self._dead()
+        if request.rows > self._limits.max_batch_size > 0:
+            problem = f"{request.rows} rows, over max_batch_size {self._limits.max_batch_size}"
+            return InvalidRequest("inputs", problem)
+        if request.deadline_ns <= now_ns:
+            return DeadlineExceeded(self.model_name, 0)
+        return None
+
+    def _dead(self) -> ModelNotReady:
+        return ModelNotReady(self.model_name, self.model_version, "its workers have died")
+
+    def _retry_after_ms(self) -> int:
+        """How long what waits now will take, at full batches spread over the living instances; 0: unknown."""
+        rows_a_pass = self._limits.max_batch_size or 1
+        predicted_ns = self._cost.predict_ns(rows_a_pass)
+        if predicted_ns is None:
+            return 0
+        passes = -(-self._queue.rows // rows_a_pass)
+        runners = len(self._idle) + len(self._running)
+        return max(1, passes * predicted_ns // max(1, runners) // 1_000_000)
+
+    # --- the tick ----------------------------------------------------------------------------------
+
+    def _tick_soon(self) -> None:
+        if not self._tick_due:
+            self._tick_due = True
+            self._loop.call_soon(self._tick)
+
+    def _tick(self) -> None:
+        self._tick_due = False
+        self._guarded(self._advance)
+
+    def _on_pass(self, runner: Runner, requests: Sequence[InferRequest], result: Pass) -> None:
+        """A worker's pass is over; called on the loop."""
+        self._guarded(self._finish, runner, requests, result)
+        self._guarded(self._advance)
+
+    def _guarded(self, step: Callable[..., None], *arguments: object) -> None:
+        """Run a step. If it raises there is a bug; nobody who is held here may wait for ever because of it.
+
+        What still runs on a worker's thread is left to it: its end comes here like any other.
+        """
+        try:
+            step(*arguments)
+        except BaseException as error:
+            log.exception("the scheduler of model %s failed and settles what waits", self.model_name)
+            self._settle_waiting(partial(EngineFailure, self.model_name, repr(error)))
+            self._tick_soon()
+            if not isinstance(error, Exception):
+                raise
+
+    def _advance(self) -> None:
+        """Settle who expired, give work to the idle instances, set the alarm for what comes next."""
+        self._arrival_ns = None
+        now_ns = self._clock()
+        self._expire(now_ns)
+        if not self._idle and not self._running:
+            self._settle_waiting(self._dead)
+        if now_ns >= self._drain_until_ns:
+            self._settle_all(Draining)
+        wake_ns = self._employ(now_ns)
+        if self._draining:
+            wake_ns = min(wake_ns, self._check_drained(now_ns))
+        if self.pending:
+            wake_ns = min(wake_ns, self._queue.next_expiry_ns(), *(request.deadline_ns for request in self._reruns))
+        self._alarm.set(wake_ns, now_ns)
+        self._count_pending()
+
+    def _expire(self, now_ns: int) -> None:
+        expired = self._queue.expire(now_ns)
+        if self._reruns:
+            expired += [request for request in self._reruns if request.deadline_ns <= now_ns]
+            self._reruns = deque(request for request in self._reruns if request.deadline_ns > now_ns)
+        for request in expired:
+            waited_us = (now_ns - request.enqueued_ns) // 1000
+            self._fail(request, DeadlineExceeded(self.model_name, waited_us), now_ns)
+
+    def _employ(self, now_ns: int) -> int:
+        """Start passes while there is an idle instance and a batch for it; returns when the next batch closes.
+
+        After a pass on the loop itself the sockets come first: the rest goes with the next tick, together
+        with what they bring.
+        """
+        while self._idle:
+            if self._reruns:
+                requests: Sequence[InferRequest] = [self._reruns.popleft()]
+            else:
+                step = plan(self._queue, now_ns, self._limits)
+                if not isinstance(step, Dispatch):
+                    return step.until_ns if isinstance(step, Wait) else NO_DEADLINE
+                requests = step.requests
+                self._queue.take(requests)
+            if not self._begin(requests):
+                self._tick_soon()
+                break
+        return NO_DEADLINE
+
+    def _begin(self, requests: Sequence[InferRequest]) -> bool:
+        """Start a pass on an idle instance. False if it ran on the loop and is over."""
+        requests = [request for request in requests if not request.settled]
+        if not requests:
+            return True
+        predicted_ns = self._cost.predict_ns(sum([request.rows for request in requests]))
+        runner = self._idle.pop()
+        self._running[runner] = requests
+        try:
+            if predicted_ns is None or predicted_ns >= HANDOFF_NS:
+                runner.start(requests, partial(self._on_pass, runner, requests))
+                return True
+            result = runner.run_inline(requests)
+        except BaseException as error:
+            self._release(runner)
+            self._fail_each(requests, EngineFailure(self.model_name, repr(error)))
+            raise
+        self._finish(runner, requests, result)
+        return False
+
+    def _release(self, runner: Runner) -> None:
+        self._running.pop(runner, None)
+        if runner.alive:
+            self._idle.append(runner)
+
+    # --- the end of a pass -------------------------------------------------------------------------
+
+    def _finish(self, runner: Runner, requests: Sequence[InferRequest], result: Pass) -> None:
+        self._release(runner)
+        try:
+            self._conclude(requests, result)
+        except BaseException as error:
+            self._fail_each(requests, EngineFailure(self.model_name, repr(error)))
+            raise
+
+    def _conclude(self, requests: Sequence[InferRequest], result: Pass) -> None:
+        if result.error is None:
+            self._answer(requests, result)
+        elif len(requests) == 1 or result.died:
+            self._fail_each(requests, result.error)
+        else:
+            log.warning("a pass of %d requests failed, running each alone: %r", len(requests), result.error)
+            self._reruns.extend(request for request in requests if not request.settled)
+
+    def _answer(self, requests: Sequence[InferRequest], result: Pass) -> None:
+        durations = (result.compute_input_ns, result.compute_infer_ns, result.compute_output_ns)
+        self._cost.observe(result.rows, result.compute_infer_ns)
+        self.statistics.count_pass(result.rows, *durations)
+        settled_ns = self._clock()
+        answered: list[InferRequest] = []
+        enqueued_ns: int | None = None
+        timing: Timing | None = None
+        for request, response in zip(requests, result.responses, strict=True):
+            if request.enqueued_ns != enqueued_ns:
+                enqueued_ns = request.enqueued_ns
+                timing = Timing(result.started_ns - enqueued_ns, *durations, result.rows)
+            response.timing = timing
+            if self._settle(request, response):
+                answered.append(request)
+        self.statistics.count_success(answered, result.started_ns, settled_ns, *durations)
+
+    def _count_pending(self) -> None:
+        """Add what changed: a version that is loaded anew counts on where its predecessor still drains."""
+        pending = self.pending
+        self.statistics.pending += pending - self._pending_counted
+        self._pending_counted = pending
+
+    # --- settling ----------------------------------------------------------------------------------
+
+    def _settle(self, request: InferRequest, outcome: Outcome) -> bool:
+        """Whether this was the request's settlement. A callback that raises is its own caller's trouble."""
+        try:
+            return request.settle(outcome)
+        except Exception:
+            log.exception("the caller of a request to model %s failed to take its outcome", self.model_name)
+            return True
+
+    def _fail(self, request: InferRequest, error: ServingError, now_ns: int) -> None:
+        if self._settle(request, error):
+            self.statistics.count_failure(error, now_ns - request.received_ns)
+
+    def _fail_each(self, requests: Iterable[InferRequest], error: ServingError) -> None:
+        now_ns = self._clock()
+        for request in requests:
+            self._fail(request, error, now_ns)
+
+    def _held_back(self) -> list[InferRequest]:
+        return [*self._queue, *self._reruns]
+
+    def _settle_waiting(self, make_error: Callable[[], ServingError]) -> None:
+        now_ns = self._clock()
+        waiting = [*self._reruns, *self._queue.clear()]
+        self._reruns.clear()
+        for request in waiting:
+            self._fail(request, make_error(), now_ns)
+
+    def _settle_all(self, make_error: Callable[[], ServingError]) -> None:
+        """Also what runs; its results will be thrown away."""
+        self._settle_waiting(make_error)
+        now_ns = self._clock()
+        for requests in list(self._running.values()):
+            for request in requests:
+                self._fail(request, make_error(), now_ns)
+
+    # --- the end -----------------------------------------------------------------------------------
+
+    def _stop_admitting(self, until_ns: int) -> None:
+        self._draining = True
+        self._drain_until_ns = min(until_ns, self._drain_until_ns)
+        self._limits = replace(self._limits, max_queue_delay_ns=0)
+
+    def _check_drained(self, now_ns: int) -> int:
+        """Tell who waits for the drain if it is over; else return when it is over at the latest."""
+        if (self.pending or self._running) and now_ns < self._drain_until_ns:
+            return self._drain_until_ns
+        for drained in self._drained:
+            if not drained.done():
+                drained.set_result(None)
+        self._drained.clear()
+        return NO_DEADLINE

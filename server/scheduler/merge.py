@@ -1,0 +1,162 @@
+"""Rows in, slices out: requests become one batch, and its outputs become one answer each.
+
+Requests of one batch have equal signatures: the same inputs by name, datatype and dimensions behind the
+first. Rows of a batch lie in the order of its requests, so request i owns the rows from the sum of the rows
+before it. A model without a batch dimension gets one request a pass and its tensors as they are.
+
+Memory: the inputs of several requests are copied once, into the batch. The input of a single request is a
+view on the bytes that were received. Answers are views on the engine's outputs, which are theirs alone,
+except where an output is a view on a received input: that is copied, because the transport may reuse its
+buffer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from math import prod
+
+import numpy as np
+
+from server.errors import EngineFailure
+from server.types import (
+    DATATYPES,
+    Array,
+    Batch,
+    Buffer,
+    InferRequest,
+    InferResponse,
+    Tensor,
+    datatype_of,
+    pack_bytes,
+    unpack_bytes,
+)
+
+
+def merge(requests: Sequence[InferRequest], model_name: str, model_version: str) -> Batch:
+    """The batch of these requests: inputs of shape (sum of rows, *dims), read-only.
+
+    Its deadline is the latest of theirs: until then somebody still wants the result.
+
+    Raises:
+        ValueError: a tensor's bytes or names are not what its request's shape and signature say. It was checked
+            at the door; here it would move a neighbour's rows.
+    """
+    head = requests[0]
+    if len(requests) == 1:
+        inputs = {tensor.name: _aligned(tensor.numpy()) for tensor in head.inputs}
+        return Batch(model_name, model_version, head.rows, inputs, head.deadline_ns)
+    rows = sum([request.rows for request in requests])
+    inputs = {tensor.name: _join(tensor, index, requests, rows) for index, tensor in enumerate(head.inputs)}
+    return Batch(model_name, model_version, rows, inputs, max([request.deadline_ns for request in requests]))
+
+
+def _join(head: Tensor, index: int, requests: Sequence[InferRequest], rows: int) -> Array:
+    """One input of all requests, stacked along the first dimension."""
+    column = [request.inputs[index] for request in requests]
+    names = [tensor.name for tensor in column]
+    if names.count(head.name) != len(names):
+        column = [_named(request, head.name) for request in requests]
+    shape = (rows, *head.shape[1:])
+    datatype = DATATYPES[head.datatype]
+    row_elements = prod(head.shape[1:])
+    if not datatype.size:
+        return _join_bytes(column, requests, row_elements, shape)
+    row_bytes = row_elements * datatype.size
+    parts = [tensor.data for tensor in column]
+    for part, request in zip(parts, requests, strict=True):
+        if len(part) != request.rows * row_bytes:
+            raise ValueError(f"input {head.name}: {len(part)} bytes for {request.rows} rows of {row_bytes}")
+    return np.frombuffer(b"".join(parts), datatype.numpy).reshape(shape)
+
+
+def _join_bytes(
+    column: Sequence[Tensor], requests: Sequence[InferRequest], row_elements: int, shape: tuple[int, ...]
+) -> Array:
+    elements: list[bytes] = []
+    for tensor, request in zip(column, requests, strict=True):
+        elements += unpack_bytes(tensor.data, request.rows * row_elements)
+    joined = np.empty(len(elements), dtype=object)
+    joined[:] = elements
+    return joined.reshape(shape)
+
+
+def _named(request: InferRequest, name: str) -> Tensor:
+    """The input of that name; callers may send theirs in any order."""
+    for tensor in request.inputs:
+        if tensor.name == name:
+            return tensor
+    raise ValueError(f"input {name} is missing")
+
+
+def _aligned(array: Array) -> Array:
+    """Received bytes may begin anywhere in a message; engines load elements from their natural addresses."""
+    return array if array.flags.aligned else array.copy()
+
+
+def split(
+    outputs: Mapping[str, Array], requests: Sequence[InferRequest], batch: Batch, *, batched: bool
+) -> list[InferResponse]:
+    """One answer for each request, in their order, with the outputs that it asked for in the order it asked.
+
+    `batched`: the model has a batch dimension, so the outputs are cut by rows; else there is one request,
+    and it gets the outputs whole.
+
+    Raises:
+        EngineFailure: an output does not have one row for each of the batch's, is of a type that v2 does
+            not know, or a requested one is missing.
+    """
+    received = batch.inputs if len(requests) == 1 else {}
+    cuts: dict[str, list[Tensor]] = {}
+    for name, array in outputs.items():
+        checked, datatype = _checked(name, array, batch, batched, received)
+        cuts[name] = _cut(name, datatype, checked, requests) if batched else [Tensor.from_numpy(name, checked)]
+    if any(request.outputs for request in requests):
+        return [_answer(batch, request, _chosen(batch, cuts, index, request)) for index, request in enumerate(requests)]
+    rows = zip(*cuts.values(), strict=True)
+    return [_answer(batch, request, tensors) for request, tensors in zip(requests, rows, strict=True)]
+
+
+def _answer(batch: Batch, request: InferRequest, tensors: Sequence[Tensor]) -> InferResponse:
+    return InferResponse(batch.model_name, batch.model_version, tensors, request.id)
+
+
+def _chosen(batch: Batch, cuts: Mapping[str, list[Tensor]], index: int, request: InferRequest) -> list[Tensor]:
+    try:
+        return [cuts[name][index] for name in request.outputs or cuts]
+    except KeyError as error:
+        raise EngineFailure(batch.model_name, f"the engine returned no output {error}") from error
+
+
+def _checked(name: str, array: Array, batch: Batch, batched: bool, received: Mapping[str, Array]) -> tuple[Array, str]:
+    """The output with its elements as v2 wants them in memory, and its datatype."""
+    if batched and array.shape[:1] != (batch.rows,):
+        detail = f"output {name} has shape {array.shape} for a batch of {batch.rows} rows"
+        raise EngineFailure(batch.model_name, detail)
+    try:
+        datatype = datatype_of(array)
+    except KeyError as error:
+        raise EngineFailure(batch.model_name, f"output {name} has no v2 datatype: {array.dtype}") from error
+    if datatype != "BYTES":
+        array = np.asarray(array, dtype=DATATYPES[datatype].numpy, order="C")
+        if not array.flags.owndata and any(np.may_share_memory(array, value) for value in received.values()):
+            array = array.copy()
+    return array, datatype
+
+
+def _cut(name: str, datatype: str, array: Array, requests: Sequence[InferRequest]) -> list[Tensor]:
+    """Each request's rows of one output; views, but for BYTES, whose elements have no fixed size."""
+    tail = array.shape[1:]
+    row_bytes = prod(tail) * DATATYPES[datatype].size
+    data = b"" if datatype == "BYTES" else array.reshape(-1).view(np.uint8).data
+    cuts: list[Tensor] = []
+    start = 0
+    for request in requests:
+        stop = start + request.rows
+        part: Buffer
+        if row_bytes:
+            part = data[start * row_bytes : stop * row_bytes]
+        else:
+            part = pack_bytes(array[start:stop].reshape(-1).tolist()) if datatype == "BYTES" else b""
+        cuts.append(Tensor(name, datatype, (request.rows, *tail), part))
+        start = stop
+    return cuts

@@ -1,0 +1,150 @@
+"""One engine instance and the thread that runs it.
+
+A pass is merge, `Instance.run`, split. `forward` is the one place where foreign exceptions become
+`EngineFailure`; what is no `Exception` at all ends the thread, after its callers were told.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from queue import SimpleQueue
+from typing import Protocol
+
+from server.engine.base import Instance
+from server.errors import EngineFailure, ServingError
+from server.scheduler.merge import merge, split
+from server.types import InferRequest, InferResponse
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(slots=True)
+class Pass:
+    """The outcome of one forward pass: an answer for each request in their order, or an error for all."""
+
+    rows: int
+    started_ns: int
+    responses: Sequence[InferResponse] = ()
+    error: ServingError | None = None
+    compute_input_ns: int = 0
+    compute_infer_ns: int = 0
+    compute_output_ns: int = 0
+    died: bool = False
+    """The worker can't be used any more."""
+
+
+Done = Callable[[Pass], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """What a worker must know of the model version it runs."""
+
+    name: str
+    version: str
+    batched: bool
+    """It has a batch dimension."""
+
+
+class Runner(Protocol):
+    """What the batcher needs of a worker; `Worker` is the one that has a thread."""
+
+    @property
+    def alive(self) -> bool:
+        """Whether it can run another pass."""
+
+    def start(self, requests: Sequence[InferRequest], done: Done) -> None:
+        """Begin a pass; `done` is called once, on the event loop, later. One pass at a time."""
+
+    def run_inline(self, requests: Sequence[InferRequest]) -> Pass:
+        """Do a pass here and now, on the caller's thread. No other may be under way."""
+
+    def stop(self) -> None:
+        """Begin nothing any more; what is under way is finished. May be called again."""
+
+    async def join(self) -> None:
+        """Return when nothing is under way and nothing will be. Call `stop` before."""
+
+
+def forward(instance: Instance, requests: Sequence[InferRequest], model: Model, clock: Callable[[], int]) -> Pass:
+    """One forward pass. Raises nothing but what is no `Exception`: any other failure is in the result."""
+    started_ns = clock()
+    rows = sum([request.rows for request in requests])
+    try:
+        batch = merge(requests, model.name, model.version)
+        merged_ns = clock()
+        outputs = instance.run(batch)
+        ran_ns = clock()
+        responses = split(outputs, requests, batch, batched=model.batched)
+    except ServingError as error:
+        return Pass(rows, started_ns, error=error)
+    except Exception as error:  # noqa: BLE001 - the one place where foreign exceptions are translated
+        return Pass(rows, started_ns, error=_failure(model.name, error))
+    return Pass(rows, started_ns, responses, None, merged_ns - started_ns, ran_ns - merged_ns, clock() - ran_ns)
+
+
+def _failure(model_name: str, error: BaseException) -> EngineFailure:
+    failure = EngineFailure(model_name, f"{type(error).__name__}: {error}")
+    failure.__cause__ = error
+    return failure
+
+
+class Worker:
+    """An instance with a thread of its own, which is no daemon: whoever makes a worker stops it."""
+
+    def __init__(
+        self, instance: Instance, model: Model, loop: asyncio.AbstractEventLoop, clock: Callable[[], int]
+    ) -> None:
+        self._instance = instance
+        self._model = model
+        self._loop = loop
+        self._clock = clock
+        self._jobs: SimpleQueue[tuple[Sequence[InferRequest], Done] | None] = SimpleQueue()
+        self._ended = asyncio.Event()
+        self._died = False
+        self._thread = threading.Thread(target=self._work, name=f"forward {instance.name}")
+        self._thread.start()
+
+    @property
+    def alive(self) -> bool:
+        return not self._died and self._thread.is_alive()
+
+    def start(self, requests: Sequence[InferRequest], done: Done) -> None:
+        self._jobs.put((requests, done))
+
+    def run_inline(self, requests: Sequence[InferRequest]) -> Pass:
+        return forward(self._instance, requests, self._model, self._clock)
+
+    def stop(self) -> None:
+        self._jobs.put(None)
+
+    async def join(self) -> None:
+        await self._ended.wait()
+        self._thread.join()
+
+    def _work(self) -> None:
+        while (job := self._jobs.get()) is not None:
+            requests, done = job
+            try:
+                result = forward(self._instance, requests, self._model, self._clock)
+            except BaseException as error:  # the thread ends, and its callers must not wait for ever
+                log.critical("the thread of %s died", self._instance.name, exc_info=error)
+                self._post(done, self._death(requests, error))
+                break
+            self._post(done, result)
+        self._post(self._ended.set)
+
+    def _death(self, requests: Sequence[InferRequest], error: BaseException) -> Pass:
+        self._died = True
+        rows = sum([request.rows for request in requests])
+        return Pass(rows, self._clock(), error=_failure(self._model.name, error), died=True)
+
+    def _post(self, callback: Callable[..., None], *arguments: object) -> None:
+        try:
+            self._loop.call_soon_threadsafe(callback, *arguments)
+        except RuntimeError:  # the loop is closed: nobody is left who could wait
+            log.warning("%s ended a pass after the event loop", self._instance.name)

@@ -1,0 +1,161 @@
+"""The queue and its policy."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import pytest
+
+from server.scheduler.queue import QueuePolicy, RequestQueue
+from server.types import NO_DEADLINE, InferRequest, Parameter
+from tests.support.scheduler import Caller, ManualClock
+
+
+def make(
+    parameters: Mapping[str, Parameter] | None = None, deadline_ns: int = NO_DEADLINE, rows: int = 1, columns: int = 1
+) -> InferRequest:
+    return Caller(ManualClock(0)).request([1] * rows, columns=columns, parameters=parameters, deadline_ns=deadline_ns)
+
+
+@pytest.mark.parametrize(
+    ("default_us", "override", "own", "expected_us"),
+    [
+        (0, False, None, 0),
+        (0, False, 7, 7),
+        (0, True, 7, 7),
+        (9, False, None, 9),
+        (9, False, 7, 9),
+        (9, True, 7, 7),
+        (9, True, 11, 9),
+        (9, True, 0, 9),
+        (0, True, 0, 0),
+        (0, True, -5, 0),
+        (0, True, "7", 0),
+        (0, True, 7.5, 0),
+        (0, True, True, 0),
+    ],
+)
+def test_effective_timeout(default_us: int, override: bool, own: Parameter | None, expected_us: int) -> None:
+    """A request's timeout counts where there is no default, and else only lowers it, and only if allowed."""
+    policy = QueuePolicy(0, default_us * 1000, "REJECT", override)
+    request = make({} if own is None else {"timeout": own})
+    assert policy.timeout_ns(request) == expected_us * 1000
+
+
+def test_a_full_queue_admits_nobody_until_a_place_is_free() -> None:
+    """max_queue_size counts waiting requests; removing one frees its place at once."""
+    queue = RequestQueue(QueuePolicy(max_queue_size=2))
+    first, second, third = make(), make(rows=3), make()
+    assert queue.admit(first, 0)
+    assert queue.admit(second, 0)
+    assert not queue.admit(third, 0)
+    assert third not in queue
+    assert queue.remove(first)
+    assert queue.admit(third, 0)
+    assert (len(queue), queue.rows) == (2, 4)
+
+
+def test_no_limit() -> None:
+    """A max_queue_size of 0 is no limit."""
+    queue = RequestQueue(QueuePolicy())
+    assert all(queue.admit(make(), 0) for _ in range(100))
+
+
+def test_removing_twice_is_told() -> None:
+    """Only the first removal of a request is one; counters stay right."""
+    queue = RequestQueue(QueuePolicy())
+    request = make(rows=2)
+    queue.admit(request, 0)
+    assert queue.remove(request)
+    assert not queue.remove(request)
+    assert (len(queue), queue.rows) == (0, 0)
+
+
+def test_rejected_at_its_expiry() -> None:
+    """Under REJECT a request leaves the queue at the very nanosecond that its timeout is over."""
+    queue = RequestQueue(QueuePolicy(default_timeout_ns=10))
+    request = make()
+    queue.admit(request, 100)
+    assert queue.next_expiry_ns() == 110
+    assert queue.expire(109) == []
+    assert queue.expire(110) == [request]
+    assert len(queue) == 0
+    assert queue.next_expiry_ns() == NO_DEADLINE
+
+
+def test_the_clients_deadline_always_rejects() -> None:
+    """A client's deadline rejects under DELAY too, before the timeout and after it."""
+    queue = RequestQueue(QueuePolicy(default_timeout_ns=10, timeout_action="DELAY"))
+    early, late = make(deadline_ns=5), make(deadline_ns=50)
+    queue.admit(early, 0)
+    queue.admit(late, 0)
+    assert queue.expire(5) == [early]
+    assert queue.expire(10) == []
+    assert late in queue.delayed
+    assert queue.next_expiry_ns() == 50
+    assert queue.expire(50) == [late]
+
+
+def test_delayed_still_counts() -> None:
+    """A delayed request keeps its place in the queue, and can be removed and taken like any other."""
+    queue = RequestQueue(QueuePolicy(max_queue_size=1, default_timeout_ns=10, timeout_action="DELAY"))
+    request = make(rows=3)
+    queue.admit(request, 0)
+    queue.expire(10)
+    assert (len(queue), queue.rows, list(queue)) == (1, 3, [request])
+    assert not queue.admit(make(), 11)
+    queue.take([request])
+    assert (len(queue), queue.rows) == (0, 0)
+    assert queue.expire(10**9) == []
+
+
+def test_who_left_does_not_expire() -> None:
+    """A request that was taken or cancelled is not reported when its time comes."""
+    queue = RequestQueue(QueuePolicy(default_timeout_ns=10))
+    taken, kept = make(), make()
+    queue.admit(taken, 0)
+    queue.admit(kept, 5)
+    queue.take([taken])
+    assert queue.next_expiry_ns() == 15
+    assert queue.expire(20) == [kept]
+
+
+def test_who_left_is_forgotten() -> None:
+    """Requests that left long before their deadline are not held: memory follows the queue's length."""
+    queue = RequestQueue(QueuePolicy())
+    for number in range(5000):
+        request = make(deadline_ns=10**12 + number)
+        queue.admit(request, number)
+        queue.remove(request)
+    assert len(queue._expiries) <= 130
+
+
+def test_lanes_disappear_with_their_last_request() -> None:
+    """A signature costs nothing once nobody of it waits."""
+    queue = RequestQueue(QueuePolicy())
+    for columns in range(1, 50):
+        request = make(columns=columns)
+        queue.admit(request, 0)
+        queue.remove(request)
+    assert list(queue.waiting.signatures()) == []
+
+
+def test_a_signature_that_cannot_be_hashed_changes_nothing() -> None:
+    """A failed admission leaves the queue as it was."""
+    queue = RequestQueue(QueuePolicy())
+    request = make()
+    request.signature = []
+    with pytest.raises(TypeError):
+        queue.admit(request, 0)
+    assert (len(queue), queue.rows, request in queue) == (0, 0, False)
+
+
+def test_clear_returns_everything_once() -> None:
+    """Clearing empties both lines and forgets every expiry."""
+    queue = RequestQueue(QueuePolicy(default_timeout_ns=10, timeout_action="DELAY"))
+    first, second = make(), make()
+    queue.admit(first, 0)
+    queue.admit(second, 5)
+    queue.expire(10)
+    assert queue.clear() == [second, first]
+    assert (len(queue), queue.rows, queue.next_expiry_ns()) == (0, 0, NO_DEADLINE)
