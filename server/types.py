@@ -13,7 +13,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -65,10 +65,13 @@ def datatype_of(array: Array) -> str:
 
 
 def pack_bytes(elements: Sequence[Any]) -> bytes:
-    """Join BYTES elements (bytes, or str as UTF-8) into v2's raw form: length, element, length, element..."""
+    """Join BYTES elements (bytes, or str as UTF-8) into v2's raw form: length, element, length, element...
+
+    Raises TypeError for any other element: `bytes(5)` would be five zeros and nobody's intention.
+    """
     parts: list[bytes] = []
     for element in elements:
-        raw = element.encode() if isinstance(element, str) else bytes(element)
+        raw = element.encode() if isinstance(element, str) else bytes(memoryview(element))
         parts.append(struct.pack("<I", len(raw)))
         parts.append(raw)
     return b"".join(parts)
@@ -104,11 +107,12 @@ class Tensor:
 
     @classmethod
     def from_numpy(cls, name: str, array: Array) -> Tensor:
-        """A tensor over `array`'s memory (copied only if it is not contiguous or holds strings)."""
+        """A tensor over `array`'s memory; copied only if it is not contiguous, big endian, or holds strings."""
         datatype = datatype_of(array)
         if datatype == "BYTES":
             return cls(name, datatype, array.shape, pack_bytes(array.reshape(-1).tolist()))
-        flat = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+        little = array.astype(DATATYPES[datatype].numpy, copy=False)
+        flat = np.ascontiguousarray(little).reshape(-1).view(np.uint8)
         return cls(name, datatype, array.shape, flat.data)
 
     def numpy(self) -> Array:
@@ -166,6 +170,13 @@ Outcome = InferResponse | BaseException
 """How a request ends: an answer, or an error (a `ServingError`; anything else is our own fault)."""
 
 
+class Holder(Protocol):
+    """Whoever keeps a request until it is settled: a model's batcher."""
+
+    def cancel(self, request: InferRequest) -> None:
+        """Settle the request as Cancelled and free its place. Does nothing if it is settled."""
+
+
 class InferRequest:
     """One call of `infer`, from the transport to its settlement.
 
@@ -179,6 +190,7 @@ class InferRequest:
         "_on_settle",
         "deadline_ns",
         "enqueued_ns",
+        "holder",
         "id",
         "inputs",
         "model_name",
@@ -216,6 +228,8 @@ class InferRequest:
         self.rows = 1
         self.signature: object = None
         self.enqueued_ns = 0
+        self.holder: Holder | None = None
+        """Who admitted it, and so must hear of a cancellation; set by the data plane."""
         self.settled = False
         self._on_settle = on_settle
 

@@ -49,7 +49,7 @@ class EngineSpec:
     gpu_accelerators: tuple[Accelerator, ...] = ()
     cpu_accelerators: tuple[Accelerator, ...] = ()
     graph_level: int = 0
-    """optimization.graph.level: 0 all optimisations, 1 extended, -1 basic, -2 none (Triton's ORT backend has 0, 1, -1)."""
+    """optimization.graph.level, as Triton's ORT backend reads it: 0 all optimisations, 1 extended, -1 basic."""
     parameters: Mapping[str, str] = field(default_factory=dict)
 
 

@@ -1,0 +1,88 @@
+"""Which fields of a ModelConfig this server honours, and the walk that finds the set ones it does not."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from google.protobuf.descriptor import FieldDescriptor
+from google.protobuf.message import Message
+
+_ACCELERATORS = "optimization.execution_accelerators"
+_FIELDS: Mapping[str, tuple[str, ...]] = {
+    "": (
+        "name",
+        "platform",
+        "backend",
+        "max_batch_size",
+        "default_model_filename",
+        "version_policy",
+        "input",
+        "output",
+        "instance_group",
+        "dynamic_batching",
+        "optimization",
+        "parameters",
+    ),
+    "version_policy": ("latest", "all", "specific"),
+    "version_policy.latest": ("num_versions",),
+    "version_policy.specific": ("versions",),
+    "input": ("name", "data_type", "dims", "format"),
+    "output": ("name", "data_type", "dims", "label_filename"),
+    "instance_group": ("name", "kind", "count", "gpus"),
+    "dynamic_batching": ("preferred_batch_size", "max_queue_delay_microseconds", "default_queue_policy"),
+    "dynamic_batching.default_queue_policy": (
+        "timeout_action",
+        "default_timeout_microseconds",
+        "allow_timeout_override",
+        "max_queue_size",
+    ),
+    "optimization": ("graph", "execution_accelerators"),
+    "optimization.graph": ("level",),
+    _ACCELERATORS: ("gpu_execution_accelerator", "cpu_execution_accelerator"),
+    f"{_ACCELERATORS}.gpu_execution_accelerator": ("name", "parameters"),
+    f"{_ACCELERATORS}.cpu_execution_accelerator": ("name", "parameters"),
+}
+HONOURED = frozenset(f"{parent}.{name}".lstrip(".") for parent, names in _FIELDS.items() for name in names)
+"""Paths without indices. A map is honoured as a whole: the engine refuses the keys it does not know."""
+
+REASONS = {
+    "input.reshape": "reshape is not done by this server; give the model's own dims, or serve it on Triton",
+    "output.reshape": "reshape is not done by this server; give the model's own dims, or serve it on Triton",
+    "sequence_batching": "this server keeps no sequences; serve the model on Triton",
+    "ensemble_scheduling": "this server runs no ensembles; a pipeline in processing.yaml, or Triton, does",
+    "dynamic_batching.priority_levels": "this server has one queue for each version, without priorities",
+    "dynamic_batching.preserve_ordering": "answers are sent as they are ready; match them by request id",
+    "model_warmup": "every batch size is warmed up at load without it",
+    "response_cache": "this server caches no answers",
+}
+
+
+def unhonoured(message: Message) -> Iterator[tuple[str, str]]:
+    """The shown path (``input[1].reshape``) and the reason, for each set field that is not honoured.
+
+    A message that is there and says nothing but defaults asks for nothing and passes, unless its presence
+    alone is the choice (a member of a oneof, an element of a list).
+    """
+    yield from _walk(message, "", "")
+
+
+def _walk(message: Message, pattern: str, shown: str) -> Iterator[tuple[str, str]]:
+    for field, value in message.ListFields():
+        path = f"{pattern}{field.name}"
+        here = f"{shown}{field.name}"
+        if path not in HONOURED:
+            if not _says_nothing(field, value):
+                yield here, REASONS.get(path, "is set, and this server does not honour it; remove it")
+        elif field.message_type is not None and not field.message_type.GetOptions().map_entry:
+            if field.is_repeated:
+                for index, element in enumerate(value):
+                    yield from _walk(element, f"{path}.", f"{here}[{index}].")
+            else:
+                yield from _walk(value, f"{path}.", f"{here}.")
+
+
+def _says_nothing(field: FieldDescriptor, value: Any) -> bool:
+    if field.message_type is None or field.is_repeated or field.containing_oneof is not None:
+        return False
+    return all(_says_nothing(inner, content) for inner, content in value.ListFields())

@@ -1,0 +1,227 @@
+"""Loading one model: config, hashes, engine, golden replay, warm-up; version by version."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from server.engine.base import Engine, EngineModel, Instance
+from server.errors import EngineFailure, ModelLoadFailed, ServingError
+from server.pipeline.base import PROCESSING_FILE, Pipeline
+from server.repository.certificate import Manifest, read_manifest, verify_files
+from server.repository.golden import Golden, golden_file, read_golden, read_raw
+from server.repository.model_config import All, ModelConfig, Specific, read_model_config
+from server.repository.replay import replay, replay_preprocessing
+from server.repository.tensors import misfit
+from server.repository.warmup import WarmUp, warm_up
+from server.types import Array, Batch
+
+log = logging.getLogger(__name__)
+
+_VERSION = re.compile(r"[1-9][0-9]{0,17}")
+"""Triton's rule: other folders, and those with a leading zero, are no versions."""
+
+
+@dataclass(frozen=True, slots=True)
+class ServedModel:
+    """A version that is loaded, verified and warm. Whoever takes it closes `engine_model`."""
+
+    name: str
+    version: str
+    config: ModelConfig
+    engine_model: EngineModel
+    pipeline: Pipeline | None
+    """None without processing.yaml: the model answers `infer` only."""
+    manifest: Manifest | None
+    """None: uncertified; its files were not held against anything."""
+    costs_ns: Mapping[int, int]
+    """Nanoseconds of a forward pass by rows, from the warm-up."""
+
+    @property
+    def certified(self) -> bool:
+        return self.manifest is not None
+
+
+Outcome = Mapping[str, ServedModel | ModelLoadFailed]
+"""What became of each version; the key is empty for a failure of the whole model."""
+
+
+def failure_of(folder: Path, error: Exception) -> ModelLoadFailed:
+    """`error` as a reason not to serve the model in `folder`, without a path of this machine.
+
+    What nobody foresaw is logged with its traceback.
+    """
+    if isinstance(error, ModelLoadFailed):
+        return error
+    if isinstance(error, EngineFailure):
+        failure = ModelLoadFailed(folder.name, "golden files", f"the forward pass failed: {error.detail}")
+    elif isinstance(error, OSError) and error.filename:
+        where = os.path.relpath(error.filename, folder)
+        failure = ModelLoadFailed(folder.name, where, f"can't be read: {error.strerror}")
+    else:
+        log.error("model '%s' could not be loaded", folder.name, exc_info=error)
+        problem = f"failed unexpectedly with {type(error).__name__}; the server's log has the traceback"
+        failure = ModelLoadFailed(folder.name, "load", problem)
+    failure.__cause__ = error
+    return failure
+
+
+@dataclass(frozen=True, slots=True)
+class Loader:
+    """How models are loaded here. `warmup_s` bounds the warm-up of one version."""
+
+    engine: Engine
+    load_pipeline: Callable[[Path], Pipeline]
+    warmup_s: float
+
+    def load(self, folder: Path) -> dict[str, ServedModel | ModelLoadFailed]:
+        """Every version that the policy asks for, loaded or with the reason why not; lowest first.
+
+        Raises:
+            ModelLoadFailed: what all versions share (config, manifest, pipeline) is at fault.
+        """
+        config = read_model_config(folder)
+        manifest = read_manifest(folder)
+        pipeline = self._pipeline(folder)
+        outcome: dict[str, ServedModel | ModelLoadFailed] = {}
+        try:
+            for version in versions_to_serve(folder, config):
+                try:
+                    outcome[version] = self._version(folder, config, manifest, pipeline, version)
+                except Exception as error:  # noqa: BLE001 - the other versions must go on
+                    outcome[version] = failure_of(folder, error)
+        except BaseException:
+            for result in outcome.values():
+                if isinstance(result, ServedModel):
+                    result.engine_model.close()
+            raise
+        return outcome
+
+    def _pipeline(self, folder: Path) -> Pipeline | None:
+        if not (folder / PROCESSING_FILE).exists():
+            return None
+        try:
+            return self.load_pipeline(folder)
+        except ModelLoadFailed:
+            raise
+        except (ServingError, ValueError, KeyError, TypeError) as error:
+            raise ModelLoadFailed(folder.name, PROCESSING_FILE, str(error)) from error
+
+    def _version(
+        self, folder: Path, config: ModelConfig, manifest: Manifest | None, pipeline: Pipeline | None, version: str
+    ) -> ServedModel:
+        if not (folder / version).is_dir():
+            raise ModelLoadFailed(folder.name, version, "version_policy asks for it and there is no such folder")
+        if manifest is not None:
+            verify_files(folder, manifest, version)
+        golden = read_golden(folder, version)
+        if golden is not None:
+            _check_golden(config, golden)
+            if pipeline is not None:
+                replay_preprocessing(config.name, golden, read_raw(folder), pipeline)
+        engine_model = self.engine.load(config.engine_spec(folder, version))
+        try:
+            if golden is not None:
+                for instance in engine_model.instances:
+                    _replay(config, manifest, golden, instance)
+            plan = WarmUp(config, version, golden.inputs if golden else None, self.warmup_s)
+            costs = warm_up(engine_model.instances, plan)
+            if pipeline is not None:
+                _try_pipeline(config, version, pipeline, engine_model.instances[0])
+        except BaseException:
+            engine_model.close()
+            raise
+        return ServedModel(folder.name, version, config, engine_model, pipeline, manifest, costs)
+
+
+def versions_to_serve(folder: Path, config: ModelConfig) -> list[str]:
+    """The versions that the policy picks, ascending.
+
+    Raises:
+        ModelLoadFailed: the folder has no version at all.
+    """
+    policy = config.version_policy
+    if isinstance(policy, Specific):
+        return [str(version) for version in policy.versions]
+    found = sorted(int(path.name) for path in folder.iterdir() if _VERSION.fullmatch(path.name) and path.is_dir())
+    if not found:
+        raise ModelLoadFailed(
+            folder.name, ".", f"has no version folder; put the model at 1/{config.default_model_filename}"
+        )
+    kept = found if isinstance(policy, All) else found[-policy.num_versions :]
+    return [str(version) for version in kept]
+
+
+def _check_golden(config: ModelConfig, golden: Golden) -> None:
+    """The golden arrays must be feeds and results of this model, or the replay would say nothing clear."""
+    where = golden_file(golden.version)
+    wanted, known = {spec.name for spec in config.inputs}, {spec.name for spec in config.outputs}
+    if set(golden.inputs) != wanted:
+        there = ", ".join(sorted(golden.inputs))
+        raise ModelLoadFailed(
+            config.name, where, f"has the inputs {there}; the model takes {', '.join(sorted(wanted))}"
+        )
+    if not set(golden.outputs) <= known:
+        strange = ", ".join(sorted(set(golden.outputs) - known))
+        raise ModelLoadFailed(config.name, where, f"has the output {strange}, which config.pbtxt does not")
+    for spec in config.inputs:
+        if problem := misfit(golden.inputs[spec.name], spec, config.max_batch_size):
+            raise ModelLoadFailed(config.name, where, f"input {problem}")
+    if config.max_batch_size:
+        rows = {len(array) if array.ndim else 0 for array in (*golden.inputs.values(), *golden.outputs.values())}
+        if len(rows) != 1 or 0 in rows:
+            raise ModelLoadFailed(config.name, where, "its arrays must all have the same number of rows, 1 or more")
+
+
+def _replay(config: ModelConfig, manifest: Manifest | None, golden: Golden, instance: Instance) -> None:
+    """All rows in batches as large as the model takes, then the first row alone: both must hold."""
+    tolerances = manifest.versions[golden.version].tolerances if manifest is not None else None
+
+    def run(inputs: Mapping[str, Array]) -> Mapping[str, Array]:
+        return _forward(config, golden.version, instance, inputs)
+
+    replay(config.name, golden, run, tolerances)
+    if config.max_batch_size:
+        first = Golden(
+            golden.version,
+            {name: array[:1] for name, array in golden.inputs.items()},
+            {name: array[:1] for name, array in golden.outputs.items()},
+        )
+        replay(config.name, first, run, tolerances)
+
+
+def _forward(config: ModelConfig, version: str, instance: Instance, inputs: Mapping[str, Array]) -> Mapping[str, Array]:
+    if not config.max_batch_size:
+        return instance.run(Batch(config.name, version, 1, inputs))
+    rows = len(next(iter(inputs.values())))
+    parts = []
+    for start in range(0, rows, config.max_batch_size):
+        part = {name: array[start : start + config.max_batch_size] for name, array in inputs.items()}
+        parts.append(instance.run(Batch(config.name, version, min(config.max_batch_size, rows - start), part)))
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+
+def _try_pipeline(config: ModelConfig, version: str, pipeline: Pipeline, instance: Instance) -> None:
+    """One example all the way: a pipeline that does not fit its model must not be found out by a caller."""
+    try:
+        tensors = pipeline.preprocess([pipeline.example()])
+    except ServingError as error:
+        raise ModelLoadFailed(config.name, PROCESSING_FILE, f"refuses its own example: {error}") from error
+    if set(tensors) != {spec.name for spec in config.inputs}:
+        made, wanted = ", ".join(sorted(tensors)), ", ".join(sorted(spec.name for spec in config.inputs))
+        raise ModelLoadFailed(config.name, PROCESSING_FILE, f"makes the tensors {made}; the model takes {wanted}")
+    for spec in config.inputs:
+        if problem := misfit(tensors[spec.name], spec, config.max_batch_size):
+            raise ModelLoadFailed(config.name, PROCESSING_FILE, f"tensor {problem}")
+    outputs = _forward(config, version, instance, tensors)
+    try:
+        pipeline.postprocess(outputs)
+    except (ServingError, ValueError, KeyError, IndexError, TypeError) as error:
+        problem = f"can't make an answer of the model's outputs: {error}"
+        raise ModelLoadFailed(config.name, PROCESSING_FILE, problem) from error

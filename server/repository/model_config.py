@@ -1,0 +1,324 @@
+"""config.pbtxt: Triton's own ModelConfig, read into the fields that this server honours.
+
+The text is parsed into the real protobuf message. A field that is set and not honoured is refused by name,
+through one list of honoured paths: what the list does not have can't slip through, fields that a later
+model_config.proto adds included. proto3 keeps no difference between a scalar's default and its absence, so
+``count: 0`` reads as the default of 1, as it does in Triton.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import Any, Literal, NoReturn, Protocol
+
+from tritonclient.grpc import model_config_pb2 as pb
+
+from server.engine.base import Accelerator, EngineSpec, InstanceGroup
+from server.errors import ModelLoadFailed
+from server.repository.config_text import CONFIG_FILE, parse_text, write_model_config
+from server.repository.honoured import unhonoured
+from server.types import DATATYPES, TensorSpec
+
+__all__ = [
+    "CONFIG_FILE",
+    "All",
+    "DynamicBatching",
+    "Latest",
+    "ModelConfig",
+    "QueuePolicyConfig",
+    "Specific",
+    "VersionPolicy",
+    "from_message",
+    "parse_text",
+    "read_model_config",
+    "write_model_config",
+]
+
+DEFAULT_MODEL_FILENAME = "model.onnx"
+_DATATYPE_OF = {d.config: d.name for d in DATATYPES.values()}
+_PLATFORM = "onnxruntime_onnx"
+_BACKEND = "onnxruntime"
+
+
+@dataclass(frozen=True, slots=True)
+class Latest:
+    """The `num_versions` highest versions. Source: ModelVersionPolicy.Latest."""
+
+    num_versions: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class All:
+    """Every version."""
+
+
+@dataclass(frozen=True, slots=True)
+class Specific:
+    """Just these versions, ascending; one that is not there is reported as failed."""
+
+    versions: tuple[int, ...]
+
+
+VersionPolicy = Latest | All | Specific
+
+
+@dataclass(frozen=True, slots=True)
+class QueuePolicyConfig:
+    """Source: ModelQueuePolicy. Zeros mean no time-out and no limit."""
+
+    timeout_action: Literal["REJECT", "DELAY"] = "REJECT"
+    default_timeout_microseconds: int = 0
+    allow_timeout_override: bool = False
+    max_queue_size: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class DynamicBatching:
+    """Source: ModelDynamicBatching."""
+
+    preferred_batch_size: tuple[int, ...] = ()
+    max_queue_delay_microseconds: int = 0
+    default_queue_policy: QueuePolicyConfig = QueuePolicyConfig()
+
+
+@dataclass(frozen=True, slots=True)
+class ModelConfig:
+    """What is honoured of a config.pbtxt. `message` is the original, for the v2 model config call."""
+
+    name: str
+    platform: str
+    backend: str
+    max_batch_size: int
+    """Rows of the largest batch; 0: the model has no batch dimension and `dims` are its whole shapes."""
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    message: pb.ModelConfig = field(compare=False, repr=False)
+    instance_groups: tuple[InstanceGroup, ...] = (InstanceGroup(),)
+    version_policy: VersionPolicy = Latest()
+    dynamic_batching: DynamicBatching | None = None
+    """None: requests are never merged."""
+    gpu_accelerators: tuple[Accelerator, ...] = ()
+    cpu_accelerators: tuple[Accelerator, ...] = ()
+    graph_level: int = 0
+    parameters: Mapping[str, str] = field(default_factory=dict)
+    default_model_filename: str = DEFAULT_MODEL_FILENAME
+    label_filenames: Mapping[str, str] = field(default_factory=dict)
+    """The file of labels by output name, relative to the model's folder."""
+
+    def engine_spec(self, folder: Path, version: str) -> EngineSpec:
+        """What an engine needs to load `version` of the model in `folder`."""
+        return EngineSpec(
+            model_name=self.name,
+            model_version=version,
+            path=folder / version / self.default_model_filename,
+            max_batch_size=self.max_batch_size,
+            inputs=self.inputs,
+            outputs=self.outputs,
+            instance_groups=self.instance_groups,
+            gpu_accelerators=self.gpu_accelerators,
+            cpu_accelerators=self.cpu_accelerators,
+            graph_level=self.graph_level,
+            parameters=self.parameters,
+        )
+
+
+def read_model_config(folder: Path) -> ModelConfig:
+    """The config of the model in `folder`.
+
+    Raises:
+        ModelLoadFailed: there is no config.pbtxt, it is not valid text format (the line and the column are
+            named), a field is not honoured, or a value is out of range.
+    """
+    path = folder / CONFIG_FILE
+    if not path.is_file():
+        raise ModelLoadFailed(folder.name, CONFIG_FILE, "there is no such file in the model's folder")
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
+        raise ModelLoadFailed(folder.name, CONFIG_FILE, f"can't be read: {reason}") from error
+    config = from_message(parse_text(text, folder.name), folder.name)
+    for output, filename in config.label_filenames.items():
+        if not (folder / filename).is_file():
+            raise ModelLoadFailed(
+                folder.name, CONFIG_FILE, f"output '{output}': label_filename '{filename}' is not there"
+            )
+    return config
+
+
+def from_message(message: pb.ModelConfig, folder_name: str) -> ModelConfig:
+    """The honoured fields of `message`; an empty name is the folder's.
+
+    Raises:
+        ModelLoadFailed: a field is set that is not honoured, or a value is out of range; `where` is the
+            path of the field.
+    """
+
+    def refuse(path: str, problem: str) -> NoReturn:
+        raise ModelLoadFailed(folder_name, f"{CONFIG_FILE}: {path}", problem)
+
+    for path, problem in unhonoured(message):
+        refuse(path, problem)
+    if message.name not in ("", folder_name):
+        refuse("name", f"is '{message.name}', the folder is '{folder_name}'; they must be equal")
+    _check_backend(message, refuse)
+    if message.max_batch_size < 0:
+        refuse("max_batch_size", f"is {message.max_batch_size}, it must be 0 or more")
+    if message.optimization.graph.level not in (-1, 0, 1, 2):
+        refuse("optimization.graph.level", f"is {message.optimization.graph.level}, it must be -1, 0, 1 or 2")
+    accelerators = message.optimization.execution_accelerators
+    return ModelConfig(
+        name=folder_name,
+        platform=_PLATFORM,
+        backend=_BACKEND,
+        max_batch_size=message.max_batch_size,
+        inputs=_tensors("input", message.input, refuse),
+        outputs=_tensors("output", message.output, refuse),
+        message=message,
+        instance_groups=_instance_groups(message, refuse),
+        version_policy=_version_policy(message, refuse),
+        dynamic_batching=_dynamic_batching(message, refuse),
+        gpu_accelerators=tuple(Accelerator(a.name, dict(a.parameters)) for a in accelerators.gpu_execution_accelerator),
+        cpu_accelerators=tuple(Accelerator(a.name, dict(a.parameters)) for a in accelerators.cpu_execution_accelerator),
+        graph_level=message.optimization.graph.level,
+        parameters={key: value.string_value for key, value in message.parameters.items()},
+        default_model_filename=_inside(
+            "default_model_filename", message.default_model_filename or DEFAULT_MODEL_FILENAME, refuse
+        ),
+        label_filenames={
+            output.name: _inside(f"output[{index}].label_filename", output.label_filename, refuse)
+            for index, output in enumerate(message.output)
+            if output.label_filename
+        },
+    )
+
+
+class _Refuse(Protocol):
+    def __call__(self, path: str, problem: str) -> NoReturn: ...
+
+
+def _check_backend(message: pb.ModelConfig, refuse: _Refuse) -> None:
+    if message.platform not in ("", _PLATFORM):
+        refuse("platform", _FOREIGN.get(message.platform, f"'{message.platform}' is not known here") + _ONLY_ONNX)
+    if message.backend not in ("", _BACKEND):
+        refuse("backend", _FOREIGN.get(message.backend, f"'{message.backend}' is not known here") + _ONLY_ONNX)
+    if not message.platform and not message.backend:
+        refuse("backend", f'is not set; write backend: "{_BACKEND}"')
+
+
+_FOREIGN = {
+    "tensorrt_plan": "a TensorRT plan needs Triton Inference Server on the GPU it was built for",
+    "tensorrt": "a TensorRT plan needs Triton Inference Server on the GPU it was built for",
+    "ensemble": "an ensemble needs Triton Inference Server",
+    "python": "a Python model needs Triton Inference Server; say it in processing.yaml here",
+    "pytorch": "TorchScript needs Triton Inference Server",
+    "pytorch_libtorch": "TorchScript needs Triton Inference Server",
+    "tensorflow": "a TensorFlow model needs Triton Inference Server",
+    "tensorflow_savedmodel": "a TensorFlow model needs Triton Inference Server",
+    "tensorflow_graphdef": "a TensorFlow model needs Triton Inference Server",
+    "openvino": "an OpenVINO model needs Triton Inference Server",
+}
+_ONLY_ONNX = f'; the embedded engine serves ONNX files: backend "{_BACKEND}" (platform "{_PLATFORM}")'
+
+
+def _tensors(kind: str, messages: Iterable[Any], refuse: _Refuse) -> tuple[TensorSpec, ...]:
+    specs: dict[str, TensorSpec] = {}
+    for index, message in enumerate(messages):
+        path = f"{kind}[{index}]"
+        if not message.name:
+            refuse(f"{path}.name", "is empty")
+        if message.name in specs:
+            refuse(f"{path}.name", f"'{message.name}' is there twice")
+        specs[message.name] = TensorSpec(message.name, _datatype(path, message, refuse), _dims(path, message, refuse))
+    if not specs:
+        refuse(kind, f"a model needs at least one {kind}; write its name, data_type and dims")
+    return tuple(specs.values())
+
+
+def _datatype(path: str, message: Any, refuse: _Refuse) -> str:
+    name = pb.DataType.Name(message.data_type) if message.data_type in pb.DataType.values() else str(message.data_type)
+    if name == "TYPE_BF16":
+        refuse(f"{path}.data_type", "TYPE_BF16 has no numpy type; export the model with FP32 inputs and outputs")
+    if name not in _DATATYPE_OF:
+        problem = "is not set" if message.data_type == pb.TYPE_INVALID else f"{name} is not a datatype"
+        refuse(f"{path}.data_type", f"{problem}; write one of {', '.join(_DATATYPE_OF)}")
+    return _DATATYPE_OF[name]
+
+
+def _dims(path: str, message: Any, refuse: _Refuse) -> tuple[int, ...]:
+    dims = tuple(message.dims)
+    if not dims:
+        refuse(f"{path}.dims", "is not set; write the shape without the batch dimension, -1 for any size")
+    wrong = [size for size in dims if size < 1 and size != -1]
+    if wrong:
+        refuse(f"{path}.dims", f"has {wrong[0]}; a dimension is 1 or more, or -1 for any size")
+    if getattr(message, "format", pb.ModelInput.FORMAT_NONE) != pb.ModelInput.FORMAT_NONE and len(dims) != 3:
+        refuse(f"{path}.format", f"needs 3 dims (a picture without the batch dimension), there are {len(dims)}")
+    return dims
+
+
+def _instance_groups(message: pb.ModelConfig, refuse: _Refuse) -> tuple[InstanceGroup, ...]:
+    groups = []
+    for index, group in enumerate(message.instance_group):
+        path = f"instance_group[{index}]"
+        kinds = pb.ModelInstanceGroup.Kind
+        kind = kinds.Name(group.kind) if group.kind in kinds.values() else str(group.kind)
+        if kind not in ("KIND_AUTO", "KIND_CPU", "KIND_GPU"):
+            refuse(f"{path}.kind", f"{kind} is not served here; write KIND_CPU, KIND_GPU or KIND_AUTO")
+        if group.count < 0:
+            refuse(f"{path}.count", f"is {group.count}, it must be 1 or more")
+        if group.gpus and kind == "KIND_CPU":
+            refuse(f"{path}.gpus", "is set on a group of KIND_CPU")
+        if any(gpu < 0 for gpu in group.gpus):
+            refuse(f"{path}.gpus", "has a negative device number")
+        groups.append(InstanceGroup(kind, group.count or 1, tuple(group.gpus), group.name))
+    return tuple(groups) or (InstanceGroup(),)
+
+
+def _version_policy(message: pb.ModelConfig, refuse: _Refuse) -> VersionPolicy:
+    policy = message.version_policy
+    choice = policy.WhichOneof("policy_choice")
+    if choice == "all":
+        return All()
+    if choice == "specific":
+        versions = tuple(sorted(set(policy.specific.versions)))
+        if not versions or versions[0] < 1:
+            refuse("version_policy.specific.versions", "needs at least one version, each 1 or more")
+        return Specific(versions)
+    return Latest(policy.latest.num_versions or 1)
+
+
+def _dynamic_batching(message: pb.ModelConfig, refuse: _Refuse) -> DynamicBatching | None:
+    if not message.HasField("dynamic_batching"):
+        return None
+    batching = message.dynamic_batching
+    for index, size in enumerate(batching.preferred_batch_size):
+        if not 1 <= size <= message.max_batch_size:
+            refuse(
+                f"dynamic_batching.preferred_batch_size[{index}]",
+                f"is {size}, it must be 1 to max_batch_size, which is {message.max_batch_size}",
+            )
+    policy = batching.default_queue_policy
+    actions = pb.ModelQueuePolicy.TimeoutAction
+    if policy.timeout_action not in actions.values():
+        refuse("dynamic_batching.default_queue_policy.timeout_action", "must be REJECT or DELAY")
+    return DynamicBatching(
+        preferred_batch_size=tuple(batching.preferred_batch_size),
+        max_queue_delay_microseconds=batching.max_queue_delay_microseconds,
+        default_queue_policy=QueuePolicyConfig(
+            timeout_action="DELAY" if policy.timeout_action == pb.ModelQueuePolicy.DELAY else "REJECT",
+            default_timeout_microseconds=policy.default_timeout_microseconds,
+            allow_timeout_override=policy.allow_timeout_override,
+            max_queue_size=policy.max_queue_size,
+        ),
+    )
+
+
+def _inside(path: str, filename: str, refuse: _Refuse) -> str:
+    """`filename` if it stays in its folder."""
+    parts = PurePosixPath(filename)
+    if parts.is_absolute() or ".." in parts.parts or parts.name in ("", ".") or "\x00" in filename:
+        refuse(path, f"'{filename}' must be a file below the model's folder")
+    return filename

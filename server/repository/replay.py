@@ -1,0 +1,126 @@
+"""Replaying the golden files: does this copy of the model, here, still give the answers it was verified with?"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field
+
+from server.errors import ModelLoadFailed, ServingError
+from server.pipeline.base import PROCESSING_FILE, Pipeline
+from server.repository.golden import RAW_FILE, Golden, golden_file
+from server.types import Array, RawInput
+
+Run = Callable[[Mapping[str, Array]], Mapping[str, Array]]
+"""A forward pass over whole arrays of any number of rows."""
+
+
+class Tolerance(BaseModel):
+    """A value may differ from the golden one by ``atol + rtol * abs(golden)``."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    atol: float = Field(ge=0)
+    rtol: float = Field(ge=0)
+
+
+DEFAULT_TOLERANCE = Tolerance(atol=1e-4, rtol=1e-3)
+"""For golden files without a manifest: what FP32 differs by between CPUs and ONNX Runtime versions."""
+
+PREPROCESSING_TOLERANCE = Tolerance(atol=1e-5, rtol=1e-5)
+"""The same code ran on both sides, so only rounding may differ. A JPEG, whose decoders differ by more, is no
+good golden input; a PNG is."""
+
+
+def replay(model_name: str, golden: Golden, run: Run, tolerances: Mapping[str, Tolerance] | None = None) -> None:
+    """Run the golden inputs and compare. Outputs that are not floats must be equal.
+
+    `tolerances` of None means `DEFAULT_TOLERANCE` for each output.
+
+    Raises:
+        ModelLoadFailed: an output is missing, of another shape or type, or off by more than its tolerance;
+            names it, with the largest error, its row and the limit there.
+        EngineFailure: the forward pass failed.
+    """
+    where = golden_file(golden.version)
+    outputs = run(golden.inputs)
+    for name, expected in golden.outputs.items():
+        if name not in outputs:
+            raise ModelLoadFailed(model_name, where, f"output '{name}' is not among those of the model")
+        tolerance = DEFAULT_TOLERANCE
+        if tolerances is not None:
+            if name not in tolerances:
+                raise ModelLoadFailed(model_name, "manifest.json", f"has no tolerance for output '{name}'")
+            tolerance = tolerances[name]
+        difference = compare(outputs[name], expected, tolerance)
+        if difference:
+            raise ModelLoadFailed(model_name, where, f"output '{name}' {difference}")
+
+
+def replay_preprocessing(model_name: str, golden: Golden, raw: Sequence[RawInput], pipeline: Pipeline) -> None:
+    """Preprocess the raw golden inputs and compare with the first rows of the golden tensors.
+
+    Raises:
+        ModelLoadFailed: the pipeline refuses an input or gives another tensor; names the input and the tensor.
+    """
+    if not raw:
+        return
+    try:
+        tensors = pipeline.preprocess(raw)
+    except ServingError as error:
+        raise ModelLoadFailed(model_name, PROCESSING_FILE, f"golden input is refused: {error}") from error
+    if set(tensors) != set(golden.inputs):
+        made, wanted = ", ".join(sorted(tensors)), ", ".join(sorted(golden.inputs))
+        raise ModelLoadFailed(model_name, PROCESSING_FILE, f"makes the tensors {made}; the golden inputs are {wanted}")
+    for name, expected in golden.inputs.items():
+        if len(tensors[name]) != len(raw) or len(expected) < len(raw):
+            raise ModelLoadFailed(
+                model_name,
+                RAW_FILE,
+                f"{len(raw)} raw inputs give {len(tensors[name])} rows of '{name}', {len(expected)} are golden",
+            )
+        for index, row in enumerate(expected[: len(raw)]):
+            difference = compare(tensors[name][index : index + 1], row[None], PREPROCESSING_TOLERANCE, rows=False)
+            if difference:
+                raise ModelLoadFailed(
+                    model_name,
+                    PROCESSING_FILE,
+                    f"preprocessing of golden input {index} differs in tensor '{name}': it {difference}",
+                )
+
+
+def compare(actual: Array, expected: Array, tolerance: Tolerance, *, rows: bool = True) -> str:
+    """What is wrong with `actual`, as the end of a sentence; empty if nothing is.
+
+    NaN equals NaN and infinity equals itself: a golden file may hold them. `rows` names the row of the
+    largest error.
+    """
+    if actual.shape != expected.shape:
+        return f"has shape {list(actual.shape)}, golden is {list(expected.shape)}"
+    if actual.dtype.kind != expected.dtype.kind:
+        return f"is {actual.dtype}, golden is {expected.dtype}"
+    if expected.dtype.kind != "f":
+        return _compare_exactly(actual, expected)
+    wide_actual, wide_expected = actual.astype(np.float64), expected.astype(np.float64)
+    close = np.isclose(wide_actual, wide_expected, rtol=tolerance.rtol, atol=tolerance.atol, equal_nan=True)
+    if close.all():
+        return ""
+    with np.errstate(invalid="ignore"):
+        errors = np.abs(wide_actual - wide_expected)
+    errors = np.where(close, 0.0, np.where(np.isnan(errors), np.inf, errors))
+    worst = np.unravel_index(int(errors.argmax()), errors.shape)
+    scale = abs(wide_expected[worst]) if np.isfinite(wide_expected[worst]) else 0.0
+    limit = tolerance.atol + tolerance.rtol * scale
+    place = f" in row {worst[0]}" if rows and worst else ""
+    return (
+        f"is off by {errors[worst]:.3g}{place} (got {wide_actual[worst]:.6g}, golden {wide_expected[worst]:.6g}, "
+        f"limit {limit:.3g}), {int((~close).sum())} of {close.size} values are over their limit"
+    )
+
+
+def _compare_exactly(actual: Array, expected: Array) -> str:
+    wrong = np.atleast_1d(np.asarray(actual != expected, dtype=bool))
+    if not wrong.any():
+        return ""
+    return f"differs in {int(wrong.sum())} of {wrong.size} values, first in row {int(np.argwhere(wrong)[0][0])}"

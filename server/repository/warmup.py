@@ -1,0 +1,170 @@
+"""Warming up a version: every batch size that will be used, on every instance, before the first caller comes.
+
+A first pass with a new shape allocates, plans memory, and on a GPU picks kernels or builds an engine; that
+must not happen to a request. What the passes cost is measured on the way, and is the scheduler's first
+knowledge of the model.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from math import prod
+from statistics import median
+
+import numpy as np
+
+from server.engine.base import Instance
+from server.errors import EngineFailure, ModelLoadFailed
+from server.repository.model_config import ModelConfig
+from server.repository.tensors import misfit
+from server.types import DATATYPES, Array, Batch, TensorSpec
+
+log = logging.getLogger(__name__)
+
+_MAX_INPUT_BYTES = 512 * 1024 * 1024
+"""A batch whose inputs are larger than this is left cold: warming up must not be what ends the process."""
+
+_REPEATS = 5
+_REPEAT_NS = 5_000_000
+"""A pass that takes longer than this is timed once: its cost is far above the clock's and scheduler's noise."""
+
+
+@dataclass(frozen=True, slots=True)
+class WarmUp:
+    """What is run: rows to fill batches with (golden rows, else zeros), and how long it may take."""
+
+    config: ModelConfig
+    version: str
+    sample: Mapping[str, Array] | None
+    """Real input rows; they also tell real sizes for dims of -1."""
+    limit_s: float
+    clock_ns: Callable[[], int] = time.perf_counter_ns
+
+
+def batch_sizes(max_batch_size: int, preferred: Sequence[int]) -> Iterator[int]:
+    """Each size once, in the order of need: 1, the largest, powers of two, preferred, the rest."""
+    largest = max(1, max_batch_size)
+    seen: set[int] = set()
+    powers = (1 << exponent for exponent in range(1, largest.bit_length()))
+    for size in (1, largest, *powers, *preferred):
+        if size not in seen and size <= largest:
+            seen.add(size)
+            yield size
+    yield from (size for size in range(1, largest + 1) if size not in seen)
+
+
+def warm_up(instances: Sequence[Instance], plan: WarmUp) -> dict[int, int]:
+    """Run every batch size on every instance. The median cost in ns by rows; sizes left cold are not in it.
+
+    Raises:
+        ModelLoadFailed: a pass failed, or its outputs are not those of the config.
+    """
+    batching = plan.config.dynamic_batching
+    preferred = batching.preferred_batch_size if batching else ()
+    until_ns = plan.clock_ns() + int(plan.limit_s * 1e9)
+    costs: dict[int, int] = {}
+    for size in batch_sizes(plan.config.max_batch_size, preferred):
+        left_ns = until_ns - plan.clock_ns()
+        if left_ns <= 0:
+            break
+        # Two passes on each instance, foreseen in proportion to the nearest smaller size.
+        known = max((rows for rows in costs if rows <= size), default=0)
+        foreseen_ns = 2 * len(instances) * costs[known] * size // known if known else 0
+        if foreseen_ns > left_ns or _input_bytes(plan, size) > _MAX_INPUT_BYTES:
+            continue
+        batch = Batch(plan.config.name, plan.version, size, _inputs(plan, size))
+        costs[size] = _measure(instances, batch, plan)
+        if len(costs) == 1 and len(instances) * costs[size] > until_ns - plan.clock_ns():
+            break
+    _report_cold(plan, costs)
+    return costs
+
+
+def _measure(instances: Sequence[Instance], batch: Batch, plan: WarmUp) -> int:
+    samples: list[int] = []
+    for instance in instances:
+        outputs = _run(instance, batch, plan)
+        _check_outputs(outputs, batch.rows, plan.config)
+        for _ in range(_REPEATS):
+            started = plan.clock_ns()
+            _run(instance, batch, plan)
+            samples.append(plan.clock_ns() - started)
+            if samples[-1] > _REPEAT_NS:
+                break
+    return int(median(samples))
+
+
+def _run(instance: Instance, batch: Batch, plan: WarmUp) -> Mapping[str, Array]:
+    try:
+        return instance.run(batch)
+    except EngineFailure as error:
+        filled = "golden rows" if plan.sample else "zeros (1 for each dim of -1)"
+        problem = f"warm-up with {batch.rows} rows of {filled} failed: {error.detail}"
+        raise ModelLoadFailed(
+            plan.config.name, f"{plan.version}/{plan.config.default_model_filename}", problem
+        ) from error
+
+
+def _check_outputs(outputs: Mapping[str, Array], rows: int, config: ModelConfig) -> None:
+    """What a file's own shapes left open shows in its first pass."""
+    for index, spec in enumerate(config.outputs):
+        array = outputs[spec.name]
+        if config.max_batch_size and (not array.ndim or array.shape[0] != rows):
+            problem = f"'{spec.name}' has shape {list(array.shape)} for a batch of {rows} rows"
+        else:
+            problem = misfit(array, spec, config.max_batch_size)
+        if problem:
+            raise ModelLoadFailed(config.name, f"config.pbtxt: output[{index}]", f"the model's output {problem}")
+
+
+def _inputs(plan: WarmUp, rows: int) -> dict[str, Array]:
+    return {spec.name: _input(spec, rows, plan) for spec in plan.config.inputs}
+
+
+def _input(spec: TensorSpec, rows: int, plan: WarmUp) -> Array:
+    if plan.sample is not None:
+        array = plan.sample[spec.name]
+        return array[np.arange(rows) % len(array)] if plan.config.max_batch_size else array
+    dims = tuple(1 if size == -1 else size for size in spec.dims)
+    shape = (rows, *dims) if plan.config.max_batch_size else dims
+    if spec.datatype == "BYTES":
+        return np.full(shape, b"", dtype=object)
+    return np.zeros(shape, dtype=DATATYPES[spec.datatype].numpy)
+
+
+def _input_bytes(plan: WarmUp, rows: int) -> int:
+    total = 0
+    for spec in plan.config.inputs:
+        dims: Sequence[int] = spec.dims
+        if plan.sample is not None:
+            shape = plan.sample[spec.name].shape
+            dims = shape[1:] if plan.config.max_batch_size else shape
+        total += prod(abs(size) for size in dims) * (DATATYPES[spec.datatype].size or 8)
+    return total * rows
+
+
+def _report_cold(plan: WarmUp, costs: Mapping[int, int]) -> None:
+    cold = _ranges_between(sorted(costs), max(1, plan.config.max_batch_size))
+    if cold:
+        log.warning(
+            "model '%s' version %s: the warm-up did not reach batches of %s rows within %g s and %d MiB; "
+            "their first passes will be slow",
+            plan.config.name,
+            plan.version,
+            ", ".join(cold),
+            plan.limit_s,
+            _MAX_INPUT_BYTES >> 20,
+        )
+
+
+def _ranges_between(warm: Sequence[int], largest: int) -> list[str]:
+    ranges = []
+    for before, after in zip([0, *warm], [*warm, largest + 1], strict=True):
+        if after - before == 2:
+            ranges.append(f"{before + 1}")
+        elif after - before > 2:
+            ranges.append(f"{before + 1}-{after - 1}")
+    return ranges

@@ -1,0 +1,57 @@
+"""Small ONNX models and model folders, built where a test needs them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+WEIGHTS = np.arange(6, dtype=np.float32).reshape(3, 2)
+"""`linear` gives ``x @ WEIGHTS``."""
+
+CONFIG = """
+name: "{name}"
+backend: "onnxruntime"
+max_batch_size: {max_batch_size}
+input {{ name: "x" data_type: TYPE_FP32 dims: 3 }}
+output {{ name: "y" data_type: TYPE_FP32 dims: 2 }}
+{more}
+"""
+
+
+def save(path: Path, nodes: Sequence[Any], inputs: Sequence[Any], outputs: Sequence[Any], weights: Any = ()) -> Path:
+    """Write a model of opset 17, which ONNX Runtime 1.19 reads."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    graph = helper.make_graph(list(nodes), "graph", list(inputs), list(outputs), list(weights))
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), path)
+    return path
+
+
+def tensor(name: str, shape: Sequence[Any] | None, datatype: int = TensorProto.FLOAT) -> Any:
+    return helper.make_tensor_value_info(name, datatype, shape)
+
+
+def linear(path: Path, *, batch: Any = "batch", weights: Any = WEIGHTS) -> Path:
+    """``y = x @ weights``; x is [batch, 3], y [batch, 2]."""
+    return save(
+        path,
+        [helper.make_node("MatMul", ["x", "W"], ["y"])],
+        [tensor("x", [batch, len(weights)])],
+        [tensor("y", [batch, weights.shape[1]])],
+        [numpy_helper.from_array(weights, "W")],
+    )
+
+
+def linear_folder(
+    root: Path, name: str, *, versions: Sequence[int] = (1,), max_batch_size: int = 8, more: str = ""
+) -> Path:
+    """A plain Triton model folder around `linear`; version v multiplies the weights by v."""
+    folder = root / name
+    for version in versions:
+        linear(folder / str(version) / "model.onnx", weights=WEIGHTS * np.float32(version))
+    (folder / "config.pbtxt").write_text(CONFIG.format(name=name, max_batch_size=max_batch_size, more=more))
+    return folder
