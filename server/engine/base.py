@@ -49,7 +49,7 @@ class EngineSpec:
     gpu_accelerators: tuple[Accelerator, ...] = ()
     cpu_accelerators: tuple[Accelerator, ...] = ()
     graph_level: int = 0
-    """optimization.graph.level, as Triton's ORT backend reads it: 0 all optimisations, 1 extended, -1 basic."""
+    """optimization.graph.level, as Triton's ORT backend reads it: 0 all, 1 extended, -1 basic, 2 none."""
     parameters: Mapping[str, str] = field(default_factory=dict)
 
 

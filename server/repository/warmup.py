@@ -24,9 +24,6 @@ from server.types import DATATYPES, Array, Batch, TensorSpec
 
 log = logging.getLogger(__name__)
 
-_MAX_INPUT_BYTES = 512 * 1024 * 1024
-"""A batch whose inputs are larger than this is left cold: warming up must not be what ends the process."""
-
 _REPEATS = 5
 _REPEAT_NS = 5_000_000
 """A pass that takes longer than this is timed once: its cost is far above the clock's and scheduler's noise."""
@@ -41,16 +38,17 @@ class WarmUp:
     sample: Mapping[str, Array] | None
     """Real input rows; they also tell real sizes for dims of -1."""
     limit_s: float
+    max_input_bytes: int = 512 * 1024 * 1024
+    """A batch whose inputs are larger is left cold: warming up must not be what ends the process."""
     clock_ns: Callable[[], int] = time.perf_counter_ns
 
 
-def batch_sizes(max_batch_size: int, preferred: Sequence[int]) -> Iterator[int]:
-    """Each size once, in the order of need: 1, the largest, powers of two, preferred, the rest."""
-    largest = max(1, max_batch_size)
+def batch_sizes(largest: int, preferred: Sequence[int]) -> Iterator[int]:
+    """Each size to `largest` once, in the order of need: 1, the largest, powers of two, preferred, the rest."""
     seen: set[int] = set()
     powers = (1 << exponent for exponent in range(1, largest.bit_length()))
     for size in (1, largest, *powers, *preferred):
-        if size not in seen and size <= largest:
+        if size not in seen and 1 <= size <= largest:
             seen.add(size)
             yield size
     yield from (size for size in range(1, largest + 1) if size not in seen)
@@ -66,14 +64,15 @@ def warm_up(instances: Sequence[Instance], plan: WarmUp) -> dict[int, int]:
     preferred = batching.preferred_batch_size if batching else ()
     until_ns = plan.clock_ns() + int(plan.limit_s * 1e9)
     costs: dict[int, int] = {}
-    for size in batch_sizes(plan.config.max_batch_size, preferred):
+    affordable = plan.max_input_bytes // max(1, _row_bytes(plan))
+    for size in batch_sizes(min(max(1, plan.config.max_batch_size), affordable), preferred):
         left_ns = until_ns - plan.clock_ns()
         if left_ns <= 0:
             break
         # Two passes on each instance, foreseen in proportion to the nearest smaller size.
         known = max((rows for rows in costs if rows <= size), default=0)
         foreseen_ns = 2 * len(instances) * costs[known] * size // known if known else 0
-        if foreseen_ns > left_ns or _input_bytes(plan, size) > _MAX_INPUT_BYTES:
+        if foreseen_ns > left_ns:
             continue
         batch = Batch(plan.config.name, plan.version, size, _inputs(plan, size))
         costs[size] = _measure(instances, batch, plan)
@@ -135,7 +134,8 @@ def _input(spec: TensorSpec, rows: int, plan: WarmUp) -> Array:
     return np.zeros(shape, dtype=DATATYPES[spec.datatype].numpy)
 
 
-def _input_bytes(plan: WarmUp, rows: int) -> int:
+def _row_bytes(plan: WarmUp) -> int:
+    """Bytes of one row of all inputs (of the whole inputs where there are no rows)."""
     total = 0
     for spec in plan.config.inputs:
         dims: Sequence[int] = spec.dims
@@ -143,7 +143,7 @@ def _input_bytes(plan: WarmUp, rows: int) -> int:
             shape = plan.sample[spec.name].shape
             dims = shape[1:] if plan.config.max_batch_size else shape
         total += prod(abs(size) for size in dims) * (DATATYPES[spec.datatype].size or 8)
-    return total * rows
+    return total
 
 
 def _report_cold(plan: WarmUp, costs: Mapping[int, int]) -> None:
@@ -156,7 +156,7 @@ def _report_cold(plan: WarmUp, costs: Mapping[int, int]) -> None:
             plan.version,
             ", ".join(cold),
             plan.limit_s,
-            _MAX_INPUT_BYTES >> 20,
+            plan.max_input_bytes >> 20,
         )
 
 

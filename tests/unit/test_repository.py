@@ -13,7 +13,7 @@ import pytest
 from server.engine.base import EngineSpec
 from server.engine.fake import FakeEngine, FakeModel, Script
 from server.errors import EngineFailure, InvalidRequest, ModelLoadFailed, UnknownModel
-from server.repository.certificate import write_golden
+from server.repository.certificate import write_golden, write_raw
 from server.repository.model_config import DynamicBatching, ModelConfig, from_message, parse_text
 from server.repository.repository import IndexEntry, Repository
 from server.repository.warmup import WarmUp, batch_sizes, warm_up
@@ -341,6 +341,33 @@ def test_a_processing_file_that_can_t_be_read_is_a_reason(tmp_path: Path) -> Non
         repository(tmp_path, load_pipeline=broken).load("m")
 
 
+def test_a_pipeline_that_breaks_its_contract_is_a_reason_too(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """An exception that the factory should not raise keeps this model out, and no other."""
+    (add_model(tmp_path, "m") / "processing.yaml").write_text("task: test")
+
+    def broken(folder: Path) -> RowPipeline:
+        raise ZeroDivisionError("a bug")
+
+    with pytest.raises(ModelLoadFailed, match="ZeroDivisionError"):
+        repository(tmp_path, load_pipeline=broken).load("m")
+    assert "Traceback" in caplog.text
+
+
+def test_raw_golden_inputs_are_preprocessed_at_load(tmp_path: Path) -> None:
+    """A transform that drifted from the one of training keeps the model out, though its outputs hold."""
+    folder = add_model(tmp_path, "m")
+    (folder / "processing.yaml").write_text("task: test")
+    engine = FakeEngine()
+    models = repository(tmp_path, engine, lambda folder: RowPipeline())
+    write_raw(folder, [RowInput([0.0])])
+    write_golden(folder, "1", {"x": np.zeros((2, 3), np.float32)}, {"y": np.zeros((2, 2), np.float32)})
+    models.load("m")
+
+    write_golden(folder, "1", {"x": np.ones((2, 3), np.float32)}, {"y": np.full((2, 2), 3, np.float32)})
+    with pytest.raises(ModelLoadFailed, match=r"preprocessing of golden input 0 differs in tensor 'x': it is off by 1"):
+        models.load("m")
+
+
 def test_the_fingerprint_follows_every_file_that_counts(tmp_path: Path) -> None:
     """Equal until a file is changed, added or removed; documents do not count."""
     folder = add_model(tmp_path, "m")
@@ -369,8 +396,8 @@ def test_the_fingerprint_follows_every_file_that_counts(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("largest", "preferred", "sizes"),
     [
-        (0, (), [1]),
-        (1, (), [1]),
+        (0, (4,), []),
+        (1, (4,), [1]),
         (6, (), [1, 6, 2, 4, 3, 5]),
         (8, (6, 4), [1, 8, 2, 4, 6, 3, 5, 7]),
     ],
@@ -407,7 +434,7 @@ def warm(
     engine = FakeEngine(clock.script())
     model_config = config(tmp_path, max_batch_size, more)
     instances = engine.load(model_config.engine_spec(tmp_path, "1")).instances
-    return warm_up(instances, WarmUp(model_config, "1", sample, limit_s, clock)), engine  # type: ignore[arg-type]
+    return warm_up(instances, WarmUp(model_config, "1", sample, limit_s, clock_ns=clock)), engine  # type: ignore[arg-type]
 
 
 def test_every_size_is_warmed_on_every_instance_and_its_cost_measured(tmp_path: Path) -> None:
@@ -416,7 +443,7 @@ def test_every_size_is_warmed_on_every_instance_and_its_cost_measured(tmp_path: 
 
     assert costs == {rows: rows * 1000 for rows in (1, 2, 3, 4, 5)}
     assert {batch.rows for batch in engine.batches} == {1, 2, 3, 4, 5}
-    assert len(engine.batches) % 3 == 0
+    assert len(engine.batches) == 5 * 3 * 6, "a first pass and five timed ones"
 
 
 def test_the_warm_up_keeps_its_limit_and_logs_what_stays_cold(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -436,7 +463,20 @@ def test_a_huge_max_batch_size_neither_hangs_nor_fills_the_memory(tmp_path: Path
     costs, engine = warm(tmp_path, Clock(10_000), 2**31 - 1, 0.2)
 
     assert 1 in costs
-    assert max(batch.inputs["x"].nbytes for batch in engine.batches) <= 512 * 1024 * 1024
+    assert max(batch.rows for batch in engine.batches) < 2**31 - 1
+
+
+@pytest.mark.parametrize(("max_input_bytes", "sizes"), [(12 * 4, [1, 2, 3, 4]), (12, [1]), (11, [])])
+def test_batches_over_the_limit_of_bytes_stay_cold(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, max_input_bytes: int, sizes: list[int]
+) -> None:
+    """A row of the model is 12 bytes; what is not tried is logged."""
+    model_config = config(tmp_path, 6)
+    instances = FakeEngine().load(model_config.engine_spec(tmp_path, "1")).instances
+    costs = warm_up(instances, WarmUp(model_config, "1", None, 5.0, max_input_bytes))
+
+    assert sorted(costs) == sizes
+    assert f"batches of {len(sizes) + 1}-6 rows" in caplog.text
 
 
 def test_one_pass_that_takes_all_the_time_ends_the_warm_up(tmp_path: Path) -> None:
