@@ -1,0 +1,169 @@
+"""From a classifier's output tensor to labels and probabilities: the part that every classification task shares.
+
+Shapes: B rows, C classes. The labels stand in `labels.txt` beside the spec, one a line, in the order of the
+output's columns.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field
+
+from server.errors import EngineFailure, InvalidRequest, ModelLoadFailed
+from server.types import Array, Classification, Prediction, Score
+
+LABELS_FILE = "labels.txt"
+
+Probabilities = NDArray[np.float64]
+
+
+class SpecModel(BaseModel):
+    """The base of everything that processing.yaml may hold: immutable, unknown keys refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class DecisionThreshold(SpecModel):
+    """`positive_label` is chosen when its probability is at least `threshold`, else the best of the others."""
+
+    positive_label: str
+    threshold: Annotated[float, Field(gt=0, le=1)]
+
+
+class ClassificationSpec(SpecModel):
+    """How an output tensor of shape [B, C] becomes answers."""
+
+    output: str = "logits"
+    """Name of the output tensor."""
+    activation: Literal["softmax", "sigmoid", "none"] = "softmax"
+    """softmax: a logit for each label. sigmoid: one logit, of the second of two labels. none: the model
+    gives a probability for each label itself."""
+    labels: Literal["labels.txt"] = "labels.txt"
+    """The file of labels, in the model's folder; Triton's config.pbtxt names the same one."""
+    top_k: Annotated[int, Field(ge=1)] = 5
+    """Labels of an answer where the caller does not say; never more than there are."""
+    decision: DecisionThreshold | None = None
+    """Without it the most probable label is chosen."""
+
+
+def write_labels(folder: Path, labels: tuple[str, ...]) -> None:
+    """Write `labels.txt`. Raises ValueError for labels that `read_labels` would not give back."""
+    problem = _problem_of(labels)
+    if problem:
+        raise ValueError(problem)
+    (folder / LABELS_FILE).write_text("".join(f"{label}\n" for label in labels), encoding="utf-8")
+
+
+def read_labels(folder: Path) -> tuple[str, ...]:
+    """The labels of a model, at least two, all different.
+
+    Raises:
+        ModelLoadFailed: the file is missing, not UTF-8, or holds an empty, repeated or single label.
+    """
+    try:
+        text = (folder / LABELS_FILE).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ModelLoadFailed(folder.name, LABELS_FILE, f"can't be read: {type(error).__name__}") from error
+    labels = tuple(text.removesuffix("\n").split("\n"))
+    problem = _problem_of(labels)
+    if problem:
+        raise ModelLoadFailed(folder.name, LABELS_FILE, problem)
+    return labels
+
+
+def _problem_of(labels: tuple[str, ...]) -> str:
+    """What is wrong with a set of labels, or an empty string."""
+    if len(labels) < 2:
+        return f"{len(labels)} labels, at least 2 are needed"
+    seen: set[str] = set()
+    for number, label in enumerate(labels, start=1):
+        if label != label.strip() or not label or len(label.splitlines()) != 1:
+            return f"line {number} is empty, or has spaces around its label or a line break in it"
+        if label in seen:
+            return f"line {number} repeats the label {label!r}"
+        seen.add(label)
+    return ""
+
+
+class Classifier:
+    """A `ClassificationSpec` with its labels: what a pipeline of any classification task ends with.
+
+    Immutable, and safe to call from several threads.
+    """
+
+    def __init__(self, spec: ClassificationSpec, labels: tuple[str, ...], model_name: str) -> None:
+        """Raises ModelLoadFailed where the spec and the labels contradict each other."""
+        if spec.activation == "sigmoid" and len(labels) != 2:
+            raise ModelLoadFailed(model_name, LABELS_FILE, f"{len(labels)} labels, a sigmoid decides between 2")
+        if spec.decision is not None and spec.decision.positive_label not in labels:
+            problem = f"{spec.decision.positive_label!r} is not in {LABELS_FILE}"
+            raise ModelLoadFailed(model_name, "processing.yaml: decision.positive_label", problem)
+        self.spec = spec
+        self.labels = labels
+        self._model_name = model_name
+        self._default_top_k = min(spec.top_k, len(labels))
+
+    @classmethod
+    def from_folder(cls, spec: ClassificationSpec, folder: Path) -> Classifier:
+        """A classifier with the labels of a model's folder. Raises ModelLoadFailed."""
+        return cls(spec, read_labels(folder), folder.name)
+
+    def probabilities(self, outputs: Mapping[str, Array]) -> Probabilities:
+        """Probabilities, shape [B, C], columns in the order of the labels.
+
+        Raises:
+            EngineFailure: the output is missing, of another width, or not finite: no answer can be made of it.
+        """
+        values = self._checked(outputs)
+        if self.spec.activation == "softmax":
+            exponents = np.exp(values - values.max(axis=1, keepdims=True))
+            return np.asarray(exponents / exponents.sum(axis=1, keepdims=True))
+        if self.spec.activation == "sigmoid":
+            # tanh never overflows, where exp(-x) does for logits below -709.
+            positive = 0.5 * (1.0 + np.tanh(0.5 * values))
+            return np.concatenate([1.0 - positive, positive], axis=1)
+        return values
+
+    def postprocess(self, outputs: Mapping[str, Array], top_k: int = 0) -> list[Prediction]:
+        """One answer for each row. `top_k` of 0 means the spec's own default; ties go to the earlier label.
+
+        Raises:
+            InvalidRequest: `top_k` is negative or larger than the number of labels.
+            EngineFailure: see `probabilities`.
+        """
+        count = self.check_top_k(top_k)
+        rows = self.probabilities(outputs)
+        order = np.argsort(-rows, axis=1, kind="stable")
+        return [self._answer(row, ranked, count) for row, ranked in zip(rows, order, strict=True)]
+
+    def check_top_k(self, top_k: int) -> int:
+        """The number of labels that an answer will hold. Raises InvalidRequest, see `postprocess`."""
+        if not 0 <= top_k <= len(self.labels):
+            raise InvalidRequest("top_k", f"{top_k} is not between 0 and the model's {len(self.labels)} labels")
+        return top_k or self._default_top_k
+
+    def _answer(self, row: Probabilities, ranked: NDArray[np.intp], count: int) -> Classification:
+        best = tuple(Score(self.labels[i], float(row[i])) for i in ranked[:count])
+        chosen = int(ranked[0])
+        if self.spec.decision is not None:
+            positive = self.labels.index(self.spec.decision.positive_label)
+            others = [int(i) for i in ranked if i != positive]
+            chosen = positive if row[positive] >= self.spec.decision.threshold else others[0]
+        return Classification(self.labels[chosen], float(row[chosen]), best)
+
+    def _checked(self, outputs: Mapping[str, Array]) -> Probabilities:
+        name = self.spec.output
+        if name not in outputs:
+            raise EngineFailure(self._model_name, f"the model gave no output {name!r}")
+        values = np.asarray(outputs[name], dtype=np.float64)
+        width = 1 if self.spec.activation == "sigmoid" else len(self.labels)
+        if values.ndim != 2 or values.shape[1] != width:
+            raise EngineFailure(self._model_name, f"output {name!r} has shape {values.shape}, expected [B, {width}]")
+        if not np.isfinite(values).all():
+            raise EngineFailure(self._model_name, f"output {name!r} holds a value that is not finite")
+        return values

@@ -1,0 +1,77 @@
+"""The table of tasks: from a model's folder to its pipeline, and from a spec to processing.yaml."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from pathlib import Path
+from typing import Annotated, Any
+
+import yaml
+from pydantic import Field, TypeAdapter, ValidationError
+
+from server.errors import ModelLoadFailed
+from server.pipeline.base import PROCESSING_FILE, Pipeline
+from server.pipeline.image import ImagePipeline, ImageSpec
+from server.pipeline.tabular import TabularPipeline, TabularSpec
+
+ProcessingSpec = Annotated[ImageSpec | TabularSpec, Field(discriminator="task")]
+"""What processing.yaml holds; a new task is one more member, and one more case in `load_pipeline`."""
+
+_ADAPTER: TypeAdapter[ImageSpec | TabularSpec] = TypeAdapter(ProcessingSpec)
+
+
+class _UniqueKeys(yaml.SafeLoader):
+    """YAML's safe subset; a key given twice is an error instead of the last one winning in silence."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        for key in keys:
+            if keys.count(key) > 1:
+                raise yaml.constructor.ConstructorError(None, None, f"the key {key!r} stands twice", node.start_mark)
+        return super().construct_mapping(node, deep)
+
+
+def read_spec(folder: Path) -> ImageSpec | TabularSpec:
+    """The spec in a model's folder.
+
+    Raises:
+        ModelLoadFailed: processing.yaml is missing, is no YAML, or has a field that is unknown or wrong.
+    """
+    try:
+        content = yaml.load((folder / PROCESSING_FILE).read_bytes(), Loader=_UniqueKeys)  # noqa: S506 - a SafeLoader
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        reason = _where_in_yaml(error) if isinstance(error, yaml.MarkedYAMLError) else type(error).__name__
+        raise ModelLoadFailed(folder.name, PROCESSING_FILE, f"can't be read: {reason}") from error
+    try:
+        return _ADAPTER.validate_python(content)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        # The first part of the location is the task that pydantic chose by; the file has no such level.
+        field = ".".join(str(part) for part in first["loc"][1:])
+        where = f"{PROCESSING_FILE}: {field}" if field else PROCESSING_FILE
+        raise ModelLoadFailed(folder.name, where, first["msg"]) from error
+
+
+def load_pipeline(folder: Path, max_pixels: int | None = None) -> Pipeline:
+    """The pipeline of the model in `folder` (for example ``model_repository/digits``).
+
+    `max_pixels` is the server's own limit on pictures, whatever the spec allows.
+
+    Raises:
+        ModelLoadFailed: the spec or a file that it names can't be used; says where and why.
+    """
+    spec = read_spec(folder)
+    if isinstance(spec, ImageSpec):
+        return ImagePipeline(spec, folder, max_pixels)
+    return TabularPipeline(spec, folder)
+
+
+def write_spec(spec: ImageSpec | TabularSpec, folder: Path) -> None:
+    """Write processing.yaml; `read_spec` gives back an equal spec, and an equal spec gives the same bytes."""
+    content = yaml.safe_dump(spec.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=120)
+    (folder / PROCESSING_FILE).write_text(content, encoding="utf-8")
+
+
+def _where_in_yaml(error: yaml.MarkedYAMLError) -> str:
+    line = f" in line {error.problem_mark.line + 1}" if error.problem_mark else ""
+    return f"{error.problem or 'not YAML'}{line}"
