@@ -1,0 +1,45 @@
+"""From the data plane's plain calls to a coroutine: one future for one request."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from server.types import InferRequest, InferResponse, Outcome
+
+if TYPE_CHECKING:
+    from server.dataplane import DataPlane
+
+Settled = asyncio.Future[Outcome]
+
+
+def settle_into(settled: Settled) -> Callable[[InferRequest, Outcome], None]:
+    """An `on_settle` that hands the outcome to whoever awaits `settled`, unless it has gone away."""
+
+    def on_settle(_request: InferRequest, outcome: Outcome) -> None:
+        # Always a result, never an exception: asyncio would complain of one that nobody awaits any more.
+        if not settled.done():
+            settled.set_result(outcome)
+
+    return on_settle
+
+
+async def infer(dataplane: DataPlane, request: InferRequest, settled: Settled) -> InferResponse:
+    """The answer to `request`, which settles into `settled`. Cancelling this coroutine cancels the request.
+
+    Raises:
+        ServingError: as the request was settled (any other exception is our own fault).
+    """
+    dataplane.submit((request,))
+    try:
+        outcome = await settled
+    except asyncio.CancelledError:
+        dataplane.cancel(request)
+        raise
+    if isinstance(outcome, InferResponse):
+        return outcome
+    try:
+        raise outcome
+    finally:
+        del outcome  # the error's traceback holds this frame, the frame must not hold the error

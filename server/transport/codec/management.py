@@ -1,0 +1,84 @@
+"""The data plane's answers about itself and its models -> v2 messages, and such messages -> Triton's JSON."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+from google.protobuf import json_format
+from google.protobuf.descriptor import Descriptor, FieldDescriptor
+from tritonclient.grpc import service_pb2 as pb
+
+from server.errors import Unsupported
+
+if TYPE_CHECKING:
+    from server.dataplane import ModelMetadata, ServerMetadata
+    from server.repository.repository import IndexEntry
+
+_INTEGERS_AS_TEXT = frozenset({FieldDescriptor.CPPTYPE_INT64, FieldDescriptor.CPPTYPE_UINT64})
+"""protobuf's JSON puts 64-bit numbers in quotes; Triton's REST does not, nor do v2's schemas."""
+
+
+def encode_server_metadata(metadata: ServerMetadata) -> Any:
+    return pb.ServerMetadataResponse(name=metadata.name, version=metadata.version, extensions=metadata.extensions)
+
+
+def encode_model_metadata(metadata: ModelMetadata) -> Any:
+    tensor = pb.ModelMetadataResponse.TensorMetadata
+    return pb.ModelMetadataResponse(
+        name=metadata.name,
+        versions=metadata.versions,
+        platform=metadata.platform,
+        inputs=[tensor(name=spec.name, datatype=spec.datatype, shape=spec.dims) for spec in metadata.inputs],
+        outputs=[tensor(name=spec.name, datatype=spec.datatype, shape=spec.dims) for spec in metadata.outputs],
+    )
+
+
+def encode_index(entries: Iterable[IndexEntry]) -> Any:
+    models = [
+        pb.RepositoryIndexResponse.ModelIndex(
+            name=entry.name, version=entry.version, state=entry.state, reason=entry.reason
+        )
+        for entry in entries
+    ]
+    return pb.RepositoryIndexResponse(models=models)
+
+
+def refuse_load_parameters(names: Iterable[str]) -> None:
+    """Raises Unsupported for the first of Triton's load parameters (`config`, `file:...`): none is honoured."""
+    for name in names:
+        raise Unsupported(f"parameters.{name}", "a model is loaded as its folder says, without parameters")
+
+
+def refuse_unload_parameters(parameters: Iterable[tuple[str, object]]) -> None:
+    """Raises Unsupported for what would unload more than the named model. Clients send the default, False."""
+    for name, value in parameters:
+        if name != "unload_dependents" or value:
+            raise Unsupported(f"parameters.{name}", "only the named model is unloaded")
+
+
+def to_json(message: Any) -> dict[str, Any]:
+    """Triton's JSON of a v2 message: names as in the .proto, defaults included, 64-bit numbers as numbers."""
+    document: dict[str, Any] = json_format.MessageToDict(
+        message, preserving_proto_field_name=True, always_print_fields_with_no_presence=True
+    )
+    _restore_integers(message.DESCRIPTOR, document)
+    return document
+
+
+def _restore_integers(descriptor: Descriptor, document: dict[str, Any]) -> None:
+    for field in descriptor.fields:
+        if field.name in document:
+            document[field.name] = _restored(field, document[field.name])
+
+
+def _restored(field: FieldDescriptor, value: Any) -> Any:
+    if isinstance(value, list):
+        return [_restored(field, item) for item in value]
+    if field.message_type is not None and field.message_type.GetOptions().map_entry:
+        inner = field.message_type.fields_by_name["value"]
+        return {name: _restored(inner, item) for name, item in value.items()}
+    if field.message_type is not None:
+        _restore_integers(field.message_type, value)
+        return value
+    return int(value) if field.cpp_type in _INTEGERS_AS_TEXT else value

@@ -1,0 +1,166 @@
+"""inference.ModelInferRequest and ModelInferResponse <-> types. Source: KServe v2 gRPC, Triton's grpc_service.proto."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+from tritonclient.grpc import service_pb2 as pb
+
+from server.errors import InvalidRequest
+from server.transport.codec.tensors import (
+    check_datatype,
+    check_name,
+    check_raw,
+    check_tensor_parameters,
+    count_elements,
+    quoted,
+)
+from server.types import (
+    NO_DEADLINE,
+    Datatype,
+    InferRequest,
+    InferResponse,
+    Outcome,
+    Parameter,
+    Tensor,
+    pack_bytes,
+)
+
+_CONTENTS = {
+    "BOOL": "bool_contents",
+    "INT8": "int_contents",
+    "INT16": "int_contents",
+    "INT32": "int_contents",
+    "INT64": "int64_contents",
+    "UINT8": "uint_contents",
+    "UINT16": "uint_contents",
+    "UINT32": "uint_contents",
+    "UINT64": "uint64_contents",
+    "FP32": "fp32_contents",
+    "FP64": "fp64_contents",
+    "BYTES": "bytes_contents",
+}
+"""The field of InferTensorContents for a datatype. FP16 has none: v2 says that it travels raw."""
+
+_INT64_MAX = 2**63 - 1
+
+
+def decode_infer(
+    message: Any,
+    *,
+    on_settle: Callable[[InferRequest, Outcome], None],
+    received_ns: int,
+    deadline_ns: int = NO_DEADLINE,
+) -> InferRequest:
+    """A request from a ModelInferRequest, with raw or typed contents.
+
+    Raises:
+        InvalidRequest: the message contradicts itself (lengths, datatypes, shapes, both kinds of contents).
+        Unsupported: shared memory, classification, BF16.
+    """
+    if not message.model_name:
+        raise InvalidRequest("model_name", "is empty")
+    raw = message.raw_input_contents
+    if raw and len(raw) != len(message.inputs):
+        raise InvalidRequest("raw_input_contents", f"{len(raw)} entries for {len(message.inputs)} inputs")
+    if not message.inputs:
+        raise InvalidRequest("inputs", "is empty")
+    inputs = [_input(index, tensor, raw) for index, tensor in enumerate(message.inputs)]
+    return InferRequest(
+        message.model_name,
+        inputs,
+        on_settle=on_settle,
+        received_ns=received_ns,
+        model_version=message.model_version,
+        id=message.id,
+        outputs=_outputs(message.outputs) if message.outputs else (),
+        parameters=_parameters(message.parameters) if message.parameters else None,
+        deadline_ns=deadline_ns,
+    )
+
+
+def encode_infer(response: InferResponse) -> Any:
+    """A ModelInferResponse; its tensors are always raw."""
+    message = pb.ModelInferResponse(
+        model_name=response.model_name, model_version=response.model_version, id=response.id
+    )
+    for tensor in response.outputs:
+        message.outputs.add(name=tensor.name, datatype=tensor.datatype, shape=tensor.shape)
+        message.raw_output_contents.append(bytes(tensor.data))
+    for name, value in response.parameters.items():
+        _set_parameter(message.parameters[name], value)
+    return message
+
+
+def _input(index: int, tensor: Any, raw: Any) -> Tensor:
+    field = f"inputs[{index}]"
+    name = check_name(field, tensor.name)
+    datatype = check_datatype(field, tensor.datatype)
+    shape = tuple(tensor.shape)
+    count = count_elements(field, shape)
+    if tensor.parameters:
+        check_tensor_parameters(field, tensor.parameters)
+    if not raw:
+        return Tensor(name, datatype.name, shape, _typed(field, datatype, count, tensor.contents))
+    if tensor.HasField("contents") and tensor.contents.ByteSize():
+        raise InvalidRequest(f"{field}.contents", "must not be set together with raw_input_contents")
+    data = raw[index]
+    check_raw(f"raw_input_contents[{index}]", datatype, count, data)
+    return Tensor(name, datatype.name, shape, data)
+
+
+def _typed(field: str, datatype: Datatype, count: int, contents: Any) -> bytes:
+    """The raw form of InferTensorContents, of which only the datatype's own field may be set."""
+    wanted = _CONTENTS.get(datatype.name)
+    if wanted is None:
+        raise InvalidRequest(f"{field}.contents", f"{datatype.name} can only be sent in raw_input_contents")
+    for descriptor, _ in contents.ListFields():
+        if descriptor.name != wanted:
+            raise InvalidRequest(f"{field}.contents.{descriptor.name}", f"{datatype.name} is sent in {wanted}")
+    values = getattr(contents, wanted)
+    if len(values) != count:
+        raise InvalidRequest(f"{field}.contents.{wanted}", f"{len(values)} elements, the shape needs {count}")
+    if datatype.name == "BYTES":
+        return pack_bytes(values)
+    if datatype.size < 4 and datatype.name != "BOOL" and count:
+        limits = np.iinfo(datatype.numpy)
+        for value in (min(values), max(values)):
+            if not limits.min <= value <= limits.max:
+                raise InvalidRequest(f"{field}.contents.{wanted}", f"{value} is out of the range of {datatype.name}")
+    return np.fromiter(values, datatype.numpy, count).tobytes()
+
+
+def _outputs(requested: Any) -> list[str]:
+    names = []
+    for index, output in enumerate(requested):
+        field = f"outputs[{index}]"
+        names.append(check_name(field, output.name))
+        if output.parameters:
+            check_tensor_parameters(field, output.parameters)
+    return names
+
+
+def _parameters(parameters: Mapping[str, Any]) -> dict[str, Parameter]:
+    values: dict[str, Parameter] = {}
+    for name, parameter in parameters.items():
+        choice = parameter.WhichOneof("parameter_choice")
+        if choice is None:
+            raise InvalidRequest(f"parameters[{quoted(name)}]", "has no value")
+        values[name] = getattr(parameter, choice)
+    return values
+
+
+def _set_parameter(parameter: Any, value: Parameter) -> None:
+    match value:
+        case bool():
+            parameter.bool_param = value
+        case int() if value > _INT64_MAX:
+            parameter.uint64_param = value
+        case int():
+            parameter.int64_param = value
+        case float():
+            parameter.double_param = value
+        case _:
+            parameter.string_param = value

@@ -1,0 +1,108 @@
+"""The reference gRPC transport, on grpc.aio."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import grpc
+import grpc.aio
+
+from server.transport.listen import ListenFailed, format_address, listen
+from server.transport.methods import METHODS, CallInfo, Method
+from server.transport.status import STATUS_DETAILS_KEY, failure_of, status_details
+
+if TYPE_CHECKING:
+    from server.dataplane import DataPlane
+
+_MAX_CONCURRENT_STREAMS = 1024
+_MIN_PING_INTERVAL_MS = 10_000
+_QUIET_S = 0.1
+
+_ServicerContext = grpc.aio.ServicerContext[Any, Any]
+
+
+class GrpcioServer:
+    """One listener. A started server is stopped once, and not started again."""
+
+    def __init__(self, dataplane: DataPlane, host: str, port: int, *, max_message_bytes: int) -> None:
+        self._host = host
+        self._port = port
+        options = [
+            ("grpc.so_reuseport", 0),
+            ("grpc.max_receive_message_length", max_message_bytes),
+            ("grpc.max_send_message_length", max_message_bytes),
+            ("grpc.max_concurrent_streams", _MAX_CONCURRENT_STREAMS),
+            # Clients may ping idle connections to keep them through proxies; grpc's own minimum is 5 minutes.
+            ("grpc.keepalive_permit_without_calls", 1),
+            ("grpc.http2.min_ping_interval_without_data_ms", _MIN_PING_INTERVAL_MS),
+        ]
+        self._handlers = _Handlers(dataplane)
+        self._server = grpc.aio.server(handlers=[self._handlers], options=options)
+
+    async def start(self) -> int:
+        """Listen, and return the port. Raises ListenFailed."""
+        if self._port:
+            # grpc says only that it failed; the system's own reason is had by binding first.
+            listen(self._host, self._port).close()
+        address = format_address(self._host, self._port)
+        try:
+            port = self._server.add_insecure_port(address)
+        except RuntimeError as error:
+            raise ListenFailed(address, str(error)) from error
+        await self._server.start()
+        return port
+
+    async def stop(self, grace_s: float) -> None:
+        """Refuse new calls, answer those in flight; what is still there after `grace_s` is cancelled.
+
+        grpc cancels calls that its core has received and not yet handed over, so it is stopped in a moment in
+        which none arrive; connections that never pause are stopped all the same, after half of the grace.
+        """
+        until = time.monotonic() + grace_s / 2
+        seen = -1
+        while seen != self._handlers.begun and time.monotonic() < until:
+            seen = self._handlers.begun
+            await asyncio.sleep(_QUIET_S)
+        await self._server.stop(max(0.0, until + grace_s / 2 - time.monotonic()))
+
+
+class _Handlers(grpc.GenericRpcHandler):  # type: ignore[type-arg]  # the stub is generic, the class is not
+    def __init__(self, dataplane: DataPlane) -> None:
+        self.begun = 0
+        """Calls that grpc has handed over."""
+        self._handlers = {
+            method.name: grpc.unary_unary_rpc_method_handler(_behaviour(method, dataplane)) for method in METHODS
+        }
+
+    def service(self, handler_call_details: grpc.HandlerCallDetails) -> Any:
+        """The handler of a call, or None, which grpc answers with UNIMPLEMENTED."""
+        self.begun += 1
+        return self._handlers.get(handler_call_details.method)
+
+
+def _behaviour(method: Method, dataplane: DataPlane) -> Callable[[bytes, _ServicerContext], Awaitable[bytes]]:
+    """The coroutine that grpc runs for each call of `method`.
+
+    It takes and gives bytes: a message that can't be parsed inside of grpc would be answered as UNKNOWN.
+    """
+
+    async def behaviour(data: bytes, context: _ServicerContext) -> bytes:
+        try:
+            info = CallInfo.arriving(context.time_remaining())
+            answer = method.handler(dataplane, method.parse(data), info)
+            if method.waits:
+                answer = await answer
+            return bytes(answer.SerializeToString())
+        except Exception as error:  # noqa: BLE001 - the boundary where every error becomes a status
+            return await _refuse(context, error)
+
+    return behaviour
+
+
+async def _refuse(context: _ServicerContext, error: Exception) -> NoReturn:
+    failure = failure_of(error)
+    details = status_details(failure)
+    await context.abort(failure.grpc, failure.message, ((STATUS_DETAILS_KEY, details),) if details else ())

@@ -1,0 +1,159 @@
+"""The one table of RPCs: what a gRPC transport parses, whom it asks, what it answers.
+
+Whatever is not in the table is UNIMPLEMENTED.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Iterable, Mapping
+from inspect import iscoroutinefunction
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from google.protobuf.message import DecodeError, Message
+from tritonclient.grpc import service_pb2 as pb
+
+from server.errors import InvalidRequest, Unsupported
+from server.proto.forwardpass.v1 import prediction_pb2
+from server.transport.call import Settled, infer, settle_into
+from server.transport.codec import management, predict_grpc, statistics, v2_grpc
+from server.types import NO_DEADLINE
+
+if TYPE_CHECKING:
+    from server.dataplane import DataPlane
+
+
+class CallInfo(NamedTuple):
+    """What a transport knows of a call beside its message. A call is cancelled by cancelling its task."""
+
+    received_ns: int
+    deadline_ns: int = NO_DEADLINE
+
+    @classmethod
+    def arriving(cls, time_remaining_s: float | None) -> CallInfo:
+        """A call that arrives now and has so many seconds left (None: all the time in the world)."""
+        now_ns = time.monotonic_ns()
+        if time_remaining_s is None:
+            return cls(now_ns)
+        return cls(now_ns, min(now_ns + int(time_remaining_s * 1e9), NO_DEADLINE))
+
+
+Handler = Callable[["DataPlane", Any, CallInfo], Any]
+"""Takes the request message, gives the response message, or a coroutine of it if it has to wait."""
+
+
+class Method(NamedTuple):
+    name: str
+    """The path of the call, for example ``/inference.GRPCInferenceService/ModelInfer``."""
+    request: type[Message]
+    response: type[Message]
+    handler: Handler
+    waits: bool
+
+    def parse(self, data: bytes) -> Message:
+        """Raises InvalidRequest if `data` is no such message."""
+        try:
+            return self.request.FromString(data)
+        except DecodeError as error:
+            raise InvalidRequest("message", f"is not a valid {self.request.DESCRIPTOR.full_name}") from error
+
+
+async def _model_infer(dataplane: DataPlane, message: Any, info: CallInfo) -> Any:
+    settled: Settled = asyncio.get_running_loop().create_future()
+    request = v2_grpc.decode_infer(
+        message, on_settle=settle_into(settled), received_ns=info.received_ns, deadline_ns=info.deadline_ns
+    )
+    return v2_grpc.encode_infer(await infer(dataplane, request, settled))
+
+
+async def _predict(dataplane: DataPlane, message: Any, info: CallInfo) -> Any:
+    request = predict_grpc.decode_predict(message, info.deadline_ns)
+    return predict_grpc.encode_predict(await dataplane.predict(request))
+
+
+def _server_live(dataplane: DataPlane, _message: Any, _info: CallInfo) -> Any:
+    return pb.ServerLiveResponse(live=dataplane.live())
+
+
+def _server_ready(dataplane: DataPlane, _message: Any, _info: CallInfo) -> Any:
+    return pb.ServerReadyResponse(ready=dataplane.ready())
+
+
+def _model_ready(dataplane: DataPlane, message: Any, _info: CallInfo) -> Any:
+    return pb.ModelReadyResponse(ready=dataplane.model_ready(message.name, message.version))
+
+
+def _server_metadata(dataplane: DataPlane, _message: Any, _info: CallInfo) -> Any:
+    return management.encode_server_metadata(dataplane.server_metadata())
+
+
+def _model_metadata(dataplane: DataPlane, message: Any, _info: CallInfo) -> Any:
+    return management.encode_model_metadata(dataplane.model_metadata(message.name, message.version))
+
+
+def _model_config(dataplane: DataPlane, message: Any, _info: CallInfo) -> Any:
+    return pb.ModelConfigResponse(config=dataplane.model_config(message.name, message.version))
+
+
+def _model_statistics(dataplane: DataPlane, message: Any, _info: CallInfo) -> Any:
+    return statistics.encode_statistics(dataplane.statistics(message.name, message.version))
+
+
+def _repository_index(dataplane: DataPlane, message: Any, _info: CallInfo) -> Any:
+    _only_repository(message.repository_name)
+    return management.encode_index(dataplane.repository_index(message.ready))
+
+
+async def _repository_model_load(dataplane: DataPlane, message: Any, _info: CallInfo) -> Any:
+    _only_repository(message.repository_name)
+    management.refuse_load_parameters(message.parameters)
+    await dataplane.load_model(message.model_name)
+    return pb.RepositoryModelLoadResponse()
+
+
+async def _repository_model_unload(dataplane: DataPlane, message: Any, _info: CallInfo) -> Any:
+    _only_repository(message.repository_name)
+    management.refuse_unload_parameters(_parameter_values(message.parameters))
+    await dataplane.unload_model(message.model_name)
+    return pb.RepositoryModelUnloadResponse()
+
+
+def _only_repository(name: str) -> None:
+    if name:
+        raise Unsupported("repository_name", "the server has one repository, leave the name empty")
+
+
+def _parameter_values(parameters: Mapping[str, Any]) -> Iterable[tuple[str, object]]:
+    for name, parameter in parameters.items():
+        choice = parameter.WhichOneof("parameter_choice")
+        yield name, getattr(parameter, choice) if choice else None
+
+
+def _v2(name: str, handler: Handler) -> Method:
+    """A row for `name` of v2's service, whose messages are all called <name>Request and <name>Response."""
+    path = f"/inference.GRPCInferenceService/{name}"
+    request, response = getattr(pb, f"{name}Request"), getattr(pb, f"{name}Response")
+    return Method(path, request, response, handler, iscoroutinefunction(handler))
+
+
+METHODS: tuple[Method, ...] = (
+    _v2("ModelInfer", _model_infer),
+    Method(
+        "/forwardpass.v1.PredictionService/Predict",
+        prediction_pb2.PredictRequest,
+        prediction_pb2.PredictResponse,
+        _predict,
+        waits=True,
+    ),
+    _v2("ServerLive", _server_live),
+    _v2("ServerReady", _server_ready),
+    _v2("ModelReady", _model_ready),
+    _v2("ServerMetadata", _server_metadata),
+    _v2("ModelMetadata", _model_metadata),
+    _v2("ModelConfig", _model_config),
+    _v2("ModelStatistics", _model_statistics),
+    _v2("RepositoryIndex", _repository_index),
+    _v2("RepositoryModelLoad", _repository_model_load),
+    _v2("RepositoryModelUnload", _repository_model_unload),
+)

@@ -1,0 +1,214 @@
+"""The one table of REST routes: method and path -> handler. Source: KServe v2 REST and Triton's extensions."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any, NamedTuple
+from urllib.parse import unquote_to_bytes
+
+from server.errors import InvalidRequest, UnknownRoute
+from server.transport.call import Settled, infer, settle_into
+from server.transport.codec import management, predict_rest, statistics, v2_rest
+from server.transport.exchange import Exchange, Headers, Reply, json_reply
+
+Handler = Callable[[Exchange], Awaitable[Reply]]
+
+_BINARY_TYPE = (b"content-type", b"application/octet-stream")
+_JSON_TYPE = (b"content-type", b"application/json")
+
+
+async def _live(exchange: Exchange) -> Reply:
+    return _health(exchange.dataplane.live())
+
+
+async def _ready(exchange: Exchange) -> Reply:
+    return _health(exchange.dataplane.ready())
+
+
+async def _model_ready(exchange: Exchange) -> Reply:
+    return _health(exchange.dataplane.model_ready(*exchange.model))
+
+
+def _health(good: bool) -> Reply:
+    # Triton answers 400 for "not ready"; 503 is what proxies and Kubernetes take for "come back later".
+    return Reply(200 if good else 503)
+
+
+async def _server_metadata(exchange: Exchange) -> Reply:
+    return json_reply(management.to_json(management.encode_server_metadata(exchange.dataplane.server_metadata())))
+
+
+async def _model_metadata(exchange: Exchange) -> Reply:
+    metadata = exchange.dataplane.model_metadata(*exchange.model)
+    document = management.to_json(management.encode_model_metadata(metadata))
+    if metadata.predict is not None:
+        document["predict"] = metadata.predict
+    return json_reply(document)
+
+
+async def _model_config(exchange: Exchange) -> Reply:
+    return json_reply(management.to_json(exchange.dataplane.model_config(*exchange.model)))
+
+
+async def _statistics(exchange: Exchange) -> Reply:
+    return _statistics_reply(exchange)
+
+
+async def _model_statistics(exchange: Exchange) -> Reply:
+    return _statistics_reply(exchange, *exchange.model)
+
+
+def _statistics_reply(exchange: Exchange, name: str = "", version: str = "") -> Reply:
+    message = statistics.encode_statistics(exchange.dataplane.statistics(name, version))
+    return json_reply(management.to_json(message))
+
+
+async def _infer(exchange: Exchange) -> Reply:
+    body = await exchange.body()
+    settled: Settled = asyncio.get_running_loop().create_future()
+    model_name, model_version = exchange.model
+    call = v2_rest.Call(model_name, model_version, settle_into(settled), exchange.received_ns, exchange.deadline_ns())
+    header = exchange.header(b"inference-header-content-length")
+    header_length = v2_rest.parse_header_length(header) if header else None
+    if header_length == 0:
+        specs = exchange.dataplane.model_metadata(model_name, model_version).inputs
+        request, formats = v2_rest.decode_raw_infer(call, body, specs)
+    else:
+        request, formats = v2_rest.decode_infer(call, body, header_length)
+    parts, json_length = v2_rest.encode_infer(await infer(exchange.dataplane, request, settled), formats)
+    if json_length is None:
+        return Reply(200, parts[0], [_JSON_TYPE])
+    headers: Headers = [_BINARY_TYPE, (b"inference-header-content-length", str(json_length).encode())]
+    return Reply(200, b"".join(parts), headers)
+
+
+async def _predict(exchange: Exchange) -> Reply:
+    body = await exchange.body()
+    request = predict_rest.decode_predict(
+        *exchange.model, body, exchange.header(b"content-type"), exchange.query(), exchange.deadline_ns()
+    )
+    return Reply(200, predict_rest.encode_predict(await exchange.dataplane.predict(request)), [_JSON_TYPE])
+
+
+async def _index(exchange: Exchange) -> Reply:
+    ready = (await _options(exchange)).get("ready", False)
+    if not isinstance(ready, bool):
+        raise InvalidRequest("ready", "must be true or false")
+    index = management.encode_index(exchange.dataplane.repository_index(ready))
+    return json_reply(management.to_json(index)["models"])
+
+
+async def _load(exchange: Exchange) -> Reply:
+    management.refuse_load_parameters(await _parameters(exchange))
+    await exchange.dataplane.load_model(exchange.names["model"])
+    return Reply(200)
+
+
+async def _unload(exchange: Exchange) -> Reply:
+    management.refuse_unload_parameters((await _parameters(exchange)).items())
+    await exchange.dataplane.unload_model(exchange.names["model"])
+    return Reply(200)
+
+
+async def _parameters(exchange: Exchange) -> dict[str, Any]:
+    parameters = (await _options(exchange)).get("parameters", {})
+    if not isinstance(parameters, dict):
+        raise InvalidRequest("parameters", "must be an object")
+    return parameters
+
+
+async def _options(exchange: Exchange) -> dict[str, Any]:
+    """The object in the body of a management call, which may be left out."""
+    body = await exchange.body()
+    document = v2_rest.load_json("body", body) if body else {}
+    if not isinstance(document, dict):
+        raise InvalidRequest("body", "must be an object")
+    return document
+
+
+class Route(NamedTuple):
+    method: str
+    pattern: str
+    handler: Handler
+
+
+ROUTES: tuple[Route, ...] = (
+    Route("POST", "/v2/models/{model}/infer", _infer),
+    Route("POST", "/v2/models/{model}/versions/{version}/infer", _infer),
+    Route("POST", "/v2/models/{model}/predict", _predict),
+    Route("POST", "/v2/models/{model}/versions/{version}/predict", _predict),
+    Route("GET", "/v2", _server_metadata),
+    Route("GET", "/v2/health/live", _live),
+    Route("GET", "/v2/health/ready", _ready),
+    # Before {model}: as in Triton, a model called "stats" is asked for by its version.
+    Route("GET", "/v2/models/stats", _statistics),
+    Route("GET", "/v2/models/{model}", _model_metadata),
+    Route("GET", "/v2/models/{model}/versions/{version}", _model_metadata),
+    Route("GET", "/v2/models/{model}/ready", _model_ready),
+    Route("GET", "/v2/models/{model}/versions/{version}/ready", _model_ready),
+    Route("GET", "/v2/models/{model}/config", _model_config),
+    Route("GET", "/v2/models/{model}/versions/{version}/config", _model_config),
+    Route("GET", "/v2/models/{model}/stats", _model_statistics),
+    Route("GET", "/v2/models/{model}/versions/{version}/stats", _model_statistics),
+    Route("POST", "/v2/repository/index", _index),
+    Route("POST", "/v2/repository/models/{model}/load", _load),
+    Route("POST", "/v2/repository/models/{model}/unload", _unload),
+)
+
+
+class MethodNotAllowed(Exception):
+    """The path is known, not with this method; `allow` is the value of the Allow header."""
+
+    def __init__(self, allow: str) -> None:
+        super().__init__(allow)
+        self.allow = allow
+
+
+class Router:
+    """Finds the route of a path. Routes with the same number of segments are tried in the order of the table."""
+
+    def __init__(self, routes: tuple[Route, ...] = ROUTES) -> None:
+        self._by_length: dict[int, list[tuple[Route, list[bytes]]]] = {}
+        for route in routes:
+            segments = route.pattern.encode().split(b"/")
+            self._by_length.setdefault(len(segments), []).append((route, segments))
+
+    def find(self, method: str, raw_path: bytes) -> tuple[Handler, Mapping[str, str]]:
+        """The handler, and the placeholders' values. HEAD is answered as GET.
+
+        Raises:
+            UnknownRoute: no route has this path.
+            MethodNotAllowed: one has, for another method.
+            InvalidRequest: a name in the path is empty, or no UTF-8.
+        """
+        wanted = "GET" if method == "HEAD" else method
+        segments = raw_path.split(b"/")
+        methods: list[str] = []
+        for route, pattern in self._by_length.get(len(segments), ()):
+            if _matches(pattern, segments):
+                if route.method == wanted:
+                    return route.handler, _names(pattern, segments)
+                methods.append(route.method)
+        if methods:
+            raise MethodNotAllowed(", ".join(["GET", "HEAD"] if methods[0] == "GET" else methods[:1]))
+        raise UnknownRoute(raw_path.decode("ascii", "replace"))
+
+
+def _matches(pattern: list[bytes], segments: list[bytes]) -> bool:
+    return all(want == got or want[:1] == b"{" for want, got in zip(pattern, segments, strict=True))
+
+
+def _names(pattern: list[bytes], segments: list[bytes]) -> dict[str, str]:
+    names: dict[str, str] = {}
+    for want, got in zip(pattern, segments, strict=True):
+        if want[:1] != b"{":
+            continue
+        name = want[1:-1].decode()
+        try:
+            names[name] = unquote_to_bytes(got).decode()
+        except UnicodeDecodeError as error:
+            raise InvalidRequest(f"path: {name}", "is not UTF-8") from error
+        if not names[name]:
+            raise InvalidRequest(f"path: {name}", "is empty")
+    return names

@@ -1,0 +1,116 @@
+"""The one table from an error's `Code` to HTTP and gRPC, and what a client is told of an error.
+
+`failure_of` is also the one place where our own faults are logged: once, where an error becomes a status.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import grpc
+from google.protobuf.any_pb2 import Any
+from google.protobuf.duration_pb2 import Duration
+
+from server.errors import Code, QueueFull, ServingError
+
+logger = logging.getLogger(__name__)
+
+INTERNAL_MESSAGE = "internal error"
+STATUS_DETAILS_KEY = "grpc-status-details-bin"
+"""Trailing metadata that holds a serialised google.rpc.Status. Source: gRPC "Richer error model"."""
+
+_RETRY_INFO_URL = "type.googleapis.com/google.rpc.RetryInfo"
+
+
+class Status(NamedTuple):
+    http: int
+    grpc: grpc.StatusCode
+
+
+STATUS: Mapping[Code, Status] = {
+    Code.INVALID_ARG: Status(400, grpc.StatusCode.INVALID_ARGUMENT),
+    Code.NOT_FOUND: Status(404, grpc.StatusCode.NOT_FOUND),
+    Code.TOO_LARGE: Status(413, grpc.StatusCode.RESOURCE_EXHAUSTED),
+    Code.EXHAUSTED: Status(429, grpc.StatusCode.RESOURCE_EXHAUSTED),
+    Code.CANCELLED: Status(499, grpc.StatusCode.CANCELLED),
+    Code.INTERNAL: Status(500, grpc.StatusCode.INTERNAL),
+    Code.UNSUPPORTED: Status(501, grpc.StatusCode.UNIMPLEMENTED),
+    Code.UNAVAILABLE: Status(503, grpc.StatusCode.UNAVAILABLE),
+    Code.DEADLINE: Status(504, grpc.StatusCode.DEADLINE_EXCEEDED),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """All that leaves the server of an error. `retry_after_ms` is 0 where there is nothing to wait for."""
+
+    code: Code
+    message: str
+    retry_after_ms: int = 0
+
+    @property
+    def http(self) -> int:
+        return STATUS[self.code].http
+
+    @property
+    def grpc(self) -> grpc.StatusCode:
+        return STATUS[self.code].grpc
+
+    @property
+    def retry_after_s(self) -> int:
+        """Whole seconds for HTTP's Retry-After, rounded up so that nobody comes back too early."""
+        return -(-self.retry_after_ms // 1000)
+
+
+def failure_of(error: BaseException) -> Failure:
+    """What the client is told of `error`. An error of ours is logged here; one shared by a batch, once."""
+    if isinstance(error, ServingError):
+        if error.code is Code.INTERNAL:
+            _log_once(error)
+        return Failure(error.code, error.public_message, error.retry_after_ms if isinstance(error, QueueFull) else 0)
+    _log_once(error)
+    return Failure(Code.INTERNAL, INTERNAL_MESSAGE)
+
+
+def status_details(failure: Failure) -> bytes:
+    """A google.rpc.Status with a RetryInfo, for `STATUS_DETAILS_KEY`; empty if there is nothing to wait for.
+
+    Written field by field: the googleapis descriptors are no dependency of the server.
+    Source: google/rpc/status.proto, google/rpc/error_details.proto (RetryInfo.retry_delay = 1).
+    """
+    if failure.retry_after_ms <= 0:
+        return b""
+    delay = Duration()
+    delay.FromMilliseconds(failure.retry_after_ms)
+    detail = Any(type_url=_RETRY_INFO_URL, value=_bytes_field(1, delay.SerializeToString()))
+    number: int = failure.grpc.value[0]
+    # A gRPC code is below 128, so its varint is the one byte itself.
+    return (
+        b"\x08"
+        + bytes((number,))
+        + _bytes_field(2, failure.message.encode())
+        + _bytes_field(3, detail.SerializeToString())
+    )
+
+
+def _bytes_field(number: int, payload: bytes) -> bytes:
+    """A length-delimited protobuf field."""
+    length, varint = len(payload), bytearray()
+    while length > 0x7F:
+        varint.append(length & 0x7F | 0x80)
+        length >>= 7
+    varint.append(length)
+    return bytes((number << 3 | 2,)) + varint + payload
+
+
+def _log_once(error: BaseException) -> None:
+    """Log with the traceback. A failed batch settles all of its requests with one and the same error."""
+    seen = vars(error)
+    if seen.get("logged"):
+        return
+    seen["logged"] = True
+    # %r and not %s: the text of an EngineFailure is the public one, its detail is in its arguments.
+    logger.error("%r", error, exc_info=error)

@@ -1,0 +1,160 @@
+"""A data plane for the tests of the transports: one model that adds two inputs, with scripted outcomes."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from google.protobuf import text_format
+from tritonclient.grpc import model_config_pb2
+
+from server.dataplane import ModelMetadata, ServerMetadata
+from server.errors import Cancelled, ModelLoadFailed, UnknownModel
+from server.repository.repository import IndexEntry
+from server.scheduler.statistics import ModelStatistics
+from server.types import (
+    Classification,
+    ImageInput,
+    InferRequest,
+    InferResponse,
+    Outcome,
+    PredictRequest,
+    PredictResponse,
+    Score,
+    Tensor,
+    TensorSpec,
+)
+
+MODEL = "add"
+CONFIG = """
+name: "add" platform: "onnxruntime_onnx" max_batch_size: 8
+input { name: "a" data_type: TYPE_FP32 dims: 4 }
+input { name: "b" data_type: TYPE_FP32 dims: 4 }
+output { name: "sum" data_type: TYPE_FP32 dims: 4 }
+parameters { key: "k" value { string_value: "v" } }
+dynamic_batching { max_queue_delay_microseconds: 9007199254740993 }
+"""
+
+
+@dataclass
+class FakeDataPlane:
+    """`add` answers ``a + b`` (a missing b is zero); any other model is unknown.
+
+    `held` keeps requests back until `release` or `cancel`; `outcome`, where set, settles every request.
+    `later` settles from a callback of the loop instead of inside of `submit`.
+    """
+
+    held: bool = False
+    later: bool = False
+    outcome: Outcome | None = None
+    ready_now: bool = True
+    single_input: TensorSpec | None = None
+    answers: list[Tensor] | None = None
+    requests: list[InferRequest] = field(default_factory=list)
+    predicts: list[PredictRequest] = field(default_factory=list)
+    cancelled: list[InferRequest] = field(default_factory=list)
+    cancelled_predicts: int = 0
+    control: list[tuple[str, str]] = field(default_factory=list)
+    arrived: asyncio.Event = field(default_factory=asyncio.Event)
+    gone: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def submit(self, requests: Sequence[InferRequest]) -> None:
+        for request in requests:
+            self.requests.append(request)
+            self.arrived.set()
+            if self.held:
+                continue
+            if self.later:
+                asyncio.get_running_loop().call_soon(request.settle, self._answer(request))
+            else:
+                request.settle(self._answer(request))
+
+    def release(self) -> None:
+        self.held = False
+        for request in self.requests:
+            request.settle(self._answer(request))
+
+    def _answer(self, request: InferRequest) -> Outcome:
+        if self.outcome is not None:
+            return self.outcome
+        if request.model_name != MODEL:
+            return UnknownModel(request.model_name, request.model_version)
+        total = np.sum([tensor.numpy() for tensor in request.inputs], axis=0) if self.answers is None else None
+        outputs = self.answers if total is None else [Tensor.from_numpy("sum", total)]
+        return InferResponse(MODEL, request.model_version or "1", outputs or [], request.id)
+
+    def cancel(self, request: InferRequest) -> None:
+        self.cancelled.append(request)
+        request.settle(Cancelled())
+        self.gone.set()
+
+    async def predict(self, request: PredictRequest) -> PredictResponse:
+        self.predicts.append(request)
+        self.arrived.set()
+        if isinstance(self.outcome, BaseException):
+            raise self.outcome
+        if self.held:
+            try:
+                await asyncio.Event().wait()
+            except asyncio.CancelledError:
+                self.cancelled_predicts += 1
+                self.gone.set()
+                raise
+        best = (Score("yes", 0.75), Score("no", 0.25))
+        label = "yes" if not isinstance(request.inputs[0], ImageInput) else "image"
+        answers = [Classification(label, 0.75, best[: request.top_k or 2]) for _ in request.inputs]
+        return PredictResponse(request.model_name, request.model_version or "1", answers, request.id)
+
+    def live(self) -> bool:
+        return self.ready_now
+
+    def ready(self) -> bool:
+        return self.ready_now
+
+    def model_ready(self, name: str, version: str = "") -> bool:
+        self._known(name, version)
+        return self.ready_now
+
+    def server_metadata(self) -> ServerMetadata:
+        return ServerMetadata("forwardpass", "0.0.0", ("binary_tensor_data", "statistics"))
+
+    def model_metadata(self, name: str, version: str = "") -> ModelMetadata:
+        self._known(name, version)
+        inputs = (TensorSpec("a", "FP32", (-1, 4)), TensorSpec("b", "FP32", (-1, 4)))
+        if self.single_input is not None:
+            inputs = (self.single_input,)
+        outputs = (TensorSpec("sum", "FP32", (-1, 4)),)
+        return ModelMetadata(MODEL, ("1",), "onnxruntime_onnx", inputs, outputs, {"task": "adding"})
+
+    def model_config(self, name: str, version: str = "") -> model_config_pb2.ModelConfig:
+        self._known(name, version)
+        return text_format.Parse(CONFIG, model_config_pb2.ModelConfig())
+
+    def statistics(self, name: str = "", version: str = "") -> list[ModelStatistics]:
+        if name:
+            self._known(name, version)
+        statistics = ModelStatistics(MODEL, "1", wall=lambda: 1_700_000_000.5)
+        statistics.count_pass(3, 10, 20, 30)
+        request = self.requests[-1:]
+        statistics.count_success(request, 1000, 2**60, 10, 20, 30)
+        return [statistics]
+
+    def repository_index(self, ready: bool = False) -> list[IndexEntry]:
+        broken = [] if ready else [IndexEntry("broken", "", "UNAVAILABLE", "no model file")]
+        return [IndexEntry(MODEL, "1", "READY", ""), *broken]
+
+    async def load_model(self, name: str) -> None:
+        if name == "broken":
+            raise ModelLoadFailed(name, "config.pbtxt", "no such field")
+        self._known(name, "")
+        self.control.append(("load", name))
+
+    async def unload_model(self, name: str) -> None:
+        self._known(name, "")
+        self.control.append(("unload", name))
+
+    def _known(self, name: str, version: str) -> None:
+        if name != MODEL or version not in ("", "1"):
+            raise UnknownModel(name, version)

@@ -1,0 +1,610 @@
+"""The REST transport: routes, limits, errors; the app in memory, and a few calls of real clients over a socket."""
+
+from __future__ import annotations
+
+import asyncio
+import gzip
+import json
+import re
+import socket
+import sys
+import time
+import tracemalloc
+import zlib
+from collections.abc import AsyncIterator, Iterable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import httpx
+import numpy as np
+import pytest
+
+import server.transport.rest as rest_module
+from server.errors import DeadlineExceeded, Draining, PayloadTooLarge, QueueFull
+from server.transport.exchange import inflate
+from server.transport.listen import ListenFailed
+from server.transport.rest import RestApp, RestServer
+from server.transport.routes import ROUTES
+from server.types import NO_DEADLINE, ImageInput, RowInput, Tensor, TensorSpec
+from tests.support.fake_dataplane import MODEL, FakeDataPlane
+
+LIMIT = 2000
+INFER = f"/v2/models/{MODEL}/infer"
+PREDICT = f"/v2/models/{MODEL}/predict"
+README = Path(rest_module.__file__).with_name("README.md")
+
+
+class Answer(NamedTuple):
+    status: int
+    headers: dict[str, str]
+    body: bytes
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.body)
+
+    @property
+    def error(self) -> str:
+        [(key, text)] = self.json.items()
+        assert key == "error"
+        return str(text)
+
+
+class Client:
+    """Calls the app in memory. `more` is what `receive` gives after the body, forever nothing if it is None."""
+
+    def __init__(self, dataplane: FakeDataPlane, limit: int = LIMIT) -> None:
+        self.app = RestApp(dataplane, max_body_bytes=limit)
+        self.received = 0
+
+    async def __call__(
+        self,
+        method: str,
+        path: str,
+        body: bytes | Iterable[bytes] = b"",
+        headers: dict[str, str] | None = None,
+        *,
+        disconnect: bool = False,
+    ) -> Answer:
+        chunks = [body] if isinstance(body, bytes) else list(body)
+        events = [
+            {"type": "http.request", "body": chunk, "more_body": index + 1 < len(chunks)}
+            for index, chunk in enumerate(chunks)
+        ]
+        sent: list[dict[str, Any]] = []
+
+        async def receive() -> dict[str, Any]:
+            if events:
+                event = events.pop(0)
+                self.received += len(event["body"])
+                return event
+            if not disconnect:
+                await asyncio.Event().wait()
+            return {"type": "http.disconnect"}
+
+        async def send(message: Any) -> None:
+            sent.append(message)
+
+        raw_path, _, query = path.partition("?")
+        scope = {
+            "type": "http",
+            "method": method,
+            "path": raw_path,
+            "raw_path": raw_path.encode(),
+            "query_string": query.encode(),
+            "headers": [(name.lower().encode(), value.encode()) for name, value in (headers or {}).items()],
+        }
+        await self.app(scope, receive, send)
+        if not sent:
+            return Answer(0, {}, b"")
+        start, end = sent
+        reply_headers = {name.decode(): value.decode() for name, value in start["headers"]}
+        assert reply_headers["content-length"] == str(len(end["body"]))
+        return Answer(start["status"], reply_headers, end["body"])
+
+
+@pytest.fixture
+def dataplane() -> FakeDataPlane:
+    return FakeDataPlane()
+
+
+@pytest.fixture
+def call(dataplane: FakeDataPlane) -> Client:
+    return Client(dataplane)
+
+
+def document(a: Any = (1, 2, 3, 4), **rest: Any) -> bytes:
+    inputs = [
+        {"name": "a", "datatype": "FP32", "shape": [1, 4], "data": list(a)},
+        {"name": "b", "datatype": "FP32", "shape": [1, 4], "data": [10, 20, 30, 40]},
+    ]
+    return json.dumps({"inputs": inputs, **rest}).encode()
+
+
+# --- routes -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("later", [False, True], ids=["settled inside of submit", "settled later"])
+async def test_infer(dataplane: FakeDataPlane, call: Client, later: bool) -> None:
+    """A request is answered with its tensors, whenever the data plane settles it."""
+    dataplane.later = later
+    answer = await call("POST", INFER, document(id="x"))
+    assert answer.status == 200
+    assert answer.headers["content-type"] == "application/json"
+    [output] = answer.json["outputs"]
+    assert (answer.json["id"], output["name"], output["data"]) == ("x", "sum", [11, 22, 33, 44])
+
+
+async def test_infer_of_a_version(dataplane: FakeDataPlane, call: Client) -> None:
+    """The version of the path is the request's."""
+    answer = await call("POST", f"/v2/models/{MODEL}/versions/7/infer", document())
+    assert answer.json["model_version"] == "7"
+    assert dataplane.requests[0].model_version == "7"
+
+
+async def test_infer_with_binary_tensors(call: Client) -> None:
+    """Binary outputs come with the header that says where they begin."""
+    answer = await call("POST", INFER, document(parameters={"binary_data_output": True}))
+    assert answer.headers["content-type"] == "application/octet-stream"
+    header = int(answer.headers["inference-header-content-length"])
+    assert json.loads(answer.body[:header])["outputs"][0]["parameters"] == {"binary_data_size": 16}
+    assert np.frombuffer(answer.body[header:], "<f4").tolist() == [11, 22, 33, 44]
+
+
+async def test_infer_with_a_raw_body(dataplane: FakeDataPlane, call: Client) -> None:
+    """A header length of 0 gives the body to the only input, and the answer is binary."""
+    dataplane.single_input = TensorSpec("a", "FP32", (-1, 4))
+    raw = np.arange(8, dtype="<f4").tobytes()
+    answer = await call("POST", INFER, raw, {"Inference-Header-Content-Length": "0"})
+    assert answer.body[int(answer.headers["inference-header-content-length"]) :] == raw
+    assert dataplane.requests[0].inputs[0].shape == (2, 4)
+
+
+async def test_predict(dataplane: FakeDataPlane, call: Client) -> None:
+    """Rows as JSON, a picture as the body; options from either place."""
+    answer = await call("POST", PREDICT, b'{"inputs": [[1, 2], {"x": 1}], "id": "i"}')
+    assert (answer.status, answer.json["id"], len(answer.json["predictions"])) == (200, "i", 2)
+    answer = await call("POST", f"{PREDICT}?top_k=1", b"\x89PNG", {"Content-Type": "image/png"})
+    assert answer.json["predictions"][0]["top_k"] == [{"label": "yes", "score": 0.75}]
+    assert dataplane.predicts[0].inputs == [RowInput([1, 2]), RowInput({"x": 1})]
+    assert dataplane.predicts[1].inputs == [ImageInput(b"\x89PNG", "image/png")]
+
+
+@pytest.mark.parametrize("path", ["/v2/health/live", "/v2/health/ready", f"/v2/models/{MODEL}/ready"])
+async def test_health_can_fail(dataplane: FakeDataPlane, call: Client, path: str) -> None:
+    """Health is 200 or 503, with no body."""
+    assert await call("GET", path) == Answer(200, {"content-length": "0"}, b"")
+    dataplane.ready_now = False
+    assert (await call("GET", path)).status == 503
+
+
+async def test_metadata(call: Client) -> None:
+    """Server and model metadata have v2's shape; the model's also says what predict takes."""
+    assert (await call("GET", "/v2")).json == {
+        "name": "forwardpass",
+        "version": "0.0.0",
+        "extensions": ["binary_tensor_data", "statistics"],
+    }
+    for path in (f"/v2/models/{MODEL}", f"/v2/models/{MODEL}/versions/1"):
+        metadata = (await call("GET", path)).json
+        assert metadata["inputs"][0] == {"name": "a", "datatype": "FP32", "shape": [-1, 4]}
+        assert (metadata["versions"], metadata["platform"]) == (["1"], "onnxruntime_onnx")
+        assert metadata["predict"] == {"task": "adding"}
+
+
+async def test_the_config(call: Client) -> None:
+    """The config has the names of model_config.proto, with 64-bit numbers as numbers, exactly."""
+    config = (await call("GET", f"/v2/models/{MODEL}/config")).json
+    assert config["max_batch_size"] == 8
+    assert config["input"][0]["dims"] == [4]
+    assert config["input"][0]["data_type"] == "TYPE_FP32"
+    assert config["parameters"] == {"k": {"string_value": "v"}}
+    assert config["dynamic_batching"]["max_queue_delay_microseconds"] == 9007199254740993
+    assert "sequence_batching" not in config
+
+
+@pytest.mark.parametrize(
+    "path", ["/v2/models/stats", f"/v2/models/{MODEL}/stats", f"/v2/models/{MODEL}/versions/1/stats"]
+)
+async def test_statistics(call: Client, path: str) -> None:
+    """Statistics are v2's, with 64-bit numbers as numbers."""
+    await call("POST", INFER, document())
+    [model] = (await call("GET", path)).json["model_stats"]
+    assert (model["name"], model["version"], model["last_inference"]) == (MODEL, "1", 1_700_000_000_500)
+    assert (model["inference_count"], model["execution_count"]) == (3, 1)
+    assert model["inference_stats"]["success"]["count"] == 1
+    assert isinstance(model["inference_stats"]["success"]["ns"], int)
+    assert model["batch_stats"] == [
+        {
+            "batch_size": 3,
+            "compute_input": {"count": 1, "ns": 10},
+            "compute_infer": {"count": 1, "ns": 20},
+            "compute_output": {"count": 1, "ns": 30},
+        }
+    ]
+
+
+async def test_model_control(dataplane: FakeDataPlane, call: Client) -> None:
+    """The index, load and unload; what would load or unload otherwise than asked is refused by name."""
+    assert [m["name"] for m in (await call("POST", "/v2/repository/index")).json] == [MODEL, "broken"]
+    assert [m["name"] for m in (await call("POST", "/v2/repository/index", b'{"ready": true}')).json] == [MODEL]
+    base = "/v2/repository/models"
+    assert (await call("POST", f"{base}/{MODEL}/load")).status == 200
+    unload = b'{"parameters": {"unload_dependents": false}}'
+    assert (await call("POST", f"{base}/{MODEL}/unload", unload)).status == 200
+    assert dataplane.control == [("load", MODEL), ("unload", MODEL)]
+    refused = await call("POST", f"{base}/{MODEL}/load", b'{"parameters": {"config": "{}"}}')
+    assert (refused.status, refused.error[:18]) == (501, "parameters.config:")
+    dependents = unload.replace(b"false", b"true")
+    assert (await call("POST", f"{base}/{MODEL}/unload", dependents)).error.startswith("parameters.unload_dependents:")
+    assert (await call("POST", f"{base}/broken/load")).status == 400
+    assert len(dataplane.control) == 2
+
+
+@pytest.mark.parametrize(
+    ("body", "field"),
+    [(b"[]", "body:"), (b"{", "body:"), (b'{"ready": 1}', "ready:"), (b'{"ready": null}', "ready:")],
+)
+async def test_a_malformed_index_request(call: Client, body: bytes, field: str) -> None:
+    """Management bodies are checked as others are."""
+    answer = await call("POST", "/v2/repository/index", body)
+    assert (answer.status, answer.error[: len(field)]) == (400, field)
+
+
+async def test_names_are_percent_decoded(dataplane: FakeDataPlane, call: Client) -> None:
+    """A name is decoded after the path was split: an encoded slash belongs to the name."""
+    answer = await call("POST", "/v2/models/a%2Fb%20%C3%A9/infer", document())
+    assert answer.status == 404
+    assert dataplane.requests[0].model_name == "a/b é"
+    assert "a/b é" in answer.error
+
+
+@pytest.mark.parametrize(
+    ("path", "status"),
+    [
+        ("/", 404),
+        ("/v1/models/add", 404),
+        ("/v2/", 404),
+        ("/v2/models", 404),
+        ("/v2/models/add/", 404),
+        ("/v2/models/add/versions", 404),
+        ("/v2/models/add/versions/1/nothing", 404),
+        ("/v2/models//ready", 400),
+        ("/v2/models/%FF/ready", 400),
+        ("/v2/models/nobody/ready", 404),
+        ("/v2/models/add/versions/9", 404),
+        ("/v2/health/unknown", 404),
+    ],
+)
+async def test_paths_that_lead_nowhere(call: Client, path: str, status: int) -> None:
+    """An unknown path, model or version is 404, a path that is no name 400, each with a reason."""
+    answer = await call("GET", path)
+    assert answer.status == status
+    assert answer.error
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "allow"),
+    [
+        ("GET", INFER, "POST"),
+        ("POST", "/v2", "GET, HEAD"),
+        ("DELETE", f"/v2/models/{MODEL}", "GET, HEAD"),
+        ("HEAD", PREDICT, "POST"),
+    ],
+)
+async def test_another_method_is_405(call: Client, method: str, path: str, allow: str) -> None:
+    """A known path with another method says which it takes."""
+    answer = await call(method, path)
+    assert (answer.status, answer.headers["allow"]) == (405, allow)
+
+
+async def test_every_route_is_in_the_readme() -> None:
+    """The README's table of routes is the one in the code, row by row."""
+    rows = re.findall(r"^\| (GET|POST) \| `(/v2[^`]*)` \|", README.read_text(), re.MULTILINE)
+    assert rows == [(route.method, route.pattern) for route in ROUTES]
+
+
+# --- errors -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("outcome", "status"),
+    [(DeadlineExceeded(MODEL, 5), 504), (Draining(), 503), (QueueFull(MODEL, 4), 429)],
+    ids=["deadline", "draining", "queue full"],
+)
+async def test_outcomes_become_statuses(
+    dataplane: FakeDataPlane, call: Client, outcome: Exception, status: int
+) -> None:
+    """However a request is settled, its caller gets the status of the table and the public message."""
+    dataplane.outcome = outcome
+    answer = await call("POST", INFER, document())
+    assert (answer.status, answer.error) == (status, str(outcome))
+    assert (await call("POST", PREDICT, b'{"inputs": ["t"]}')).status == status
+    assert "retry-after" not in answer.headers
+
+
+async def test_a_full_queue_says_when_to_come_back(dataplane: FakeDataPlane, call: Client) -> None:
+    """Retry-After is in whole seconds, rounded up."""
+    dataplane.outcome = QueueFull(MODEL, 4, 1200)
+    assert (await call("POST", INFER, document())).headers["retry-after"] == "2"
+
+
+async def test_our_own_fault_is_withheld(
+    dataplane: FakeDataPlane, call: Client, caplog: pytest.LogCaptureFixture
+) -> None:
+    """An exception that is none of ours is 500, its text is in the log and not in the answer."""
+    dataplane.outcome = RuntimeError("secret")
+    answer = await call("POST", INFER, document())
+    assert (answer.status, answer.error) == (500, "internal error")
+    assert caplog.text.count("secret") >= 1
+
+
+async def test_an_output_that_json_can_not_carry(dataplane: FakeDataPlane, call: Client) -> None:
+    """NaN in a JSON answer is an error that says what to do."""
+    dataplane.answers = [Tensor.from_numpy("sum", np.array([np.nan], "<f4"))]
+    answer = await call("POST", INFER, document())
+    assert (answer.status, "binary_data" in answer.error) == (501, True)
+
+
+# --- bodies -------------------------------------------------------------------------------------------
+
+
+async def test_a_declared_length_over_the_limit(call: Client) -> None:
+    """A Content-Length over the limit is 413 before a byte is read."""
+    answer = await call("POST", INFER, b"x" * (LIMIT + 1), {"Content-Length": str(LIMIT + 1)})
+    assert (answer.status, call.received) == (413, 0)
+    assert answer.error == f"body: {LIMIT + 1} bytes, over the limit of {LIMIT} bytes"
+
+
+async def test_chunks_over_the_limit(call: Client) -> None:
+    """Without a length the chunks are counted, and no more than one past the limit is taken."""
+    answer = await call("POST", INFER, [b" " * 900] * 100)
+    assert (answer.status, call.received) == (413, 2700)
+
+
+async def test_a_body_at_the_limit(call: Client) -> None:
+    """The limit itself is allowed, in one piece and in many."""
+    body = document().ljust(LIMIT)
+    assert (await call("POST", INFER, body, {"Content-Length": str(LIMIT)})).status == 200
+    assert (await call("POST", INFER, [body[i : i + 100] for i in range(0, LIMIT, 100)])).status == 200
+    assert (await call("POST", INFER, body + b" ")).status == 413
+
+
+async def test_a_client_told_to_wait_is_disconnected(call: Client) -> None:
+    """After an error, a client that waits for "100 Continue" may or may not send its body: the connection ends."""
+    headers = {"Content-Length": str(LIMIT + 1), "Expect": "100-continue"}
+    assert (await call("POST", INFER, b"", headers)).headers["connection"] == "close"
+    assert "connection" not in (await call("POST", INFER, b"", {"Content-Length": str(LIMIT + 1)})).headers
+
+
+COMPRESSED = {"gzip": gzip.compress, "deflate": zlib.compress}
+
+
+@pytest.mark.parametrize("encoding", COMPRESSED)
+async def test_compressed_bodies(call: Client, encoding: str) -> None:
+    """gzip and deflate are inflated, in whatever chunks they come."""
+    body = COMPRESSED[encoding](document())
+    headers = {"Content-Encoding": encoding}
+    assert (await call("POST", INFER, body, headers)).status == 200
+    assert (await call("POST", INFER, [bytes([byte]) for byte in body], headers)).status == 200
+
+
+@pytest.mark.parametrize("encoding", COMPRESSED)
+async def test_large_compressed_bodies(dataplane: FakeDataPlane, encoding: str) -> None:
+    """Bodies that are inflated on a thread come out as those that are not."""
+    padding = np.random.default_rng(0).bytes(6000).hex()
+    body = COMPRESSED[encoding](document(parameters={"p": padding}))
+    assert len(body) > 4096
+    call = Client(dataplane, limit=100_000)
+    assert (await call("POST", INFER, body, {"Content-Encoding": encoding})).status == 200
+    assert dataplane.requests[0].parameters["p"] == padding
+
+
+@pytest.mark.parametrize("encoding", COMPRESSED)
+async def test_a_bomb_is_defused(call: Client, encoding: str) -> None:
+    """The limit holds for the inflated size: one byte over it is 413."""
+    headers = {"Content-Encoding": encoding}
+    bomb = COMPRESSED[encoding](b" " * 1_000_000)
+    assert len(bomb) < LIMIT
+    assert (await call("POST", INFER, bomb, headers)).status == 413
+    fits = COMPRESSED[encoding](document().ljust(LIMIT))
+    assert (await call("POST", INFER, fits, headers)).status == 200
+    over = COMPRESSED[encoding](document().ljust(LIMIT + 1))
+    assert (await call("POST", INFER, over, headers)).status == 413
+
+
+@pytest.mark.parametrize("encoding", COMPRESSED)
+def test_a_bomb_takes_no_memory(encoding: str) -> None:
+    """However much a body would inflate to, no more than the limit is ever made of it."""
+    bomb = COMPRESSED[encoding](b" " * 20_000_000)
+    tracemalloc.start()
+    try:
+        with pytest.raises(PayloadTooLarge):
+            inflate(bomb, encoding, LIMIT)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 1_000_000
+
+
+@pytest.mark.parametrize("encoding", COMPRESSED)
+@pytest.mark.parametrize(
+    "spoil",
+    [lambda b: b"", lambda b: b"hello", lambda b: b[:-6], lambda b: b + b"x", lambda b: b[:12] + b"\xff" * 20],
+    ids=["empty", "plain", "cut short", "with a tail", "damaged"],
+)
+async def test_a_body_that_does_not_inflate(call: Client, encoding: str, spoil: Any) -> None:
+    """A broken stream is the client's error."""
+    body = spoil(COMPRESSED[encoding](document()))
+    answer = await call("POST", INFER, body, {"Content-Encoding": encoding})
+    assert (answer.status, answer.error[:5]) == (400, "body:")
+
+
+@pytest.mark.parametrize("encoding", ["br", "gzip, gzip", "zstd"])
+async def test_other_encodings_are_refused(call: Client, encoding: str) -> None:
+    """An encoding that is not read is refused by name."""
+    answer = await call("POST", INFER, b"x", {"Content-Encoding": encoding})
+    assert (answer.status, answer.error[:17]) == (501, "Content-Encoding:")
+
+
+# --- deadlines and leaving --------------------------------------------------------------------------------
+
+
+async def test_the_deadline_is_absolute(dataplane: FakeDataPlane, call: Client) -> None:
+    """X-Request-Timeout is milliseconds from the request's arrival, for infer and predict."""
+    before = time.monotonic_ns()
+    headers = {"X-Request-Timeout": "1500"}
+    await call("POST", INFER, document(), headers)
+    await call("POST", PREDICT, b'{"inputs": ["t"]}', headers)
+    after = time.monotonic_ns()
+    for deadline_ns in (dataplane.requests[0].deadline_ns, dataplane.predicts[0].deadline_ns):
+        assert before + 1_500_000_000 <= deadline_ns <= after + 1_500_000_000
+    await call("POST", INFER, document())
+    assert dataplane.requests[1].deadline_ns == NO_DEADLINE
+
+
+@pytest.mark.parametrize("text", ["0", "-5", "soon", "nan", "inf", "1e999", "1s"])
+async def test_a_deadline_that_is_none(dataplane: FakeDataPlane, call: Client, text: str) -> None:
+    """A time-out that is no positive number is refused by name, and nothing is executed."""
+    answer = await call("POST", INFER, document(), {"X-Request-Timeout": text})
+    assert (answer.status, answer.error[:18]) == (400, "X-Request-Timeout:")
+    assert not dataplane.requests
+
+
+async def test_a_client_that_leaves_cancels_its_infer(dataplane: FakeDataPlane, call: Client) -> None:
+    """A disconnect while the data plane works cancels the request; nothing is sent to nobody."""
+    dataplane.held = True
+    assert (await call("POST", INFER, document(), disconnect=True)).status == 0
+    assert dataplane.cancelled == dataplane.requests != []
+
+
+async def test_a_client_that_leaves_cancels_its_predict(dataplane: FakeDataPlane, call: Client) -> None:
+    """The same for predict, whose task is cancelled."""
+    dataplane.held = True
+    assert (await call("POST", PREDICT, b'{"inputs": ["t"]}', disconnect=True)).status == 0
+    assert dataplane.cancelled_predicts == 1
+
+
+async def test_a_client_that_leaves_before_its_body_ends(dataplane: FakeDataPlane) -> None:
+    """Half a body is no request."""
+    sent = []
+
+    async def receive() -> dict[str, Any]:
+        return {"type": "http.disconnect"}
+
+    async def send(message: Any) -> None:
+        sent.append(message["type"])
+
+    scope = {"type": "http", "method": "POST", "path": INFER, "query_string": b"", "headers": []}
+    await RestApp(dataplane, max_body_bytes=LIMIT)(scope, receive, send)
+    assert not dataplane.requests
+
+
+async def test_a_slow_answer_is_not_lost_to_the_watch(dataplane: FakeDataPlane, call: Client) -> None:
+    """A call that is watched for a disconnect is answered as any other."""
+    dataplane.held = True
+    task = asyncio.create_task(call("POST", INFER, document()))
+    await dataplane.arrived.wait()
+    asyncio.get_running_loop().call_later(rest_module._WATCH_AFTER_S * 3, dataplane.release)
+    assert (await task).status == 200
+    assert not dataplane.cancelled
+
+
+async def test_head_is_get_without_the_body(dataplane: FakeDataPlane) -> None:
+    """HEAD gives the headers of GET, with the length of the body that it leaves out."""
+    server = RestServer(dataplane, "127.0.0.1", 0, max_body_bytes=LIMIT, keep_alive_s=5)
+    port = await server.start()
+    async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}") as client:
+        got, head = await client.get("/v2"), await client.head("/v2")
+    await server.stop(1)
+    assert head.status_code == 200
+    assert head.content == b""
+    assert head.headers["content-length"] == str(len(got.content))
+    assert "server" not in got.headers
+
+
+# --- over a socket ----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+async def served(dataplane: FakeDataPlane) -> AsyncIterator[tuple[RestServer, int]]:
+    server = RestServer(dataplane, "127.0.0.1", 0, max_body_bytes=1_000_000, keep_alive_s=5)
+    port = await server.start()
+    yield server, port
+    await server.stop(1)
+
+
+@pytest.mark.parametrize("binary", [True, False], ids=["binary", "JSON"])
+async def test_tritonclient(served: tuple[RestServer, int], dataplane: FakeDataPlane, binary: bool) -> None:
+    """tritonclient.http works unmodified, with binary and JSON tensors and compressed requests."""
+    form = "binary" if binary else "json"
+    program = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "tests.support.triton_http", str(served[1]), form), stderr=asyncio.subprocess.PIPE
+    )
+    _, errors = await program.communicate()
+    assert program.returncode == 0, errors.decode()
+    assert dataplane.control == [("load", MODEL), ("unload", MODEL)]
+
+
+async def test_too_large_a_body_still_gets_its_answer(served: tuple[RestServer, int]) -> None:
+    """A client that sends all of its body before it reads gets 413 and not a reset, and may go on."""
+    async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{served[1]}", timeout=30) as client:
+        answer = await client.post(INFER, content=b"x" * 8_000_000)
+        assert (answer.status_code, answer.json()["error"][:5]) == (413, "body:")
+        assert (await client.get("/v2/health/live")).status_code == 200
+
+
+async def test_a_disconnect_over_a_socket(served: tuple[RestServer, int], dataplane: FakeDataPlane) -> None:
+    """A connection that is closed while its request waits cancels the request."""
+    dataplane.held = True
+    _, writer = await asyncio.open_connection("127.0.0.1", served[1])
+    body = document()
+    writer.write(b"POST %s HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n%s" % (INFER.encode(), len(body), body))
+    await dataplane.arrived.wait()
+    writer.close()
+    await dataplane.gone.wait()
+    assert dataplane.cancelled == dataplane.requests
+
+
+async def test_stop_answers_what_is_in_flight(served: tuple[RestServer, int], dataplane: FakeDataPlane) -> None:
+    """Stopping waits for the answers, closes idle connections and refuses new ones."""
+    server, port = served
+    dataplane.held = True
+    async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}") as client:
+        idle_reader, idle_writer = await asyncio.open_connection("127.0.0.1", port)
+        waiting = asyncio.create_task(client.post(INFER, content=document()))
+        await dataplane.arrived.wait()
+        stopping = asyncio.create_task(server.stop(10))
+        assert await idle_reader.read() == b""
+        idle_writer.close()
+        with pytest.raises(ConnectionRefusedError):
+            await asyncio.open_connection("127.0.0.1", port)
+        assert not stopping.done()
+        # Well after the listener has turned to waiting for its connections.
+        asyncio.get_running_loop().call_later(0.5, dataplane.release)
+        answer = await waiting
+        assert (answer.status_code, answer.headers["connection"]) == (200, "close")
+        await stopping
+
+
+async def test_stop_ends_with_the_grace(served: tuple[RestServer, int], dataplane: FakeDataPlane) -> None:
+    """What is not answered when the grace is over is cancelled, and its caller told that the server leaves."""
+    server, port = served
+    dataplane.held = True
+    async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}") as client:
+        waiting = asyncio.create_task(client.post(INFER, content=document()))
+        await dataplane.arrived.wait()
+        await server.stop(0.01)
+        answer = await waiting
+    assert (answer.status_code, answer.json()) == (503, {"error": "the server is shutting down"})
+    assert dataplane.cancelled == dataplane.requests
+
+
+async def test_a_port_that_is_taken(dataplane: FakeDataPlane) -> None:
+    """A port that can't be had is an error that names it."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        server = RestServer(dataplane, "127.0.0.1", port, max_body_bytes=LIMIT, keep_alive_s=5)
+        with pytest.raises(ListenFailed, match=f"127.0.0.1:{port}: .*in use"):
+            await server.start()
+        await server.stop(1)
