@@ -163,7 +163,8 @@ class DeadlineExceeded(ServingError):
 
     @property
     def public_message(self) -> str:
-        return f"deadline exceeded: the request to model '{self.model_name}' waited {self.waited_us} us and was not executed"
+        waited = f"the request to model '{self.model_name}' waited {self.waited_us} us and was not executed"
+        return f"deadline exceeded: {waited}"
 
 
 class Cancelled(ServingError):

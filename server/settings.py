@@ -7,13 +7,14 @@ from its default. An unknown name is an error, in the environment as on the comm
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeGuard, get_origin
 
 from pydantic import BaseModel, ConfigDict, Field
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
 
 ENV_PREFIX = "FORWARDPASS_"
 ENV_NESTED = "__"
@@ -89,8 +90,9 @@ class PipelineSettings(Section):
 
 
 class ShutdownSettings(Section):
-    delay_s: Annotated[float, Field(ge=0, json_schema_extra=flag("--drain-delay-secs"))] = 0.0
-    """Seconds between turning unready and closing the listeners, for load balancers to notice."""
+    delay_s: Annotated[float, Field(ge=0, json_schema_extra=flag("--drain-delay-secs"))] = 0.25
+    """Seconds between turning unready and closing the listeners: for load balancers to notice, and for requests
+    that are already on the wire to be read. Behind a load balancer set it to its detection time, 10 s or so."""
     grace_s: Annotated[float, Field(ge=0, json_schema_extra=flag("--exit-timeout-secs"))] = 30.0
     """Seconds in which everything admitted is answered before the rest is settled as UNAVAILABLE."""
 
@@ -126,15 +128,16 @@ class Settings(BaseSettings):
     log: LogSettings = LogSettings()
 
 
-def known_environment() -> set[str]:
-    """The names of every environment variable that sets something."""
-    names: set[str] = set()
+def known_environment() -> dict[str, Any]:
+    """Every environment variable that sets something, with the type of what it sets."""
+    types: dict[str, Any] = {}
     for name, field in Settings.model_fields.items():
-        names.add(f"{ENV_PREFIX}{name}".upper())
-        section = field.annotation
-        if isinstance(section, type) and issubclass(section, Section):
-            names.update(f"{ENV_PREFIX}{name}{ENV_NESTED}{inner}".upper() for inner in section.model_fields)
-    return names
+        variable, section = f"{ENV_PREFIX}{name}".upper(), field.annotation
+        types[variable] = section
+        if _is_section(section):
+            inner = section.model_fields.items()
+            types.update({f"{variable}{ENV_NESTED}{key}".upper(): field.annotation for key, field in inner})
+    return types
 
 
 def load_settings(overrides: Mapping[str, Any] | None = None) -> Settings:
@@ -148,4 +151,26 @@ def load_settings(overrides: Mapping[str, Any] | None = None) -> Settings:
     stray = sorted(name for name in os.environ if name.upper().startswith(ENV_PREFIX) and name.upper() not in known)
     if stray:
         raise ValueError(f"unknown environment variable: {', '.join(stray)}")
-    return Settings(**(overrides or {}))
+    try:
+        return Settings(**(overrides or {}))
+    except SettingsError as error:
+        raise ValueError(f"not JSON, as its value must be: {', '.join(_not_json())}") from error
+
+
+def _not_json() -> list[str]:
+    """The variables at fault when the environment can't be parsed: those of a section or a list take JSON."""
+    known = known_environment()
+    takers = {name for name, kind in known.items() if _is_section(kind) or get_origin(kind) is tuple}
+    return sorted(name for name, value in os.environ.items() if name.upper() in takers and not _is_json(value))
+
+
+def _is_section(kind: Any) -> TypeGuard[type[Section]]:
+    return isinstance(kind, type) and issubclass(kind, Section)
+
+
+def _is_json(value: str) -> bool:
+    try:
+        json.loads(value)
+    except ValueError:
+        return False
+    return True

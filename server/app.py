@@ -1,0 +1,182 @@
+"""The composition root: what is started in which order, and how it is drained.
+
+    settings -> repository -> engine -> data plane -> models load -> listeners -> READY
+    SIGTERM  -> unready -> a pause for load balancers -> listeners close, what is in flight is answered
+             -> what is left after the grace is settled as UNAVAILABLE -> engines close
+
+The only module that knows them all; nothing imports it but the command line.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import logging
+import os
+import signal
+import sys
+import time
+
+import uvloop
+
+from server.banner import banner
+from server.dataplane import DataPlane
+from server.engine.cores import available_cores
+from server.engine.onnxruntime import OnnxRuntimeEngine
+from server.errors import ModelLoadFailed
+from server.lifecycle import Lifecycle, State
+from server.model_control import ModelControl
+from server.observability.logging import configure_logging
+from server.observability.metrics import Metrics
+from server.pipeline.load import load_pipeline
+from server.repository.repository import IndexEntry, Repository
+from server.settings import RepositorySettings, Settings
+from server.transport.asgi import AsgiServer
+from server.transport.grpcio import GrpcioServer
+from server.transport.listen import ListenFailed
+from server.transport.metrics import metrics_app
+from server.transport.rest import RestServer
+
+log = logging.getLogger("server")
+
+_LAST_ANSWERS_S = 1.0
+"""After the grace, what was settled as UNAVAILABLE still has to be written to its connections."""
+
+
+class Server:
+    """One server in one event loop: `start`, then `drain`."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.lifecycle = Lifecycle()
+        self.models = ModelControl(
+            open_repository(settings), default_max_queue_size=settings.scheduler.default_max_queue_size
+        )
+        self.dataplane = DataPlane(
+            self.models, self.lifecycle, settings.repository, settings.pipeline.threads or available_cores()
+        )
+        host, http, grpc = settings.host, settings.http, settings.grpc
+        self.rest = RestServer(
+            self.dataplane, host, http.port, max_body_bytes=http.max_body_bytes, keep_alive_s=http.keep_alive_s
+        )
+        self.grpc = GrpcioServer(self.dataplane, host, grpc.port, max_message_bytes=grpc.max_message_bytes)
+        self.metrics = AsgiServer(
+            metrics_app(Metrics(self.dataplane).expose),
+            host,
+            settings.metrics.port,
+            keep_alive_s=http.keep_alive_s,
+        )
+        self.ports: dict[str, int] = {}
+        self._poll: asyncio.Task[None] | None = None
+
+    async def start(self) -> None:
+        """Load the models, warmed up and verified, then open the listeners, then be ready.
+
+        Raises:
+            ListenFailed: a port is taken. Models that can't be loaded are in the index with their reason.
+        """
+        repository = self.settings.repository
+        await self.models.load_all(_wanted(repository, self.models.names()))
+        # What was loaded stays for good: taking it out of the collector's view spares each full collection.
+        gc.collect()
+        gc.freeze()
+        self.ports["metrics"] = await self.metrics.start()
+        self.ports["grpc"] = await self.grpc.start()
+        self.ports["http"] = await self.rest.start()
+        if repository.control_mode == "poll":
+            self._poll = asyncio.create_task(self.models.poll(repository.poll_s))
+        self.lifecycle.advance(State.READY)
+
+    async def drain(self) -> None:
+        """Answer everything that was admitted, within the grace, and close."""
+        shutdown = self.settings.shutdown
+        self.lifecycle.advance(State.DRAINING)
+        if self._poll:
+            self._poll.cancel()
+        await asyncio.sleep(shutdown.delay_s)
+        grace_s = shutdown.grace_s + _LAST_ANSWERS_S
+        closing = asyncio.create_task(self.stop_listening(grace_s))
+        await asyncio.wait((closing,), timeout=shutdown.grace_s)
+        await self.models.drain(time.monotonic_ns())
+        await closing
+        await self.close()
+
+    async def stop_listening(self, grace_s: float) -> None:
+        """Take no new requests; returns when those in flight are answered, at most `grace_s` later."""
+        await asyncio.gather(self.rest.stop(grace_s), self.grpc.stop(grace_s))
+
+    async def close(self) -> None:
+        """Free what is left: engines, threads, the metrics listener."""
+        await self.models.close()
+        self.dataplane.close()
+        await self.metrics.stop(_LAST_ANSWERS_S)
+        self.lifecycle.advance(State.STOPPED)
+
+
+def open_repository(settings: Settings) -> Repository:
+    """The repository of `settings` over the embedded engine."""
+    return Repository(
+        settings.repository.path,
+        OnnxRuntimeEngine(settings.engine.threads),
+        load_pipeline=lambda folder: load_pipeline(folder, max_pixels=settings.pipeline.max_pixels),
+        warmup_s=settings.repository.warmup_s,
+    )
+
+
+def _wanted(settings: RepositorySettings, names: list[str]) -> list[str]:
+    if settings.control_mode == "explicit" and "*" not in settings.load_models:
+        return list(settings.load_models)
+    return names
+
+
+def check(settings: Settings) -> list[IndexEntry]:
+    """Load every model as `serve` would, golden inputs and all; the state of each version, with its reason."""
+    repository = open_repository(settings)
+    for name in repository.names():
+        try:
+            models = repository.load(name)
+        except ModelLoadFailed:
+            continue  # The index has the reason.
+        for model in models:
+            model.engine_model.close()
+    return repository.index()
+
+
+def run(settings: Settings) -> int:
+    """Serve until SIGTERM or SIGINT; the exit status. A second signal ends the process at once."""
+    configure_logging(settings.log)
+    return uvloop.run(_serve(settings))
+
+
+async def _serve(settings: Settings) -> int:
+    log.info("settings: %s", settings.model_dump_json())
+    stop = asyncio.Event()
+    _on_signals(stop)
+    began_ns = time.monotonic_ns()
+    server = Server(settings)
+    try:
+        await server.start()
+    except ListenFailed as error:
+        log.error("%s", error)
+        await server.stop_listening(0)
+        await server.close()
+        return 1
+    log.info("ready in %.2f s", (time.monotonic_ns() - began_ns) / 1e9)
+    sys.stdout.write(banner(server.dataplane, settings, server.ports))
+    sys.stdout.flush()
+    await stop.wait()
+    log.info("stopping: answering what was admitted, at most %.0f s", settings.shutdown.grace_s)
+    await server.drain()
+    log.info("stopped")
+    return 0
+
+
+def _on_signals(stop: asyncio.Event) -> None:
+    def handle(number: int) -> None:
+        if stop.is_set():
+            # Asked twice: whoever asks does not want to wait. 128 + signal is the shell's convention.
+            os._exit(128 + number)
+        stop.set()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, handle, number)

@@ -1,0 +1,73 @@
+"""What `serve` prints when it is ready: for each model a command that can be pasted and gives an answer."""
+
+from __future__ import annotations
+
+import base64
+import json
+import shlex
+from pathlib import Path
+
+from server.dataplane import DataPlane, ModelMetadata
+from server.pipeline.base import Pipeline
+from server.settings import Settings
+from server.types import ImageInput, RowInput
+
+_PICTURES = {".png": "image/png", ".jpg": "image/jpeg", ".jpeg": "image/jpeg"}
+
+
+def banner(dataplane: DataPlane, settings: Settings, ports: dict[str, int]) -> str:
+    """The addresses, every version with its state, and one command for each model that serves."""
+    host = f"[{settings.host}]" if ":" in settings.host else settings.host
+    url = f"http://{host}:{ports['http']}"
+    lines = [
+        "",
+        f"Forwardpass is {'ready' if dataplane.ready() else 'NOT ready'}.",
+        f"  REST     {url}",
+        f"  gRPC     {host}:{ports['grpc']}",
+        f"  metrics  http://{host}:{ports['metrics']}/metrics",
+        "",
+    ]
+    lines += [
+        f"  {entry.name} version {entry.version or '-'}: {entry.state} {entry.reason}".rstrip()
+        for entry in dataplane.repository_index()
+    ]
+    lines.append("")
+    for name in sorted({entry.name for entry in dataplane.repository_index(ready=True)}):
+        lines += [f"# {name}", command(dataplane, settings, name, url), ""]
+    return "\n".join(lines) + "\n"
+
+
+def command(dataplane: DataPlane, settings: Settings, name: str, url: str) -> str:
+    """A curl command that asks `name` for a prediction, or for an inference where it has no pipeline."""
+    pipeline = dataplane.pipeline(name)
+    if pipeline is None:
+        return _infer(dataplane.model_metadata(name), url)
+    return _predict(pipeline, settings.repository.path / name, f"{url}/v2/models/{name}/predict")
+
+
+def _predict(pipeline: Pipeline, folder: Path, url: str) -> str:
+    example = pipeline.example()
+    if not isinstance(example, ImageInput):
+        value = example.values if isinstance(example, RowInput) else example.text
+        return _post(url, {"inputs": [value]})
+    for picture in sorted(folder.glob("example.*")):
+        if picture.suffix in _PICTURES:
+            kind = _PICTURES[picture.suffix]
+            return f"curl -s {url} -H 'Content-Type: {kind}' --data-binary @{shlex.quote(str(picture))}"
+    return _post(url, {"inputs": [{"b64": base64.b64encode(example.data).decode()}]})
+
+
+def _infer(metadata: ModelMetadata, url: str) -> str:
+    inputs = []
+    for spec in metadata.inputs:
+        shape = [1 if dim == -1 else dim for dim in spec.dims]
+        size = 1
+        for dim in shape:
+            size *= dim
+        zero: object = {"BYTES": "", "BOOL": False}.get(spec.datatype, 0)
+        inputs.append({"name": spec.name, "datatype": spec.datatype, "shape": shape, "data": [zero] * size})
+    return _post(f"{url}/v2/models/{metadata.name}/infer", {"inputs": inputs})
+
+
+def _post(url: str, body: object) -> str:
+    return f"curl -s {url} -H 'Content-Type: application/json' -d {shlex.quote(json.dumps(body, default=list))}"

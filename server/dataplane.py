@@ -1,0 +1,234 @@
+"""What both transports call: infer, predict, metadata, health, statistics, model control.
+
+`submit` is the hot way: plain calls, from the transport into a model's queue, in one loop tick. `predict`
+goes round it: raw inputs become tensors on a thread, then take the same way, then become answers.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+from tritonclient.grpc import model_config_pb2
+
+from server import __version__
+from server.errors import InvalidRequest, ServingError, UnknownModel, Unsupported
+from server.lifecycle import Lifecycle, State
+from server.model_control import ModelControl, Served
+from server.pipeline.base import Pipeline
+from server.repository.repository import IndexEntry
+from server.scheduler.statistics import ModelStatistics
+from server.settings import RepositorySettings
+from server.types import (
+    Array,
+    InferRequest,
+    InferResponse,
+    Outcome,
+    PredictRequest,
+    PredictResponse,
+    Tensor,
+    TensorSpec,
+)
+
+SERVER_NAME = "forwardpass"
+EXTENSIONS = (
+    "binary_tensor_data",
+    "model_configuration",
+    "model_repository",
+    "parameters",
+    "schedule_policy",
+    "statistics",
+    "predict",
+)
+"""Triton's names for the extensions of v2 that are served; `predict` is ours."""
+
+
+@dataclass(frozen=True, slots=True)
+class ServerMetadata:
+    name: str
+    version: str
+    extensions: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ModelMetadata:
+    """Shapes have the batch dimension, as -1, where the model has one. Source: KServe v2 "Model Metadata"."""
+
+    name: str
+    versions: tuple[str, ...]
+    platform: str
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    predict: Mapping[str, object] | None
+
+
+class DataPlane:
+    """The surface of the server behind its transports. All methods run on the event loop."""
+
+    def __init__(
+        self, models: ModelControl, lifecycle: Lifecycle, settings: RepositorySettings, pipeline_threads: int
+    ) -> None:
+        self._models = models
+        self._lifecycle = lifecycle
+        self._settings = settings
+        self._pipelines = ThreadPoolExecutor(pipeline_threads, thread_name_prefix="pipeline")
+
+    # --- requests ---------------------------------------------------------------------------------
+
+    def submit(self, requests: Sequence[InferRequest]) -> None:
+        """Take in requests that arrived together. Each is settled exactly once, maybe before this returns."""
+        for request in requests:
+            try:
+                served = self._models.resolve(request.model_name, request.model_version)
+            except ServingError as error:
+                request.settle(error)
+            else:
+                served.submit(request)
+
+    def cancel(self, request: InferRequest) -> None:
+        """The caller went away: the request is settled as Cancelled, and not executed if it still waits."""
+        if request.holder is not None:
+            request.holder.cancel(request)
+
+    async def predict(self, request: PredictRequest) -> PredictResponse:
+        """Raw inputs to answers, one for each input.
+
+        Raises:
+            ServingError: as `InferRequest`s are settled, and what the model's pipeline finds wrong.
+        """
+        with self._models.resolve(request.model_name, request.model_version) as served:
+            pipeline = self._pipeline(served, request)
+            loop = asyncio.get_running_loop()
+            arrays = await loop.run_in_executor(self._pipelines, pipeline.preprocess, request.inputs)
+            response = await self._infer(served, request, arrays)
+            outputs = {tensor.name: tensor.numpy() for tensor in response.outputs}
+            predictions = pipeline.postprocess(outputs, request.top_k)
+        return PredictResponse(response.model_name, response.model_version, predictions, request.id)
+
+    async def _infer(self, served: Served, request: PredictRequest, arrays: Mapping[str, Array]) -> InferResponse:
+        done: asyncio.Future[InferResponse] = asyncio.get_running_loop().create_future()
+        inner = InferRequest(
+            request.model_name,
+            [Tensor.from_numpy(name, array) for name, array in arrays.items()],
+            on_settle=lambda _, outcome: _resolve(done, outcome),
+            received_ns=time.monotonic_ns(),
+            model_version=served.model.version,
+            id=request.id,
+            deadline_ns=request.deadline_ns,
+            parameters=request.parameters,
+        )
+        served.submit(inner)
+        try:
+            return await done
+        except asyncio.CancelledError:
+            self.cancel(inner)
+            raise
+
+    def _pipeline(self, served: Served, request: PredictRequest) -> Pipeline:
+        pipeline = served.model.pipeline
+        if pipeline is None:
+            raise Unsupported("predict", f"model '{request.model_name}' has no processing.yaml: use infer")
+        rows, most = len(request.inputs), max(served.model.config.max_batch_size, 1)
+        if not 1 <= rows <= most:
+            raise InvalidRequest(
+                "inputs", f"must be 1 to {most} (max_batch_size of model '{request.model_name}'), got {rows}"
+            )
+        return pipeline
+
+    # --- health and metadata ----------------------------------------------------------------------
+
+    def live(self) -> bool:
+        """The loop answers (it does, if this runs) and every engine thread beats."""
+        return all(served.batcher.healthy() for served in self._models)
+
+    def ready(self) -> bool:
+        """In service, with every queue moving; under strict readiness also with every model loaded."""
+        if self._lifecycle.state is not State.READY or not self.live():
+            return False
+        return not self._settings.strict_readiness or all(entry.state == "READY" for entry in self._models.index())
+
+    def model_ready(self, name: str, version: str = "") -> bool:
+        """Whether the model answers now. Raises UnknownModel."""
+        try:
+            served = self._models.resolve(name, version)
+        except UnknownModel:
+            raise
+        except ServingError:
+            return False
+        return self._lifecycle.state is State.READY and served.batcher.healthy()
+
+    def server_metadata(self) -> ServerMetadata:
+        return ServerMetadata(SERVER_NAME, __version__, EXTENSIONS)
+
+    def model_metadata(self, name: str, version: str = "") -> ModelMetadata:
+        """Raises UnknownModel, ModelNotReady."""
+        model = self._models.resolve(name, version).model
+        config = model.config
+        return ModelMetadata(
+            name=model.name,
+            versions=tuple(served.model.version for served in self._models.versions(name)),
+            platform=config.platform,
+            inputs=_with_batch(config.inputs, config.max_batch_size),
+            outputs=_with_batch(config.outputs, config.max_batch_size),
+            predict=model.pipeline.describe() if model.pipeline else None,
+        )
+
+    def pipeline(self, name: str) -> Pipeline | None:
+        """What `predict` runs, None where the model has no processing.yaml. Raises UnknownModel, ModelNotReady."""
+        return self._models.resolve(name).model.pipeline
+
+    def model_config(self, name: str, version: str = "") -> model_config_pb2.ModelConfig:
+        """The config.pbtxt as the server read it. Raises UnknownModel, ModelNotReady."""
+        return self._models.resolve(name, version).model.config.message
+
+    def statistics(self, name: str = "", version: str = "") -> list[ModelStatistics]:
+        """Of every version in service, or of those that `name` and `version` name. Raises UnknownModel."""
+        if not name:
+            return [served.statistics for served in self._models]
+        if version:
+            return [self._models.resolve(name, version).statistics]
+        self._models.resolve(name)
+        return [served.statistics for served in self._models.versions(name)]
+
+    # --- model control ----------------------------------------------------------------------------
+
+    def repository_index(self, ready: bool = False) -> list[IndexEntry]:
+        """Every model and version with its state; with `ready` only those in service."""
+        return [entry for entry in self._models.index() if not ready or entry.state == "READY"]
+
+    async def load_model(self, name: str) -> None:
+        """Raises Unsupported (not in explicit mode), UnknownModel, ModelLoadFailed."""
+        self._demand_explicit("load")
+        await self._models.load(name)
+
+    async def unload_model(self, name: str) -> None:
+        """Raises Unsupported (not in explicit mode), UnknownModel."""
+        self._demand_explicit("unload")
+        await self._models.unload(name)
+
+    def _demand_explicit(self, action: str) -> None:
+        if self._settings.control_mode != "explicit":
+            raise Unsupported(action, "models are controlled by requests only with --model-control-mode explicit")
+
+    def close(self) -> None:
+        """Let the pipeline threads end."""
+        self._pipelines.shutdown(wait=False, cancel_futures=True)
+
+
+def _resolve(done: asyncio.Future[InferResponse], outcome: Outcome) -> None:
+    """Hand a request's outcome to a coroutine that awaits it, unless it has gone away."""
+    if done.done():
+        return
+    if isinstance(outcome, BaseException):
+        done.set_exception(outcome)
+    else:
+        done.set_result(outcome)
+
+
+def _with_batch(specs: tuple[TensorSpec, ...], max_batch_size: int) -> tuple[TensorSpec, ...]:
+    if not max_batch_size:
+        return specs
+    return tuple(TensorSpec(spec.name, spec.datatype, (-1, *spec.dims)) for spec in specs)

@@ -1,0 +1,249 @@
+"""The models in service: loaded, found by name and version, swapped under load, drained and closed.
+
+Loading runs on a thread of its own and one model at a time; all the rest here runs on the event loop.
+A load that fails leaves the versions that serve as they are. A swap puts the new versions in service
+first, then drains the old ones, then frees their memory: no request falls between them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+from server.errors import ModelLoadFailed, ModelNotReady, ServingError, UnknownModel
+from server.repository.repository import IndexEntry, Repository, ServedModel
+from server.request_check import RequestCheck
+from server.scheduler.batcher import Batcher
+from server.scheduler.cost import CostModel
+from server.scheduler.plan import Limits
+from server.scheduler.queue import QueuePolicy
+from server.scheduler.statistics import ModelStatistics
+from server.types import InferRequest
+
+log = logging.getLogger(__name__)
+
+_DRAIN_NS = 30_000_000_000
+"""How long an old version may finish what it has admitted once it is out of service."""
+
+
+class Served:
+    """One version in service: what was loaded, the check of its requests, and its batcher.
+
+    While somebody is inside ``with served:`` it is not drained: a prediction whose picture is still being
+    decoded keeps the version that decodes it.
+    """
+
+    __slots__ = ("_held", "_idle", "batcher", "check", "model", "statistics")
+
+    def __init__(self, model: ServedModel, batcher: Batcher, statistics: ModelStatistics) -> None:
+        self.model = model
+        self.check = RequestCheck(model.config)
+        self.batcher = batcher
+        self.statistics = statistics
+        self._held = 0
+        self._idle = asyncio.Event()
+        self._idle.set()
+
+    def __enter__(self) -> Served:
+        self._held += 1
+        self._idle.clear()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._held -= 1
+        if not self._held:
+            self._idle.set()
+
+    def submit(self, request: InferRequest) -> None:
+        """Check a request and queue it; it is settled in any case. A plain call that never raises."""
+        try:
+            self.check(request)
+        except ServingError as error:
+            request.settle(error)
+        else:
+            request.holder = self.batcher
+            self.batcher.submit(request)
+
+    async def drain(self, until_ns: int) -> None:
+        """Answer all that was admitted; what is left at `until_ns` is settled as UNAVAILABLE."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(max(0, until_ns - time.monotonic_ns()) / 1e9):
+                await self._idle.wait()
+        await self.batcher.drain(until_ns)
+
+
+class ModelControl:
+    """All versions in service, and the way in and out of it."""
+
+    def __init__(self, repository: Repository, *, default_max_queue_size: int) -> None:
+        self._repository = repository
+        self._default_max_queue_size = default_max_queue_size
+        self._served: dict[str, dict[str, Served]] = {}
+        self._newest: dict[str, Served] = {}
+        self._statistics: dict[tuple[str, str], ModelStatistics] = {}
+        self._fingerprints: dict[str, object] = {}
+        self._loader = ThreadPoolExecutor(max_workers=1, thread_name_prefix="load")
+        self._turn = asyncio.Lock()
+        self._retiring: set[asyncio.Task[None]] = set()
+
+    def resolve(self, name: str, version: str = "") -> Served:
+        """The version in service that a request means; the highest number where it names none.
+
+        Raises:
+            UnknownModel: the repository has no such model, or does not serve that version.
+            ModelNotReady: the model is there, and not in service; says why.
+        """
+        served = self._served[name].get(version) if version and name in self._served else self._newest.get(name)
+        if served is None:
+            raise self._absent(name, version)
+        return served
+
+    def _absent(self, name: str, version: str) -> ServingError:
+        entries = [e for e in self.index() if e.name == name and version in ("", e.version)]
+        if not entries or (name in self._newest and version):
+            return UnknownModel(name, version)
+        return ModelNotReady(name, version, "; ".join(sorted({e.reason for e in entries if e.reason})))
+
+    def __iter__(self) -> Iterator[Served]:
+        for versions in self._served.values():
+            yield from versions.values()
+
+    def versions(self, name: str) -> list[Served]:
+        """The versions of a model in service, lowest first; empty where none is."""
+        return list(self._served.get(name, {}).values())
+
+    def index(self) -> list[IndexEntry]:
+        """Every version that the repository knows, in service or not, with its state and reason."""
+        return self._repository.index()
+
+    def names(self) -> list[str]:
+        """Every model in the repository's folder."""
+        return self._repository.names()
+
+    async def load(self, name: str) -> None:
+        """Load a model, or load it anew, and put it in service.
+
+        Raises:
+            UnknownModel: the repository has no such folder.
+            ModelLoadFailed: no version could be loaded; what served before goes on serving.
+        """
+        async with self._turn:
+            loop = asyncio.get_running_loop()
+            self._fingerprints[name] = await loop.run_in_executor(self._loader, self._repository.fingerprint, name)
+            models = await loop.run_in_executor(self._loader, self._repository.load, name)
+            self._replace(name, [self._serve(model) for model in models])
+
+    async def unload(self, name: str) -> None:
+        """Take a model out of service and free it once it has answered what it admitted.
+
+        Raises:
+            UnknownModel: the model is not in the repository, nor in service.
+        """
+        async with self._turn:
+            if name not in self._served and name not in self._repository.names():
+                raise UnknownModel(name)
+            self._repository.unload(name)
+            self._replace(name, [])
+
+    async def load_all(self, names: list[str]) -> None:
+        """Load each of `names`; what can't be loaded is logged and stays in the index with its reason."""
+        for name in names:
+            try:
+                await self.load(name)
+            except (ModelLoadFailed, UnknownModel) as error:
+                log.error("%s", error.public_message)
+
+    async def poll(self, interval_s: float) -> None:
+        """Follow the repository's folder until cancelled: load what is new or changed, unload what is gone."""
+        while True:
+            await asyncio.sleep(interval_s)
+            try:
+                await self._follow()
+            except OSError as error:
+                log.error("the repository could not be read: %s", error)
+
+    async def _follow(self) -> None:
+        loop = asyncio.get_running_loop()
+        names = await loop.run_in_executor(self._loader, self._repository.names)
+        changed = []
+        for name in names:
+            now = await loop.run_in_executor(self._loader, self._repository.fingerprint, name)
+            if now != self._fingerprints.get(name):
+                changed.append(name)
+        for name in [name for name in self._fingerprints if name not in names]:
+            del self._fingerprints[name]
+            await self.unload(name)
+        await self.load_all(changed)
+
+    def _serve(self, model: ServedModel) -> Served:
+        config = model.config
+        batching = config.dynamic_batching
+        # A model without dynamic_batching runs each request alone: Triton's default scheduler.
+        limits = Limits(
+            max_batch_size=config.max_batch_size if batching else 0,
+            preferred_batch_size=batching.preferred_batch_size if batching else (),
+            max_queue_delay_ns=batching.max_queue_delay_microseconds * 1000 if batching else 0,
+        )
+        statistics = self._statistics.setdefault(
+            (model.name, model.version), ModelStatistics(model.name, model.version)
+        )
+        batcher = Batcher(
+            model.name,
+            model.version,
+            model.engine_model.instances,
+            limits,
+            self._policy(model),
+            CostModel(model.costs_ns),
+            statistics,
+            asyncio.get_running_loop(),
+        )
+        return Served(model, batcher, statistics)
+
+    def _policy(self, model: ServedModel) -> QueuePolicy:
+        batching = model.config.dynamic_batching
+        if batching is None:
+            return QueuePolicy(max_queue_size=self._default_max_queue_size)
+        policy = batching.default_queue_policy
+        return QueuePolicy(
+            max_queue_size=policy.max_queue_size or self._default_max_queue_size,
+            default_timeout_ns=policy.default_timeout_microseconds * 1000,
+            timeout_action=policy.timeout_action,
+            allow_timeout_override=policy.allow_timeout_override,
+        )
+
+    def _replace(self, name: str, new: list[Served]) -> None:
+        old = list(self._served.pop(name, {}).values())
+        self._newest.pop(name, None)
+        if new:
+            new.sort(key=lambda served: int(served.model.version))
+            self._served[name] = {served.model.version: served for served in new}
+            self._newest[name] = new[-1]
+        for served in old:
+            task = asyncio.get_running_loop().create_task(self._retire(served, time.monotonic_ns() + _DRAIN_NS))
+            self._retiring.add(task)
+            task.add_done_callback(self._retiring.discard)
+
+    async def _retire(self, served: Served, until_ns: int) -> None:
+        await served.drain(until_ns)
+        await served.batcher.close()
+        await asyncio.get_running_loop().run_in_executor(self._loader, served.model.engine_model.close)
+
+    async def drain(self, until_ns: int) -> None:
+        """Answer what every version has admitted; what is left at `until_ns` is settled as UNAVAILABLE."""
+        await asyncio.gather(*(served.drain(until_ns) for served in self))
+
+    async def close(self) -> None:
+        """Take everything out of service and free it. Requests that still wait are settled as UNAVAILABLE."""
+        now = time.monotonic_ns()
+        for name in list(self._served):
+            for served in self._served[name].values():
+                await self._retire(served, now)
+        self._served.clear()
+        self._newest.clear()
+        if self._retiring:
+            await asyncio.gather(*self._retiring, return_exceptions=True)
+        self._loader.shutdown()

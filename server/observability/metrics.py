@@ -1,0 +1,99 @@
+"""Every metric of the server, defined in one place, made from the scheduler's own counts at each scrape.
+
+Nothing is counted twice: v2's ModelStatistics and these read the same numbers. Names and labels are
+Triton's where they mean the same (``nv_inference_*``); ours are ``forwardpass_*``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from itertools import accumulate
+from typing import TYPE_CHECKING
+
+from prometheus_client import CollectorRegistry, PlatformCollector, ProcessCollector, generate_latest
+from prometheus_client.core import GaugeMetricFamily, HistogramMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+if TYPE_CHECKING:
+    from server.dataplane import DataPlane
+    from server.scheduler.statistics import Histogram, ModelStatistics
+
+_LABELS = ("model", "version")
+
+_COUNTERS: tuple[tuple[str, str, Callable[[ModelStatistics], float]], ...] = (
+    ("nv_inference_request_success", "Requests answered", lambda s: s.success.count),
+    ("nv_inference_count", "Rows executed", lambda s: s.inference_count),
+    ("nv_inference_exec_count", "Batches executed", lambda s: s.execution_count),
+    ("nv_inference_request_duration_us", "Microseconds from arrival to answer", lambda s: s.success.ns // 1000),
+    ("nv_inference_queue_duration_us", "Microseconds spent waiting", lambda s: s.queue.ns // 1000),
+    ("nv_inference_compute_input_duration_us", "Microseconds of merging", lambda s: s.compute_input.ns // 1000),
+    ("nv_inference_compute_infer_duration_us", "Microseconds in the engine", lambda s: s.compute_infer.ns // 1000),
+    ("nv_inference_compute_output_duration_us", "Microseconds of splitting", lambda s: s.compute_output.ns // 1000),
+)
+"""Triton's counters: name, help, value. Source: Triton, docs/user_guide/metrics.md."""
+
+_HISTOGRAMS: tuple[tuple[str, str, float, Callable[[ModelStatistics], Histogram]], ...] = (
+    ("forwardpass_request_duration_seconds", "Seconds from arrival to answer", 1e-9, lambda s: s.request_duration),
+    ("forwardpass_queue_duration_seconds", "Seconds that a request waited", 1e-9, lambda s: s.queue_duration),
+    ("forwardpass_batch_rows", "Rows of the batches executed", 1, lambda s: s.batch_rows),
+)
+"""Name, help, what one unit of the counts is in the metric's own, the counts."""
+
+
+class _Models(Collector):
+    def __init__(self, dataplane: DataPlane) -> None:
+        self._dataplane = dataplane
+
+    def collect(self) -> Iterator[Metric]:
+        models = self._dataplane.statistics()
+        for name, text, value in _COUNTERS:
+            yield _counter(name, text, _LABELS, (((s.name, s.version), value(s)) for s in models))
+        yield _counter(
+            "nv_inference_request_failure",
+            "Requests not answered, by reason",
+            (*_LABELS, "reason"),
+            (((s.name, s.version, reason.value), n) for s in models for reason, n in s.failures.items()),
+        )
+        pending = GaugeMetricFamily("nv_inference_pending_request_count", "Requests that wait", labels=_LABELS)
+        for s in models:
+            pending.add_metric((s.name, s.version), s.pending)
+        yield pending
+        for name, text, unit, histogram in _HISTOGRAMS:
+            family = HistogramMetricFamily(name, text, labels=_LABELS)
+            for s in models:
+                counts = histogram(s)
+                family.add_metric((s.name, s.version), _buckets(counts, unit), counts.sum * unit)
+            yield family
+        yield GaugeMetricFamily("forwardpass_ready", "1 when the server is ready", value=float(self._dataplane.ready()))
+
+
+def _buckets(histogram: Histogram, unit: float) -> list[tuple[str, float]]:
+    """Prometheus' buckets are cumulative, with their upper bounds as text."""
+    bounds = [*(f"{bound * unit:g}" for bound in histogram.bounds), "+Inf"]
+    return list(zip(bounds, accumulate(histogram.counts), strict=True))
+
+
+def _counter(name: str, text: str, labels: tuple[str, ...], values: Iterable[tuple[tuple[str, ...], float]]) -> Metric:
+    # CounterMetricFamily would append _total to the names, and Triton's have none.
+    metric = Metric(name, text, "counter")
+    for labelvalues, value in values:
+        metric.add_sample(name, dict(zip(labels, labelvalues, strict=True)), value)
+    return metric
+
+
+class Metrics:
+    """The registry of one server; `expose` is what a scrape gets."""
+
+    def __init__(self, dataplane: DataPlane) -> None:
+        self._registry = CollectorRegistry()
+        self._registry.register(_Models(dataplane))
+        ProcessCollector(registry=self._registry)
+        PlatformCollector(registry=self._registry)
+
+    def expose(self) -> bytes:
+        """The text format 0.0.4. The library writes TYPE and HELP of a counter with _total behind its name,
+        whatever its samples are called, so these lines are set right for Triton's names."""
+        text = generate_latest(self._registry)
+        for name in (*(name for name, _, _ in _COUNTERS), "nv_inference_request_failure"):
+            text = text.replace(f" {name}_total ".encode(), f" {name} ".encode())
+        return text

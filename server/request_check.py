@@ -1,0 +1,135 @@
+"""Everything that a request can get wrong about a model, checked before it joins a batch.
+
+The wire (JSON, byte lengths, framing) was checked by the transport; here the request's tensors are held
+against the model's config, its rows are counted, and the signature is made by which the scheduler knows
+what may share a batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import prod
+
+from server.errors import InvalidRequest, Unsupported
+from server.repository.model_config import ModelConfig
+from server.types import InferRequest, Tensor, TensorSpec, unpack_bytes
+
+_SEQUENCE_PARAMETERS = ("sequence_id", "sequence_start", "sequence_end")
+
+
+class RequestCheck:
+    """The check of one version of a model, prepared once when it is loaded."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        self._model_name = config.name
+        self._inputs = {spec.name: spec for spec in config.inputs}
+        self._outputs = frozenset(spec.name for spec in config.outputs)
+        self._max_batch_size = config.max_batch_size
+        self._batched = config.max_batch_size > 0
+        self._variable = any(-1 in spec.dims for spec in config.inputs)
+
+    def __call__(self, request: InferRequest) -> None:
+        """Set the request's `rows` and `signature`, with its inputs in the order of the config.
+
+        Raises:
+            InvalidRequest: a tensor is missing, unknown, there twice, of another datatype or shape, or text that
+                is not UTF-8; the batch is empty or too large; a requested output is unknown; `timeout` is no whole number.
+            Unsupported: the request belongs to a sequence, and the model keeps none.
+        """
+        positions = self._positions(request.inputs)
+        rows = -1
+        ordered = []
+        for name, spec in self._inputs.items():
+            index = positions.get(name)
+            if index is None:
+                raise InvalidRequest("inputs", f"input '{name}' of model '{self._model_name}' is missing")
+            tensor = request.inputs[index]
+            rows = self._check_tensor(tensor, spec, f"inputs[{index}]", rows)
+            if spec.datatype == "BYTES":
+                _check_text(tensor, f"inputs[{index}].data")
+            ordered.append(tensor)
+        request.rows = rows if self._batched else 1
+        request.inputs = ordered
+        request.signature = self._signature(ordered)
+        if request.outputs:
+            self._check_outputs(request.outputs)
+        if request.parameters:
+            _check_parameters(request)
+
+    def _positions(self, inputs: Sequence[Tensor]) -> dict[str, int]:
+        positions: dict[str, int] = {}
+        for index, tensor in enumerate(inputs):
+            if tensor.name not in self._inputs:
+                known = ", ".join(self._inputs)
+                raise InvalidRequest(
+                    f"inputs[{index}].name",
+                    f"unexpected input '{tensor.name}', model '{self._model_name}' takes {known}",
+                )
+            if tensor.name in positions:
+                raise InvalidRequest(f"inputs[{index}].name", f"input '{tensor.name}' is there twice")
+            positions[tensor.name] = index
+        return positions
+
+    def _check_tensor(self, tensor: Tensor, spec: TensorSpec, field: str, rows: int) -> int:
+        """The tensor's rows, which must be those of the inputs before it (`rows`, -1 for the first)."""
+        if tensor.datatype != spec.datatype:
+            raise InvalidRequest(
+                f"{field}.datatype", f"input '{spec.name}' is {spec.datatype}, the request has {tensor.datatype}"
+            )
+        shape = tensor.shape
+        dims = shape[1:] if self._batched else shape
+        if len(shape) != len(spec.dims) + self._batched or (
+            dims != spec.dims and any(want not in (-1, got) for want, got in zip(spec.dims, dims, strict=True))
+        ):
+            want = [-1, *spec.dims] if self._batched else list(spec.dims)
+            raise InvalidRequest(
+                f"{field}.shape", f"unexpected shape for input '{spec.name}': expected {want}, got {list(shape)}"
+            )
+        if not self._batched:
+            return 1
+        if not 1 <= shape[0] <= self._max_batch_size:
+            raise InvalidRequest(
+                f"{field}.shape",
+                f"batch size must be 1 to {self._max_batch_size} (max_batch_size of model "
+                f"'{self._model_name}'), got {shape[0]}",
+            )
+        if rows not in (-1, shape[0]):
+            raise InvalidRequest(f"{field}.shape", f"{shape[0]} rows, the inputs before it have {rows}")
+        return shape[0]
+
+    def _signature(self, inputs: Sequence[Tensor]) -> object:
+        """Equal for requests whose rows can be stacked; None wherever no dimension varies."""
+        if not self._variable:
+            return None
+        skip = 1 if self._batched else 0
+        return tuple(tensor.shape[skip:] for tensor in inputs)
+
+    def _check_outputs(self, outputs: Sequence[str]) -> None:
+        for index, name in enumerate(outputs):
+            if name not in self._outputs:
+                known = ", ".join(sorted(self._outputs))
+                raise InvalidRequest(
+                    f"outputs[{index}].name",
+                    f"unexpected output '{name}', model '{self._model_name}' gives {known}",
+                )
+            if name in outputs[:index]:
+                raise InvalidRequest(f"outputs[{index}].name", f"output '{name}' is requested twice")
+
+
+def _check_text(tensor: Tensor, field: str) -> None:
+    """An ONNX string is UTF-8; found out in the engine, a bad one would be a failure of its whole batch."""
+    for index, element in enumerate(unpack_bytes(tensor.data, prod(tensor.shape))):
+        try:
+            element.decode()
+        except UnicodeDecodeError as error:
+            raise InvalidRequest(field, f"element {index} of input '{tensor.name}' is not UTF-8") from error
+
+
+def _check_parameters(request: InferRequest) -> None:
+    """The parameters that the server acts on; others are the caller's own and pass."""
+    timeout = request.parameters.get("timeout")
+    if timeout is not None and (isinstance(timeout, bool) or not isinstance(timeout, int) or timeout < 0):
+        raise InvalidRequest("parameters.timeout", f"must be a whole number of microseconds, got {timeout!r}")
+    for name in _SEQUENCE_PARAMETERS:
+        if request.parameters.get(name):
+            raise Unsupported(f"parameters.{name}", f"model '{request.model_name}' does not batch sequences")

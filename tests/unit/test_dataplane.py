@@ -1,0 +1,336 @@
+"""The data plane over the scripted engine: ways in, swaps, drains, health."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import AsyncIterator, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from server.dataplane import DataPlane
+from server.engine.fake import FakeEngine, Script
+from server.errors import (
+    DeadlineExceeded,
+    Draining,
+    InvalidRequest,
+    ModelLoadFailed,
+    ModelNotReady,
+    ServingError,
+    UnknownModel,
+    Unsupported,
+)
+from server.lifecycle import Lifecycle, State
+from server.model_control import ModelControl
+from server.repository.repository import Repository
+from server.settings import RepositorySettings
+from server.types import (
+    Array,
+    Classification,
+    InferRequest,
+    Outcome,
+    Prediction,
+    PredictRequest,
+    RawInput,
+    RowInput,
+    Tensor,
+)
+
+CONFIG = """
+platform: "onnxruntime_onnx" max_batch_size: 4
+input { name: "x" data_type: TYPE_FP32 dims: [ 2 ] }
+output { name: "y" data_type: TYPE_FP32 dims: [ 1 ] }
+dynamic_batching { default_queue_policy { max_queue_size: 100 } }
+"""
+
+
+class Rows:
+    """A pipeline of rows of two numbers; `gate` holds preprocessing until it is opened."""
+
+    task = "test"
+    gate = threading.Event()
+
+    def preprocess(self, inputs: Sequence[RawInput]) -> Mapping[str, Array]:
+        assert self.gate.wait(10)
+        rows = [raw.values for raw in inputs if isinstance(raw, RowInput)]
+        return {"x": np.asarray(rows, dtype=np.float32)}
+
+    def postprocess(self, outputs: Mapping[str, Array], top_k: int = 0) -> list[Prediction]:
+        return [Classification(f"{value:g}", 1.0, ()) for value in outputs["y"][:, 0]]
+
+    def describe(self) -> Mapping[str, object]:
+        return {"task": self.task, "input": {"kind": "row", "columns": []}, "labels": []}
+
+    def example(self) -> RawInput:
+        return RowInput([1, 2])
+
+
+class Plane:
+    """A data plane with its parts in reach."""
+
+    def __init__(self, root: Path, script: Script, control_mode: str = "explicit") -> None:
+        self.root = root
+        self.script = script
+        self.engine = FakeEngine(script)
+        self.lifecycle = Lifecycle()
+        repository = Repository(root, self.engine, load_pipeline=lambda _: Rows(), warmup_s=1.0)
+        self.models = ModelControl(repository, default_max_queue_size=100)
+        settings = RepositorySettings.model_validate({"path": root, "control_mode": control_mode})
+        self.dataplane = DataPlane(self.models, self.lifecycle, settings, pipeline_threads=2)
+
+    def write(self, name: str, *versions: str, config: str = CONFIG) -> None:
+        for version in versions:
+            (self.root / name / version).mkdir(parents=True, exist_ok=True)
+            (self.root / name / version / "model.onnx").write_text("the scripted engine reads no file")
+        (self.root / name / "config.pbtxt").write_text(f'name: "{name}" {config}')
+
+    async def start(self) -> None:
+        await self.models.load_all(self.models.names())
+        self.lifecycle.advance(State.READY)
+
+    def ask(self, *values: float, model: str = "m", version: str = "", **rest: object) -> asyncio.Future[Outcome]:
+        """Submit one row; the future holds the outcome, be it an answer or an error."""
+        done: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
+        tensor = Tensor.from_numpy("x", np.asarray([values], dtype=np.float32))
+        request = InferRequest(
+            model,
+            [tensor],
+            on_settle=lambda _, outcome: done.set_result(outcome),
+            received_ns=time.monotonic_ns(),
+            model_version=version,
+            **rest,  # type: ignore[arg-type]
+        )
+        self.dataplane.submit([request])
+        return done
+
+
+@pytest.fixture
+async def plane(tmp_path: Path) -> AsyncIterator[Plane]:
+    """Model m, version 1, on the scripted engine, in explicit mode."""
+    Rows.gate.set()
+    plane = Plane(tmp_path, Script())
+    plane.write("m", "1")
+    yield plane
+    plane.script.release.set()
+    Rows.gate.set()
+    await plane.models.close()
+    plane.dataplane.close()
+
+
+def value(outcome: Outcome) -> float:
+    assert not isinstance(outcome, BaseException), outcome
+    return float(outcome.outputs[0].numpy()[0, 0])
+
+
+async def test_infer_answers_with_the_callers_own_rows(plane: Plane) -> None:
+    """Requests that arrive together run together, and each gets its own sum."""
+    await plane.start()
+
+    outcomes = await asyncio.gather(*(plane.ask(index, 1) for index in range(3)))
+
+    assert [value(outcome) for outcome in outcomes] == [1, 2, 3]
+
+
+@pytest.mark.parametrize(
+    ("model", "version", "error"),
+    [("nope", "", UnknownModel), ("m", "7", UnknownModel), ("../m", "", UnknownModel), ("", "", UnknownModel)],
+)
+async def test_an_unknown_model_or_version_settles_as_unknown(
+    plane: Plane, model: str, version: str, error: type[ServingError]
+) -> None:
+    """Nothing raises out of submit: the outcome says what is wrong."""
+    await plane.start()
+
+    assert isinstance(await plane.ask(1, 2, model=model, version=version), error)
+
+
+async def test_a_broken_model_is_not_ready_and_says_why(plane: Plane) -> None:
+    """A model whose config can't be read is UNAVAILABLE with its reason, not unknown."""
+    plane.write("broken", "1", config="frobnicate: 1")
+    await plane.start()
+
+    outcome = await plane.ask(1, 2, model="broken")
+
+    assert isinstance(outcome, ModelNotReady)
+    assert "config.pbtxt" in outcome.public_message
+    assert not plane.dataplane.model_ready("broken")
+    assert plane.dataplane.ready()
+
+
+async def test_predict_goes_through_the_pipeline_and_back(plane: Plane) -> None:
+    """Raw rows in, named answers out, one for each, in order."""
+    (plane.root / "m").mkdir(exist_ok=True)
+    (plane.root / "m" / "processing.yaml").write_text("task: test")
+    await plane.start()
+
+    answer = await plane.dataplane.predict(PredictRequest("m", [RowInput([1, 2]), RowInput([3, 4])], id="7"))
+
+    assert [prediction.label for prediction in answer.predictions] == ["3", "7"]
+    assert (answer.model_name, answer.model_version, answer.id) == ("m", "1", "7")
+
+
+async def test_predict_without_a_pipeline_is_unsupported(plane: Plane) -> None:
+    """A plain Triton model has no processing.yaml: the caller is told to use infer."""
+    await plane.start()
+
+    with pytest.raises(Unsupported, match="infer"):
+        await plane.dataplane.predict(PredictRequest("m", [RowInput([1, 2])]))
+
+
+@pytest.mark.parametrize("rows", [0, 5])
+async def test_predict_holds_max_batch_size(plane: Plane, rows: int) -> None:
+    """Neither an empty list nor more inputs than max_batch_size gets as far as preprocessing."""
+    (plane.root / "m" / "processing.yaml").write_text("task: test")
+    await plane.start()
+
+    with pytest.raises(InvalidRequest, match=f"1 to 4 .*got {rows}"):
+        await plane.dataplane.predict(PredictRequest("m", [RowInput([1, 2])] * rows))
+
+
+async def test_a_deadline_that_is_over_is_not_executed(plane: Plane) -> None:
+    """The engine never sees a request whose caller has stopped waiting."""
+    await plane.start()
+    passes = len(plane.engine.batches)
+
+    outcome = await plane.ask(1, 2, deadline_ns=time.monotonic_ns() - 1)
+
+    assert isinstance(outcome, DeadlineExceeded)
+    assert len(plane.engine.batches) == passes
+
+
+async def test_cancelling_a_prediction_cancels_its_request(plane: Plane) -> None:
+    """The task of a client that went away ends, and the statistics count one CANCELED."""
+    (plane.root / "m" / "processing.yaml").write_text("task: test")
+    plane.script.latency_s = lambda rows: 0.001  # long enough to run on a thread of its own
+    await plane.start()
+    plane.engine.play(["hang"])
+    passes = len(plane.engine.batches)
+    task = asyncio.create_task(plane.dataplane.predict(PredictRequest("m", [RowInput([1, 2])])))
+    while len(plane.engine.batches) == passes:  # noqa: ASYNC110 - the engine runs on a thread
+        await asyncio.sleep(0.001)
+    task.cancel()
+
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert plane.dataplane.statistics("m")[0].failures["CANCELED"] == 1
+    plane.script.release.set()
+
+
+async def test_a_swap_keeps_the_version_that_preprocesses(plane: Plane) -> None:
+    """A picture is being decoded while its model is reloaded: the prediction is answered all the same."""
+    (plane.root / "m" / "processing.yaml").write_text("task: test")
+    await plane.start()
+    Rows.gate.clear()
+    task = asyncio.create_task(plane.dataplane.predict(PredictRequest("m", [RowInput([1, 2])])))
+    await asyncio.sleep(0)
+    (plane.root / "m" / "processing.yaml").unlink()
+    await plane.dataplane.load_model("m")
+    assert not plane.engine.loaded[0].closed
+    Rows.gate.set()
+
+    assert (await task).predictions[0].label == "3"
+
+
+async def test_a_failed_reload_leaves_the_old_version_serving(plane: Plane) -> None:
+    """What served goes on serving, and the caller of load gets the reason."""
+    await plane.start()
+    plane.script.load_problem = "the file is corrupt"
+
+    with pytest.raises(ModelLoadFailed, match="corrupt"):
+        await plane.dataplane.load_model("m")
+
+    assert value(await plane.ask(1, 2)) == 3
+
+
+async def test_an_old_version_is_closed_once_it_is_drained(plane: Plane) -> None:
+    """A swap frees the memory of what it replaced, and only that."""
+    await plane.start()
+    await plane.dataplane.load_model("m")
+    for _ in range(200):
+        if plane.engine.loaded[0].closed:
+            break
+        await asyncio.sleep(0.01)
+
+    assert [model.closed for model in plane.engine.loaded] == [True, False]
+    assert value(await plane.ask(2, 2)) == 4
+
+
+async def test_versions_serve_side_by_side_and_the_newest_is_the_default(plane: Plane) -> None:
+    """version_policy all: each version by its number, the highest where none is named."""
+    plane.write("m", "1", "2", "10", config=CONFIG + "version_policy { all {} }")
+    await plane.start()
+
+    for asked, served in (("1", "1"), ("2", "2"), ("", "10")):
+        outcome = await plane.ask(1, 2, version=asked)
+        assert not isinstance(outcome, BaseException)
+        assert outcome.model_version == served
+    assert plane.dataplane.model_metadata("m").versions == ("1", "2", "10")
+
+
+async def test_unload_takes_out_of_service_and_load_brings_back(plane: Plane) -> None:
+    """Between the two the model is known and not ready."""
+    await plane.start()
+    await plane.dataplane.unload_model("m")
+
+    assert isinstance(await plane.ask(1, 2), ModelNotReady)
+    await plane.dataplane.load_model("m")
+    assert value(await plane.ask(1, 2)) == 3
+
+
+async def test_control_needs_explicit_mode(tmp_path: Path) -> None:
+    """In any other mode load and unload are refused, with the flag that allows them."""
+    plane = Plane(tmp_path, Script(), control_mode="none")
+
+    for action in (plane.dataplane.load_model, plane.dataplane.unload_model):
+        with pytest.raises(Unsupported, match="--model-control-mode explicit"):
+            await action("m")
+    await plane.models.close()
+    plane.dataplane.close()
+
+
+async def test_drain_settles_what_is_left_as_unavailable(plane: Plane) -> None:
+    """At the end of the grace nobody is left waiting."""
+    await plane.start()
+    await plane.models.drain(time.monotonic_ns())
+
+    assert isinstance(await plane.ask(1, 2), Draining)
+
+
+async def test_ready_is_false_before_start_and_while_draining(plane: Plane) -> None:
+    """Readiness follows the lifecycle."""
+    assert not plane.dataplane.ready()
+    await plane.start()
+    assert plane.dataplane.ready()
+    assert plane.dataplane.model_ready("m")
+    plane.lifecycle.advance(State.DRAINING)
+    assert not plane.dataplane.ready()
+    assert not plane.dataplane.model_ready("m")
+
+
+async def test_statistics_survive_a_reload(plane: Plane) -> None:
+    """A counter never goes backwards while the process lives."""
+    await plane.start()
+    await plane.ask(1, 2)
+    await plane.dataplane.load_model("m")
+    await plane.ask(1, 2)
+
+    assert plane.dataplane.statistics("m", "1")[0].success.count == 2
+
+
+async def test_a_caller_that_raises_harms_nobody(plane: Plane) -> None:
+    """A transport's callback that fails is its own trouble; the neighbour in the batch is answered."""
+    await plane.start()
+
+    def fail(*_: object) -> None:
+        raise RuntimeError("the connection is gone")
+
+    bad = InferRequest(
+        "m", [Tensor.from_numpy("x", np.ones((1, 2), np.float32))], on_settle=fail, received_ns=time.monotonic_ns()
+    )
+    plane.dataplane.submit([bad])
+
+    assert value(await plane.ask(1, 2)) == 3
+    assert bad.settled
