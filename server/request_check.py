@@ -32,8 +32,9 @@ class RequestCheck:
         """Set the request's `rows` and `signature`, with its inputs in the order of the config.
 
         Raises:
-            InvalidRequest: a tensor is missing, unknown, there twice, of another datatype or shape, or text that
-                is not UTF-8; the batch is empty or too large; a requested output is unknown; `timeout` is no whole number.
+            InvalidRequest: a tensor is missing, unknown, there twice, of another datatype or shape, or text that is
+                not UTF-8; the batch is empty or too large; a requested output is unknown; `timeout` is no whole
+                number.
             Unsupported: the request belongs to a sequence, and the model keeps none.
         """
         positions = self._positions(request.inputs)

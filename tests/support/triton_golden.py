@@ -1,7 +1,7 @@
-"""A model's golden inputs through tritonclient, unmodified: ``python -m tests.support.triton_golden grpc|http URL MODEL``.
+"""A model's golden inputs through tritonclient, unmodified.
 
-In a process of its own because of tritonclient.http, see `tests.support.triton_http`. Exits non-zero where
-an output is not the certified one within its tolerance.
+``python -m tests.support.triton_golden grpc|http URL MODEL``. In a process of its own because of tritonclient.http,
+see `tests.support.triton_http`. Exits non-zero where an output is not the certified one within its tolerance.
 """
 
 from __future__ import annotations

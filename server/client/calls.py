@@ -1,0 +1,84 @@
+"""What a client asks and gets, whatever the wire: the calls, their answers, and the two protocols."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Generic, Protocol, TypeVar
+
+from server.client.errors import ClientError
+from server.errors import Code
+from server.types import Array, PredictResponse, RawInput, Tensor, TensorSpec
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class IndexEntry:
+    """One version of a model in the server's repository; `reason` says why it is not READY."""
+
+    name: str
+    version: str
+    state: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class ModelMetadata:
+    """What a model takes and gives. The shapes have the batch dimension as -1 where the model has one.
+
+    `predict` describes raw inputs and labels; None if the model takes tensors alone, and over gRPC, whose
+    message has no place for it.
+    """
+
+    name: str
+    versions: tuple[str, ...]
+    platform: str
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    predict: Mapping[str, Any] | None
+
+
+@dataclass(frozen=True, slots=True)
+class Call(Generic[T]):
+    """One message ready to be sent, and the function that reads its answer; knows no socket."""
+
+    request: Any
+    read: Callable[[Any], T]
+
+    def answer(self, reply: Any, url: str) -> T:
+        """The answer in `reply`. Raises ClientError INTERNAL if it is not one of this protocol."""
+        try:
+            return self.read(reply)
+        except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+            raise ClientError(Code.INTERNAL, f"{url}: the answer can't be read: {error!r}") from error
+
+
+class Messages(Protocol):
+    """The calls as messages of one wire: plain functions of their arguments, the same for sync and asyncio."""
+
+    def predict(self, model: str, version: str, inputs: Sequence[RawInput], top_k: int) -> Call[PredictResponse]: ...
+
+    def infer(
+        self, model: str, version: str, inputs: Sequence[Tensor], outputs: Sequence[str]
+    ) -> Call[dict[str, Array]]: ...
+
+    def server_ready(self) -> Call[bool]: ...
+
+    def models(self) -> Call[list[IndexEntry]]: ...
+
+    def model_metadata(self, model: str, version: str) -> Call[ModelMetadata]: ...
+
+
+class Transport(Protocol):
+    """Moves messages over connections that it keeps."""
+
+    def send(self, call: Call[T], timeout_s: float | None) -> T: ...
+
+    def close(self) -> None: ...
+
+
+class AsyncTransport(Protocol):
+    async def send(self, call: Call[T], timeout_s: float | None) -> T: ...
+
+    async def close(self) -> None: ...

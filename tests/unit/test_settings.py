@@ -1,0 +1,129 @@
+"""Settings: where they come from, what is refused, and the generated reference."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from server.settings import Settings, known_environment, load_settings
+from server.settings_doc import Option, options, reference
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(autouse=True)
+def _no_settings_in_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in known_environment():
+        monkeypatch.delenv(name, raising=False)
+
+
+def test_the_defaults_need_nothing() -> None:
+    """Without flags and variables the settings are the defaults, and they listen on this machine alone."""
+    settings = load_settings()
+
+    assert settings == Settings()
+    assert (settings.host, settings.http.port, settings.grpc.port, settings.metrics.port) == (
+        "127.0.0.1",
+        8000,
+        8001,
+        8002,
+    )
+
+
+def test_a_flag_beats_the_environment_setting_by_setting(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An override replaces its own setting; its neighbours in the section still come from the environment."""
+    monkeypatch.setenv("FORWARDPASS_HTTP__PORT", "9000")
+    monkeypatch.setenv("FORWARDPASS_HTTP__MAX_BODY_BYTES", "77")
+    monkeypatch.setenv("forwardpass_repository__load_models", '["a", "b"]')
+
+    settings = load_settings({"http": {"port": 0}})
+
+    assert (settings.http.port, settings.http.max_body_bytes) == (0, 77)
+    assert settings.repository.load_models == ("a", "b")
+
+
+@pytest.mark.parametrize("name", ["FORWARDPASS_HTPP__PORT", "FORWARDPASS_HTTP_PORT", "forwardpass_nope"])
+def test_an_unknown_variable_of_ours_is_refused(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """A misspelt variable is an error by its name, not passed over."""
+    monkeypatch.setenv(name, "1")
+
+    with pytest.raises(ValueError, match=name):
+        load_settings()
+
+
+@pytest.mark.parametrize("name", ["FORWARDPASS_HTTP", "FORWARDPASS_REPOSITORY__LOAD_MODELS"])
+def test_a_value_that_must_be_json_is_named(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """Sections and lists are JSON in the environment; the message names the variable that is not."""
+    monkeypatch.setenv("FORWARDPASS_GRPC", '{"port": 1}')
+    monkeypatch.setenv(name, "{no json")
+
+    with pytest.raises(ValueError, match=rf"not JSON, as its value must be: {name}$"):
+        load_settings()
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        {"http": {"port": 65536}},
+        {"http": {"port": -1}},
+        {"http": {"max_body_bytes": 0}},
+        {"repository": {"control_mode": "sometimes"}},
+        {"repository": {"poll_s": 0}},
+        {"shutdown": {"grace_s": -1}},
+        {"log": {"level": "loud"}},
+        {"http": {"prot": 1}},
+        {"unknown": {}},
+    ],
+)
+def test_a_value_out_of_range_or_place_is_refused(overrides: dict[str, Any]) -> None:
+    """Every limit is checked when the settings are read, not when they are used."""
+    with pytest.raises(ValidationError):
+        load_settings(overrides)
+
+
+def test_settings_are_frozen() -> None:
+    """What was printed at the start is what holds until the end."""
+    with pytest.raises(ValidationError):
+        Settings().http.port = 1
+
+
+def test_every_setting_has_a_meaning_and_a_variable_that_is_known() -> None:
+    """No setting is undocumented, and the page names no variable that would be refused."""
+    known = known_environment()
+
+    for option in options():
+        assert option.meaning.endswith("."), option.path
+        assert option.variable in known
+
+
+def test_no_flag_is_spelled_twice() -> None:
+    """Two settings never share a flag, and every flag looks like one."""
+    flags = [option.flag for option in options() if option.flag]
+
+    assert len(flags) == len(set(flags))
+    assert all(re.fullmatch(r"--[a-z][a-z-]*", flag) for flag in flags)
+
+
+@pytest.mark.parametrize("option", list(options()), ids=lambda option: option.variable)
+def test_the_shown_default_is_what_the_variable_takes(option: Option, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Setting a variable to the default that the page shows changes nothing."""
+    monkeypatch.setenv(option.variable, option.shown_default)
+
+    assert load_settings() == Settings()
+
+
+def test_the_reference_is_what_the_settings_generate() -> None:
+    """Run `forwardpass settings > server/SETTINGS.md` after a change of the settings."""
+    assert (ROOT / "server" / "SETTINGS.md").read_text() == reference()
+
+
+def test_every_row_of_the_reference_has_its_five_cells() -> None:
+    """A meaning with a bar in it does not break the table."""
+    rows = [line for line in reference().splitlines() if line.startswith("|")]
+
+    assert len(rows) == 2 + len(list(options()))
+    assert {len(re.split(r"(?<!\\)\|", row)) for row in rows} == {7}
