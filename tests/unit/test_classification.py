@@ -111,9 +111,7 @@ def test_labels_survive_being_written_and_read(tmp_path: Path) -> None:
     assert read_labels(tmp_path) == labels
 
 
-@pytest.mark.parametrize(
-    "content", [b"a\n", b"a\n\nb\n", b"a\nb\na\n", b"\xff\xfe\n", b" a\nb\n", b""], ids=repr
-)
+@pytest.mark.parametrize("content", [b"a\n", b"a\n\nb\n", b"a\nb\na\n", b"\xff\xfe\n", b" a\nb\n", b""], ids=repr)
 def test_a_bad_labels_file_keeps_the_model_out(tmp_path: Path, content: bytes) -> None:
     """Labels are at least two, different, and not blank; the error names the file."""
     (tmp_path / "labels.txt").write_bytes(content)

@@ -1,0 +1,148 @@
+"""Tables: read a file or a bundled set as it is, then clean it into typed columns and labels.
+
+Reading changes nothing. Cleaning decides the kind of each column and drops, with a reason for each, the rows that
+can't be read, those without a label and exact duplicates. Nothing here computes a statistic that a model uses:
+that is `exporter.data.columns`, on the training rows alone.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+from sklearn.datasets import load_breast_cancer
+
+from exporter.data import fraud
+from exporter.errors import DataError, UsageError
+from exporter.recipes.base import Dropped
+
+MISSING_TEXTS = frozenset({"", "na", "n/a", "nan", "null", "none"})
+"""Texts of a CSV cell that mean no value, in lower case."""
+PARQUET_SUFFIXES = frozenset({".parquet", ".pq"})
+CSV_SUFFIXES = frozenset({".csv", ".tsv", ".txt"})
+
+
+@dataclass(frozen=True, slots=True)
+class RawTable:
+    """A table as it was read: texts from a CSV, typed values from elsewhere."""
+
+    source: str
+    sha256: str
+    target: str
+    frame: pd.DataFrame
+    """The target among its columns, which are unique texts."""
+    where: tuple[str, ...]
+    """What to call each row of `frame` when talking to its owner."""
+    broken: tuple[Dropped, ...] = ()
+    """Rows that are not in `frame` because they could not be read."""
+    notes: tuple[str, ...] = ()
+    synthetic: bool = False
+
+    @property
+    def rows(self) -> int:
+        """Rows seen, the broken ones included."""
+        return len(self.frame) + len(self.broken)
+
+
+def breast_cancer() -> RawTable:
+    """scikit-learn's bundled copy of Breast Cancer Wisconsin (Diagnostic): 569 tumours, 30 measurements of each."""
+    bunch = load_breast_cancer(as_frame=True)
+    frame = bunch.data.rename(columns=lambda name: name.replace(" ", "_"))
+    frame["diagnosis"] = bunch.target_names[bunch.target.to_numpy()]
+    source = "breast_cancer: Breast Cancer Wisconsin (Diagnostic), bundled with scikit-learn, CC BY 4.0"
+    return RawTable(source, _digest(frame), "diagnosis", frame, _row_names(len(frame)))
+
+
+def fraud_transactions() -> RawTable:
+    """The synthetic transactions of `exporter.data.fraud`, always the same ones."""
+    frame = fraud.transactions()
+    return RawTable(
+        fraud.SOURCE, _digest(frame), fraud.TARGET, frame, _row_names(len(frame)), notes=(fraud.NOTE,), synthetic=True
+    )
+
+
+def read_file(path: Path, target: str) -> RawTable:
+    """A CSV (comma, semicolon, tab or bar; UTF-8; names in the first line) or Parquet file.
+
+    Raises:
+        UsageError: no target was named, or the file has no such column.
+        DataError: the file is missing, not of these formats, empty, or its column names are not usable.
+    """
+    if not path.is_file():
+        raise DataError(f"{path}: no such file")
+    if not target:
+        raise UsageError(f"{path}: name the column to predict with --target")
+    suffix = path.suffix.lower()
+    if suffix in PARQUET_SUFFIXES:
+        frame, where, broken = _read_parquet(path)
+    elif suffix in CSV_SUFFIXES:
+        frame, where, broken = _read_csv(path)
+    else:
+        known = ", ".join(sorted(CSV_SUFFIXES | PARQUET_SUFFIXES))
+        raise DataError(f"{path}: the name ends with none of {known}")
+    if target not in frame.columns:
+        raise UsageError(f"{path}: no column {target!r}; there are {', '.join(map(str, frame.columns))}")
+    if frame.empty:
+        raise DataError(f"{path}: no row can be read")
+    return RawTable(path.name, hashlib.sha256(path.read_bytes()).hexdigest(), target, frame, where, broken)
+
+
+def _digest(frame: pd.DataFrame) -> str:
+    return hashlib.sha256(frame.to_csv(index=False).encode()).hexdigest()
+
+
+def _row_names(count: int) -> tuple[str, ...]:
+    return tuple(f"row {number}" for number in range(1, count + 1))
+
+
+def _read_parquet(path: Path) -> tuple[pd.DataFrame, tuple[str, ...], tuple[Dropped, ...]]:
+    try:
+        frame = pd.read_parquet(path)
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: no readable Parquet file: {error}") from error
+    frame.columns = pd.Index(_checked_names(path, [str(name) for name in frame.columns]))
+    return frame.reset_index(drop=True), _row_names(len(frame)), ()
+
+
+def _read_csv(path: Path) -> tuple[pd.DataFrame, tuple[str, ...], tuple[Dropped, ...]]:
+    """All cells as texts, missing ones as None. A line with too few or too many cells is broken, not padded."""
+    rows: list[list[str | None]] = []
+    where: list[str] = []
+    broken: list[Dropped] = []
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            delimiter = _delimiter(file.readline())
+            file.seek(0)
+            reader = csv.reader(file, delimiter=delimiter, skipinitialspace=True)
+            names = _checked_names(path, [name.strip() for name in next(reader, [])])
+            for cells in reader:
+                line = f"line {reader.line_num}"
+                if len(cells) == len(names):
+                    rows.append([None if cell.strip().lower() in MISSING_TEXTS else cell for cell in cells])
+                    where.append(line)
+                elif cells:
+                    broken.append(Dropped(line, f"{len(cells)} cells, the first line has {len(names)}"))
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}: not UTF-8: {error.reason} at byte {error.start}") from error
+    except csv.Error as error:
+        raise DataError(f"{path}: no readable CSV file: {error}") from error
+    return pd.DataFrame(rows, columns=pd.Index(names), dtype=object), tuple(where), tuple(broken)
+
+
+def _delimiter(first_line: str) -> str:
+    return max(",;\t|", key=first_line.count)
+
+
+def _checked_names(path: Path, names: Sequence[str]) -> Sequence[str]:
+    if len(names) < 2:
+        raise DataError(f"{path}: {len(names)} columns in the first line, a target and at least one other are needed")
+    if "" in names:
+        raise DataError(f"{path}: column {names.index('') + 1} has no name")
+    repeated = next((name for name in names if names.count(name) > 1), None)
+    if repeated is not None:
+        raise DataError(f"{path}: two columns are named {repeated!r}")
+    return names

@@ -1,0 +1,108 @@
+"""PyTorch to ONNX, in a form that ONNX Runtime 1.19 reads (Triton 24.10 has that one)."""
+
+from __future__ import annotations
+
+import inspect
+import io
+import logging
+import warnings
+from contextlib import redirect_stdout
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import torch
+from torch import nn
+
+from exporter.errors import ExportError
+from exporter.recipes.base import Split, Task
+from exporter.run import tensors_of
+
+OPSET = 18
+IR_VERSION = 10
+"""The newest that ONNX Runtime 1.19 reads. Source: onnxruntime's docs/Versioning.md."""
+
+SAMPLE_ROWS = 3
+"""Neither 0 nor 1, which `torch.export` would take for a constant."""
+
+
+def export(task: Task, network: nn.Module, path: Path) -> None:
+    """Write the network (in evaluation mode) to `path`, its batch dimension dynamic, its tensors named by the task.
+
+    The weights are in the file itself. The same network gives the same bytes.
+
+    Raises:
+        ExportError: PyTorch can't export the network, or what it wrote is not valid ONNX.
+    """
+    rows = np.arange(SAMPLE_ROWS) % task.size(Split.TEST)
+    arrays, _ = task.batch(Split.TEST, rows, 0)
+    try:
+        model = _exported(task, network, tensors_of(task, arrays))
+        onnx.checker.check_model(model, full_check=True)
+    except Exception as error:  # torch.export, onnxscript and onnx each have exceptions of their own
+        raise ExportError(f"the network can't be exported: {error}") from error
+    path.write_bytes(model.SerializeToString(deterministic=True))
+
+
+def _exported(task: Task, network: nn.Module, sample: tuple[torch.Tensor, ...]) -> onnx.ModelProto:
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings(), redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            program = torch.onnx.export(
+                network,
+                sample,
+                dynamo=True,
+                opset_version=OPSET,
+                input_names=[spec.name for spec in task.inputs],
+                output_names=[spec.name for spec in task.outputs],
+                dynamic_shapes=_dynamic_batch(network, len(sample)),
+                external_data=False,
+                verbose=False,
+            )
+    finally:
+        logger.setLevel(level)
+    if program is None:
+        raise ExportError("PyTorch gave no program")
+    model: onnx.ModelProto = program.model_proto
+    model.ir_version = IR_VERSION
+    _forget_origin(model)
+    return model
+
+
+def _dynamic_batch(network: nn.Module, count: int) -> tuple[Any, ...]:
+    """The first dimension of each input is one and the same free one; `*inputs` is one argument to PyTorch."""
+    batch = torch.export.Dim("batch")
+    shapes = tuple({0: batch} for _ in range(count))
+    parameters = inspect.signature(network.forward).parameters.values()
+    return (shapes,) if any(p.kind is inspect.Parameter.VAR_POSITIONAL for p in parameters) else shapes
+
+
+def _forget_origin(model: onnx.ModelProto) -> None:
+    """Drop the exporter's notes: they hold paths and stack traces of this machine."""
+    graph = model.graph
+    parts: tuple[Any, ...] = (
+        model,
+        graph,
+        *graph.node,
+        *graph.value_info,
+        *graph.input,
+        *graph.output,
+        *graph.initializer,
+    )
+    for part in parts:
+        del part.metadata_props[:]
+        part.doc_string = ""
+
+
+def versions_of(path: Path) -> tuple[int, int]:
+    """Opset and IR version of a model file. Raises ExportError if it is no ONNX."""
+    try:
+        model = onnx.load(path, load_external_data=False)
+    except Exception as error:  # protobuf's DecodeError, OSError
+        raise ExportError(f"{path} can't be read as ONNX: {error}") from error
+    opset = next((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), 0)
+    return opset, model.ir_version

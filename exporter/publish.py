@@ -1,0 +1,172 @@
+"""A verified model into the repository: all of it, or nothing.
+
+The folder is put together beside the models (``.publishing-<name>``: hidden, so nobody serves it; on the same
+file system, so a rename is enough), flushed to the disk, loaded back as the server would, and only then
+moved in one step. A publisher that is killed leaves the repository as it was; the next one cleans up.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from tritonclient.grpc import model_config_pb2 as pb
+
+from exporter import swap
+from exporter.errors import PublishError
+from server.errors import ServingError
+from server.pipeline.base import PROCESSING_FILE
+from server.pipeline.classification import LABELS_FILE
+from server.repository import certificate
+from server.repository.certificate import Manifest, VersionRecord
+from server.repository.model_config import CONFIG_FILE, read_model_config, write_model_config
+from server.types import DATATYPES, Array, RawInput, TensorSpec
+
+MODEL_FILE = "model.onnx"
+SAME_IN_EVERY_VERSION = (CONFIG_FILE, PROCESSING_FILE, LABELS_FILE)
+
+Certify = Callable[[Path, Sequence[RawInput]], "Certificate"]
+"""Verify the model with the pipeline of a model's folder on raw inputs. Raises VerifyError."""
+
+
+@dataclass(frozen=True, slots=True)
+class Certificate:
+    """What was verified: the golden arrays, and the record for the manifest."""
+
+    inputs: Mapping[str, Array]
+    outputs: Mapping[str, Array]
+    record: VersionRecord
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """What is to be published, before it is verified in its folder."""
+
+    name: str
+    recipe: str
+    task: str
+    synthetic: bool
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    max_batch_size: int
+    model_file: Path
+    write_processing: Callable[[Path], None]
+    golden_inputs: Sequence[RawInput]
+    certify: Certify
+
+
+@dataclass(frozen=True, slots=True)
+class Published:
+    folder: Path
+    version: str
+    atomic: bool
+    """False: the system has no exchange of folders, and the old model was away for a moment."""
+
+
+def publish(model: Model, repository: Path, *, replace: bool = False) -> Published:
+    """Publish `model` as a new model, as a further version of a model with the same processing, or in its place.
+
+    A further version keeps the raw golden inputs of the model, so that they hold for all of its versions.
+
+    Raises:
+        PublishError: the model is there with another processing, other labels or another config (unless
+            `replace`), or has no manifest; or the repository can't be written.
+        VerifyError: the model does not answer as it should; nothing was changed.
+    """
+    target = repository / model.name
+    staged, backup = repository / f".publishing-{model.name}", repository / f".replaced-{model.name}"
+    try:
+        repository.mkdir(parents=True, exist_ok=True)
+        with swap.locked(repository):
+            swap.recover(target, staged=staged, backup=backup)
+            try:
+                return _publish(model, target, staged, backup, replace)
+            finally:
+                if staged.exists():
+                    shutil.rmtree(staged)
+    except OSError as error:
+        raise PublishError(f"{repository} can't be written: {error}") from error
+    except ServingError as error:
+        raise PublishError(str(error)) from error
+
+
+def _publish(model: Model, target: Path, staged: Path, backup: Path, replace: bool) -> Published:
+    # The server's own readers check that a folder's name and its files agree, so the name is right in there.
+    folder = staged / model.name
+    folder.mkdir(parents=True)
+    model.write_processing(folder)
+    write_model_config(model_config(model), folder / CONFIG_FILE)
+    read_model_config(folder)
+    previous = None
+    raw: Sequence[RawInput] = model.golden_inputs
+    if target.exists() and not replace:
+        previous = _joinable(folder, target)
+        raw = certificate.read_raw(target)
+        shutil.copytree(target, folder, dirs_exist_ok=True)
+    versions = dict(previous.versions) if previous else {}
+    version = str(max((int(name) for name in versions), default=0) + 1)
+    _fill(model, folder, version, versions, raw)
+    swap.flush(folder)
+    if target.exists():
+        return Published(target, version, swap.exchange(folder, target, backup=backup))
+    swap.create(folder, target)
+    return Published(target, version, True)
+
+
+def _fill(
+    model: Model, folder: Path, version: str, versions: Mapping[str, VersionRecord], raw: Sequence[RawInput]
+) -> None:
+    """Add one version to a model's folder, and certify the whole."""
+    place = folder / version / MODEL_FILE
+    place.parent.mkdir()
+    shutil.copyfile(model.model_file, place)
+    certified = model.certify(folder, raw)
+    certificate.write_golden(folder, version, certified.inputs, certified.outputs)
+    certificate.write_raw(folder, raw)
+    manifest = Manifest(
+        model_name=model.name,
+        recipe=model.recipe,
+        task=model.task,
+        synthetic=model.synthetic,
+        versions={**versions, version: certified.record},
+        files=certificate.hash_files(folder),
+    )
+    certificate.write_manifest(folder, manifest)
+    certificate.verify_files(folder, manifest, version)
+
+
+def _joinable(folder: Path, target: Path) -> Manifest:
+    """The manifest of the model at `target`, if a version may be added to it. Raises PublishError."""
+    manifest = certificate.read_manifest(target)
+    if manifest is None:
+        raise PublishError(
+            f"{target} has no {certificate.MANIFEST_FILE}: it was not published from here; use --replace"
+        )
+    for name in SAME_IN_EVERY_VERSION:
+        if not (target / name).is_file() or (target / name).read_bytes() != (folder / name).read_bytes():
+            raise PublishError(
+                f"{target} has another {name}, which all versions share; use --replace or another --name"
+            )
+    return manifest
+
+
+def model_config(model: Model) -> pb.ModelConfig:
+    """The config.pbtxt of a model, as Triton's own message: dynamic batching, one instance on what there is."""
+    message = pb.ModelConfig(
+        name=model.name,
+        platform="onnxruntime_onnx",
+        backend="onnxruntime",
+        max_batch_size=model.max_batch_size,
+        instance_group=[pb.ModelInstanceGroup(kind=pb.ModelInstanceGroup.KIND_AUTO, count=1)],
+        dynamic_batching=pb.ModelDynamicBatching(),
+    )
+    for spec in model.inputs:
+        message.input.add(name=spec.name, data_type=DATATYPES[spec.datatype].config, dims=spec.dims)
+    for spec in model.outputs:
+        labels = LABELS_FILE if spec.name == model.outputs[0].name else ""
+        message.output.add(
+            name=spec.name, data_type=DATATYPES[spec.datatype].config, dims=spec.dims, label_filename=labels
+        )
+    return message

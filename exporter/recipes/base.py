@@ -1,0 +1,227 @@
+"""What a recipe is: everything that one task needs to get from data to a published model.
+
+The order of calls, all of them made by `exporter.run` and `exporter.publish`:
+
+    recipe.collect(config)          -> Collected     read the data; what can't be read is listed
+    collected.prepare(config)       -> Task          drop broken and duplicate rows, split, fit the transforms on train
+    task.network()                  -> nn.Module     right after torch was seeded
+    task.batch(split, rows, epoch)  -> (inputs, targets)    many times
+    task.loss(outputs, targets)     -> scalar        many times
+    task.evaluate(predict)          -> Evaluation    once, with the best weights
+    task.write_processing(folder, evaluation)        processing.yaml, labels.txt and what they need
+    task.golden_inputs()            -> raw inputs    through the pipeline that was just written
+
+The same `RunConfig` on the same data gives the same `Task`: nothing here may depend on time, on hash order
+or on global random state. A recipe must apply its transforms through the code in `server.pipeline`, by the
+very spec that it writes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Protocol
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from server.pipeline.classification import DecisionThreshold
+from server.types import Array, RawInput, TensorSpec
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+Arrays = Mapping[str, Array]
+"""Arrays by tensor name, each with the batch dimension first."""
+
+Predict = Callable[[Arrays], Arrays]
+"""The trained network in evaluation mode: input arrays of any number of rows to output arrays."""
+
+
+class Split(StrEnum):
+    TRAIN = "train"
+    VALIDATION = "validation"
+    TEST = "test"
+
+
+class Hyperparameters(BaseModel):
+    """How long and how hard to train. A recipe has its own; options of the command line replace single ones."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    epochs: Annotated[int, Field(ge=1)] = 50
+    """At most this many; early stopping may end sooner."""
+    batch_size: Annotated[int, Field(ge=2)] = 64
+    learning_rate: Annotated[float, Field(gt=0)] = 1e-3
+    """The peak of a one-cycle schedule over all `epochs`."""
+    weight_decay: Annotated[float, Field(ge=0)] = 1e-4
+    patience: Annotated[int, Field(ge=1)] = 10
+    """Epochs without a lower validation loss before training stops."""
+
+
+class RunConfig(BaseModel):
+    """Everything that decides the outcome of a run; stored in the run folder as config.yaml."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    recipe: str
+    data: str
+    """The name of a bundled data set, or the path of a file or folder."""
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=128)]
+    """The model's name in the repository."""
+    target: str = ""
+    """Tabular data from a file: the column to predict."""
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    threads: Annotated[int, Field(ge=1)] = 1
+    """Of PyTorch on the CPU. Part of the outcome: another number adds up in another order."""
+    training: Hyperparameters = Hyperparameters()
+
+
+@dataclass(frozen=True, slots=True)
+class Dropped:
+    """One row or file that training leaves out. `where` is a path in the data folder, or ``row 17``."""
+
+    where: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class DataReport:
+    """What happened to the data between `collect` and training; printed, and kept in the manifest."""
+
+    source: str
+    """Name or path of the data, with its origin where it is bundled."""
+    sha256: str
+    """Of the data as collected (rows, order and labels), in hexadecimal; a resumed run must find the same."""
+    collected: int
+    """Rows or files seen, the broken ones included."""
+    broken: tuple[Dropped, ...]
+    duplicates: tuple[Dropped, ...]
+    rows: Mapping[Split, Mapping[str, int]]
+    """Rows of each label in each split; all together `collected - len(broken) - len(duplicates)`."""
+    notes: tuple[str, ...] = ()
+    """What a reader must know of the data."""
+    synthetic: bool = False
+    """The data was generated, and so every figure that is measured on it says nothing of the real thing."""
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """Measured on the held-out test split, which nothing before this step has looked at."""
+
+    metrics: Mapping[str, float]
+    """For example ``accuracy``, ``pr_auc``, ``recall_at_precision_0.90``. All between 0 and 1, higher is better."""
+    baseline: Mapping[str, float]
+    """The same names, reached by `baseline_name` on the same rows."""
+    baseline_name: str
+    """For example ``majority class`` or ``logistic regression``."""
+    decision: DecisionThreshold | None = None
+    """A threshold chosen on the validation split, where the most probable label is not the right choice."""
+
+
+@dataclass(frozen=True, slots=True)
+class Tolerance:
+    """How far ONNX Runtime may be from PyTorch: ``|a - b| <= absolute + relative * |b|``."""
+
+    absolute: float = 1e-4
+    relative: float = 1e-3
+
+
+class Task(Protocol):
+    """A recipe together with its prepared data. Arrays are numpy; only `network` and `loss` speak torch."""
+
+    @property
+    def report(self) -> DataReport: ...
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """In the order of the output's columns; targets are indices into it."""
+
+    @property
+    def inputs(self) -> tuple[TensorSpec, ...]:
+        """In the order of the arguments of the network's `forward`; dims without the batch dimension."""
+
+    @property
+    def outputs(self) -> tuple[TensorSpec, ...]:
+        """In the order of what `forward` returns (one tensor, or a tuple of them)."""
+
+    @property
+    def max_batch_size(self) -> int:
+        """For config.pbtxt."""
+
+    @property
+    def tolerances(self) -> Mapping[str, Tolerance]:
+        """One for each output."""
+
+    def size(self, split: Split) -> int:
+        """Rows in a split, at least 1."""
+
+    def batch(self, split: Split, rows: Array, epoch: int) -> tuple[Arrays, Array]:
+        """Inputs and targets (int64, shape [B]) of some rows of a split: what the pipeline makes of them.
+
+        `rows` are indices below `size(split)`. Only on the train split may the answer depend on `epoch`
+        (augmentation), and then only through `epoch`, the row and the seed.
+        """
+
+    def network(self) -> nn.Module:
+        """A new, untrained network. Called right after `torch.manual_seed`; must be exportable by `torch.export`."""
+
+    def loss(self, outputs: Sequence[torch.Tensor], targets: torch.Tensor) -> torch.Tensor:
+        """The mean loss of a batch, a scalar; the same on validation as on train."""
+
+    def evaluate(self, predict: Predict) -> Evaluation:
+        """Metrics on the test split; a decision threshold, if any, is chosen on the validation split."""
+
+    def write_processing(self, folder: Path, evaluation: Evaluation) -> None:
+        """Write processing.yaml, labels.txt and whatever else `server.pipeline` reads, into a model's folder."""
+
+    def golden_inputs(self) -> Sequence[RawInput]:
+        """2 to 32 raw inputs for the golden files, of several labels, hard cases (missing values) among them."""
+
+
+class Collected(Protocol):
+    """The data of a run as it was read."""
+
+    @property
+    def source(self) -> str:
+        """As in `DataReport`."""
+
+    @property
+    def sha256(self) -> str:
+        """As in `DataReport`."""
+
+    @property
+    def rows(self) -> int:
+        """Rows or files seen, the broken ones included."""
+
+    def prepare(self, config: RunConfig) -> Task:
+        """Drop, de-duplicate, then split (`exporter.data.split.stratified`), then fit transforms on train alone.
+
+        Raises:
+            DataError: what is left can't be trained on (fewer than 2 labels, too few rows of a label).
+        """
+
+
+class Recipe(Protocol):
+    """A way to make one kind of model. Stateless; registered in `exporter.recipes`."""
+
+    @property
+    def name(self) -> str:
+        """As on the command line and in processing.yaml's `task`, for example ``image-classification``."""
+
+    @property
+    def bundled(self) -> Mapping[str, str]:
+        """Names for `RunConfig.data` that need no file, each with a line about it."""
+
+    def hyperparameters(self, data: str) -> Hyperparameters:
+        """The defaults for a data set."""
+
+    def collect(self, config: RunConfig) -> Collected:
+        """Read the data, touching nothing.
+
+        Raises:
+            DataError: there is none at `config.data`, or it can't be read at all.
+            UsageError: an option is missing (`target`) or makes no sense for this recipe.
+        """

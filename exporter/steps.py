@@ -1,0 +1,284 @@
+"""From a configuration to a published model, step by step; what each step did is reported as it ends.
+
+A run folder belongs to one configuration and one state of the data. `Run` holds both and hands each step to
+the module that does it: `exporter.run`, `exporter.onnx`, `exporter.verify`, `exporter.publish`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from datetime import UTC, datetime
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import torch
+import yaml
+from pydantic import ValidationError
+from torch import nn
+
+from exporter import onnx, run
+from exporter.errors import RunError, UsageError, VerifyError
+from exporter.publish import Certificate, Model, Published, publish
+from exporter.recipes import find
+from exporter.recipes.base import Dropped, Evaluation, RunConfig, Split, Task
+from exporter.verify import verify
+from server.errors import ServingError
+from server.pipeline.classification import DecisionThreshold
+from server.pipeline.load import load_pipeline
+from server.repository.certificate import DataRecord, ErrorRecord, RowCounts, Tolerance, VersionRecord
+from server.types import RawInput
+
+CONFIG_FILE = "config.yaml"
+DATA_FILE = "data.json"
+EVALUATION_FILE = "evaluation.json"
+MODEL_FILE = "model.onnx"
+LISTED = 5
+"""Dropped rows that a report names; data.json has them all."""
+
+Report = Callable[[str, Sequence[str]], None]
+"""Told the name of a finished step and lines about it."""
+
+
+class Run:
+    """A run folder with its task."""
+
+    def __init__(self, folder: Path, config: RunConfig, report: Report) -> None:
+        """Collects and prepares the data.
+
+        Raises:
+            DataError, UsageError: see `Recipe.collect` and `Collected.prepare`.
+            RunError: the folder's checkpoint was trained on other data.
+        """
+        self.folder = folder
+        self.config = config
+        self._report = report
+        self.task = self._collect_and_prepare()
+
+    @classmethod
+    def start(cls, folder: Path, config: RunConfig, report: Report, *, resume: bool) -> Run:
+        """A new run (what an earlier one left in `folder` is removed), or with `resume` the one that is there.
+
+        Raises:
+            RunError: nothing to resume, or it has another configuration; `folder` holds something else.
+        """
+        if resume:
+            found = read_config(folder)
+            if found != config:
+                raise RunError(f"{folder} has another configuration: {_difference(found, config)}")
+            return cls(folder, config, report)
+        if folder.exists() and any(folder.iterdir()) and not (folder / CONFIG_FILE).exists():
+            raise RunError(f"{folder} is not empty and is no run folder; name another with --run-dir")
+        find(config.recipe)
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        _write(folder / CONFIG_FILE, yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
+        return cls(folder, config, report)
+
+    @classmethod
+    def open(cls, folder: Path, report: Report) -> Run:
+        """A run that was started earlier. Raises RunError if there is none."""
+        return cls(folder, read_config(folder), report)
+
+    def train(self) -> None:
+        """Train, or go on training, and evaluate on the test split; done at once where both were done before."""
+        network = self._network
+        if not (self.folder / EVALUATION_FILE).exists():
+            evaluation = self.task.evaluate(run.predictor(self.task, network))
+            _write(self.folder / EVALUATION_FILE, json.dumps(asdict_evaluation(evaluation), indent=2) + "\n")
+        evaluation = self.evaluation
+        lines = [
+            f"{name} {value:.4f} ({evaluation.baseline_name}: {evaluation.baseline[name]:.4f})"
+            for name, value in evaluation.metrics.items()
+        ]
+        self._report("evaluate", [f"{self.task.size(Split.TEST)} test rows", *lines])
+
+    @property
+    def evaluation(self) -> Evaluation:
+        """Raises RunError where training has not come to its end."""
+        try:
+            found = json.loads((self.folder / EVALUATION_FILE).read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise RunError(f"{self.folder} has not been evaluated; go on with: train --resume") from error
+        decision = found.pop("decision")
+        return Evaluation(**found, decision=None if decision is None else DecisionThreshold(**decision))
+
+    def export(self) -> Path:
+        """Write the run's model.onnx and return its path. Raises ExportError."""
+        path = self.folder / MODEL_FILE
+        partial = path.with_suffix(".partial")
+        onnx.export(self.task, self._network, partial)
+        os.replace(partial, path)  # noqa: PTH105 - the atomic call, by its name
+        opset, ir_version = onnx.versions_of(path)
+        self._report("export", [f"{path}: {path.stat().st_size:,} bytes, opset {opset}, IR version {ir_version}"])
+        return path
+
+    def verify(self) -> None:
+        """Compare the run's model.onnx with the trained network, in a folder of its own. Raises VerifyError."""
+        folder = self.folder / "verify"
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir()
+        self._write_processing(folder)
+        self._certify(folder, self.task.golden_inputs())
+
+    def publish(self, repository: Path, *, replace: bool) -> Published:
+        """Verify once more, in the folder to be, and publish. Raises PublishError, VerifyError."""
+        task = self.task
+        model = Model(
+            name=self.config.name,
+            recipe=self.config.recipe,
+            task=self.config.recipe,
+            synthetic=task.report.synthetic,
+            inputs=task.inputs,
+            outputs=task.outputs,
+            max_batch_size=task.max_batch_size,
+            model_file=self._model_file,
+            write_processing=self._write_processing,
+            golden_inputs=task.golden_inputs(),
+            certify=self._certify,
+        )
+        published = publish(model, repository, replace=replace)
+        lines = [f"{published.folder}, version {published.version}"]
+        if not published.atomic:
+            lines.append("this file system can't exchange folders: the model was away for a moment")
+        self._report("publish", lines)
+        return published
+
+    @property
+    def _model_file(self) -> Path:
+        path = self.folder / MODEL_FILE
+        if not path.exists():
+            raise RunError(f"{path} is not there; write it with: export")
+        return path
+
+    @cached_property
+    def _network(self) -> nn.Module:
+        config = self.config
+        network = run.train(self.task, config.training, config.seed, self.folder, threads=config.threads)
+        parameters = sum(parameter.numel() for parameter in network.parameters())
+        self._report("train", [f"{parameters:,} parameters; checkpoint in {self.folder}"])
+        return network
+
+    def _write_processing(self, folder: Path) -> None:
+        self.task.write_processing(folder, self.evaluation)
+
+    def _certify(self, folder: Path, raw: Sequence[RawInput]) -> Certificate:
+        try:
+            inputs = load_pipeline(folder).preprocess(raw)
+        except ServingError as error:
+            raise VerifyError(f"the pipeline that was written refuses a golden input: {error}") from error
+        verified = verify(self.task, run.predictor(self.task, self._network), self._model_file, inputs)
+        rows = len(next(iter(inputs.values())))
+        self._report(
+            "verify",
+            [
+                f"{name}: PyTorch and ONNX Runtime differ by at most {error.max_abs:.2e} in batches of 1 and {rows}"
+                for name, error in verified.errors.items()
+            ],
+        )
+        errors = {name: ErrorRecord(**asdict(error)) for name, error in verified.errors.items()}
+        return Certificate(verified.inputs, verified.outputs, self._record(errors))
+
+    def _record(self, errors: Mapping[str, ErrorRecord]) -> VersionRecord:
+        opset, ir_version = onnx.versions_of(self._model_file)
+        task, evaluation = self.task, self.evaluation
+        sizes = {split.value: task.size(split) for split in Split}
+        return VersionRecord(
+            created=datetime.now(UTC).isoformat(timespec="seconds"),
+            opset=opset,
+            ir_version=ir_version,
+            seed=self.config.seed,
+            data=DataRecord(source=task.report.source, sha256=task.report.sha256, rows=RowCounts(**sizes)),
+            metrics=dict(evaluation.metrics),
+            baseline={"name": evaluation.baseline_name, **evaluation.baseline},
+            environment={
+                "python": platform.python_version(),
+                "torch": str(torch.__version__),
+                "onnxruntime": str(onnxruntime.__version__),
+                "numpy": np.__version__,
+                "machine": f"{platform.system()} {platform.machine()}",
+            },
+            tolerances={
+                name: Tolerance(atol=limit.absolute, rtol=limit.relative) for name, limit in task.tolerances.items()
+            },
+            errors=dict(errors),
+        )
+
+    def _collect_and_prepare(self) -> Task:
+        collected = find(self.config.recipe).collect(self.config)
+        path = self.folder / DATA_FILE
+        if path.exists() and json.loads(path.read_text(encoding="utf-8"))["sha256"] != collected.sha256:
+            raise RunError(f"the data at {self.config.data} is not what {self.folder} was trained on; train anew")
+        self._report("collect", [collected.source, f"{collected.rows} rows, sha256 {collected.sha256[:12]}"])
+        task = collected.prepare(self.config)
+        _write(path, json.dumps(asdict(task.report), indent=2, ensure_ascii=False) + "\n")
+        report = task.report
+        lines = [*_listed("broken", report.broken), *_listed("duplicate", report.duplicates)]
+        for split, counts in report.rows.items():
+            by_label = ", ".join(f"{label}: {count}" for label, count in counts.items())
+            lines.append(f"{split} {sum(counts.values())} rows ({by_label})")
+        self._report("prepare", [*lines, *report.notes])
+        return task
+
+
+def read_config(folder: Path) -> RunConfig:
+    """The configuration of a run folder. Raises RunError if there is none."""
+    try:
+        return RunConfig.model_validate(yaml.safe_load((folder / CONFIG_FILE).read_text(encoding="utf-8")))
+    except OSError as error:
+        raise RunError(f"{folder} is no run folder: it has no {CONFIG_FILE}") from error
+    except (yaml.YAMLError, ValidationError) as error:
+        raise RunError(f"{folder / CONFIG_FILE} is damaged: {error}") from error
+
+
+def make_config(changes: Mapping[str, Any], training: Mapping[str, Any]) -> RunConfig:
+    """A configuration with the recipe's own hyperparameters, but for those in `training`.
+
+    Raises:
+        UsageError: a value is out of range, or the recipe is unknown.
+    """
+    defaults = find(changes["recipe"]).hyperparameters(changes["data"])
+    try:
+        hyperparameters = type(defaults).model_validate({**defaults.model_dump(), **training})
+        return RunConfig.model_validate({**changes, "training": hyperparameters})
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        raise UsageError(f"{'.'.join(str(part) for part in first['loc'])}: {first['msg']}") from error
+
+
+def asdict_evaluation(evaluation: Evaluation) -> dict[str, Any]:
+    """Plain JSON values."""
+    decision = evaluation.decision
+    return {
+        "metrics": dict(evaluation.metrics),
+        "baseline": dict(evaluation.baseline),
+        "baseline_name": evaluation.baseline_name,
+        "decision": None if decision is None else decision.model_dump(),
+    }
+
+
+def _listed(kind: str, dropped: Sequence[Dropped]) -> list[str]:
+    lines = [f"{len(dropped)} {kind} rows dropped"]
+    lines += [f"  {item.where}: {item.reason}" for item in dropped[:LISTED]]
+    if len(dropped) > LISTED:
+        lines.append(f"  and {len(dropped) - LISTED} more, all of them in {DATA_FILE}")
+    return lines
+
+
+def _difference(found: RunConfig, wanted: RunConfig) -> str:
+    before, after = found.model_dump(), wanted.model_dump()
+    return ", ".join(f"{key} was {before[key]!r}, now {after[key]!r}" for key in before if before[key] != after[key])
+
+
+def _write(path: Path, text: str) -> None:
+    """All of the text or none of it."""
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(text, encoding="utf-8")
+    os.replace(partial, path)  # noqa: PTH105 - the atomic call, by its name
