@@ -4,15 +4,17 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet -c constraints.txt
-SOURCES := server exporter tests
+SOURCES := server exporter loadtests tests
 SERVE ?=
 TESTS ?=
+BENCH ?=
+REPORTS ?= build/bench
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test check format types lint models proto lock clean
+.PHONY: help serve test check format types lint bench-simulate bench-overload bench-cap models proto lock clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 serve: $(VENV)/.server ## serve model_repository/ on 127.0.0.1: REST 8000, gRPC 8001, metrics 8002 (SERVE="--http-port 9000" adds flags)
 	@exec $(BIN)/forwardpass serve $(SERVE)
@@ -29,6 +31,15 @@ check: $(VENV)/.dev ## what CI checks: ruff, mypy strict, the import contract, g
 format: $(VENV)/.dev ## format and fix what ruff can
 	$(BIN)/ruff format $(SOURCES)
 	$(BIN)/ruff check --fix $(SOURCES)
+
+bench-simulate: $(VENV)/.dev ## goodput against load on a simulated clock: ours, a fixed window, an unbounded queue (BENCH="--seed 1" adds flags)
+	$(BIN)/python -m loadtests.benchmarks.simulate --out $(REPORTS) $(BENCH)
+
+bench-overload: $(VENV)/.dev ## overload for real, about a minute on two quiet cores: open loop at 0.8 to 3 times the capacity
+	$(BIN)/python -m loadtests.benchmarks.open_loop --out $(REPORTS) $(BENCH)
+
+bench-cap: $(VENV)/.dev ## the server's own batch size against every fixed one, on three models, about a minute
+	$(BIN)/python -m loadtests.benchmarks.batch_cap --out $(REPORTS) $(BENCH)
 
 models: $(VENV)/.dev ## train, verify and publish the committed models anew: digits, breast_cancer, fraud
 	$(BIN)/python -m exporter train image-classification --data digits --name digits --replace

@@ -102,10 +102,15 @@ class DataPlane:
         with self._models.resolve(request.model_name, request.model_version) as served:
             pipeline = self._pipeline(served, request)
             loop = asyncio.get_running_loop()
-            arrays = await loop.run_in_executor(self._pipelines, pipeline.preprocess, request.inputs)
+            explanation, preprocess = request.explanation, pipeline.preprocess
+            if explanation is not None:
+                preprocess = explanation.timed("preprocess", preprocess)
+            arrays = await loop.run_in_executor(self._pipelines, preprocess, request.inputs)
             response = await self._infer(served, request, arrays)
             outputs = {tensor.name: tensor.numpy() for tensor in response.outputs}
             predictions = pipeline.postprocess(outputs, request.top_k)
+            if explanation is not None:
+                explanation.mark("postprocess")
         return PredictResponse(response.model_name, response.model_version, predictions, request.id)
 
     async def _infer(self, served: Served, request: PredictRequest, arrays: Mapping[str, Array]) -> InferResponse:
@@ -119,13 +124,19 @@ class DataPlane:
             id=request.id,
             deadline_ns=request.deadline_ns,
             parameters=request.parameters,
+            explanation=request.explanation,
         )
+        if inner.explanation is not None:
+            inner.explanation.mark("loop", inner.received_ns)
         served.submit(inner)
         try:
-            return await done
+            response = await done
         except asyncio.CancelledError:
             self.cancel(inner)
             raise
+        if inner.explanation is not None:
+            inner.explanation.mark_pass(inner.enqueued_ns, response.timing)
+        return response
 
     def _pipeline(self, served: Served, request: PredictRequest) -> Pipeline:
         pipeline = served.model.pipeline

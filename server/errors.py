@@ -8,6 +8,7 @@
       ModelNotReady     UNAVAILABLE   the model exists and can't answer now
       Draining          UNAVAILABLE   the server is shutting down
       QueueFull         EXHAUSTED     more work is waiting than the model's queue takes
+      Overloaded        EXHAUSTED     the answer would come after the request's deadline
       DeadlineExceeded  DEADLINE      the caller's time ran out before a forward pass was started for it
       Cancelled         CANCELLED     the caller went away
       Unsupported       UNSUPPORTED   a feature of the protocol that this server or engine does not have
@@ -42,6 +43,8 @@ class ServingError(Exception):
     """The root. Never raised itself; `public_message` holds nothing that a client may not see."""
 
     code: ClassVar[Code] = Code.INTERNAL
+    retry_after_ms: int = 0
+    """When to come back, where that helps; 0: nobody knows, or it would be the same then."""
 
     @property
     def public_message(self) -> str:
@@ -151,6 +154,25 @@ class QueueFull(ServingError):
     @property
     def public_message(self) -> str:
         return f"the queue of model '{self.model_name}' is full: max_queue_size is {self.limit} requests"
+
+
+class Overloaded(ServingError):
+    """The answer is expected in `predicted_ms`, after the deadline. `retry_after_ms`: what is admitted now is done."""
+
+    code = Code.EXHAUSTED
+
+    def __init__(self, model_name: str, predicted_ms: int, retry_after_ms: int = 0) -> None:
+        super().__init__(model_name, predicted_ms, retry_after_ms)
+        self.model_name = model_name
+        self.predicted_ms = predicted_ms
+        self.retry_after_ms = retry_after_ms
+
+    @property
+    def public_message(self) -> str:
+        return (
+            f"model '{self.model_name}' is overloaded: the answer is expected in {self.predicted_ms} ms, "
+            "after the request's deadline"
+        )
 
 
 class DeadlineExceeded(ServingError):

@@ -15,12 +15,13 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 from server.errors import ModelLoadFailed, ModelNotReady, ServingError, UnknownModel
+from server.repository.model_config import DynamicBatching, QueuePolicyConfig
 from server.repository.repository import IndexEntry, Repository, ServedModel
 from server.request_check import RequestCheck
 from server.scheduler.batcher import Batcher
 from server.scheduler.cost import CostModel
 from server.scheduler.plan import Limits
-from server.scheduler.queue import QueuePolicy
+from server.scheduler.queue import Priorities, QueuePolicy
 from server.scheduler.statistics import ModelStatistics
 from server.types import InferRequest
 
@@ -200,6 +201,9 @@ class ModelControl:
             CostModel(model.costs_ns),
             statistics,
             asyncio.get_running_loop(),
+            priorities=self._priorities(batching),
+            slo_ns=int(config.slo_ms * 1_000_000),
+            preserve_ordering=batching.preserve_ordering if batching else False,
         )
         return Served(model, batcher, statistics)
 
@@ -207,7 +211,15 @@ class ModelControl:
         batching = model.config.dynamic_batching
         if batching is None:
             return QueuePolicy(max_queue_size=self._default_max_queue_size)
-        policy = batching.default_queue_policy
+        return self._queue_policy(batching.default_queue_policy)
+
+    def _priorities(self, batching: DynamicBatching | None) -> Priorities:
+        if batching is None:
+            return Priorities()
+        policies = {level: self._queue_policy(policy) for level, policy in batching.priority_queue_policy.items()}
+        return Priorities(batching.priority_levels, batching.default_priority_level, policies)
+
+    def _queue_policy(self, policy: QueuePolicyConfig) -> QueuePolicy:
         return QueuePolicy(
             max_queue_size=policy.max_queue_size or self._default_max_queue_size,
             default_timeout_ns=policy.default_timeout_microseconds * 1000,

@@ -33,8 +33,8 @@ class RequestCheck:
 
         Raises:
             InvalidRequest: a tensor is missing, unknown, there twice, of another datatype or shape, or text that is
-                not UTF-8; the batch is empty or too large; a requested output is unknown; `timeout` is no whole
-                number.
+                not UTF-8; the batch is empty or too large; a requested output is unknown; `timeout` or
+                `priority` is no whole number.
             Unsupported: the request belongs to a sequence, and the model keeps none.
         """
         positions = self._positions(request.inputs)
@@ -131,6 +131,9 @@ def _check_parameters(request: InferRequest) -> None:
     timeout = request.parameters.get("timeout")
     if timeout is not None and (isinstance(timeout, bool) or not isinstance(timeout, int) or timeout < 0):
         raise InvalidRequest("parameters.timeout", f"must be a whole number of microseconds, got {timeout!r}")
+    priority = request.parameters.get("priority")
+    if priority is not None and (isinstance(priority, bool) or not isinstance(priority, int) or priority < 0):
+        raise InvalidRequest("parameters.priority", f"must be a whole number, 0 for the default, got {priority!r}")
     for name in _SEQUENCE_PARAMETERS:
         if request.parameters.get(name):
             raise Unsupported(f"parameters.{name}", f"model '{request.model_name}' does not batch sequences")

@@ -13,10 +13,13 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
-from typing import Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from server.explain import Explanation
 
 Array = NDArray[Any]
 Buffer = bytes | bytearray | memoryview
@@ -190,6 +193,7 @@ class InferRequest:
         "_on_settle",
         "deadline_ns",
         "enqueued_ns",
+        "explanation",
         "holder",
         "id",
         "inputs",
@@ -197,6 +201,7 @@ class InferRequest:
         "model_version",
         "outputs",
         "parameters",
+        "predicted_ns",
         "received_ns",
         "rows",
         "settled",
@@ -215,6 +220,7 @@ class InferRequest:
         outputs: Sequence[str] = (),
         parameters: Mapping[str, Parameter] | None = None,
         deadline_ns: int = NO_DEADLINE,
+        explanation: Explanation | None = None,
     ) -> None:
         self.model_name = model_name
         self.model_version = model_version
@@ -228,6 +234,10 @@ class InferRequest:
         self.rows = 1
         self.signature: object = None
         self.enqueued_ns = 0
+        self.predicted_ns = 0
+        """When the scheduler expected to answer it, as it was admitted; 0: it did not know."""
+        self.explanation = explanation
+        """Of a caller that asked where its time goes; else None."""
         self.holder: Holder | None = None
         """Who admitted it, and so must hear of a cancellation; set by the data plane."""
         self.settled = False
@@ -290,6 +300,7 @@ class PredictRequest:
     top_k: int = 0
     deadline_ns: int = NO_DEADLINE
     parameters: Mapping[str, Parameter] | None = None
+    explanation: Explanation | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,18 +7,21 @@
 into the other and move it. Only the wire that a URL names is imported.
 """
 
-from server.client.calls import IndexEntry, ModelMetadata
+from server.client.calls import IndexEntry, ModelMetadata, OnExplained
 from server.client.client import AsyncClient, Client
 from server.client.errors import ClientError
 from server.client.inputs import Input, inputs_of_bytes, inputs_of_json
+from server.explain import Explained
 
 __all__ = [
     "AsyncClient",
     "Client",
     "ClientError",
+    "Explained",
     "IndexEntry",
     "Input",
     "ModelMetadata",
+    "OnExplained",
     "inputs_of_bytes",
     "inputs_of_json",
 ]

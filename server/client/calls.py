@@ -8,9 +8,13 @@ from typing import Any, Generic, Protocol, TypeVar
 
 from server.client.errors import ClientError
 from server.errors import Code
+from server.explain import Explained, parse_server_timing
 from server.types import Array, PredictResponse, RawInput, Tensor, TensorSpec
 
 T = TypeVar("T")
+
+OnExplained = Callable[[Explained], None]
+"""Gets the server's account of where the time of a call went, before the call returns."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,13 +49,19 @@ class Call(Generic[T]):
 
     request: Any
     read: Callable[[Any], T]
+    explain: OnExplained | None = None
+    """Given, the call asks the server to explain it."""
 
-    def answer(self, reply: Any, url: str) -> T:
+    def answer(self, reply: Any, url: str, server_timing: str = "") -> T:
         """The answer in `reply`. Raises ClientError INTERNAL if it is not one of this protocol."""
         try:
-            return self.read(reply)
+            answer = self.read(reply)
+            explained = parse_server_timing(server_timing) if self.explain and server_timing else None
         except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
             raise ClientError(Code.INTERNAL, f"{url}: the answer can't be read: {error!r}") from error
+        if self.explain is not None and explained is not None:
+            self.explain(explained)
+        return answer
 
 
 class Messages(Protocol):

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import ipaddress
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from math import inf
 from types import ModuleType, TracebackType
 from typing import Any, Self
 from urllib.parse import SplitResult, urlsplit
 
-from server.client.calls import AsyncTransport, Call, IndexEntry, Messages, ModelMetadata, Transport
+from server.client.calls import AsyncTransport, Call, IndexEntry, Messages, ModelMetadata, OnExplained, Transport
 from server.client.errors import ClientError
 from server.client.inputs import Input, invalid, raw_inputs, tensors
 from server.errors import Code
@@ -51,15 +52,17 @@ class _Calls:
 
     _messages: Messages
 
-    def _predict(self, model: str, version: str, inputs: Input | Sequence[Input], top_k: int) -> Call[PredictResponse]:
+    def _predict(
+        self, model: str, version: str, inputs: Input | Sequence[Input], top_k: int, explain: OnExplained | None
+    ) -> Call[PredictResponse]:
         if not 0 <= top_k < 2**32:
             raise invalid("top_k", f"{top_k} is out of range")
-        return self._messages.predict(_named(model), version, raw_inputs(inputs), top_k)
+        return replace(self._messages.predict(_named(model), version, raw_inputs(inputs), top_k), explain=explain)
 
     def _infer(
-        self, model: str, version: str, inputs: Mapping[str, Any], outputs: Sequence[str]
+        self, model: str, version: str, inputs: Mapping[str, Any], outputs: Sequence[str], explain: OnExplained | None
     ) -> Call[dict[str, Array]]:
-        return self._messages.infer(_named(model), version, tensors(inputs), outputs)
+        return replace(self._messages.infer(_named(model), version, tensors(inputs), outputs), explain=explain)
 
     def _model_metadata(self, model: str, version: str) -> Call[ModelMetadata]:
         return self._messages.model_metadata(_named(model), version)
@@ -111,6 +114,7 @@ class Client(_Calls):
         version: str = "",
         top_k: int = 0,
         timeout_s: float | None = None,
+        explain: OnExplained | None = None,
     ) -> PredictResponse:
         """One answer for each input, in their order.
 
@@ -121,12 +125,14 @@ class Client(_Calls):
         Args:
             version: the version to ask; empty for the newest.
             top_k: how many labels to name; 0 for as many as the model's spec says.
+            explain: asks the server where the call's time went, and is called with that before this returns (not
+                by a server that does not tell, nor for an error): ``explain=print``.
 
         Raises:
             ClientError: see its codes.
             OSError: a file can't be read.
         """
-        return self._transport.send(self._predict(model, version, inputs, top_k), _positive(timeout_s))
+        return self._transport.send(self._predict(model, version, inputs, top_k, explain), _positive(timeout_s))
 
     def infer(
         self,
@@ -136,12 +142,14 @@ class Client(_Calls):
         *,
         version: str = "",
         timeout_s: float | None = None,
+        explain: OnExplained | None = None,
     ) -> dict[str, Array]:
         """The model's outputs (all of them, or those named) for input arrays by name, all with the batch first.
 
         An output of datatype BYTES is an array of bytes objects; the others are read-only views on the answer.
+        `explain` is that of `predict`.
         """
-        return self._transport.send(self._infer(model, version, inputs, outputs), _positive(timeout_s))
+        return self._transport.send(self._infer(model, version, inputs, outputs, explain), _positive(timeout_s))
 
     def server_ready(self, *, timeout_s: float | None = None) -> bool:
         """Whether the server says that it is ready. A server that can't be reached is a ClientError, not False."""
@@ -188,9 +196,10 @@ class AsyncClient(_Calls):
         version: str = "",
         top_k: int = 0,
         timeout_s: float | None = None,
+        explain: OnExplained | None = None,
     ) -> PredictResponse:
         """See `Client.predict`."""
-        return await self._transport.send(self._predict(model, version, inputs, top_k), _positive(timeout_s))
+        return await self._transport.send(self._predict(model, version, inputs, top_k, explain), _positive(timeout_s))
 
     async def infer(
         self,
@@ -200,9 +209,10 @@ class AsyncClient(_Calls):
         *,
         version: str = "",
         timeout_s: float | None = None,
+        explain: OnExplained | None = None,
     ) -> dict[str, Array]:
         """See `Client.infer`."""
-        return await self._transport.send(self._infer(model, version, inputs, outputs), _positive(timeout_s))
+        return await self._transport.send(self._infer(model, version, inputs, outputs, explain), _positive(timeout_s))
 
     async def server_ready(self, *, timeout_s: float | None = None) -> bool:
         """See `Client.server_ready`."""

@@ -20,6 +20,7 @@ from server.client.calls import Call, IndexEntry, ModelMetadata
 from server.client.errors import ClientError, code_of_grpc
 from server.client.inputs import invalid
 from server.errors import Code
+from server.explain import ANSWER_KEY, REQUEST_KEY
 from server.proto.forwardpass.v1 import prediction_pb2
 from server.types import (
     DATATYPES,
@@ -200,10 +201,10 @@ class Transport:
             response_deserializer=request.reply.FromString,
         )
         try:
-            reply = method(request.message, timeout=timeout_s)
+            reply, rpc = method.with_call(request.message, timeout=timeout_s, metadata=_metadata(call))
         except grpc.RpcError as error:
             raise _failure(error, self._url) from error
-        return call.answer(reply, self._url)
+        return call.answer(reply, self._url, _server_timing(rpc.trailing_metadata()))
 
     def close(self) -> None:
         self._channel.close()
@@ -228,10 +229,12 @@ class AsyncTransport:
             response_deserializer=request.reply.FromString,
         )
         try:
-            reply = await method(request.message, timeout=timeout_s)
+            rpc = method(request.message, timeout=timeout_s, metadata=_metadata(call))
+            reply = await rpc
+            trailers = await rpc.trailing_metadata()
         except grpc.RpcError as error:
             raise _failure(error, self._url) from error
-        return call.answer(reply, self._url)
+        return call.answer(reply, self._url, _server_timing(trailers))
 
     async def close(self) -> None:
         if self._channel is not None:
@@ -240,6 +243,14 @@ class AsyncTransport:
 
 def _target(url: SplitResult) -> str:
     return url.netloc if url.port else f"{url.netloc.rstrip(':')}:{DEFAULT_PORT}"
+
+
+def _metadata(call: Call[Any]) -> tuple[tuple[str, str], ...]:
+    return () if call.explain is None else ((REQUEST_KEY, "1"),)
+
+
+def _server_timing(trailers: Any) -> str:
+    return str(dict(trailers or ()).get(ANSWER_KEY, ""))
 
 
 def _options(proxy: bool) -> list[tuple[str, int]]:

@@ -19,6 +19,7 @@ from server.client.calls import Call, IndexEntry, ModelMetadata
 from server.client.errors import ClientError, code_of_http, seconds_of
 from server.client.inputs import invalid
 from server.errors import Code
+from server.explain import ANSWER_KEY, REQUEST_KEY
 from server.types import (
     DATATYPES,
     Array,
@@ -215,8 +216,8 @@ class Transport:
 
     def send(self, call: Call[T], timeout_s: float | None) -> T:
         with _failures(self._url, timeout_s):
-            response = self._http.request(**_arguments(call.request, timeout_s))
-        return call.answer(_reply(response), self._url)
+            response = self._http.request(**_arguments(call, timeout_s))
+        return call.answer(_reply(response), self._url, response.headers.get(ANSWER_KEY, ""))
 
     def close(self) -> None:
         self._http.close()
@@ -232,8 +233,8 @@ class AsyncTransport:
     async def send(self, call: Call[T], timeout_s: float | None) -> T:
         with _failures(self._url, timeout_s):
             async with asyncio.timeout(timeout_s):
-                response = await self._http.request(**_arguments(call.request, timeout_s))
-        return call.answer(_reply(response), self._url)
+                response = await self._http.request(**_arguments(call, timeout_s))
+        return call.answer(_reply(response), self._url, response.headers.get(ANSWER_KEY, ""))
 
     async def close(self) -> None:
         await self._http.aclose()
@@ -243,14 +244,16 @@ class AsyncTransport:
 _LIMITS = httpx.Limits(max_connections=None, max_keepalive_connections=128)
 
 
-def _arguments(request: Request, timeout_s: float | None) -> dict[str, Any]:
+def _arguments(call: Call[Any], timeout_s: float | None) -> dict[str, Any]:
     """What httpx needs. Its time-outs are of silence; the server, told the deadline, keeps the whole."""
+    request: Request = call.request
     deadline = {} if timeout_s is None else {DEADLINE_HEADER: str(ceil(timeout_s * 1000))}
+    explain = {} if call.explain is None else {REQUEST_KEY: "1"}
     return {
         "method": request.method,
         "url": request.path,
         "content": request.content,
-        "headers": {**request.headers, **deadline},
+        "headers": {**request.headers, **deadline, **explain},
         "params": request.params,
         "timeout": httpx.Timeout(timeout_s, connect=CONNECT_S if timeout_s is None else min(timeout_s, CONNECT_S)),
     }

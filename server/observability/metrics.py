@@ -6,12 +6,13 @@ Triton's where they mean the same (``nv_inference_*``); ours are ``forwardpass_*
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable, Iterator
 from itertools import accumulate
 from typing import TYPE_CHECKING
 
 from prometheus_client import CollectorRegistry, PlatformCollector, ProcessCollector, generate_latest
-from prometheus_client.core import GaugeMetricFamily, HistogramMetricFamily, Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 if TYPE_CHECKING:
@@ -19,6 +20,15 @@ if TYPE_CHECKING:
     from server.scheduler.statistics import Histogram, ModelStatistics
 
 _LABELS = ("model", "version")
+
+
+def _predicted_s(statistics: ModelStatistics) -> float:
+    return statistics.predicted_ns / 1e9
+
+
+def _actual_s(statistics: ModelStatistics) -> float:
+    return statistics.actual_ns / 1e9
+
 
 _COUNTERS: tuple[tuple[str, str, Callable[[ModelStatistics], float]], ...] = (
     ("nv_inference_request_success", "Requests answered", lambda s: s.success.count),
@@ -31,6 +41,16 @@ _COUNTERS: tuple[tuple[str, str, Callable[[ModelStatistics], float]], ...] = (
     ("nv_inference_compute_output_duration_us", "Microseconds of splitting", lambda s: s.compute_output.ns // 1000),
 )
 """Triton's counters: name, help, value. Source: Triton, docs/user_guide/metrics.md."""
+
+_OURS: tuple[tuple[str, str, Callable[[ModelStatistics], float]], ...] = (
+    ("forwardpass_requests_admitted_total", "Requests taken into the queue", lambda s: s.admitted),
+    ("forwardpass_requests_expired_total", "Requests whose deadline passed before their pass", lambda s: s.expired),
+    ("forwardpass_requests_cancelled_total", "Requests whose caller went away", lambda s: s.cancelled),
+    ("forwardpass_requests_late_total", "Requests answered after their deadline", lambda s: s.settled_late),
+    ("forwardpass_pass_predicted_seconds_total", "Seconds that passes were expected to take", _predicted_s),
+    ("forwardpass_pass_actual_seconds_total", "Seconds that the same passes took", _actual_s),
+)
+"""The scheduler's own counters: name, help, value."""
 
 _HISTOGRAMS: tuple[tuple[str, str, float, Callable[[ModelStatistics], Histogram]], ...] = (
     ("forwardpass_request_duration_seconds", "Seconds from arrival to answer", 1e-9, lambda s: s.request_duration),
@@ -54,10 +74,17 @@ class _Models(Collector):
             (*_LABELS, "reason"),
             (((s.name, s.version, reason.value), n) for s in models for reason, n in s.failures.items()),
         )
+        yield from _own_counters(models)
         pending = GaugeMetricFamily("nv_inference_pending_request_count", "Requests that wait", labels=_LABELS)
         for s in models:
             pending.add_metric((s.name, s.version), s.pending)
         yield pending
+        saturation = GaugeMetricFamily(
+            "forwardpass_saturation", "Work that arrived lately over the work that can be done", labels=_LABELS
+        )
+        for s in models:
+            saturation.add_metric((s.name, s.version), s.saturation(time.monotonic_ns()))
+        yield saturation
         for name, text, unit, histogram in _HISTOGRAMS:
             family = HistogramMetricFamily(name, text, labels=_LABELS)
             for s in models:
@@ -65,6 +92,21 @@ class _Models(Collector):
                 family.add_metric((s.name, s.version), _buckets(counts, unit), counts.sum * unit)
             yield family
         yield GaugeMetricFamily("forwardpass_ready", "1 when the server is ready", value=float(self._dataplane.ready()))
+
+
+def _own_counters(models: Iterable[ModelStatistics]) -> Iterator[Metric]:
+    for name, text, value in _OURS:
+        family = CounterMetricFamily(name, text, labels=_LABELS)
+        for s in models:
+            family.add_metric((s.name, s.version), value(s))
+        yield family
+    refused = CounterMetricFamily(
+        "forwardpass_requests_refused_total", "Requests not taken into the queue, by cause", labels=(*_LABELS, "cause")
+    )
+    for s in models:
+        for cause, count in s.refused.items():
+            refused.add_metric((s.name, s.version, cause.value), count)
+    yield refused
 
 
 def _buckets(histogram: Histogram, unit: float) -> list[tuple[str, float]]:

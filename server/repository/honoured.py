@@ -30,7 +30,15 @@ _FIELDS: Mapping[str, tuple[str, ...]] = {
     "input": ("name", "data_type", "dims", "format"),
     "output": ("name", "data_type", "dims", "label_filename"),
     "instance_group": ("name", "kind", "count", "gpus"),
-    "dynamic_batching": ("preferred_batch_size", "max_queue_delay_microseconds", "default_queue_policy"),
+    "dynamic_batching": (
+        "preferred_batch_size",
+        "max_queue_delay_microseconds",
+        "preserve_ordering",
+        "priority_levels",
+        "default_priority_level",
+        "default_queue_policy",
+        "priority_queue_policy",
+    ),
     "dynamic_batching.default_queue_policy": (
         "timeout_action",
         "default_timeout_microseconds",
@@ -51,8 +59,6 @@ REASONS = {
     "output.reshape": "reshape is not done by this server; give the model's own dims, or serve it on Triton",
     "sequence_batching": "this server keeps no sequences; serve the model on Triton",
     "ensemble_scheduling": "this server runs no ensembles; a pipeline in processing.yaml, or Triton, does",
-    "dynamic_batching.priority_levels": "this server has one queue for each version, without priorities",
-    "dynamic_batching.preserve_ordering": "answers are sent as they are ready; match them by request id",
     "model_warmup": "every batch size is warmed up at load without it",
     "response_cache": "this server caches no answers",
 }

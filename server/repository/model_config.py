@@ -40,6 +40,10 @@ DEFAULT_MODEL_FILENAME = "model.onnx"
 _DATATYPE_OF = {d.config: d.name for d in DATATYPES.values()}
 _PLATFORM = "onnxruntime_onnx"
 _BACKEND = "onnxruntime"
+_SLO = "slo_ms"
+_LONGEST_SLO_MS = 86_400_000
+_MOST_LEVELS = 256
+"""Every level has its own queue, which planning looks into."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +85,11 @@ class DynamicBatching:
     preferred_batch_size: tuple[int, ...] = ()
     max_queue_delay_microseconds: int = 0
     default_queue_policy: QueuePolicyConfig = QueuePolicyConfig()
+    priority_levels: int = 0
+    """1 is the most urgent level; 0: none."""
+    default_priority_level: int = 0
+    priority_queue_policy: Mapping[int, QueuePolicyConfig] = field(default_factory=dict)
+    preserve_ordering: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +112,8 @@ class ModelConfig:
     cpu_accelerators: tuple[Accelerator, ...] = ()
     graph_level: int = 0
     parameters: Mapping[str, str] = field(default_factory=dict)
+    slo_ms: float = 0
+    """The latency objective: no request is worth answering later than this after its receipt; 0: none."""
     default_model_filename: str = DEFAULT_MODEL_FILENAME
     label_filenames: Mapping[str, str] = field(default_factory=dict)
     """The file of labels by output name, relative to the model's folder."""
@@ -183,7 +194,8 @@ def from_message(message: pb.ModelConfig, folder_name: str) -> ModelConfig:
         gpu_accelerators=tuple(Accelerator(a.name, dict(a.parameters)) for a in accelerators.gpu_execution_accelerator),
         cpu_accelerators=tuple(Accelerator(a.name, dict(a.parameters)) for a in accelerators.cpu_execution_accelerator),
         graph_level=message.optimization.graph.level,
-        parameters={key: value.string_value for key, value in message.parameters.items()},
+        parameters={key: value.string_value for key, value in message.parameters.items() if key != _SLO},
+        slo_ms=_slo_ms(message, refuse),
         default_model_filename=_inside(
             "default_model_filename", message.default_model_filename or DEFAULT_MODEL_FILENAME, refuse
         ),
@@ -300,20 +312,60 @@ def _dynamic_batching(message: pb.ModelConfig, refuse: _Refuse) -> DynamicBatchi
                 f"dynamic_batching.preferred_batch_size[{index}]",
                 f"is {size}, it must be 1 to max_batch_size, which is {message.max_batch_size}",
             )
-    policy = batching.default_queue_policy
-    actions = pb.ModelQueuePolicy.TimeoutAction
-    if policy.timeout_action not in actions.values():
-        refuse("dynamic_batching.default_queue_policy.timeout_action", "must be REJECT or DELAY")
+    _check_priorities(batching, refuse)
     return DynamicBatching(
         preferred_batch_size=tuple(batching.preferred_batch_size),
         max_queue_delay_microseconds=batching.max_queue_delay_microseconds,
-        default_queue_policy=QueuePolicyConfig(
-            timeout_action="DELAY" if policy.timeout_action == pb.ModelQueuePolicy.DELAY else "REJECT",
-            default_timeout_microseconds=policy.default_timeout_microseconds,
-            allow_timeout_override=policy.allow_timeout_override,
-            max_queue_size=policy.max_queue_size,
+        default_queue_policy=_queue_policy(
+            "dynamic_batching.default_queue_policy", batching.default_queue_policy, refuse
         ),
+        priority_levels=batching.priority_levels,
+        default_priority_level=batching.default_priority_level,
+        priority_queue_policy={
+            level: _queue_policy(f"dynamic_batching.priority_queue_policy[{level}]", policy, refuse)
+            for level, policy in batching.priority_queue_policy.items()
+        },
+        preserve_ordering=batching.preserve_ordering,
     )
+
+
+def _queue_policy(path: str, policy: Any, refuse: _Refuse) -> QueuePolicyConfig:
+    if policy.timeout_action not in pb.ModelQueuePolicy.TimeoutAction.values():
+        refuse(f"{path}.timeout_action", "must be REJECT or DELAY")
+    return QueuePolicyConfig(
+        timeout_action="DELAY" if policy.timeout_action == pb.ModelQueuePolicy.DELAY else "REJECT",
+        default_timeout_microseconds=policy.default_timeout_microseconds,
+        allow_timeout_override=policy.allow_timeout_override,
+        max_queue_size=policy.max_queue_size,
+    )
+
+
+def _check_priorities(batching: Any, refuse: _Refuse) -> None:
+    levels, default = batching.priority_levels, batching.default_priority_level
+    if levels > _MOST_LEVELS:
+        refuse("dynamic_batching.priority_levels", f"is {levels}, the most are {_MOST_LEVELS}")
+    if levels and not 1 <= default <= levels:
+        refuse("dynamic_batching.default_priority_level", f"is {default}, it must be 1 to priority_levels ({levels})")
+    if default and not levels:
+        refuse("dynamic_batching.default_priority_level", "is set, and priority_levels is not")
+    for level in batching.priority_queue_policy:
+        if not 1 <= level <= levels:
+            refuse(f"dynamic_batching.priority_queue_policy[{level}]", f"is no level: priority_levels is {levels}")
+    if batching.preserve_ordering and levels > 1:
+        refuse("dynamic_batching.preserve_ordering", "contradicts priority_levels, which exist to change the order")
+
+
+def _slo_ms(message: pb.ModelConfig, refuse: _Refuse) -> float:
+    if _SLO not in message.parameters:
+        return 0
+    text = message.parameters[_SLO].string_value
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0
+    if not 0 < value < _LONGEST_SLO_MS:
+        refuse(f'parameters["{_SLO}"]', f"is '{text}', it must be a number of milliseconds above 0")
+    return value
 
 
 def _inside(path: str, filename: str, refuse: _Refuse) -> str:

@@ -23,16 +23,20 @@ from server.errors import (
     EngineFailure,
     InvalidRequest,
     ModelNotReady,
+    Overloaded,
     QueueFull,
     ServingError,
 )
+from server.scheduler.admission import Margin, drain_ns, foresee_ns
 from server.scheduler.alarm import Alarm
 from server.scheduler.cost import CostModel
+from server.scheduler.ordering import InOrder
 from server.scheduler.plan import Dispatch, Limits, Wait, plan
-from server.scheduler.queue import QueuePolicy, RequestQueue
+from server.scheduler.queue import Priorities, QueuePolicy, RequestQueue
 from server.scheduler.statistics import ModelStatistics
+from server.scheduler.waits import Waits
 from server.scheduler.worker import Model, Pass, Runner, Worker
-from server.types import NO_DEADLINE, InferRequest, Outcome, Timing
+from server.types import NO_DEADLINE, InferRequest, InferResponse, Outcome, Timing
 
 log = logging.getLogger(__name__)
 
@@ -40,8 +44,24 @@ HANDOFF_NS = 50_000
 """A pass predicted to be shorter than this runs on the event loop. Giving it to a thread and back takes two
 switches between threads and a wake-up of the loop's selector, 20 to 60 us on the machines we measured; below
 that the loop gains nothing from being free meanwhile."""
+_LARGEST_MARGIN = 0.25
+"""The part of a request's time that the margin of its admission may take."""
 STALL_NS = 5_000_000_000
 """A request that waits this long beyond its window while every instance is idle: the queue does not move."""
+
+_Answer = tuple[InferResponse, Pass]
+
+
+class _Run:
+    """A pass under way."""
+
+    __slots__ = ("begun_ns", "predicted_ns", "requests")
+
+    def __init__(self, requests: Sequence[InferRequest], begun_ns: int, predicted_ns: int | None) -> None:
+        self.requests = requests
+        self.begun_ns = begun_ns
+        self.predicted_ns = predicted_ns
+
 
 MakeRunner = Callable[[Instance], Runner]
 
@@ -61,8 +81,15 @@ class Batcher:
         loop: asyncio.AbstractEventLoop,
         clock: Callable[[], int] = time.monotonic_ns,
         make_runner: MakeRunner | None = None,
+        *,
+        priorities: Priorities | None = None,
+        slo_ns: int = 0,
+        preserve_ordering: bool = False,
     ) -> None:
-        """`make_runner` makes the worker of an instance; by default one with a thread of its own."""
+        """`make_runner` makes the worker of an instance; by default one with a thread of its own.
+
+        `slo_ns`: the model's latency objective, a deadline of every request from its receipt; 0 is none.
+        """
         self.model_name = model_name
         self.model_version = model_version
         self.statistics = statistics
@@ -70,7 +97,9 @@ class Batcher:
         self._cost = cost
         self._loop = loop
         self._clock = clock
-        self._queue = RequestQueue(policy)
+        self._queue = RequestQueue(policy, priorities, slo_ns)
+        self._margin = Margin()
+        self._in_order: InOrder[_Answer] | None = InOrder() if preserve_ordering else None
         self._reruns: deque[InferRequest] = deque()
         """Neighbours of a pass that failed, each to be run once more, alone, before anything else."""
         if make_runner is None:
@@ -78,12 +107,21 @@ class Batcher:
             make_runner = partial(Worker, model=model, loop=loop, clock=clock)
         self._runners = [make_runner(instance) for instance in instances]
         self._idle = list(self._runners)
-        self._running: dict[Runner, Sequence[InferRequest]] = {}
+        self._running: dict[Runner, _Run] = {}
+        self._row_ns = 0
+        """What a row takes of an instance's time at the cap, as of the last pass."""
+        self.statistics.instances = len(self._idle)
+        self._learn_row_cost()
         self._alarm = Alarm(loop, self._tick)
+        self._waits = Waits()
         self._tick_due = False
         self._pending_counted = 0
         self._arrival_ns: int | None = None
         """The time of the requests that arrived since the last tick: the clock is read for the first of them."""
+        self._arrival_left_ns = 0
+        """What was left of the passes under way at that time."""
+        self._arrival_cap = 0
+        """Rows of the largest batch worth forming, as of that time."""
         self._draining = False
         self._drain_until_ns = NO_DEADLINE
         self._drained: list[asyncio.Future[None]] = []
@@ -97,16 +135,20 @@ class Batcher:
         now_ns = self._arrival_ns
         if now_ns is None:
             now_ns = self._arrival_ns = self._clock()
+            self._arrival_left_ns = self._left_ns(now_ns)
+            self._arrival_cap = self._limits.cap(self._cost)
             self._tick_soon()
         try:
             refusal = self._refusal(request, now_ns)
-            if refusal is None and not self._queue.admit(request, now_ns):
-                refusal = QueueFull(self.model_name, self._queue.policy.max_queue_size, self._retry_after_ms())
+            if refusal is None:
+                refusal = self._admit(request, now_ns)
         except Exception as error:
             log.exception("a request to model %s could not be admitted", self.model_name)
             refusal = EngineFailure(self.model_name, repr(error))
         if refusal is not None:
             self._fail(request, refusal, now_ns)
+        elif request.explanation is not None:
+            self._waits.watch(request)
 
     def cancel(self, request: InferRequest) -> None:
         """The caller went away: settle it as Cancelled. If it waits it is never executed and its place is free
@@ -134,6 +176,7 @@ class Batcher:
         """Settle whatever is held as Draining and end the workers; returns when the last pass has ended."""
         self._stop_admitting(self._clock())
         self._settle_all(Draining)
+        self._release_in_order()
         self._count_pending()
         self._tick_soon()
         for runner in self._runners:
@@ -166,22 +209,63 @@ class Batcher:
         if request.rows > self._limits.max_batch_size > 0:
             problem = f"{request.rows} rows, over max_batch_size {self._limits.max_batch_size}"
             return InvalidRequest("inputs", problem)
+        return None
+
+    def _admit(self, request: InferRequest, now_ns: int) -> ServingError | None:
+        queue = self._queue
+        delays_ns = queue.set_deadline(request, now_ns)
         if request.deadline_ns <= now_ns:
             return DeadlineExceeded(self.model_name, 0)
+        if self._row_ns:
+            self.statistics.load.arrive(self._row_ns * request.rows, now_ns)
+        if queue.is_full(request):
+            limit = queue.level(request).policy.max_queue_size
+            return QueueFull(self.model_name, limit, self._retry_after_ms(now_ns))
+        if request.deadline_ns < NO_DEADLINE:
+            refusal = self._foreseen(request, now_ns)
+            if refusal is not None:
+                return refusal
+        queue.add(request, now_ns, delays_ns)
+        self.statistics.admitted += 1
+        if self._in_order is not None:
+            self._in_order.admit(request)
         return None
+
+    def _foreseen(self, request: InferRequest, now_ns: int) -> ServingError | None:
+        """Overloaded if the request can't be answered in time because of others: idle instances refuse nobody."""
+        instances = len(self._idle) + len(self._running)
+        wait_ns = foresee_ns(self._queue, request, self._cost, self._arrival_cap, self._arrival_left_ns, instances)
+        if wait_ns is None:
+            return None
+        request.predicted_ns = now_ns + wait_ns
+        # Bounded, or one bad second could teach a margin that refuses everybody, and nothing would unteach it.
+        margin_ns = min(self._margin.ns, (request.deadline_ns - now_ns) * _LARGEST_MARGIN)
+        if request.predicted_ns + margin_ns <= request.deadline_ns or (self._idle and not self.pending):
+            return None
+        return Overloaded(self.model_name, -(-wait_ns // 1_000_000), self._retry_after_ms(now_ns))
+
+    def _left_ns(self, now_ns: int) -> int:
+        """Of the passes under way, and of the reruns that go before everybody."""
+        left_ns = sum([max(0, run.begun_ns + (run.predicted_ns or 0) - now_ns) for run in self._running.values()])
+        if self._reruns:
+            left_ns += sum([self._cost.predict_ns(request.rows) or 0 for request in self._reruns])
+        return left_ns
+
+    def _learn_row_cost(self) -> None:
+        cap = self._limits.cap(self._cost) or 1
+        self._row_ns = (self._cost.predict_ns(cap) or 0) // cap
 
     def _dead(self) -> ModelNotReady:
         return ModelNotReady(self.model_name, self.model_version, "its workers have died")
 
-    def _retry_after_ms(self) -> int:
-        """How long what waits now will take, at full batches spread over the living instances; 0: unknown."""
-        rows_a_pass = self._limits.max_batch_size or 1
-        predicted_ns = self._cost.predict_ns(rows_a_pass)
-        if predicted_ns is None:
+    def _retry_after_ms(self, now_ns: int) -> int:
+        """How long what was admitted will take, spread over the living instances; 0: unknown."""
+        cap = self._limits.cap(self._cost)
+        if self._cost.predict_ns(cap or 1) is None:
             return 0
-        passes = -(-self._queue.rows // rows_a_pass)
-        runners = len(self._idle) + len(self._running)
-        return max(1, passes * predicted_ns // max(1, runners) // 1_000_000)
+        work_ns = self._left_ns(now_ns) + sum([drain_ns(line, self._cost, cap) for line in self._queue.lines])
+        instances = len(self._idle) + len(self._running)
+        return max(1, work_ns // max(1, instances) // 1_000_000)
 
     # --- the tick ----------------------------------------------------------------------------------
 
@@ -223,6 +307,10 @@ class Batcher:
         if now_ns >= self._drain_until_ns:
             self._settle_all(Draining)
         wake_ns = self._employ(now_ns)
+        self._release_in_order()
+        if self._waits:
+            # After a pass on the loop itself a tick is due: whoever is left waited for that pass.
+            self._waits.look(now_ns, busy=self._tick_due or not self._idle)
         if self._draining:
             wake_ns = min(wake_ns, self._check_drained(now_ns))
         if self.pending:
@@ -236,6 +324,9 @@ class Batcher:
             expired += [request for request in self._reruns if request.deadline_ns <= now_ns]
             self._reruns = deque(request for request in self._reruns if request.deadline_ns > now_ns)
         for request in expired:
+            if request.predicted_ns:
+                # It was admitted and not answered: the margin was too small.
+                self._margin.learn(now_ns - request.predicted_ns, self._cost.predict_ns(request.rows) or 0)
             waited_us = (now_ns - request.enqueued_ns) // 1000
             self._fail(request, DeadlineExceeded(self.model_name, waited_us), now_ns)
 
@@ -249,26 +340,29 @@ class Batcher:
             if self._reruns:
                 requests: Sequence[InferRequest] = [self._reruns.popleft()]
             else:
-                step = plan(self._queue, now_ns, self._limits)
+                step = plan(self._queue, now_ns, self._limits, self._cost)
                 if not isinstance(step, Dispatch):
                     return step.until_ns if isinstance(step, Wait) else NO_DEADLINE
                 requests = step.requests
                 self._queue.take(requests)
-            if not self._begin(requests):
+            if not self._begin(requests, now_ns):
                 self._tick_soon()
                 break
         return NO_DEADLINE
 
-    def _begin(self, requests: Sequence[InferRequest]) -> bool:
+    def _begin(self, requests: Sequence[InferRequest], now_ns: int) -> bool:
         """Start a pass on an idle instance. False if it ran on the loop and is over."""
         requests = [request for request in requests if not request.settled]
         if not requests:
             return True
-        predicted_ns = self._cost.predict_ns(sum([request.rows for request in requests]))
+        if self._waits:
+            self._waits.begin(requests, now_ns)
+        rows = sum([request.rows for request in requests])
+        compute_ns = self._cost.compute_ns(rows)
         runner = self._idle.pop()
-        self._running[runner] = requests
+        self._running[runner] = _Run(requests, now_ns, self._cost.predict_ns(rows))
         try:
-            if predicted_ns is None or predicted_ns >= HANDOFF_NS:
+            if compute_ns is None or compute_ns >= HANDOFF_NS:
                 runner.start(requests, partial(self._on_pass, runner, requests))
                 return True
             result = runner.run_inline(requests)
@@ -279,35 +373,51 @@ class Batcher:
         self._finish(runner, requests, result)
         return False
 
-    def _release(self, runner: Runner) -> None:
-        self._running.pop(runner, None)
+    def _release(self, runner: Runner) -> _Run | None:
         if runner.alive:
             self._idle.append(runner)
+        run = self._running.pop(runner, None)
+        self.statistics.instances = len(self._idle) + len(self._running)
+        return run
 
     # --- the end of a pass -------------------------------------------------------------------------
 
     def _finish(self, runner: Runner, requests: Sequence[InferRequest], result: Pass) -> None:
-        self._release(runner)
+        run = self._release(runner)
+        ended_ns = self._clock()
         try:
-            self._conclude(requests, result)
+            if run is not None:
+                self._learn(run, result, ended_ns)
+            self._conclude(requests, result, ended_ns)
         except BaseException as error:
             self._fail_each(requests, EngineFailure(self.model_name, repr(error)))
             raise
 
-    def _conclude(self, requests: Sequence[InferRequest], result: Pass) -> None:
+    def _learn(self, run: _Run, result: Pass, ended_ns: int) -> None:
+        """What this pass says of the next ones, and of how well its requests' answers were foreseen."""
+        whole_ns = ended_ns - run.begun_ns
+        self.statistics.count_end(run.predicted_ns, whole_ns)
+        if result.error is not None:
+            return
+        compute_ns = result.compute_input_ns + result.compute_infer_ns + result.compute_output_ns
+        self._cost.observe(result.rows, compute_ns, max(0, whole_ns - compute_ns))
+        self._learn_row_cost()
+        foreseen_ns = min([request.predicted_ns for request in run.requests if request.predicted_ns], default=0)
+        if foreseen_ns:
+            self._margin.learn(ended_ns - foreseen_ns, whole_ns)
+
+    def _conclude(self, requests: Sequence[InferRequest], result: Pass, ended_ns: int) -> None:
         if result.error is None:
-            self._answer(requests, result)
+            self._answer(requests, result, ended_ns)
         elif len(requests) == 1 or result.died:
             self._fail_each(requests, result.error)
         else:
             log.warning("a pass of %d requests failed, running each alone: %r", len(requests), result.error)
             self._reruns.extend(request for request in requests if not request.settled)
 
-    def _answer(self, requests: Sequence[InferRequest], result: Pass) -> None:
+    def _answer(self, requests: Sequence[InferRequest], result: Pass, ended_ns: int) -> None:
         durations = (result.compute_input_ns, result.compute_infer_ns, result.compute_output_ns)
-        self._cost.observe(result.rows, result.compute_infer_ns)
         self.statistics.count_pass(result.rows, *durations)
-        settled_ns = self._clock()
         answered: list[InferRequest] = []
         enqueued_ns: int | None = None
         timing: Timing | None = None
@@ -316,9 +426,21 @@ class Batcher:
                 enqueued_ns = request.enqueued_ns
                 timing = Timing(result.started_ns - enqueued_ns, *durations, result.rows)
             response.timing = timing
-            if self._settle(request, response):
+            if self._in_order is not None:
+                self._in_order.ready(request, (response, result))
+            elif self._settle(request, response):
                 answered.append(request)
-        self.statistics.count_success(answered, result.started_ns, settled_ns, *durations)
+        self.statistics.count_success(answered, result.started_ns, ended_ns, *durations)
+
+    def _release_in_order(self) -> None:
+        """Let go the answers that waited for those before them."""
+        if self._in_order is None:
+            return
+        now_ns = self._clock()
+        for request, (response, result) in self._in_order.release():
+            if self._settle(request, response):
+                durations = (result.compute_input_ns, result.compute_infer_ns, result.compute_output_ns)
+                self.statistics.count_success([request], result.started_ns, now_ns, *durations)
 
     def _count_pending(self) -> None:
         """Add what changed: a version that is loaded anew counts on where its predecessor still drains."""
@@ -359,8 +481,8 @@ class Batcher:
         """Also what runs; its results will be thrown away."""
         self._settle_waiting(make_error)
         now_ns = self._clock()
-        for requests in list(self._running.values()):
-            for request in requests:
+        for run in list(self._running.values()):
+            for request in run.requests:
                 self._fail(request, make_error(), now_ns)
 
     # --- the end -----------------------------------------------------------------------------------

@@ -1,4 +1,9 @@
-"""How long a forward pass takes, by the rows in it: seeded by the warm-up, then learned from every pass."""
+"""How long a forward pass takes, by the rows in it: seeded by the warm-up, then learned from every pass.
+
+A pass has its compute (merge, run, split) and an overhead that does not depend on its rows: the hand-off to a
+thread and back, the loop's own lateness. From both follow the mean, a high quantile, and the size of batch
+beyond which a row does not become cheaper.
+"""
 
 from __future__ import annotations
 
@@ -10,35 +15,151 @@ _WEIGHT = 8
 _CLAMP = 4
 """A measurement counts for at most this many times the estimate, and at least this part of it: a page fault
 or a neighbour on the core makes a pass tens of times longer and says nothing about the next one."""
+_OUTLIER = 1.5
+"""Over this many times the estimate a measurement is an outlier, and counts as just so much, until the next pass
+of the same size is one too: then it is how things are now."""
+_QUANTILE = 0.95
+_RATIO = 1.2
+"""The high quantile over the mean before anything was learned; the warm-up knows only medians."""
+_RATIO_STEP = 0.05
+_TOLERANCE = 0.05
+"""A batch size must make a row cheaper by more than this to be worth its latency."""
+_PERIOD = 16
+"""Passes after which sizes that did not occur follow the drift of the one that occurred most."""
+_TRIAL_SHARE = 32
+"""A trial of a larger batch may take one part in this many of the time that passes take."""
 
 
 class CostModel:
     """Nanoseconds of a forward pass by rows. Not thread-safe: it lives on the event loop."""
 
-    __slots__ = ("_ns", "_sizes")
+    __slots__ = (
+        "_best",
+        "_ns",
+        "_overhead",
+        "_passes",
+        "_ratio",
+        "_seen",
+        "_since_trial_ns",
+        "_sizes",
+        "_suspect",
+        "_then",
+    )
 
     def __init__(self, seed: Mapping[int, int] | None = None) -> None:
         """`seed`: nanoseconds by rows, as the warm-up sweep measured them."""
         self._ns: dict[int, float] = {rows: float(ns) for rows, ns in (seed or {}).items()}
         self._sizes = sorted(self._ns)
+        self._overhead = 0.0
+        self._ratio = _RATIO
+        self._passes: dict[int, int] = {}
+        """By rows, how many passes were observed: the first ones weigh more, for a seed may be wrong."""
+        self._suspect: set[int] = set()
+        """Sizes whose last pass was an outlier."""
+        self._since_trial_ns = 0.0
+        self._best: dict[int, int] = {}
+        """`best_rows` by the maximum asked for, until the next period."""
+        self._seen: dict[int, int] = {}
+        """How often each size occurred in this period."""
+        self._then = dict(self._ns)
+        """The estimates at the period's begin."""
 
-    def observe(self, rows: int, ns: int) -> None:
+    def observe(self, rows: int, ns: int, overhead_ns: int = 0) -> None:
         """Learn from one pass. An outlier moves the estimate by a bounded step only, also the first of its size."""
         estimate = self._estimate(rows)
+        if estimate:
+            self._learn_ratio(ns / estimate)
+        passes = self._passes[rows] = self._passes.get(rows, 0) + 1
         if rows not in self._ns:
             insort(self._sizes, rows)
             self._ns[rows] = ns if estimate is None else _clamped(ns, estimate)
+            self._best.clear()
         elif estimate is not None:
-            self._ns[rows] = estimate + (_clamped(ns, estimate) - estimate) / _WEIGHT
+            self._ns[rows] = estimate + (self._believed(rows, ns, estimate) - estimate) / min(_WEIGHT, passes + 1)
+        step_ns = overhead_ns - self._overhead
+        self._overhead += min(step_ns, self._ns[rows] + self._overhead) / _WEIGHT
+        self._count(rows, ns)
 
     def predict_ns(self, rows: int) -> int | None:
-        """The expected time of a pass of `rows` rows; None while nothing was ever measured.
+        """The expected time of a pass of `rows` rows, overhead included; None while nothing was ever measured.
 
         Between two known sizes the time is interpolated; beyond the largest it goes on with the last slope;
         below the smallest it is that of the smallest, for a pass has costs that do not shrink with its rows.
         """
         estimate = self._estimate(rows)
+        return None if estimate is None else int(estimate + self._overhead)
+
+    def high_ns(self, rows: int) -> int | None:
+        """What nineteen passes of twenty do not take; None while nothing was ever measured."""
+        estimate = self._estimate(rows)
+        return None if estimate is None else int(estimate * self._ratio + self._overhead)
+
+    def compute_ns(self, rows: int) -> int | None:
+        """The expected time without the overhead: what the pass would take on the loop itself."""
+        estimate = self._estimate(rows)
         return None if estimate is None else int(estimate)
+
+    def best_rows(self, largest: int) -> int:
+        """The smallest batch, up to `largest` rows, that costs as little per row as any, within a tolerance.
+
+        `largest` while nothing was measured. Once in a while twice the best size, if passes have taken long
+        enough since the last trial: a larger size that the warm-up measured wrong gets its chance so, and a
+        smaller one occurs by itself whenever few wait.
+        """
+        if not self._sizes or largest <= 1:
+            return largest
+        best = self._best.get(largest)
+        if best is None:
+            best = self._best[largest] = self._cheapest(largest)
+        if best < largest:
+            trial = min(2 * best, largest)
+            if self._since_trial_ns > _TRIAL_SHARE * (self._estimate(trial) or 0):
+                return trial
+        return best
+
+    def _cheapest(self, largest: int) -> int:
+        sizes = [1 << power for power in range(largest.bit_length()) if 1 << power < largest]
+        by_row = {rows: ((self._estimate(rows) or 0.0) + self._overhead) / rows for rows in (*sizes, largest)}
+        enough = min(by_row.values()) * (1 + _TOLERANCE)
+        return next(rows for rows, ns in by_row.items() if ns <= enough)
+
+    def _believed(self, rows: int, ns: int, estimate: float) -> float:
+        alone = ns > _OUTLIER * estimate and rows not in self._suspect
+        if ns > _OUTLIER * estimate:
+            self._suspect.add(rows)
+        else:
+            self._suspect.discard(rows)
+        return _OUTLIER * estimate if alone else _clamped(ns, estimate)
+
+    def _learn_ratio(self, ratio: float) -> None:
+        """Follow the quantile by steps of one size, so that the height of an outlier does not matter."""
+        above = ratio > self._ratio
+        step = _RATIO_STEP * (_QUANTILE if above else _QUANTILE - 1)
+        self._ratio = min(max(1.0, self._ratio + step), float(_CLAMP))
+
+    def _count(self, rows: int, ns: int) -> None:
+        # A trial is over once it was filled; one that found too few to fill it is made again.
+        if any(rows > best and rows >= min(2 * best, largest) for largest, best in self._best.items()):
+            self._since_trial_ns = 0.0
+        else:
+            self._since_trial_ns += ns
+        self._seen[rows] = self._seen.get(rows, 0) + 1
+        if sum(self._seen.values()) >= _PERIOD:
+            self._follow_drift()
+
+    def _follow_drift(self) -> None:
+        """The machine became slower or faster for all sizes: without this those not in use would look better
+        or worse than they are, for no other reason than that they were measured earlier."""
+        common = max(self._seen, key=lambda rows: self._seen[rows])
+        before = self._then.get(common)
+        if before:
+            drift = self._ns[common] / before
+            for rows in self._sizes:
+                if rows not in self._seen:
+                    self._ns[rows] *= drift
+        self._seen.clear()
+        self._best.clear()
+        self._then = dict(self._ns)
 
     def _estimate(self, rows: int) -> float | None:
         known = self._ns.get(rows)

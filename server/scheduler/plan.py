@@ -1,26 +1,37 @@
-"""What an idle instance should do now. Pure: no clock, no await, no I/O, and the queue is only looked at.
+"""What an idle instance should do now. Pure: no clock, no await, no I/O; queue and cost are only looked at.
 
-A batch is formed for one signature: its requests in order of arrival, as long as their rows fit into
-``max_batch_size``, first those of the waiting line, then those of the delayed one. It stops at the first
-request that does not fit, so that nobody overtakes within a signature. The batch is closed, and may go, when
+A batch is formed for one signature: level by level from the most urgent, within a level the earliest deadline
+first and of equal ones who came first, the delayed line behind the waiting one. It ends at the first request
+that would bring its rows over the cap, so that nobody overtakes. The cap is the least of
 
-1. the ``max_queue_delay`` of its oldest request is over: with everything in it;
+* ``max_batch_size``;
+* where no ``preferred_batch_size`` is set, the size beyond which a row does not become cheaper
+  (`CostModel.best_rows`);
+* the largest batch that, by the high quantile of its cost, still meets the earliest deadline in it.
+
+Who can't be answered in time any more, by the mean cost of a pass for it alone, is left out while there is
+anybody else: it would make the next one late too. An instance that has nobody else takes it all the same.
+
+The batch is closed, and may go, when
+
+1. the ``max_queue_delay`` of its oldest request is over, or waiting on would miss its earliest deadline: with
+   everything in it;
 2. a first part of it has exactly a preferred size: the largest such part;
 3. it is full, or has passed every preferred size without meeting one: waiting brings it no nearer;
 4. ``max_queue_delay`` is 0: with an idle instance nothing ever waits.
 
-The signature of the oldest request is asked first, so none can starve: once its delay is over, nothing goes
-before it. Only while that one still waits for company may another signature's closed batch use the idle
-instance.
+The signature of the most urgent request is asked first. Only while that one still waits for company, or is
+late anyway, may another signature's batch use the idle instance.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Protocol
 
 from server.scheduler.queue import RequestQueue
-from server.types import InferRequest
+from server.types import NO_DEADLINE, InferRequest
 
 
 @dataclass(frozen=True)
@@ -31,6 +42,22 @@ class Limits:
     """Rows; 0: the model has no batch dimension, and every request is a batch of its own."""
     preferred_batch_size: tuple[int, ...] = ()
     max_queue_delay_ns: int = 0
+
+    def cap(self, cost: Cost | None) -> int:
+        """Rows of the largest batch that is worth forming; 0 as in `max_batch_size`."""
+        if cost is None or self.preferred_batch_size:
+            return self.max_batch_size
+        return cost.best_rows(self.max_batch_size)
+
+
+class Cost(Protocol):
+    """What is asked of a `CostModel`."""
+
+    def predict_ns(self, rows: int) -> int | None: ...
+
+    def high_ns(self, rows: int) -> int | None: ...
+
+    def best_rows(self, largest: int) -> int: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,71 +83,119 @@ IDLE = Idle()
 Plan = Dispatch | Wait | Idle
 
 
-def plan(queue: RequestQueue, now_ns: int, limits: Limits) -> Plan:
+def plan(queue: RequestQueue, now_ns: int, limits: Limits, cost: Cost | None = None) -> Plan:
     """What to do with an instance that is idle. Ask it only after ``queue.expire(now_ns)``.
 
-    Costs a step per request dispatched; while the oldest request waits for company, a step per row of
-    `max_batch_size` and per signature that waits.
+    Costs a step per request dispatched; while the most urgent request waits for company, a step per row of
+    `max_batch_size` and per signature that waits. Without `cost` nothing is known of what passes take.
     """
     until_ns: int | None = None
+    too_late: Dispatch | None = None
+    cap = limits.cap(cost)
     for signature in _signatures(queue):
-        step = _form(queue, signature, now_ns, limits)
+        batch = _gather(queue, signature, now_ns, cap, limits, cost)
+        if batch.late:
+            too_late = too_late or Dispatch(batch.requests)
+            continue
+        step = _close(batch, now_ns, limits)
         if isinstance(step, Dispatch):
             return step
         until_ns = step.until_ns if until_ns is None else min(until_ns, step.until_ns)
+    if too_late is not None:
+        return too_late
     return IDLE if until_ns is None else Wait(until_ns)
 
 
 def _signatures(queue: RequestQueue) -> Iterator[object]:
-    """Those that wait, the oldest request's first; the delayed line's only behind the waiting line's."""
-    for line in (queue.waiting, queue.delayed):
-        oldest = line.oldest()
-        if oldest is None:
+    """Those that wait, the most urgent request's first."""
+    asked: set[object] = set()
+    for line in queue.lines:
+        if not line.size:
             continue
-        yield oldest.signature
         for signature in line.signatures():
-            if signature != oldest.signature:
+            if signature not in asked:
+                asked.add(signature)
                 yield signature
 
 
-def _form(queue: RequestQueue, signature: object, now_ns: int, limits: Limits) -> Dispatch | Wait:
-    gathered = _gather(queue, signature, limits)
-    delay_ns = limits.max_queue_delay_ns
-    closes_ns = 0 if gathered.timed_out else gathered.requests[0].enqueued_ns + delay_ns
-    if delay_ns and now_ns >= closes_ns:
-        return Dispatch(gathered.requests)
-    if gathered.preferred:
-        return Dispatch(gathered.requests[: gathered.preferred])
-    if gathered.full or not delay_ns:
-        return Dispatch(gathered.requests)
-    return Wait(closes_ns)
-
-
 @dataclass(slots=True)
-class _Gathered:
+class _Batch:
     requests: list[InferRequest]
     preferred: int = 0
     """How many of the first requests together have the largest preferred size; 0: no such part."""
     full: bool = False
     timed_out: bool = False
-    """It holds a request of the delayed line, which has waited long enough for company."""
+    """It holds a request of a delayed line, which has waited long enough for company."""
+    start_by_ns: int = NO_DEADLINE
+    """When it must start to meet its earliest deadline."""
+    late: bool = False
+    """Nobody in it can be answered in time."""
 
 
-def _gather(queue: RequestQueue, signature: object, limits: Limits) -> _Gathered:
-    gathered = _Gathered([])
-    requests = gathered.requests
-    max_rows = limits.max_batch_size
-    preferred = limits.preferred_batch_size
-    rows = 0
-    for line in (queue.waiting, queue.delayed):
-        for request in line.lane(signature):
-            if rows + request.rows > max_rows and requests:
-                gathered.full = True
-                return gathered
-            requests.append(request)
-            rows += request.rows
-            if rows in preferred:
-                gathered.preferred = len(requests)
-            gathered.timed_out = line is queue.delayed
-    gathered.full = rows >= max_rows or (bool(preferred) and rows >= max(preferred))
-    return gathered
+def _close(batch: _Batch, now_ns: int, limits: Limits) -> Dispatch | Wait:
+    delay_ns = limits.max_queue_delay_ns
+    if delay_ns:
+        oldest_ns = min([request.enqueued_ns for request in batch.requests])
+        closes_ns = 0 if batch.timed_out else min(oldest_ns + delay_ns, batch.start_by_ns)
+        if now_ns >= closes_ns:
+            return Dispatch(batch.requests)
+    if batch.preferred:
+        return Dispatch(batch.requests[: batch.preferred])
+    if batch.full or not delay_ns:
+        return Dispatch(batch.requests)
+    return Wait(closes_ns)
+
+
+def _gather(queue: RequestQueue, signature: object, now_ns: int, cap: int, limits: Limits, cost: Cost | None) -> _Batch:
+    batch = _Batch([])
+    late: list[InferRequest] = []
+    rows, earliest_ns = 0, NO_DEADLINE
+    # From this time on a deadline is met by any batch: nearly always all are, and nothing more is asked.
+    safe_ns = now_ns + (cost.high_ns(max(1, cap)) or 0) if cost else 0
+    for request, delayed in _in_order(queue, signature):
+        deadline_ns = request.deadline_ns
+        if cost and deadline_ns < safe_ns and deadline_ns < now_ns + (cost.predict_ns(request.rows) or 0):
+            late.append(request)
+            continue
+        earliest_ns = min(earliest_ns, deadline_ns)
+        if batch.requests and not _fits(rows + request.rows, cap, earliest_ns, safe_ns, now_ns, cost):
+            batch.full = True
+            break
+        batch.requests.append(request)
+        batch.timed_out = batch.timed_out or delayed
+        rows += request.rows
+        if rows in limits.preferred_batch_size:
+            batch.preferred = len(batch.requests)
+    if not batch.requests:
+        return _Batch(_first_rows(late, cap), late=True)
+    batch.full = batch.full or rows >= cap or rows >= max(limits.preferred_batch_size, default=rows + 1)
+    if cost and earliest_ns < NO_DEADLINE:
+        batch.start_by_ns = earliest_ns - (cost.high_ns(rows) or 0)
+    return batch
+
+
+def _in_order(queue: RequestQueue, signature: object) -> Iterator[tuple[InferRequest, bool]]:
+    """The requests of a signature, most urgent first, and whether each comes from a delayed line."""
+    for level in queue.levels:
+        for _, _, request in level.waiting.lane(signature):
+            yield request, False
+        for _, _, request in level.delayed.lane(signature):
+            yield request, True
+
+
+def _fits(rows: int, cap: int, earliest_ns: int, safe_ns: int, now_ns: int, cost: Cost | None) -> bool:
+    """Whether a batch may have so many rows."""
+    if rows > cap:
+        return False
+    return cost is None or earliest_ns >= safe_ns or now_ns + (cost.high_ns(rows) or 0) <= earliest_ns
+
+
+def _first_rows(requests: list[InferRequest], cap: int) -> list[InferRequest]:
+    """As many of the first requests as the cap allows, one at least."""
+    rows, chosen = 0, 0
+    for request in requests:
+        rows += request.rows
+        if chosen and rows > cap:
+            break
+        chosen += 1
+    return requests[:chosen]

@@ -1,18 +1,19 @@
 """The requests of one model version that wait for a forward pass, and the policy they wait under.
 
-Two lines, each first in, first out: `waiting`, and behind it `delayed`, where a request goes whose queue
-timeout is over when the policy says DELAY. Within a line requests are also held by signature, because only
-requests of equal signature may share a batch. Admitting, removing and finding the oldest take constant
-time; times of expiry stand in a heap that is cleaned of those who left, so that it stays within twice the
-number of waiting requests.
+For each priority level two lines: `waiting`, and behind it `delayed`, where a request goes whose queue timeout
+is over when the policy says DELAY. A line is held by signature, because only requests of equal signature may
+share a batch; within a signature the earliest deadline is first, and of equal ones who came first. Who comes
+with the latest deadline, as nearly everybody does, is appended; another one is placed by bisection. Times of
+expiry stand in a heap that is cleaned of those who left, so that it stays within twice the number of waiting
+requests.
 """
 
 from __future__ import annotations
 
 import heapq
-from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import count
 from typing import Literal
 
@@ -23,8 +24,9 @@ TimeoutAction = Literal["REJECT", "DELAY"]
 _HEAP_SLACK = 64
 """Entries of the expiry heap below which cleaning it is not worth the walk."""
 
-_Lane = OrderedDict[InferRequest, None]
-_NO_LANE: _Lane = OrderedDict()
+Entry = tuple[int, int, InferRequest]
+"""Deadline, number of arrival, request."""
+_NO_LANE: list[Entry] = []
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,103 +56,179 @@ class QueuePolicy:
         return self.default_timeout_ns
 
 
-class Line:
-    """Requests in order of arrival, as a whole and by signature."""
+@dataclass(frozen=True, slots=True)
+class Priorities:
+    """Source: ModelDynamicBatching.priority_levels, default_priority_level, priority_queue_policy."""
 
-    __slots__ = ("_lanes", "_order", "rows", "size")
+    levels: int = 0
+    """1 is the most urgent level; 0: there are none, and what a request says of its priority is ignored."""
+    default_level: int = 0
+    policies: Mapping[int, QueuePolicy] = field(default_factory=dict)
+    """By level; a level that is not here has the default policy."""
+
+    def level(self, request: InferRequest) -> int:
+        """The request's level, 0 where there are none. As in Triton, one that does not exist is the default one."""
+        if not self.levels:
+            return 0
+        own = request.parameters.get("priority") if request.parameters else None
+        return own if type(own) is int and 1 <= own <= self.levels else self.default_level
+
+
+class Line:
+    """Requests by signature, each signature's earliest deadline first."""
+
+    __slots__ = ("lanes", "rows", "size")
 
     def __init__(self) -> None:
-        self._order: _Lane = OrderedDict()
-        self._lanes: dict[object, _Lane] = {}
+        self.lanes: dict[object, list[Entry]] = {}
         self.rows = 0
         """Of all requests in the line together."""
         self.size = 0
         """Requests. A plain number, because it is asked for at every admission."""
 
     def __iter__(self) -> Iterator[InferRequest]:
-        return iter(self._order)
+        for lane in self.lanes.values():
+            for entry in lane:
+                yield entry[2]
 
-    def __contains__(self, request: InferRequest) -> bool:
-        return request in self._order
-
-    def add(self, request: InferRequest) -> None:
+    def add(self, entry: Entry) -> None:
+        request = entry[2]
         # The lane comes first: it is what fails when a signature can't be hashed, and then nothing has changed.
-        lane = self._lanes.get(request.signature)
+        lane = self.lanes.get(request.signature)
         if lane is None:
-            lane = self._lanes[request.signature] = OrderedDict()
-        lane[request] = None
-        self._order[request] = None
+            self.lanes[request.signature] = [entry]
+        elif entry > lane[-1]:
+            lane.append(entry)
+        else:
+            lane.insert(bisect_left(lane, entry), entry)
         self.rows += request.rows
         self.size += 1
 
-    def remove(self, request: InferRequest) -> bool:
-        """False if the request is not in this line."""
-        if request not in self._order:
-            return False
-        del self._order[request]
-        lane = self._lanes[request.signature]
-        del lane[request]
+    def remove(self, entry: Entry) -> None:
+        request = entry[2]
+        lane = self.lanes[request.signature]
+        del lane[0 if lane[0] is entry else bisect_left(lane, entry)]
         if not lane:
-            del self._lanes[request.signature]
+            del self.lanes[request.signature]
         self.rows -= request.rows
         self.size -= 1
-        return True
 
-    def oldest(self) -> InferRequest | None:
-        return next(iter(self._order), None)
+    def lane(self, signature: object) -> Sequence[Entry]:
+        """The requests of one signature, most urgent first; none if there is none."""
+        return self.lanes.get(signature, _NO_LANE)
 
-    def lane(self, signature: object) -> Iterable[InferRequest]:
-        """The requests of one signature, oldest first; none if there is none."""
-        return self._lanes.get(signature, _NO_LANE)
+    def signatures(self) -> list[object]:
+        """Those that wait here, the one with the most urgent request first."""
+        if len(self.lanes) < 2:
+            return list(self.lanes)
+        return sorted(self.lanes, key=lambda signature: self.lanes[signature][0][:2])
 
-    def signatures(self) -> Iterable[object]:
-        return self._lanes
+
+def rows_until(line: Line, lane: Sequence[Entry], deadline_ns: int) -> int:
+    """Rows of a lane that go before a request that comes now with this deadline.
+
+    Requests are counted, and taken to have the line's mean rows: every request that comes asks this, and an
+    exact answer would take a walk.
+    """
+    place = len(lane)
+    if lane[-1][0] > deadline_ns:
+        place = bisect_right(lane, deadline_ns, key=lambda entry: entry[0])
+    return -(-place * line.rows // line.size)
 
 
-class RequestQueue:
-    """All waiting requests of one model version. It has no clock: whoever asks says what time it is."""
+class Level:
+    """One priority level: its policy and its two lines."""
 
-    __slots__ = ("_expiries", "_ticket", "delayed", "policy", "waiting")
+    __slots__ = ("delayed", "policy", "waiting")
 
     def __init__(self, policy: QueuePolicy) -> None:
         self.policy = policy
         self.waiting = Line()
         self.delayed = Line()
-        self._expiries: list[tuple[int, int, InferRequest]] = []
+
+
+class RequestQueue:
+    """All waiting requests of one model version. It has no clock: whoever asks says what time it is."""
+
+    __slots__ = ("_expiries", "_places", "_ticket", "levels", "lines", "priorities", "slo_ns")
+
+    def __init__(self, policy: QueuePolicy, priorities: Priorities | None = None, slo_ns: int = 0) -> None:
+        """`slo_ns`: the model's latency objective, from a request's receipt; 0 is none."""
+        self.priorities = priorities or Priorities()
+        self.slo_ns = slo_ns
+        policies = self.priorities.policies
+        self.levels = [Level(policies.get(number + 1, policy)) for number in range(max(1, self.priorities.levels))]
+        self.lines = [line for level in self.levels for line in (level.waiting, level.delayed)]
+        """In the order in which they are served."""
+        self._places: dict[InferRequest, tuple[Line, Entry]] = {}
+        self._expiries: list[Entry] = []
         self._ticket = count()
 
     def __len__(self) -> int:
-        return self.waiting.size + self.delayed.size
+        return len(self._places)
 
     def __iter__(self) -> Iterator[InferRequest]:
-        yield from self.waiting
-        yield from self.delayed
+        return iter(self._places)
 
     def __contains__(self, request: InferRequest) -> bool:
-        return request in self.waiting or request in self.delayed
+        return request in self._places
 
     @property
     def rows(self) -> int:
-        return self.waiting.rows + self.delayed.rows
+        return sum([line.rows for line in self.lines])
+
+    def level(self, request: InferRequest) -> Level:
+        return self.levels[max(0, self.priorities.level(request) - 1)] if self.priorities.levels else self.levels[0]
+
+    def set_deadline(self, request: InferRequest, now_ns: int) -> int:
+        """Make the request's deadline the earliest of all that it has; returns when it only times out.
+
+        That is NO_DEADLINE unless its level's policy says DELAY: then the queue timeout delays, while the
+        client's deadline and the model's objective always reject.
+        """
+        if self.slo_ns:
+            request.deadline_ns = min(request.deadline_ns, request.received_ns + self.slo_ns)
+        policy = self.level(request).policy
+        timeout_ns = policy.timeout_ns(request) if policy.default_timeout_ns or request.parameters else 0
+        if not timeout_ns:
+            return NO_DEADLINE
+        if policy.timeout_action == "DELAY":
+            return now_ns + timeout_ns
+        request.deadline_ns = min(request.deadline_ns, now_ns + timeout_ns)
+        return NO_DEADLINE
+
+    def is_full(self, request: InferRequest) -> bool:
+        """Whether the request's level takes nobody more."""
+        level = self.level(request)
+        return 0 < level.policy.max_queue_size <= level.waiting.size + level.delayed.size
 
     def admit(self, request: InferRequest, now_ns: int) -> bool:
-        """Put the request at the end of the queue. False, and nothing done, if the queue is full."""
-        policy = self.policy
-        if 0 < policy.max_queue_size <= self.waiting.size + self.delayed.size:
+        """Put a request in its line, with its deadline set. False if the line is full: nothing has changed then
+        but its deadline."""
+        delays_ns = self.set_deadline(request, now_ns)
+        if self.is_full(request):
             return False
-        self.waiting.add(request)
-        request.enqueued_ns = now_ns
-        expiry_ns = request.deadline_ns
-        timeout_ns = policy.timeout_ns(request) if policy.default_timeout_ns or request.parameters else 0
-        if timeout_ns:
-            expiry_ns = min(now_ns + timeout_ns, expiry_ns)
-        if expiry_ns < NO_DEADLINE:
-            self._watch(request, expiry_ns)
+        self.add(request, now_ns, delays_ns)
         return True
+
+    def add(self, request: InferRequest, now_ns: int, delays_ns: int) -> None:
+        """Put a request in its line; at `delays_ns` it moves behind."""
+        line = self.level(request).waiting
+        entry = (request.deadline_ns, next(self._ticket), request)
+        line.add(entry)
+        self._places[request] = line, entry
+        request.enqueued_ns = now_ns
+        expiry_ns = min(request.deadline_ns, delays_ns)
+        if expiry_ns < NO_DEADLINE:
+            self._watch((expiry_ns, entry[1], request))
 
     def remove(self, request: InferRequest) -> bool:
         """Give the request's place free. False if it does not wait here."""
-        return self.waiting.remove(request) or self.delayed.remove(request)
+        place = self._places.pop(request, None)
+        if place is None:
+            return False
+        place[0].remove(place[1])
+        return True
 
     def take(self, requests: Sequence[InferRequest]) -> None:
         """Remove the requests of a batch that is dispatched; all of them wait here."""
@@ -160,41 +238,48 @@ class RequestQueue:
     def clear(self) -> list[InferRequest]:
         """Remove and return everything."""
         everything = list(self)
-        self.waiting = Line()
-        self.delayed = Line()
+        self.take(everything)
         self._expiries.clear()
         return everything
 
     def expire(self, now_ns: int) -> list[InferRequest]:
         """Remove and return the requests whose time is over; under DELAY move those behind that only timed out.
 
-        A request is over at the very nanosecond of its expiry. The client's deadline always rejects.
+        A request is over at the very nanosecond of its expiry. Deadlines always reject.
         """
         expired: list[InferRequest] = []
         heap = self._expiries
         while heap and heap[0][0] <= now_ns:
-            request = heapq.heappop(heap)[2]
-            if request not in self:
+            _, ticket, request = heapq.heappop(heap)
+            place = self._places.get(request)
+            if place is None:
                 continue
-            if request.deadline_ns <= now_ns or self.policy.timeout_action == "REJECT":
+            if request.deadline_ns <= now_ns:
                 self.remove(request)
                 expired.append(request)
             else:
-                self.waiting.remove(request)
-                self.delayed.add(request)
+                self._delay(request, *place)
                 if request.deadline_ns < NO_DEADLINE:
-                    self._watch(request, request.deadline_ns)
+                    self._watch((request.deadline_ns, ticket, request))
         return expired
+
+    def _delay(self, request: InferRequest, line: Line, entry: Entry) -> None:
+        line.remove(entry)
+        delayed = self.level(request).delayed
+        # Behind all that were delayed before it: who timed out waits in the order of the timeouts.
+        entry = (request.deadline_ns, next(self._ticket), request)
+        delayed.add(entry)
+        self._places[request] = delayed, entry
 
     def next_expiry_ns(self) -> int:
         """When `expire` next has something to do; NO_DEADLINE for never."""
         heap = self._expiries
-        while heap and heap[0][2] not in self:
+        while heap and heap[0][2] not in self._places:
             heapq.heappop(heap)
         return heap[0][0] if heap else NO_DEADLINE
 
-    def _watch(self, request: InferRequest, expiry_ns: int) -> None:
+    def _watch(self, expiry: Entry) -> None:
         if len(self._expiries) > 2 * len(self) + _HEAP_SLACK:
-            self._expiries = [entry for entry in self._expiries if entry[2] in self]
+            self._expiries = [entry for entry in self._expiries if entry[2] in self._places]
             heapq.heapify(self._expiries)
-        heapq.heappush(self._expiries, (expiry_ns, next(self._ticket), request))
+        heapq.heappush(self._expiries, expiry)

@@ -12,7 +12,8 @@ from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from enum import StrEnum
 
-from server.errors import Code, ServingError
+from server.errors import Cancelled, Code, DeadlineExceeded, Overloaded, QueueFull, ServingError
+from server.scheduler.load import Load
 from server.types import InferRequest
 
 DURATION_BOUNDS_NS = tuple(
@@ -35,6 +36,13 @@ class FailureReason(StrEnum):
     CANCELED = "CANCELED"
     BACKEND = "BACKEND"
     OTHER = "OTHER"
+
+
+class Refusal(StrEnum):
+    """Which other work kept a request from being admitted."""
+
+    QUEUE_FULL = "queue_full"
+    OVERLOAD = "overload"
 
 
 _REASONS = {
@@ -135,6 +143,37 @@ class ModelStatistics:
         self.queue_duration = Histogram(DURATION_BOUNDS_NS)
         """Nanoseconds, of requests that were answered."""
         self.batch_rows = Histogram(ROWS_BOUNDS)
+        self.admitted = 0
+        self.refused: dict[Refusal, int] = dict.fromkeys(Refusal, 0)
+        """Requests that were not admitted because of other work."""
+        self.expired = 0
+        """Requests whose deadline passed before a pass was begun for them, at the door or waiting."""
+        self.cancelled = 0
+        self.settled_late = 0
+        """Requests that were answered after their deadline."""
+        self.predicted_ns = 0
+        """Of passes whose cost was known beforehand: what they were expected to take, from start to end."""
+        self.actual_ns = 0
+        """Of the same passes: what they took."""
+        self.busy_ns = 0
+        """Time of instances that had a pass under way; of all instances together."""
+        self.instances = 0
+        """Instances that live."""
+        self.load = Load()
+
+    def saturation(self, now_ns: int) -> float:
+        """The work that arrived lately, refused work too, over the work that the instances can do; 1: just as much.
+
+        `now_ns` is `time.monotonic_ns`.
+        """
+        return self.load.saturation(now_ns, self.instances)
+
+    def count_end(self, predicted_ns: int | None, actual_ns: int) -> None:
+        """Count the end of a pass, failed or not, `actual_ns` after it was begun."""
+        self.busy_ns += actual_ns
+        if predicted_ns is not None:
+            self.predicted_ns += predicted_ns
+            self.actual_ns += actual_ns
 
     def count_pass(self, rows: int, input_ns: int, infer_ns: int, output_ns: int) -> None:
         """Count one forward pass that succeeded, whatever became of its requests."""
@@ -160,6 +199,8 @@ class ModelStatistics:
     ) -> None:
         """Count the requests of one pass that were settled with their answer at `settled_ns`."""
         count = len(requests)
+        if settled_ns > min([request.deadline_ns for request in requests], default=settled_ns):
+            self.settled_late += sum([settled_ns > request.deadline_ns for request in requests])
         received = [request.received_ns for request in requests]
         enqueued = [request.enqueued_ns for request in requests]
         self.success.add(count, settled_ns * count - sum(received))
@@ -173,5 +214,13 @@ class ModelStatistics:
     def count_failure(self, error: BaseException, duration_ns: int) -> None:
         """Count one request that was settled with `error`, `duration_ns` after it was received."""
         self.fail.add(1, duration_ns)
+        if isinstance(error, QueueFull):
+            self.refused[Refusal.QUEUE_FULL] += 1
+        elif isinstance(error, Overloaded):
+            self.refused[Refusal.OVERLOAD] += 1
+        elif isinstance(error, DeadlineExceeded):
+            self.expired += 1
+        elif isinstance(error, Cancelled):
+            self.cancelled += 1
         code = error.code if isinstance(error, ServingError) else Code.INTERNAL
         self.failures[_REASONS.get(code, FailureReason.OTHER)] += 1

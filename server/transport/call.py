@@ -38,6 +38,8 @@ async def infer(dataplane: DataPlane, request: InferRequest, settled: Settled) -
         dataplane.cancel(request)
         raise
     if isinstance(outcome, InferResponse):
+        if request.explanation is not None:
+            request.explanation.mark_pass(request.enqueued_ns, outcome.timing)
         return outcome
     try:
         raise outcome

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import grpc
 import grpc.aio
 
+from server.explain import ANSWER_KEY, REQUEST_KEY, Explanation, asked_by
 from server.transport.listen import ListenFailed, format_address, listen
 from server.transport.methods import METHODS, CallInfo, Method
 from server.transport.status import STATUS_DETAILS_KEY, failure_of, status_details
@@ -76,15 +77,27 @@ class _Handlers(grpc.GenericRpcHandler):  # type: ignore[type-arg]  # the stub i
         self._handlers = {
             method.name: grpc.unary_unary_rpc_method_handler(_behaviour(method, dataplane)) for method in METHODS
         }
+        self._asking = {
+            method.name: grpc.unary_unary_rpc_method_handler(_behaviour(method, dataplane, asking=True))
+            for method in METHODS
+            if method.explains
+        }
 
     def service(self, handler_call_details: grpc.HandlerCallDetails) -> Any:
         """The handler of a call, or None, which grpc answers with UNIMPLEMENTED."""
         self.begun += 1
-        return self._handlers.get(handler_call_details.method)
+        # The metadata is at hand here; to ask the context for it would build it anew for every call.
+        method = handler_call_details.method
+        for key, _ in handler_call_details.invocation_metadata:
+            if key == REQUEST_KEY and method in self._asking:
+                return self._asking[method]
+        return self._handlers.get(method)
 
 
-def _behaviour(method: Method, dataplane: DataPlane) -> Callable[[bytes, _ServicerContext], Awaitable[bytes]]:
-    """The coroutine that grpc runs for each call of `method`.
+def _behaviour(
+    method: Method, dataplane: DataPlane, *, asking: bool = False
+) -> Callable[[bytes, _ServicerContext], Awaitable[bytes]]:
+    """The coroutine that grpc runs for each call of `method`, or for each whose metadata may be `asking` to explain it.
 
     It takes and gives bytes: a message that can't be parsed inside of grpc would be answered as UNKNOWN.
     """
@@ -92,14 +105,27 @@ def _behaviour(method: Method, dataplane: DataPlane) -> Callable[[bytes, _Servic
     async def behaviour(data: bytes, context: _ServicerContext) -> bytes:
         try:
             info = CallInfo.arriving(context.time_remaining())
+            if asking and asked_by(_metadata(context, REQUEST_KEY)):
+                info.explanation = Explanation(info.received_ns)
             answer = method.handler(dataplane, method.parse(data), info)
             if method.waits:
                 answer = await answer
-            return bytes(answer.SerializeToString())
+            encoded = bytes(answer.SerializeToString())
+            if info.explanation is not None:
+                info.explanation.mark("encode")
+                context.set_trailing_metadata(((ANSWER_KEY, info.explanation.server_timing()),))
+            return encoded
         except Exception as error:  # noqa: BLE001 - the boundary where every error becomes a status
             return await _refuse(context, error)
 
     return behaviour
+
+
+def _metadata(context: _ServicerContext, key: str) -> str:
+    for name, value in context.invocation_metadata() or ():
+        if name == key:
+            return str(value)
+    return ""
 
 
 async def _refuse(context: _ServicerContext, error: Exception) -> NoReturn:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from inspect import iscoroutinefunction
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -15,6 +16,7 @@ from google.protobuf.message import DecodeError, Message
 from tritonclient.grpc import service_pb2 as pb
 
 from server.errors import InvalidRequest, Unsupported
+from server.explain import Explanation, decoded
 from server.proto.forwardpass.v1 import prediction_pb2
 from server.transport.call import Settled, infer, settle_into
 from server.transport.codec import management, predict_grpc, statistics, v2_grpc
@@ -24,11 +26,14 @@ if TYPE_CHECKING:
     from server.dataplane import DataPlane
 
 
-class CallInfo(NamedTuple):
+@dataclass(slots=True)
+class CallInfo:
     """What a transport knows of a call beside its message. A call is cancelled by cancelling its task."""
 
     received_ns: int
     deadline_ns: int = NO_DEADLINE
+    explanation: Explanation | None = None
+    """Set by the transport if the metadata asks, by the handler if the message does; the transport tells it."""
 
     @classmethod
     def arriving(cls, time_remaining_s: float | None) -> CallInfo:
@@ -50,6 +55,8 @@ class Method(NamedTuple):
     response: type[Message]
     handler: Handler
     waits: bool
+    explains: bool = False
+    """It has an explanation for those who ask."""
 
     def parse(self, data: bytes) -> Message:
         """Raises InvalidRequest if `data` is no such message."""
@@ -64,11 +71,13 @@ async def _model_infer(dataplane: DataPlane, message: Any, info: CallInfo) -> An
     request = v2_grpc.decode_infer(
         message, on_settle=settle_into(settled), received_ns=info.received_ns, deadline_ns=info.deadline_ns
     )
+    request.explanation = info.explanation = decoded(info.explanation, request.parameters, info.received_ns)
     return v2_grpc.encode_infer(await infer(dataplane, request, settled))
 
 
 async def _predict(dataplane: DataPlane, message: Any, info: CallInfo) -> Any:
     request = predict_grpc.decode_predict(message, info.deadline_ns)
+    request.explanation = decoded(info.explanation, request.parameters, info.received_ns)
     return predict_grpc.encode_predict(await dataplane.predict(request))
 
 
@@ -130,21 +139,22 @@ def _parameter_values(parameters: Mapping[str, Any]) -> Iterable[tuple[str, obje
         yield name, getattr(parameter, choice) if choice else None
 
 
-def _v2(name: str, handler: Handler) -> Method:
+def _v2(name: str, handler: Handler, *, explains: bool = False) -> Method:
     """A row for `name` of v2's service, whose messages are all called <name>Request and <name>Response."""
     path = f"/inference.GRPCInferenceService/{name}"
     request, response = getattr(pb, f"{name}Request"), getattr(pb, f"{name}Response")
-    return Method(path, request, response, handler, iscoroutinefunction(handler))
+    return Method(path, request, response, handler, iscoroutinefunction(handler), explains)
 
 
 METHODS: tuple[Method, ...] = (
-    _v2("ModelInfer", _model_infer),
+    _v2("ModelInfer", _model_infer, explains=True),
     Method(
         "/forwardpass.v1.PredictionService/Predict",
         prediction_pb2.PredictRequest,
         prediction_pb2.PredictResponse,
         _predict,
         waits=True,
+        explains=True,
     ),
     _v2("ServerLive", _server_live),
     _v2("ServerReady", _server_ready),

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 from urllib.parse import unquote_to_bytes
 
 from server.errors import InvalidRequest, UnknownRoute
+from server.explain import ANSWER_KEY, REQUEST_KEY, Explanation, asked_by, decoded
 from server.transport.call import Settled, infer, settle_into
 from server.transport.codec import management, predict_rest, statistics, v2_rest
 from server.transport.exchange import Exchange, Headers, Reply, json_reply
@@ -16,6 +17,8 @@ Handler = Callable[[Exchange], Awaitable[Reply]]
 
 _BINARY_TYPE = (b"content-type", b"application/octet-stream")
 _JSON_TYPE = (b"content-type", b"application/json")
+_REQUEST_HEADER = REQUEST_KEY.encode()
+_ANSWER_HEADER = ANSWER_KEY.encode()
 
 
 async def _live(exchange: Exchange) -> Reply:
@@ -65,7 +68,10 @@ def _statistics_reply(exchange: Exchange, name: str = "", version: str = "") -> 
 
 
 async def _infer(exchange: Exchange) -> Reply:
+    explanation = _explanation(exchange)
     body = await exchange.body()
+    if explanation is not None:
+        explanation.mark("receive")
     settled: Settled = asyncio.get_running_loop().create_future()
     model_name, model_version = exchange.model
     call = v2_rest.Call(model_name, model_version, settle_into(settled), exchange.received_ns, exchange.deadline_ns())
@@ -76,19 +82,37 @@ async def _infer(exchange: Exchange) -> Reply:
         request, formats = v2_rest.decode_raw_infer(call, body, specs)
     else:
         request, formats = v2_rest.decode_infer(call, body, header_length)
+    request.explanation = decoded(explanation, request.parameters, exchange.received_ns)
     parts, json_length = v2_rest.encode_infer(await infer(exchange.dataplane, request, settled), formats)
     if json_length is None:
-        return Reply(200, parts[0], [_JSON_TYPE])
+        return _explained(Reply(200, parts[0], [_JSON_TYPE]), request.explanation)
     headers: Headers = [_BINARY_TYPE, (b"inference-header-content-length", str(json_length).encode())]
-    return Reply(200, b"".join(parts), headers)
+    return _explained(Reply(200, b"".join(parts), headers), request.explanation)
 
 
 async def _predict(exchange: Exchange) -> Reply:
+    explanation = _explanation(exchange)
     body = await exchange.body()
+    if explanation is not None:
+        explanation.mark("receive")
     request = predict_rest.decode_predict(
         *exchange.model, body, exchange.header(b"content-type"), exchange.query(), exchange.deadline_ns()
     )
-    return Reply(200, predict_rest.encode_predict(await exchange.dataplane.predict(request)), [_JSON_TYPE])
+    request.explanation = decoded(explanation, request.parameters, exchange.received_ns)
+    reply = Reply(200, predict_rest.encode_predict(await exchange.dataplane.predict(request)), [_JSON_TYPE])
+    return _explained(reply, request.explanation)
+
+
+def _explanation(exchange: Exchange) -> Explanation | None:
+    """One if the header asks; whether the parameters do is not known before the body."""
+    return Explanation(exchange.received_ns) if asked_by(exchange.header(_REQUEST_HEADER)) else None
+
+
+def _explained(reply: Reply, explanation: Explanation | None) -> Reply:
+    if explanation is None:
+        return reply
+    explanation.mark("encode")
+    return reply._replace(headers=[*reply.headers, (_ANSWER_HEADER, explanation.server_timing().encode())])
 
 
 async def _index(exchange: Exchange) -> Reply:

@@ -14,7 +14,7 @@ import grpc
 from google.protobuf.any_pb2 import Any
 from google.protobuf.duration_pb2 import Duration
 
-from server.errors import Code, QueueFull, ServingError
+from server.errors import Code, ServingError
 
 logger = logging.getLogger(__name__)
 
@@ -70,7 +70,7 @@ def failure_of(error: BaseException) -> Failure:
     if isinstance(error, ServingError):
         if error.code is Code.INTERNAL:
             _log_once(error)
-        return Failure(error.code, error.public_message, error.retry_after_ms if isinstance(error, QueueFull) else 0)
+        return Failure(error.code, error.public_message, error.retry_after_ms)
     _log_once(error)
     return Failure(Code.INTERNAL, INTERNAL_MESSAGE)
 

@@ -20,12 +20,14 @@ from server.errors import (
     Draining,
     EngineFailure,
     ModelNotReady,
+    Overloaded,
     QueueFull,
 )
-from server.scheduler.queue import QueuePolicy
+from server.scheduler.batcher import HANDOFF_NS
+from server.scheduler.queue import Priorities, QueuePolicy
 from server.scheduler.statistics import FailureReason
 from server.types import NO_DEADLINE, InferRequest, InferResponse, Outcome
-from tests.support.scheduler import DEAR, POISON, Bench
+from tests.support.scheduler import POISON, Bench, StillCost
 
 TICK_NS = 1_000_000
 
@@ -42,6 +44,8 @@ class Book:
     runs: int = 0
     cancelled: bool = False
     worker_died: bool = False
+    level: int = 0
+    nobody_ahead: bool = False
     queue_was_full: bool = False
     came_while_draining: bool = False
     settled_ns: int = 0
@@ -59,6 +63,11 @@ class SchedulerMachine(RuleBasedStateMachine):
         override=st.booleans(),
         instances=st.integers(1, 3),
         inline=st.booleans(),
+        pass_ns=st.sampled_from([HANDOFF_NS, TICK_NS, 3 * TICK_NS]),
+        best=st.sampled_from([1, 3, 100]),
+        levels=st.sampled_from([0, 0, 2, 3]),
+        slo=st.sampled_from([0, 0, 6]),
+        preserve_ordering=st.booleans(),
     )
     def make(
         self,
@@ -71,14 +80,36 @@ class SchedulerMachine(RuleBasedStateMachine):
         override: bool,
         instances: int,
         inline: bool,
+        pass_ns: int,
+        best: int,
+        levels: int,
+        slo: int,
+        preserve_ordering: bool,
     ) -> None:
         self.max_rows = max_batch_size
         self.delay_ns = delay * TICK_NS
         self.policy = QueuePolicy(max_queue_size, timeout * TICK_NS, action, override)
         sizes = tuple(size for size in preferred if size <= max_batch_size)
         self.inline = inline
-        seed = {1: 1} if inline else DEAR
-        self.bench = Bench(max_batch_size, sizes, self.delay_ns, self.policy, seed, instances, self.began)
+        self.pass_ns = 1 if inline else pass_ns
+        self.most_rows = max_batch_size if sizes else min(max_batch_size, best)
+        self.urgent_policy = QueuePolicy(2, 3 * TICK_NS)
+        self.priorities = Priorities(levels, levels, {1: self.urgent_policy} if levels else {})
+        self.slo_ns = slo * TICK_NS
+        self.in_order = preserve_ordering and not levels
+        self.last_answered = -1
+        self.bench = Bench(
+            max_batch_size,
+            sizes,
+            self.delay_ns,
+            self.policy,
+            instances=instances,
+            on_begin=self.began,
+            cost=StillCost(self.pass_ns, best),
+            priorities=self.priorities,
+            slo_ns=self.slo_ns,
+            preserve_ordering=self.in_order,
+        )
         self.books: dict[InferRequest, Book] = {}
         self.draining_since: int | None = None
         self.drain_until = NO_DEADLINE
@@ -94,8 +125,11 @@ class SchedulerMachine(RuleBasedStateMachine):
         poison=st.sampled_from([False] * 7 + [True]),
         deadline=st.sampled_from([None, None, 0, 1, 4]),
         timeout=st.sampled_from([None, None, 1, 3, 8]),
+        priority=st.sampled_from([None, 0, 1, 2, 9]),
     )
-    def submit(self, rows: int, columns: int, poison: bool, deadline: int | None, timeout: int | None) -> None:
+    def submit(
+        self, rows: int, columns: int, poison: bool, deadline: int | None, timeout: int | None, priority: int | None
+    ) -> None:
         if 0 < self.max_rows < rows:
             rows = self.max_rows
         number = len(self.books)
@@ -104,18 +138,25 @@ class SchedulerMachine(RuleBasedStateMachine):
             values[-1] = POISON
         now_ns = self.bench.clock.now_ns
         book = Book(number, values, now_ns)
+        parameters = {} if timeout is None else {"timeout": timeout * TICK_NS // 1000}
+        if priority is not None:
+            parameters["priority"] = priority
+        if levels := self.priorities.levels:
+            book.level = priority if priority and priority <= levels else levels
         request = self.bench.caller.request(
             values,
             columns=columns,
             id=f"r{number}",
             deadline_ns=NO_DEADLINE if deadline is None else now_ns + deadline * TICK_NS,
-            parameters=None if timeout is None else {"timeout": timeout * TICK_NS // 1000},
+            parameters=parameters,
             on_settle=self.settled,
         )
         if not self.max_rows:
             request.rows = 1
         self.set_expiry(book, request, timeout)
-        book.queue_was_full = 0 < self.policy.max_queue_size <= self.waiting()
+        book.queue_was_full = 0 < self.policy_of(book).max_queue_size <= self.waiting(book.level)
+        # A pass whose end the loop has not heard yet is still ahead.
+        book.nobody_ahead = bool(self.bench.batcher._idle) and not self.bench.batcher.pending
         book.came_while_draining = self.draining_since is not None
         self.books[request] = book
         self.bench.batcher.submit(request)
@@ -186,20 +227,28 @@ class SchedulerMachine(RuleBasedStateMachine):
     # --- the machine's own books -------------------------------------------------------------------
 
     def set_expiry(self, book: Book, request: InferRequest, timeout: int | None) -> None:
-        default_ns = self.policy.default_timeout_ns
+        policy = self.policy_of(book)
+        default_ns = policy.default_timeout_ns
         own_ns = (timeout or 0) * TICK_NS
         if not default_ns:
             effective_ns = own_ns
         else:
-            effective_ns = min(own_ns or default_ns, default_ns) if self.policy.allow_timeout_override else default_ns
+            effective_ns = min(own_ns or default_ns, default_ns) if policy.allow_timeout_override else default_ns
         book.rejects_ns = request.deadline_ns
-        if effective_ns and self.policy.timeout_action == "REJECT":
+        if self.slo_ns:
+            book.rejects_ns = min(book.rejects_ns, book.admitted_ns + self.slo_ns)
+        if effective_ns and policy.timeout_action == "REJECT":
             book.rejects_ns = min(book.rejects_ns, book.admitted_ns + effective_ns)
         elif effective_ns:
             book.delays_ns = book.admitted_ns + effective_ns
 
-    def waiting(self) -> int:
-        return sum(not request.settled and not book.runs for request, book in self.books.items())
+    def policy_of(self, book: Book) -> QueuePolicy:
+        return self.urgent_policy if book.level == 1 else self.policy
+
+    def waiting(self, level: int) -> int:
+        return sum(
+            not request.settled and not book.runs and book.level == level for request, book in self.books.items()
+        )
 
     def count_pass(self, requests: Sequence[InferRequest]) -> None:
         self.passes_run += 1
@@ -210,13 +259,18 @@ class SchedulerMachine(RuleBasedStateMachine):
         assert book.outcome is None, "settled twice"
         book.outcome = outcome
         book.settled_ns = self.bench.clock.now_ns
+        if self.in_order and isinstance(outcome, InferResponse):
+            assert book.number > self.last_answered, "answered out of order"
+            self.last_answered = book.number
 
     def began(self, requests: Sequence[InferRequest]) -> None:
         """A pass begins: everything that must hold of its requests is checked here."""
         now_ns = self.bench.clock.now_ns
         books = [self.books[request] for request in requests]
         assert not any(request.settled for request in requests), "executed though settled"
-        assert sum(request.rows for request in requests) <= max(1, self.max_rows)
+        rows = sum(request.rows for request in requests)
+        assert rows <= max(1, self.max_rows)
+        assert rows <= max(1, self.most_rows) or len(requests) == 1, "larger than is worth it"
         assert self.max_rows or len(requests) == 1
         assert len({request.signature for request in requests}) == 1, "signatures mixed"
         assert all(request.deadline_ns > now_ns for request in requests), "executed though expired"
@@ -229,17 +283,24 @@ class SchedulerMachine(RuleBasedStateMachine):
         if self.inline and not any(POISON in book.values for book in books):
             self.count_pass(requests)
 
+    def urgency(self, book: Book, now_ns: int) -> tuple[int, bool, int, int]:
+        """Who has less goes first: level, then not delayed, then deadline, then arrival."""
+        delayed = book.delays_ns <= now_ns
+        return book.level, delayed, book.rejects_ns, 0 if delayed else book.number
+
     def check_order(self, requests: Sequence[InferRequest], books: list[Book], now_ns: int) -> None:
-        """FIFO within a signature: not-delayed ones in order and before delayed ones, nobody left out."""
-        punctual = [book.number for book in books if book.delays_ns > now_ns]
-        assert punctual == sorted(punctual), "overtaken within a batch"
-        assert [book.number for book in books[: len(punctual)]] == punctual, "a delayed one went before others"
-        last = books[-1] if len(punctual) < len(books) else books[len(punctual) - 1]
+        """The most urgent first within a signature, nobody left out who could still be answered in time."""
+        order = [self.urgency(book, now_ns) for book in books]
+        assert order == sorted(order), "overtaken within a batch"
+        late = [book.rejects_ns < now_ns + self.pass_ns for book in books]
+        assert all(late) or not any(late), "a late one makes another late"
+        if not any(late) and len(books) > 1:
+            assert min(book.rejects_ns for book in books) >= now_ns + self.pass_ns
         for request, book in self.books.items():
             left_behind = not book.runs and not request.settled and request.signature == requests[0].signature
-            if left_behind and book.delays_ns > now_ns:
-                assert last.delays_ns > now_ns, "a delayed one was taken before one that is not"
-                assert book.number > last.number, "an older one of the same signature was left behind"
+            if left_behind and book.rejects_ns >= now_ns + self.pass_ns:
+                assert not any(late), "a late one was taken before one that is not"
+                assert self.urgency(book, now_ns) >= order[-1], "a more urgent one of the signature was left behind"
 
     # --- what must hold at any time ----------------------------------------------------------------
 
@@ -261,6 +322,7 @@ class SchedulerMachine(RuleBasedStateMachine):
             EngineFailure: POISON in book.values or book.worker_died,
             QueueFull: book.queue_was_full and not book.runs,
             DeadlineExceeded: (request.deadline_ns if book.runs else book.rejects_ns) <= book.settled_ns,
+            Overloaded: book.rejects_ns < NO_DEADLINE and not book.nobody_ahead and not book.runs,
             Draining: book.came_while_draining or book.settled_ns >= self.drain_until,
             ModelNotReady: not any(runner.alive for runner in self.bench.runners),
         }
@@ -275,7 +337,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         assert statistics.request_duration.count == statistics.queue_duration.count == statistics.success.count
         expected = {
             FailureReason.CANCELED: (Cancelled,),
-            FailureReason.REJECTED: (QueueFull, DeadlineExceeded),
+            FailureReason.REJECTED: (QueueFull, Overloaded, DeadlineExceeded),
             FailureReason.BACKEND: (EngineFailure,),
             FailureReason.OTHER: (Draining, ModelNotReady),
         }
@@ -289,6 +351,8 @@ class SchedulerMachine(RuleBasedStateMachine):
         statistics = self.bench.statistics
         assert (statistics.execution_count, statistics.inference_count) == (self.passes_run, self.rows_run)
         held = {request for runner in self.bench.runners if runner.job for request in runner.job[0]}
+        if self.bench.batcher._in_order is not None:
+            held |= set(self.bench.batcher._in_order._ready)
         still = {request: book for request, book in waiting.items() if request not in held}
         assert self.bench.batcher.pending == statistics.pending == len(still)
         for request, book in still.items():

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from server.errors import EngineFailure
-from server.scheduler.batcher import Batcher
+from server.scheduler.batcher import HANDOFF_NS, Batcher
 from server.scheduler.cost import CostModel
 from server.scheduler.plan import Limits
 from server.scheduler.queue import QueuePolicy
@@ -21,8 +21,26 @@ from server.types import NO_DEADLINE, Array, Batch, InferRequest, InferResponse,
 
 MS = 1_000_000
 POISON = -1
-DEAR = {1: 10**12}
-"""Passes are expected to take so long that they are given to the worker; on a still clock they seem to take none."""
+
+
+class StillCost(CostModel):
+    """Every pass is expected to take the same, whatever is observed; by default just enough for a worker's thread."""
+
+    def __init__(self, ns: int = HANDOFF_NS, best: int = 10**9) -> None:
+        super().__init__({1: ns})
+        self.ns = ns
+        self.best = best
+
+    def observe(self, rows: int, ns: int, overhead_ns: int = 0) -> None:
+        return
+
+    def predict_ns(self, rows: int) -> int:
+        return self.ns
+
+    high_ns = compute_ns = predict_ns
+
+    def best_rows(self, largest: int) -> int:
+        return min(largest, self.best)
 
 
 class ManualClock:
@@ -234,7 +252,10 @@ class Bench:
         seed: Mapping[int, int] | None = None,
         instances: int = 1,
         on_begin: Callable[[Sequence[InferRequest]], None] | None = None,
+        cost: CostModel | None = None,
+        **rest: Any,
     ) -> None:
+        """`seed` is of a real cost model; without it, and without `cost`, every pass costs the same."""
         self.clock = ManualClock()
         self.loop = ManualLoop(self.clock)
         self.caller = Caller(self.clock)
@@ -252,11 +273,12 @@ class Bench:
             [Doubler(f"doubler_{index}") for index in range(instances)],
             Limits(max_batch_size, preferred_batch_size, max_queue_delay_ns),
             policy or QueuePolicy(),
-            CostModel(DEAR if seed is None else seed),
+            cost or (StillCost() if seed is None else CostModel(seed)),
             self.statistics,
             self.loop,  # type: ignore[arg-type]
             self.clock,
             make_runner,  # type: ignore[arg-type]
+            **rest,
         )
 
     @property

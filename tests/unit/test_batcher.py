@@ -15,13 +15,14 @@ from server.errors import (
     EngineFailure,
     InvalidRequest,
     ModelNotReady,
+    Overloaded,
     QueueFull,
 )
 from server.scheduler.batcher import HANDOFF_NS, STALL_NS
-from server.scheduler.queue import QueuePolicy
-from server.scheduler.statistics import FailureReason
+from server.scheduler.queue import Priorities, QueuePolicy
+from server.scheduler.statistics import FailureReason, Refusal
 from server.types import InferRequest, InferResponse, Outcome
-from tests.support.scheduler import MS, POISON, Bench
+from tests.support.scheduler import MS, POISON, Bench, StillCost
 
 CHEAP = {1: HANDOFF_NS // 10}
 
@@ -86,7 +87,7 @@ def test_a_cheap_pass_runs_on_the_loop_and_a_dear_one_does_not() -> None:
 
 def test_the_sockets_come_between_passes_on_the_loop() -> None:
     """After one pass on the loop other callbacks run before the next, and join its batch."""
-    bench = Bench(max_batch_size=2, seed=CHEAP)
+    bench = Bench(max_batch_size=2, cost=StillCost(1))
     late = bench.caller.request([9])
     bench.submit(*(bench.caller.request([n]) for n in (1, 2, 3)))
     bench.loop.call_soon(bench.submit, late)
@@ -162,8 +163,8 @@ def test_a_far_deadline_makes_a_timer_that_loops_accept() -> None:
 
 
 def test_a_full_queue_says_when_to_come_back() -> None:
-    """The hint is the time for the waiting rows: passes at full batches, spread over the instances."""
-    bench = Bench(max_batch_size=4, policy=QueuePolicy(max_queue_size=5), seed={4: 10 * MS}, instances=2)
+    """The hint is the time for what runs and for the rows that wait, in full batches, over all instances."""
+    bench = Bench(max_batch_size=4, policy=QueuePolicy(max_queue_size=5), cost=StillCost(10 * MS), instances=2)
     for _ in range(2):
         bench.submit(bench.caller.request([1] * 4))
         bench.loop.run()
@@ -172,7 +173,7 @@ def test_a_full_queue_says_when_to_come_back() -> None:
     bench.submit(refused)
     outcome = bench.caller.outcome(refused)
     assert isinstance(outcome, QueueFull)
-    assert (outcome.limit, outcome.retry_after_ms) == (5, 15)
+    assert (outcome.limit, outcome.retry_after_ms) == (5, 25)
 
 
 def test_nobody_knows_when_to_come_back() -> None:
@@ -339,7 +340,7 @@ def test_cancelled_and_expired_requests_are_not_run_again() -> None:
     """Of a failed pass only those are run again that somebody still waits for, at the time of their turn."""
     bench = Bench()
     now_ns = bench.clock.now_ns
-    requests = [bench.caller.request([1]), bench.caller.request([2]), bench.caller.request([3], deadline_ns=now_ns + 9)]
+    requests = [bench.caller.request([n], deadline_ns=now_ns + min(n, 2) * MS) for n in (1, 2, 3)]
     bench.submit(*requests)
     bench.loop.run()
     bench.runner.instance.faults.append(RuntimeError("once"))
@@ -347,7 +348,7 @@ def test_cancelled_and_expired_requests_are_not_run_again() -> None:
     assert bench.batcher.pending == 2
     bench.batcher.cancel(requests[1])
     assert bench.batcher.pending == 1
-    bench.advance(9)
+    bench.advance(2 * MS)
     assert isinstance(bench.caller.outcome(requests[2]), DeadlineExceeded), "settled at its deadline, not at its turn"
     bench.complete()
     assert bench.batches == [[1, 2, 3], [1]]
@@ -644,3 +645,83 @@ def test_the_cost_is_learned_from_passes() -> None:
     bench.complete()
     assert bench.batcher._cost.predict_ns(2) == 7 * MS
     assert bench.statistics.compute_infer.ns == 7 * MS
+
+
+def test_what_cannot_be_answered_in_time_is_refused_at_once() -> None:
+    """Behind 10 ms of work a request with 15 ms is refused, one with 25 ms is not; the hint is the drain time."""
+    bench = Bench(max_batch_size=1, cost=StillCost(10 * MS))
+    now_ns = bench.clock.now_ns
+    bench.submit(bench.caller.request([1]))
+    bench.loop.run()
+    hurried, patient = (bench.caller.request([n], deadline_ns=now_ns + n * MS) for n in (15, 25))
+    bench.submit(hurried, patient)
+    outcome = bench.caller.outcome(hurried)
+    assert isinstance(outcome, Overloaded)
+    assert (outcome.predicted_ms, outcome.retry_after_ms) == (20, 10)
+    assert bench.caller.outcome(patient) is None
+    assert (bench.statistics.admitted, bench.statistics.refused[Refusal.OVERLOAD]) == (2, 1)
+
+
+def test_an_idle_instance_refuses_nobody() -> None:
+    """With nobody ahead a request is tried, however little time it has."""
+    bench = Bench(cost=StillCost(10 * MS))
+    request = bench.caller.request([4], deadline_ns=bench.clock.now_ns + 1)
+    bench.submit(request)
+    bench.loop.run()
+    bench.complete()
+    assert bench.caller.answer(request) == [8]
+
+
+def test_nothing_known_refuses_nobody() -> None:
+    """Without a measured cost there is no prediction to refuse by."""
+    bench = Bench(max_batch_size=1, seed={})
+    requests = [bench.caller.request([n], deadline_ns=bench.clock.now_ns + 5) for n in range(4)]
+    bench.submit(bench.caller.request(), *requests)
+    assert all(bench.caller.outcome(request) is None for request in requests)
+
+
+def test_more_urgent_work_counts_and_less_urgent_work_does_not() -> None:
+    """Admission looks at what goes before the request: its level's earlier deadlines and the levels above."""
+    bench = Bench(max_batch_size=1, cost=StillCost(10 * MS), priorities=Priorities(3, 2))
+    now_ns = bench.clock.now_ns
+    bench.submit(bench.caller.request())
+    bench.loop.run()
+    bench.submit(bench.caller.request([1], parameters={"priority": 3}), bench.caller.request([2]))
+    first = bench.caller.request([3], deadline_ns=now_ns + 20 * MS)
+    bench.submit(first)
+    assert bench.caller.outcome(first) is None
+    bench.submit(bench.caller.request([4], parameters={"priority": 1}))
+    second = bench.caller.request([5], deadline_ns=now_ns + 35 * MS)
+    bench.submit(second)
+    assert isinstance(bench.caller.outcome(second), Overloaded)
+
+
+def test_answers_keep_the_order_of_admission() -> None:
+    """preserve_ordering: an answer waits for those before it, an error for nobody, and a cancellation lets go."""
+    bench = Bench(max_batch_size=1, instances=2, preserve_ordering=True)
+    requests = [bench.caller.request([n]) for n in (1, 2, 3)]
+    bench.submit(*requests)
+    bench.loop.run()
+    runner = next(runner for runner in bench.runners if runner.job and runner.job[0] == [requests[1]])
+    runner.complete()
+    bench.loop.run()
+    assert bench.caller.outcome(requests[1]) is None
+    bench.batcher.cancel(requests[0])
+    bench.loop.run()
+    assert bench.caller.answer(requests[1]) == [4]
+    assert bench.statistics.success.count == 1
+
+
+def test_late_answers_and_the_time_of_passes_are_counted() -> None:
+    """A pass that ends after the deadline still answers; predicted and actual time are sums over passes."""
+    bench = Bench(max_batch_size=1, cost=StillCost(10 * MS))
+    request = bench.caller.request([1], deadline_ns=bench.clock.now_ns + 12 * MS)
+    bench.submit(request)
+    bench.loop.run()
+    bench.advance(13 * MS)
+    bench.complete()
+    statistics = bench.statistics
+    assert bench.caller.answer(request) == [2]
+    assert (statistics.settled_late, statistics.expired) == (1, 0)
+    assert (statistics.predicted_ns, statistics.actual_ns, statistics.busy_ns) == (10 * MS, 13 * MS, 13 * MS)
+    assert statistics.saturation(bench.clock.now_ns) > 0

@@ -21,7 +21,7 @@ import pytest
 from google.protobuf.json_format import MessageToDict
 from tritonclient.grpc import service_pb2
 
-from server.client import AsyncClient, Client, ClientError, IndexEntry, inputs_of_bytes, inputs_of_json
+from server.client import AsyncClient, Client, ClientError, Explained, IndexEntry, inputs_of_bytes, inputs_of_json
 from server.client.errors import code_of_grpc, code_of_http
 from server.client.inputs import raw_inputs, tensors
 from server.errors import Code
@@ -167,6 +167,60 @@ def answer_message() -> prediction_pb2.PredictResponse:
         )
     )
     return prediction_pb2.PredictResponse(model_name="digits", model_version="3", predictions=[one])
+
+
+# --- explained latency ---------------------------------------------------------------------------
+
+SERVER_TIMING = 'decode;dur=0.5, queue;dur=1.25;desc="window", loop;dur=0.25, batch_rows;desc="8", total;dur=2'
+EXPLAINED = Explained({"decode": 0.5, "queue": 1.25, "loop": 0.25}, 2.0, "window", 8)
+
+
+def test_rest_asks_for_an_explanation_and_reads_it(rest: Rest, ask: Callable[..., Any]) -> None:
+    """`explain` is called with what the header says; who does not give it does not ask."""
+    told: list[Explained] = []
+    rest.json(ANSWER_JSON, **{"Server-Timing": SERVER_TIMING})
+    assert ask(rest.url, "predict", "digits", "seven", explain=told.append).predictions == [ANSWER]
+    ask(rest.url, "predict", "digits", "seven")
+    rest.json({"outputs": []}, **{"Server-Timing": SERVER_TIMING})
+    assert ask(rest.url, "infer", "m", {"x": np.zeros(1, "f4")}, explain=told.append) == {}
+    assert told == [EXPLAINED, EXPLAINED]
+    assert [headers.get("x-explain") for _, _, headers, _ in rest.asked] == ["1", None, "1"]
+
+
+def test_grpc_asks_for_an_explanation_and_reads_it(v2: Grpc, ask: Callable[..., Any]) -> None:
+    """The same with metadata and trailing metadata."""
+    told: list[Explained] = []
+    asked: list[str | None] = []
+
+    def answer(context: grpc.ServicerContext) -> bytes:
+        asked.append(dict(context.invocation_metadata()).get("x-explain"))
+        context.set_trailing_metadata((("server-timing", SERVER_TIMING),))
+        return b""
+
+    v2.answer = answer
+    assert ask(v2.url, "infer", "m", {"x": np.zeros(1, "f4")}, explain=told.append) == {}
+    ask(v2.url, "infer", "m", {"x": np.zeros(1, "f4")})
+    assert ask(v2.url, "predict", "digits", "seven", explain=told.append).predictions == []
+    assert (told, asked) == ([EXPLAINED, EXPLAINED], ["1", None, "1"])
+
+
+def test_a_server_that_does_not_tell_is_no_error(rest: Rest, v2: Grpc, ask: Callable[..., Any]) -> None:
+    """Without an explanation the answer is the answer, and `explain` is not called."""
+    told: list[Explained] = []
+    rest.json(ANSWER_JSON)
+    v2.message(answer_message())
+    for url in (rest.url, v2.url):
+        assert ask(url, "predict", "digits", "seven", explain=told.append).predictions == [ANSWER]
+    assert told == []
+
+
+def test_an_explanation_that_is_none_is_internal(rest: Rest, ask: Callable[..., Any]) -> None:
+    """A Server-Timing of another kind is named, where one was asked for."""
+    rest.json(ANSWER_JSON, **{"Server-Timing": "cache;desc=hit"})
+    with pytest.raises(ClientError, match="server-timing") as caught:
+        ask(rest.url, "predict", "digits", "seven", explain=print)
+    assert caught.value.code is Code.INTERNAL
+    assert ask(rest.url, "predict", "digits", "seven").predictions == [ANSWER]
 
 
 # --- predict -------------------------------------------------------------------------------------

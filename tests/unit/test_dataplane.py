@@ -23,6 +23,7 @@ from server.errors import (
     UnknownModel,
     Unsupported,
 )
+from server.explain import Explanation, WaitReason
 from server.lifecycle import Lifecycle, State
 from server.model_control import ModelControl
 from server.repository.repository import Repository
@@ -170,6 +171,21 @@ async def test_predict_goes_through_the_pipeline_and_back(plane: Plane) -> None:
 
     assert [prediction.label for prediction in answer.predictions] == ["3", "7"]
     assert (answer.model_name, answer.model_version, answer.id) == ("m", "1", "7")
+
+
+async def test_a_prediction_is_explained_from_its_preprocessing_to_its_answer(plane: Plane) -> None:
+    """Every step marks its part; they sum to the total, and the pass's rows are told."""
+    (plane.root / "m" / "processing.yaml").write_text("task: test")
+    await plane.start()
+    explanation = Explanation(time.monotonic_ns())
+    request = PredictRequest("m", [RowInput([1, 2]), RowInput([3, 4])], explanation=explanation)
+    await plane.dataplane.predict(request)
+    parts = explanation.parts_ns()
+    total = parts.pop("total")
+    steps = ["preprocess", "queue", "compute_input", "compute", "compute_output", "postprocess", "loop"]
+    assert list(parts) == steps
+    assert (sum(parts.values()), min(parts.values()) >= 0) == (total, True)
+    assert (explanation.batch_rows, explanation.waited) == (2, WaitReason.NONE)
 
 
 async def test_predict_without_a_pipeline_is_unsupported(plane: Plane) -> None:

@@ -29,6 +29,7 @@ FLOORS = {
     "server.proto": 1,
     "server.settings": 1,
     "server.types": 1,
+    "server.explain": 1,
     "server.errors": 0,
 }
 """A module imports from its own floor or below. The longest matching name counts."""

@@ -115,9 +115,6 @@ def test_version_policies(tmp_path: Path, text: str, policy: object) -> None:
 
 
 UNHONOURED = [
-    ("dynamic_batching { priority_levels: 2 }", "dynamic_batching.priority_levels"),
-    ("dynamic_batching { preserve_ordering: true }", "dynamic_batching.preserve_ordering"),
-    ("dynamic_batching { priority_queue_policy { key: 1 value {} } }", "dynamic_batching.priority_queue_policy"),
     ('input { name: "z" data_type: TYPE_FP32 dims: 1 reshape { shape: [] } }', None),
     ('input { name: "z" data_type: TYPE_FP32 dims: 1 reshape { shape: [1] } }', "input[1].reshape"),
     ('input { name: "z" data_type: TYPE_FP32 dims: 1 optional: true }', "input[1].optional"),
@@ -217,6 +214,26 @@ WRONG = [
     (BASE + 'input { name: "z" data_type: 77 dims: 1 }', "input[1].data_type", "77"),
     (BASE + 'input { name: "z" data_type: TYPE_FP32 dims: 1 format: FORMAT_NCHW }', "input[1].format", "3 dims"),
     (BASE + "dynamic_batching { preferred_batch_size: [4, 9] }", "dynamic_batching.preferred_batch_size[1]", "is 9"),
+    (BASE + "dynamic_batching { priority_levels: 2 }", "dynamic_batching.default_priority_level", "is 0"),
+    (BASE + "dynamic_batching { default_priority_level: 2 }", "dynamic_batching.default_priority_level", "is set"),
+    (
+        BASE + "dynamic_batching { priority_levels: 999 default_priority_level: 1 }",
+        "dynamic_batching.priority_levels",
+        "256",
+    ),
+    (
+        BASE + "dynamic_batching { priority_queue_policy { key: 1 value {} } }",
+        "dynamic_batching.priority_queue_policy[1]",
+        "no level",
+    ),
+    (
+        BASE + "dynamic_batching { priority_levels: 2 default_priority_level: 2 preserve_ordering: true }",
+        "dynamic_batching.preserve_ordering",
+        "contradicts",
+    ),
+    (BASE + 'parameters { key: "slo_ms" value { string_value: "0" } }', 'parameters["slo_ms"]', "above 0"),
+    (BASE + 'parameters { key: "slo_ms" value { string_value: "nan" } }', 'parameters["slo_ms"]', "above 0"),
+    (BASE + 'parameters { key: "slo_ms" value { string_value: "soon" } }', 'parameters["slo_ms"]', "'soon'"),
     (BASE + "dynamic_batching { preferred_batch_size: 0 }", "dynamic_batching.preferred_batch_size[0]", "is 0"),
     (BASE + "instance_group { count: -1 }", "instance_group[0].count", "is -1"),
     (BASE + "instance_group { kind: KIND_MODEL }", "instance_group[0].kind", "KIND_MODEL"),
@@ -308,3 +325,22 @@ def test_the_original_message_is_kept(tmp_path: Path) -> None:
     """The v2 model config call answers with what the file says."""
     text = BASE + "dynamic_batching { max_queue_delay_microseconds: 7 }"
     assert read(tmp_path, text).message == parse_text(text, "m")
+
+
+def test_priorities_ordering_and_the_objective_are_read(tmp_path: Path) -> None:
+    """Each level's policy by its number; slo_ms is the scheduler's and does not reach the engine."""
+    text = """
+        dynamic_batching {
+          priority_levels: 3 default_priority_level: 2
+          priority_queue_policy { key: 1 value { max_queue_size: 5 timeout_action: DELAY } }
+        }
+        parameters { key: "slo_ms" value { string_value: "12.5" } }
+    """
+    config = read(tmp_path, BASE + text)
+    assert config.dynamic_batching is not None
+    assert (config.dynamic_batching.priority_levels, config.dynamic_batching.default_priority_level) == (3, 2)
+    assert config.dynamic_batching.priority_queue_policy == {1: QueuePolicyConfig("DELAY", 0, False, 5)}
+    assert (config.slo_ms, dict(config.parameters)) == (12.5, {})
+    ordered = read(tmp_path, BASE + "dynamic_batching { preserve_ordering: true }").dynamic_batching
+    assert ordered is not None
+    assert ordered.preserve_ordering

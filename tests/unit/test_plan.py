@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import pytest
 
+from server.scheduler.cost import CostModel
 from server.scheduler.plan import Dispatch, Idle, Limits, Wait, plan
-from server.scheduler.queue import QueuePolicy, RequestQueue
+from server.scheduler.queue import Priorities, QueuePolicy, RequestQueue
 from server.types import InferRequest
-from tests.support.scheduler import MS, Caller, ManualClock
+from tests.support.scheduler import MS, Caller, ManualClock, StillCost
 
 
 class Waiting:
@@ -154,3 +155,62 @@ def test_a_delayed_request_waits_for_no_window() -> None:
     waiting = Waiting(QueuePolicy(default_timeout_ns=10, timeout_action="DELAY")).arrive(1)
     waiting.queue.expire(10)
     assert waiting.plan(10, Limits(4, (), 5 * MS)) == [0]
+
+
+def deadlines(*deadlines_ns: int, levels: tuple[int, ...] = ()) -> Waiting:
+    """One request of a row for each deadline; `levels` are their priorities."""
+    waiting = Waiting()
+    waiting.queue = RequestQueue(QueuePolicy(), Priorities(3, 3) if levels else None)
+    for index, deadline_ns in enumerate(deadlines_ns):
+        parameters = {"priority": levels[index]} if levels else None
+        request = waiting.caller.request([1], deadline_ns=deadline_ns, parameters=parameters)
+        assert waiting.queue.admit(request, 0)
+        waiting.requests.append(request)
+    return waiting
+
+
+def chosen(waiting: Waiting, now_ns: int, limits: Limits, cost: CostModel) -> list[int]:
+    step = plan(waiting.queue, now_ns, limits, cost)
+    assert isinstance(step, Dispatch)
+    return [waiting.requests.index(request) for request in step.requests]
+
+
+def test_the_earliest_deadline_goes_first_and_of_equal_ones_the_first_that_came() -> None:
+    """The order within a level is by deadline, then by arrival."""
+    assert deadlines(50, 20, 50, 20, 90).plan(0, Limits(9)) == [1, 3, 0, 2, 4]
+
+
+def test_a_more_urgent_level_goes_before_any_deadline() -> None:
+    """Level 1 first; a batch that is not full takes from the next level."""
+    assert deadlines(10, 90, 80, 20, levels=(3, 1, 2, 1)).plan(0, Limits(3)) == [3, 1, 2]
+
+
+def test_no_batch_is_larger_than_is_worth_it() -> None:
+    """best_rows caps a batch, unless preferred sizes are set: those were chosen by somebody."""
+    waiting = deadlines(*[10**9] * 6)
+    assert chosen(waiting, 0, Limits(8), StillCost(1, best=2)) == [0, 1]
+    assert chosen(waiting, 0, Limits(8, (4,)), StillCost(1, best=2)) == [0, 1, 2, 3]
+
+
+def test_no_batch_is_larger_than_its_earliest_deadline_allows() -> None:
+    """By the high quantile of its cost a batch ends in time for the earliest deadline in it."""
+    cost = CostModel({1: 100, 8: 800})
+    assert len(chosen(deadlines(*[10**9] * 8), 0, Limits(8, (8,)), cost)) == 8
+    assert len(chosen(deadlines(485, *[10**9] * 7), 0, Limits(8, (8,)), cost)) == 4
+
+
+def test_who_is_late_anyway_makes_nobody_else_late() -> None:
+    """Who can't be in time is left out while there is anybody else, of its signature or another, and only then runs."""
+    waiting = deadlines(90, 250, 95)
+    assert chosen(waiting, 0, Limits(1), StillCost(100)) == [1]
+    waiting.queue.remove(waiting.requests[1])
+    assert chosen(waiting, 0, Limits(4), StillCost(100)) == [0, 2]
+    waiting.arrive(1, columns=2)
+    assert chosen(waiting, 0, Limits(4), StillCost(100)) == [3]
+
+
+def test_a_window_ends_in_time_for_the_earliest_deadline() -> None:
+    """Waiting for company stops when waiting on would miss a deadline."""
+    waiting = deadlines(500)
+    assert plan(waiting.queue, 0, Limits(4, (), 900), StillCost(100)) == Wait(400)
+    assert chosen(waiting, 400, Limits(4, (), 900), StillCost(100)) == [0]

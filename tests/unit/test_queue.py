@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import pytest
 
-from server.scheduler.queue import QueuePolicy, RequestQueue
+from server.scheduler.queue import Priorities, QueuePolicy, RequestQueue
 from server.types import NO_DEADLINE, InferRequest, Parameter
 from tests.support.scheduler import Caller, ManualClock
 
@@ -91,7 +91,7 @@ def test_the_clients_deadline_always_rejects() -> None:
     queue.admit(late, 0)
     assert queue.expire(5) == [early]
     assert queue.expire(10) == []
-    assert late in queue.delayed
+    assert late in list(queue.levels[0].delayed)
     assert queue.next_expiry_ns() == 50
     assert queue.expire(50) == [late]
 
@@ -137,7 +137,7 @@ def test_lanes_disappear_with_their_last_request() -> None:
         request = make(columns=columns)
         queue.admit(request, 0)
         queue.remove(request)
-    assert list(queue.waiting.signatures()) == []
+    assert queue.levels[0].waiting.lanes == {}
 
 
 def test_a_signature_that_cannot_be_hashed_changes_nothing() -> None:
@@ -157,5 +157,50 @@ def test_clear_returns_everything_once() -> None:
     queue.admit(first, 0)
     queue.admit(second, 5)
     queue.expire(10)
-    assert queue.clear() == [second, first]
+    assert sorted(map(id, queue.clear())) == sorted(map(id, [first, second]))
     assert (len(queue), queue.rows, queue.next_expiry_ns()) == (0, 0, NO_DEADLINE)
+
+
+@pytest.mark.parametrize(
+    ("levels", "own", "expected"),
+    [(0, 1, 0), (3, None, 2), (3, 0, 2), (3, 1, 1), (3, 3, 3), (3, 4, 2), (3, True, 2), (3, "1", 2)],
+)
+def test_level(levels: int, own: Parameter | None, expected: int) -> None:
+    """Without levels there is one; a priority that names no level means the default one, as in Triton."""
+    assert Priorities(levels, 2).level(make({} if own is None else {"priority": own})) == expected
+
+
+def test_each_level_has_its_own_policy_and_its_own_places() -> None:
+    """priority_queue_policy replaces the default policy for its level alone; a full level closes no other."""
+    queue = RequestQueue(QueuePolicy(max_queue_size=1), Priorities(2, 2, {1: QueuePolicy(2, 7)}))
+    urgent = [make({"priority": 1}) for _ in range(3)]
+    assert [queue.admit(request, 0) for request in urgent] == [True, True, False]
+    assert [queue.admit(make(), 0) for _ in range(2)] == [True, False]
+    assert queue.expire(7) == urgent[:2]
+
+
+@pytest.mark.parametrize(
+    ("client", "timeout", "default", "slo", "expected"),
+    [
+        (NO_DEADLINE, 0, 0, 0, NO_DEADLINE),
+        (900, 0, 0, 0, 900),
+        (9_000, 1, 5_000, 0, 2_000),
+        (9_000, 0, 5_000, 0, 6_000),
+        (9_000, 0, 0, 400, 400),
+        (300, 1, 5_000, 400, 300),
+    ],
+)
+def test_the_deadline_is_the_earliest_of_all(client: int, timeout: int, default: int, slo: int, expected: int) -> None:
+    """The caller's, both timeouts (from admission), and the model's objective (from receipt)."""
+    queue = RequestQueue(QueuePolicy(0, default, "REJECT", True), slo_ns=slo)
+    request = make({"timeout": timeout}, deadline_ns=client)
+    assert queue.admit(request, 1_000)
+    assert request.deadline_ns == expected
+
+
+def test_under_delay_a_timeout_is_no_deadline() -> None:
+    """The queue timeout moves the request behind; only its real deadline ends it."""
+    queue = RequestQueue(QueuePolicy(default_timeout_ns=10, timeout_action="DELAY"), slo_ns=100)
+    request = make()
+    queue.admit(request, 0)
+    assert (request.deadline_ns, queue.expire(10), queue.expire(100)) == (100, [], [request])

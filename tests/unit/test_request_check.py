@@ -79,6 +79,8 @@ def test_only_equal_shapes_share_a_signature() -> None:
         (request(a(1, 3), b(1, 1, 2), timeout=-1), "parameters.timeout"),
         (request(a(1, 3), b(1, 1, 2), timeout=True), "parameters.timeout"),
         (request(a(1, 3), b(1, 1, 2), timeout="5"), "parameters.timeout"),
+        (request(a(1, 3), b(1, 1, 2), priority=-1), "parameters.priority"),
+        (request(a(1, 3), b(1, 1, 2), priority=True), "parameters.priority"),
     ],
 )
 def test_a_bad_request_is_refused_with_the_field_at_fault(bad: InferRequest, field: str) -> None:

@@ -1,0 +1,117 @@
+"""ONNX models of a chosen kind, written as model folders with nothing tuned: an empty ``dynamic_batching {}``.
+
+Weights are random and seeded: what a pass costs depends on the shapes only.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+_CONFIG = """name: "{name}"
+backend: "onnxruntime"
+max_batch_size: {max_batch_size}
+input {{ name: "x" data_type: TYPE_FP32 dims: [{dims}] }}
+output {{ name: "y" data_type: TYPE_FP32 dims: [{classes}] }}
+dynamic_batching {{ }}
+"""
+
+
+@dataclass(frozen=True)
+class Network:
+    """A graph of some nodes and weights; `dims` and `classes` are of one row."""
+
+    dims: tuple[int, ...]
+    classes: int
+    nodes: list[Any]
+    weights: list[Any]
+
+    def save(self, repository: Path, name: str, max_batch_size: int = 32) -> None:
+        """Write the folder of a model with one version."""
+        folder = repository / name
+        (folder / "1").mkdir(parents=True, exist_ok=True)
+        x = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", *self.dims])
+        y = helper.make_tensor_value_info("y", TensorProto.FLOAT, ["batch", self.classes])
+        graph = helper.make_graph(self.nodes, name, [x], [y], self.weights)
+        opset = helper.make_opsetid("", 17)
+        onnx.save(helper.make_model(graph, opset_imports=[opset], ir_version=8), folder / "1" / "model.onnx")
+        dims = ", ".join(str(size) for size in self.dims)
+        config = _CONFIG.format(name=name, max_batch_size=max_batch_size, dims=dims, classes=self.classes)
+        (folder / "config.pbtxt").write_text(config)
+
+
+class _Builder:
+    """A chain of layers, each on the output of the one before."""
+
+    def __init__(self) -> None:
+        self.nodes: list[Any] = []
+        self.weights: list[Any] = []
+        self._rng = np.random.default_rng(0)
+        self._last = "x"
+
+    def _weight(self, *shape: int) -> str:
+        name = f"w{len(self.weights)}"
+        scale = 1 / np.sqrt(np.prod(shape[1:]))
+        self.weights.append(numpy_helper.from_array((self._rng.normal(size=shape) * scale).astype(np.float32), name))
+        return name
+
+    def _add(self, kind: str, weights: list[str], **attributes: Any) -> None:
+        output = f"t{len(self.nodes)}"
+        self.nodes.append(helper.make_node(kind, [self._last, *weights], [output], **attributes))
+        self._last = output
+
+    def conv(self, channels: int, to: int, stride: int = 1) -> None:
+        self._add("Conv", [self._weight(to, channels, 3, 3)], pads=[1, 1, 1, 1], strides=[stride, stride])
+        self._add("Relu", [])
+
+    def dense(self, inputs: int, outputs: int) -> None:
+        self._add("MatMul", [self._weight(inputs, outputs)])
+        self._add("Relu", [])
+
+    def pool(self) -> None:
+        self._add("GlobalAveragePool", [])
+        self._add("Flatten", [])
+
+    def network(self, dims: tuple[int, ...], classes: int) -> Network:
+        self._add("Identity", [])
+        self.nodes[-1].output[0] = "y"
+        return Network(dims, classes, self.nodes, self.weights)
+
+
+def cnn(layers: int, channels: int = 32, size: int = 32) -> Network:
+    """`layers` convolutions at full resolution: each row is work enough to fill a core, batching saves nothing."""
+    builder = _Builder()
+    builder.conv(1, channels)
+    for _ in range(layers):
+        builder.conv(channels, channels)
+    builder.pool()
+    builder.dense(channels, 10)
+    return builder.network((1, size, size), 10)
+
+
+def mlp(layers: int = 4, width: int = 1024) -> Network:
+    """Dense layers: one row reads all weights from memory, and so does a batch."""
+    builder = _Builder()
+    for _ in range(layers):
+        builder.dense(width, width)
+    builder.dense(width, 10)
+    return builder.network((width,), 10)
+
+
+def between(layers: int = 4, channels: int = 32, width: int = 1024) -> Network:
+    """Convolutions, then wide dense layers: a part of each row's cost is shared by its batch."""
+    builder = _Builder()
+    builder.conv(1, channels)
+    for _ in range(layers):
+        builder.conv(channels, channels)
+    builder.pool()
+    builder.dense(channels, width)
+    for _ in range(2):
+        builder.dense(width, width)
+    builder.dense(width, 10)
+    return builder.network((1, 16, 16), 10)

@@ -1,0 +1,83 @@
+"""A real server in a process of its own, on free ports of the loopback."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+
+from loadtests.cores import pinned
+
+_ROOT = Path(__file__).parents[1]
+_START_S = 60.0
+_SAMPLE = re.compile(r"^(\w+)(?:\{([^}]*)\})? (\S+)$", re.MULTILINE)
+
+
+@dataclass(frozen=True)
+class Server:
+    grpc: str
+    """host:port"""
+    metrics_url: str
+
+    def metrics(self, model: str) -> dict[str, float]:
+        """The samples of one model, by name; with a `reason` or a bucket's `le` behind it where there is one."""
+        return samples(httpx.get(self.metrics_url).raise_for_status().text, model)
+
+
+def samples(text: str, model: str) -> dict[str, float]:
+    found: dict[str, float] = {}
+    for name, labels, value in _SAMPLE.findall(text):
+        pairs = dict(re.findall(r'(\w+)="([^"]*)"', labels))
+        if pairs.pop("model", None) == model:
+            pairs.pop("version", None)
+            found[" ".join([name, *(f"{key}={pairs[key]}" for key in sorted(pairs))])] = float(value)
+    return found
+
+
+def grown(before: Mapping[str, float], after: Mapping[str, float]) -> dict[str, float]:
+    """What was counted between two scrapes."""
+    return {name: value - before.get(name, 0.0) for name, value in after.items()}
+
+
+@contextmanager
+def serving(repository: Path, folder: Path, core: int) -> Iterator[Server]:
+    """A server of the shipped defaults on `core`; its logs go to `folder`. It is ended on the way out."""
+    ports = ["--http-port", "0", "--grpc-port", "0", "--metrics-port", "0"]
+    command = [sys.executable, "-m", "server", "serve", "--model-repository", str(repository), *ports]
+    out, log = folder / "server.out", folder / "server.log"
+    with out.open("w") as stdout, log.open("w") as stderr, pinned(core):
+        process = subprocess.Popen(command, cwd=_ROOT, stdout=stdout, stderr=stderr)  # noqa: S603 - our own command
+    try:
+        banner = _banner(process, out, log)
+        yield Server(f"127.0.0.1:{_port(banner, 'gRPC')}", f"http://127.0.0.1:{_port(banner, 'metrics')}/metrics")
+    finally:
+        process.terminate()
+        try:
+            process.wait(20)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+def _banner(process: subprocess.Popen[bytes], out: Path, log: Path) -> str:
+    """What the server prints once it is ready: it ends with an empty line."""
+    until = time.monotonic() + _START_S
+    while not (banner := out.read_text()).endswith("\n\n"):
+        if process.poll() is not None or time.monotonic() > until:
+            raise RuntimeError(f"the server did not start:\n{log.read_text()}")
+        time.sleep(0.01)
+    return banner
+
+
+def _port(banner: str, listener: str) -> int:
+    match = re.search(rf"{listener}\s+\S*?:(\d+)", banner)
+    if match is None:
+        raise RuntimeError(f"no {listener} listener in:\n{banner}")
+    return int(match[1])

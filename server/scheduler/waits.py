@@ -1,0 +1,64 @@
+"""Why requests that asked to be explained wait in the queue. Requests that did not ask are not looked at."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from server.explain import WaitReason
+from server.types import InferRequest
+
+
+class _Wait:
+    __slots__ = ("overtaken", "reason", "since_ns", "spent_ns")
+
+    def __init__(self) -> None:
+        self.overtaken = False
+        self.reason = WaitReason.NONE
+        self.since_ns = 0
+        self.spent_ns: dict[WaitReason, int] = {}
+
+    def turn(self, reason: WaitReason, now_ns: int) -> None:
+        """From now on it waits for `reason`."""
+        if self.reason is not WaitReason.NONE:
+            self.spent_ns[self.reason] = self.spent_ns.get(self.reason, 0) + now_ns - self.since_ns
+        self.reason, self.since_ns = reason, now_ns
+
+    def longest(self) -> WaitReason:
+        return max(self.spent_ns, key=self.spent_ns.__getitem__, default=WaitReason.NONE)
+
+
+class Waits:
+    """The waiting requests that asked, each with the time that it spent on each reason."""
+
+    def __init__(self) -> None:
+        self._watched: dict[InferRequest, _Wait] = {}
+
+    def __bool__(self) -> bool:
+        return bool(self._watched)
+
+    def watch(self, request: InferRequest) -> None:
+        """The request was admitted and asks."""
+        self._watched[request] = _Wait()
+
+    def begin(self, requests: Sequence[InferRequest], now_ns: int) -> None:
+        """A pass of `requests` begins: tell those of them that asked why they waited; the others stay behind."""
+        for request in requests:
+            wait = self._watched.pop(request, None)
+            if wait is not None and request.explanation is not None:
+                wait.turn(WaitReason.NONE, now_ns)
+                request.explanation.waited = wait.longest()
+        newest_ns = max(request.enqueued_ns for request in requests)
+        for request, wait in self._watched.items():
+            wait.overtaken = wait.overtaken or request.enqueued_ns < newest_ns
+
+    def look(self, now_ns: int, *, busy: bool) -> None:
+        """All that could begin has begun: who is left waits for an instance if all are `busy`, else for company."""
+        for request in [request for request in self._watched if request.settled]:
+            del self._watched[request]
+        for wait in self._watched.values():
+            if not busy:
+                wait.turn(WaitReason.WINDOW, now_ns)
+            elif wait.overtaken:
+                wait.turn(WaitReason.PRIORITY, now_ns)
+            else:
+                wait.turn(WaitReason.INSTANCE_BUSY, now_ns)

@@ -1,0 +1,100 @@
+"""The metrics as they are exposed, and their table in the README."""
+
+from __future__ import annotations
+
+import re
+import time
+from pathlib import Path
+
+from prometheus_client.parser import text_string_to_metric_families
+from prometheus_client.samples import Sample
+
+import server
+from server.errors import Cancelled, DeadlineExceeded, Overloaded, QueueFull
+from server.observability.metrics import Metrics
+from server.scheduler.load import WINDOW_NS
+from server.scheduler.statistics import ModelStatistics
+from server.types import InferRequest
+from tests.support.fake_dataplane import FakeDataPlane
+
+README = Path(server.__file__).with_name("README.md")
+LABELS = {"model": "m", "version": "1"}
+
+
+class Counted(FakeDataPlane):
+    """A data plane of one model with the counts that a test gives it."""
+
+    def __init__(self, counts: ModelStatistics) -> None:
+        super().__init__()
+        self.counts = counts
+
+    def statistics(self, name: str = "", version: str = "") -> list[ModelStatistics]:
+        return [self.counts]
+
+
+def exposed(counts: ModelStatistics) -> dict[str, tuple[str, list[Sample]]]:
+    """Type and samples by the name in the TYPE line."""
+    text = Metrics(Counted(counts)).expose().decode()  # type: ignore[arg-type]
+    families = {family.name: family for family in text_string_to_metric_families(text)}
+    found = {}
+    for name, kind in re.findall(r"^# TYPE (\S+) (\S+)$", text, re.MULTILINE):
+        samples = families[name.removesuffix("_total")].samples
+        found[name] = (kind, samples)
+    return found
+
+
+def value(counts: ModelStatistics, name: str, **labels: str) -> float:
+    [sample] = [s for s in exposed(counts)[name][1] if s.name == name and s.labels == {**LABELS, **labels}]
+    return sample.value
+
+
+def test_the_readme_lists_what_is_exposed() -> None:
+    """Every metric but those of the process and the interpreter is in the table with its type, and no other."""
+    rows = dict(re.findall(r"^\| `((?:nv|forwardpass)_\w+)` \| (\w+) \|", README.read_text(), re.MULTILINE))
+    kinds = {name: kind for name, (kind, _) in exposed(ModelStatistics("m", "1")).items()}
+    assert rows == {name: kind for name, kind in kinds.items() if not name.startswith(("process_", "python_"))}
+
+
+def test_failures_are_told_by_what_became_of_the_request() -> None:
+    """Refused by cause, expired and cancelled are different counts, each of its own error."""
+    counts = ModelStatistics("m", "1")
+    for error, times in ((QueueFull("m", 1), 1), (Overloaded("m", 5), 2), (DeadlineExceeded("m", 0), 3)):
+        for _ in range(times):
+            counts.count_failure(error, 1)
+    for _ in range(4):
+        counts.count_failure(Cancelled(), 1)
+    assert value(counts, "forwardpass_requests_refused_total", cause="queue_full") == 1
+    assert value(counts, "forwardpass_requests_refused_total", cause="overload") == 2
+    assert value(counts, "forwardpass_requests_expired_total") == 3
+    assert value(counts, "forwardpass_requests_cancelled_total") == 4
+
+
+def test_admitted_and_late_requests() -> None:
+    """Late is who was answered after the deadline, to the nanosecond."""
+    counts = ModelStatistics("m", "1")
+    counts.admitted = 7
+    made = [InferRequest("m", [], on_settle=lambda _, __: None, received_ns=0, deadline_ns=d) for d in (9, 10, 11)]
+    counts.count_success(made, 0, 10, 1, 2, 3)
+    assert value(counts, "forwardpass_requests_admitted_total") == 7
+    assert value(counts, "forwardpass_requests_late_total") == 1
+
+
+def test_predicted_and_actual_cost_are_of_the_same_passes() -> None:
+    """A pass whose cost was not known is in neither."""
+    counts = ModelStatistics("m", "1")
+    counts.count_end(1_500_000_000, 2_000_000_000)
+    counts.count_end(None, 9_000_000_000)
+    assert value(counts, "forwardpass_pass_predicted_seconds_total") == 1.5
+    assert value(counts, "forwardpass_pass_actual_seconds_total") == 2
+
+
+def test_saturation_is_of_now() -> None:
+    """Work for a quarter of a second that arrives now is as much as one instance can do in the shortest window;
+    work that arrived long ago is forgotten at the scrape."""
+    now_ns = time.monotonic_ns()
+    fresh, old = ModelStatistics("m", "1"), ModelStatistics("m", "1")
+    for counts, arrived_ns in ((fresh, now_ns), (old, now_ns - 2 * WINDOW_NS)):
+        counts.instances = 1
+        counts.load.arrive(250_000_000, arrived_ns)
+    assert 0 < value(fresh, "forwardpass_saturation") <= 1
+    assert value(old, "forwardpass_saturation") == 0
