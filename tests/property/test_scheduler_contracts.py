@@ -25,7 +25,7 @@ from server.errors import (
 from server.scheduler.queue import QueuePolicy
 from server.scheduler.statistics import FailureReason
 from server.types import NO_DEADLINE, InferRequest, InferResponse, Outcome
-from tests.support.scheduler import DEAR, POISON, Bench
+from tests.support.scheduler import DEAR, POISON, Bench, ManualRunner
 
 TICK_NS = 1_000_000
 
@@ -48,17 +48,38 @@ class Book:
     outcome: Outcome | None = None
 
 
+@dataclass(frozen=True)
+class Arrival:
+    """A request to come; times in ticks from then."""
+
+    rows: int
+    columns: int
+    poison: bool
+    deadline: int | None
+    timeout: int | None
+
+
+arrivals = st.builds(
+    Arrival,
+    rows=st.sampled_from([1, 1, 2, 4]),
+    columns=st.sampled_from([1, 1, 1, 2]),
+    poison=st.sampled_from([False] * 9 + [True]),
+    deadline=st.sampled_from([None, None, None, 0, 1, 4]),
+    timeout=st.sampled_from([None, None, None, 1, 3, 8]),
+)
+
+
 class SchedulerMachine(RuleBasedStateMachine):
     @initialize(
-        max_batch_size=st.sampled_from([0, 1, 2, 4, 7]),
+        max_batch_size=st.sampled_from([7, 4, 2, 7, 1, 0]),
         preferred=st.lists(st.integers(1, 6), max_size=2, unique=True).map(tuple),
         delay=st.sampled_from([0, 0, 1, 3]),
-        max_queue_size=st.sampled_from([0, 3, 6]),
+        max_queue_size=st.sampled_from([0, 0, 4, 9]),
         timeout=st.sampled_from([0, 2, 5]),
         action=st.sampled_from(["REJECT", "DELAY"]),
         override=st.booleans(),
-        instances=st.integers(1, 3),
-        inline=st.booleans(),
+        instances=st.sampled_from([1, 1, 2, 3]),
+        inline=st.sampled_from([False, False, True]),
     )
     def make(
         self,
@@ -88,33 +109,30 @@ class SchedulerMachine(RuleBasedStateMachine):
 
     # --- what may happen ---------------------------------------------------------------------------
 
-    @rule(
-        rows=st.integers(1, 4),
-        columns=st.sampled_from([1, 1, 1, 2]),
-        poison=st.sampled_from([False] * 7 + [True]),
-        deadline=st.sampled_from([None, None, 0, 1, 4]),
-        timeout=st.sampled_from([None, None, 1, 3, 8]),
-    )
-    def submit(self, rows: int, columns: int, poison: bool, deadline: int | None, timeout: int | None) -> None:
-        if 0 < self.max_rows < rows:
-            rows = self.max_rows
+    @rule(arrivals=st.lists(arrivals, min_size=1, max_size=6))
+    def submit(self, arrivals: list[Arrival]) -> None:
+        for arrival in arrivals:
+            self.submit_one(arrival)
+
+    def submit_one(self, arrival: Arrival) -> None:
         number = len(self.books)
+        rows = min(arrival.rows, self.max_rows or arrival.rows)
         values = [number * 10 + row for row in range(rows)]
-        if poison:
+        if arrival.poison:
             values[-1] = POISON
         now_ns = self.bench.clock.now_ns
         book = Book(number, values, now_ns)
         request = self.bench.caller.request(
             values,
-            columns=columns,
+            columns=arrival.columns,
             id=f"r{number}",
-            deadline_ns=NO_DEADLINE if deadline is None else now_ns + deadline * TICK_NS,
-            parameters=None if timeout is None else {"timeout": timeout * TICK_NS // 1000},
+            deadline_ns=NO_DEADLINE if arrival.deadline is None else now_ns + arrival.deadline * TICK_NS,
+            parameters=None if arrival.timeout is None else {"timeout": arrival.timeout * TICK_NS // 1000},
             on_settle=self.settled,
         )
         if not self.max_rows:
             request.rows = 1
-        self.set_expiry(book, request, timeout)
+        self.set_expiry(book, request, arrival.timeout)
         book.queue_was_full = 0 < self.policy.max_queue_size <= self.waiting()
         book.came_while_draining = self.draining_since is not None
         self.books[request] = book
@@ -142,23 +160,35 @@ class SchedulerMachine(RuleBasedStateMachine):
         self.bench.batcher._alarm._ring()
 
     @precondition(lambda self: any(runner.job for runner in self.bench.runners))
-    @rule(data=st.data(), fails=st.sampled_from([False, False, False, True]))
+    @rule(data=st.data(), fails=st.sampled_from([False, False, True]))
     def complete(self, data: st.DataObject, fails: bool) -> None:
-        runner = data.draw(st.sampled_from([runner for runner in self.bench.runners if runner.job]))
+        """A pass ends. Its end reaches the loop with the next tick, after whatever else happens until then."""
+        busy = [runner for runner in self.bench.runners if runner.job]
+        self.end_pass(data.draw(st.sampled_from(busy)), fails)
+
+    @rule(rounds=st.integers(1, 4), fails=st.sampled_from([False, False, True]))
+    def serve(self, rounds: int, fails: bool) -> None:
+        """The loop runs and the passes under way end, several times; the first of them may fail."""
+        for number in range(rounds):
+            self.tick()
+            for runner in self.bench.runners:
+                if runner.job:
+                    self.end_pass(runner, fails and not number)
+        self.tick()
+
+    def end_pass(self, runner: ManualRunner, fails: bool) -> None:
         assert runner.job is not None
         requests = runner.job[0]
         # A failure that nobody is guilty of strikes a pass of several only: alone it would be final.
         if fails and len(requests) > 1:
             runner.instance.faults.append(RuntimeError("scripted"))
-        elif not any(POISON in self.books[request].values for request in requests):
+        elif not self.poisoned(requests):
             self.count_pass(requests)
         runner.complete()
 
-    @precondition(lambda self: any(runner.job for runner in self.bench.runners))
-    @rule(data=st.data(), sure=st.sampled_from([False, False, False, True]))
-    def die(self, data: st.DataObject, sure: bool) -> None:
-        if not sure:
-            return
+    @precondition(lambda self: any(runner.job for runner in self.bench.runners) and len(self.books) > 8)
+    @rule(data=st.data())
+    def die(self, data: st.DataObject) -> None:
         runner = data.draw(st.sampled_from([runner for runner in self.bench.runners if runner.job]))
         assert runner.job is not None
         for request in runner.job[0]:
@@ -173,11 +203,9 @@ class SchedulerMachine(RuleBasedStateMachine):
             self.books[request].cancelled = True
         self.bench.batcher.cancel(request)
 
-    @precondition(lambda self: self.draining_since is None)
-    @rule(ticks=st.integers(0, 5), sure=st.sampled_from([False, False, True]))
-    def begin_drain(self, ticks: int, sure: bool) -> None:
-        if not sure:
-            return
+    @precondition(lambda self: self.draining_since is None and len(self.books) > 12)
+    @rule(ticks=st.integers(0, 5))
+    def begin_drain(self, ticks: int) -> None:
         self.draining_since = self.bench.clock.now_ns
         self.drain_until = self.draining_since + ticks * TICK_NS
         self.drain = self.bench.batcher.drain(self.drain_until)
@@ -200,6 +228,9 @@ class SchedulerMachine(RuleBasedStateMachine):
 
     def waiting(self) -> int:
         return sum(not request.settled and not book.runs for request, book in self.books.items())
+
+    def poisoned(self, requests: Sequence[InferRequest]) -> bool:
+        return any(POISON in self.books[request].values for request in requests)
 
     def count_pass(self, requests: Sequence[InferRequest]) -> None:
         self.passes_run += 1
@@ -226,7 +257,7 @@ class SchedulerMachine(RuleBasedStateMachine):
             assert book.runs == 2 or book.rejects_ns > now_ns, "executed though its queue timeout was over"
         if books[0].runs == 1:
             self.check_order(requests, books, now_ns)
-        if self.inline and not any(POISON in book.values for book in books):
+        if self.inline and not self.poisoned(requests):
             self.count_pass(requests)
 
     def check_order(self, requests: Sequence[InferRequest], books: list[Book], now_ns: int) -> None:
@@ -311,9 +342,7 @@ class SchedulerMachine(RuleBasedStateMachine):
             self.bench.advance(20 * TICK_NS)
             for runner in self.bench.runners:
                 if runner.job:
-                    if not any(POISON in self.books[request].values for request in runner.job[0]):
-                        self.count_pass(runner.job[0])
-                    runner.complete()
+                    self.end_pass(runner, fails=False)
         self.bench.loop.run()
         assert all(book.outcome is not None for book in self.books.values())
         assert all(len(outcomes) == 1 for outcomes in self.bench.caller.outcomes.values())
@@ -328,6 +357,6 @@ class SchedulerMachine(RuleBasedStateMachine):
             raise AssertionError("the drain did not end")
 
 
-SchedulerMachine.TestCase.settings = settings(max_examples=150, stateful_step_count=30, deadline=None)
+SchedulerMachine.TestCase.settings = settings(max_examples=250, stateful_step_count=40, deadline=None)
 TestSchedulerContracts = SchedulerMachine.TestCase
 TestSchedulerContracts.__doc__ = "Every contract of the scheduler holds in every state that the rules can reach."
