@@ -73,7 +73,9 @@ class Server:
         """Load the models, warmed up and verified, then open the listeners, then be ready.
 
         Raises:
-            ListenFailed: a port is taken. Models that can't be loaded are in the index with their reason.
+            OSError: the repository can't be read. A model that can't be loaded is no error here: it is in the
+                index, with its reason.
+            ListenFailed: a port is taken.
         """
         repository = self.settings.repository
         await self.models.load_all(_wanted(repository, self.models.names()))
@@ -156,8 +158,8 @@ async def _serve(settings: Settings) -> int:
     server = Server(settings)
     try:
         await server.start()
-    except ListenFailed as error:
-        log.error("%s", error)
+    except (OSError, ListenFailed) as error:
+        log.error("can't start: %s", error)
         await server.stop_listening(0)
         await server.close()
         return 1

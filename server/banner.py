@@ -31,6 +31,8 @@ def banner(dataplane: DataPlane, settings: Settings, ports: dict[str, int]) -> s
         f"  {entry.name} version {entry.version or '-'}: {entry.state} {entry.reason}".rstrip()
         for entry in dataplane.repository_index()
     ]
+    if not dataplane.repository_index():
+        lines.append(f"  {settings.repository.path} holds no models yet: exporter/README.md says how one gets there.")
     lines.append("")
     for name in sorted({entry.name for entry in dataplane.repository_index(ready=True)}):
         lines += [f"# {name}", command(dataplane, settings, name, url), ""]

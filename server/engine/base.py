@@ -63,6 +63,8 @@ class Instance(Protocol):
     def run(self, batch: Batch) -> Mapping[str, Array]:
         """One forward pass; the outputs by name, each of `batch.rows` rows.
 
+        The arrays are given away: answers are views on them, so the engine never writes to them again.
+
         Raises:
             EngineFailure: whatever the engine's own exception was (kept as the cause).
         """

@@ -25,8 +25,8 @@ from server.types import DATATYPES, Array, Batch, TensorSpec
 log = logging.getLogger(__name__)
 
 _REPEATS = 5
-_REPEAT_NS = 5_000_000
-"""A pass that takes longer than this is timed once: its cost is far above the clock's and scheduler's noise."""
+_REPEAT_NS = 1_000_000
+"""A pass that takes longer than this is timed once: its cost is far above the noise, and starting should be quick."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -168,6 +168,17 @@ def test_a_taken_port_is_a_clear_error(start_server: StartServer) -> None:
     assert str(server.port("REST")) in result.stderr
 
 
+def test_a_repository_that_is_not_there_is_a_clear_error(tmp_path: Path) -> None:
+    """One line that names the folder, exit status 1, no traceback."""
+    flags = ["--http-port", "0", "--grpc-port", "0", "--metrics-port", "0"]
+
+    result = forwardpass("serve", "--model-repository", str(tmp_path / "nowhere"), *flags)
+
+    assert result.returncode == 1
+    assert "nowhere" in result.stderr.splitlines()[-1]
+    assert "Traceback" not in result.stderr
+
+
 def test_an_unknown_setting_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     """A misspelt environment variable is an error that names it, not a default in silence."""
     monkeypatch.setenv("FORWARDPASS_HTTP__PROT", "9000")

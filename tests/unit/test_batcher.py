@@ -138,6 +138,18 @@ def test_a_timer_that_rings_early_is_set_again() -> None:
     assert bench.runner.job is not None
 
 
+def test_every_window_has_its_alarm() -> None:
+    """One wake-up after another: each window ends on time, not only the first."""
+    bench = Bench(max_queue_delay_ns=2 * MS)
+    for number in (1, 2, 3):
+        request = bench.caller.request([number])
+        bench.submit(request)
+        bench.loop.run()
+        bench.advance(2 * MS)
+        bench.complete()
+        assert bench.caller.answer(request) == [2 * number]
+
+
 def test_timers_are_few() -> None:
     """Requests whose deadlines come later than the timer that is set cost no timer."""
     bench = Bench()
@@ -202,6 +214,19 @@ def test_an_over_deadline_is_refused_at_the_door() -> None:
     bench.loop.run()
     assert isinstance(bench.caller.outcome(request), DeadlineExceeded)
     assert bench.batches == []
+
+
+def test_an_over_deadline_is_refused_also_in_the_middle_of_a_tick() -> None:
+    """A request that a settled caller sends at once is not executed if its deadline is over by then."""
+    bench = Bench(max_batch_size=2, max_queue_delay_ns=2 * MS)
+    late = bench.caller.request([2, 2], deadline_ns=bench.clock.now_ns + 2 * MS)
+    first = bench.caller.request(
+        [1], deadline_ns=bench.clock.now_ns + 2 * MS, on_settle=lambda _, __: bench.batcher.submit(late)
+    )
+    bench.submit(first)
+    bench.advance(2 * MS)
+    assert isinstance(bench.caller.outcome(late), DeadlineExceeded)
+    assert bench.runner.job is None
 
 
 def test_submit_never_raises(caplog: pytest.LogCaptureFixture) -> None:
@@ -353,6 +378,21 @@ def test_cancelled_and_expired_requests_are_not_run_again() -> None:
     bench.complete()
     assert bench.batches == [[1, 2, 3], [1]]
     assert bench.caller.answer(requests[0]) == [2]
+
+
+def test_who_was_cancelled_in_a_failed_pass_waits_for_nothing() -> None:
+    """A request that was cancelled while its pass ran is no longer pending when that pass fails."""
+    bench = Bench()
+    requests = [bench.caller.request([n]) for n in (1, 2, 3)]
+    bench.submit(*requests)
+    bench.loop.run()
+    bench.batcher.cancel(requests[2])
+    bench.runner.instance.faults.append(RuntimeError("once"))
+    bench.complete()
+    assert bench.batcher.pending == 1, "one runs again, one is next"
+    bench.complete()
+    bench.complete()
+    assert bench.batches == [[1, 2, 3], [1], [2]]
 
 
 def test_a_dead_worker_settles_its_callers_and_the_others_go_on() -> None:
