@@ -36,7 +36,6 @@ def configure_logging(settings: LogSettings) -> None:
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(settings.level.upper())
-    # Libraries that log every request or frame at info, and uvicorn every line of bad HTTP as a warning: a client
-    # must not be able to fill the disk.
-    for name, level in (("uvicorn", logging.ERROR), ("grpc", logging.WARNING), ("httpx", logging.WARNING)):
-        logging.getLogger(name).setLevel(max(root.level, level))
+    # Libraries that log every request or frame at info. Uvicorn's level is set where it is started.
+    for name in ("grpc", "httpx"):
+        logging.getLogger(name).setLevel(max(root.level, logging.WARNING))

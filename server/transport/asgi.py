@@ -35,7 +35,8 @@ class AsgiServer:
             interface="asgi3",
             lifespan="off",
             log_config=None,
-            log_level="warning",
+            # It warns of every line of bad HTTP: a client must not be able to fill the disk.
+            log_level="error",
             access_log=False,
             server_header=False,
             proxy_headers=False,

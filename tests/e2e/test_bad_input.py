@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import json
+import socket
 import struct
 import zlib
 from typing import Any
@@ -190,8 +191,6 @@ def test_grpc_answers_bad_input(
 
 def test_a_body_over_the_limit_is_refused_unread(server: ServerProcess) -> None:
     """Content-Length alone is enough to answer 413: nothing of the body is waited for."""
-    import socket
-
     with socket.create_connection(("127.0.0.1", server.port("REST"))) as connection:
         connection.sendall(
             b"POST /v2/models/digits/predict HTTP/1.1\r\nHost: x\r\nContent-Type: image/png\r\n"
@@ -201,3 +200,15 @@ def test_a_body_over_the_limit_is_refused_unread(server: ServerProcess) -> None:
         head = connection.recv(4096)
 
     assert b" 413 " in head.split(b"\r\n")[0]
+
+
+def test_bad_http_is_not_logged_line_by_line(server: ServerProcess) -> None:
+    """A client that sends garbage gets its 400 and can't fill the disk with warnings."""
+    before = server.log.stat().st_size
+    for _ in range(20):
+        with socket.create_connection(("127.0.0.1", server.port("REST"))) as connection:
+            connection.sendall(b"\x00garbage\r\n\r\n")
+            connection.settimeout(10)
+            assert b" 400 " in connection.recv(4096).split(b"\r\n")[0]
+
+    assert server.log.stat().st_size == before
