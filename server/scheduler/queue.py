@@ -25,8 +25,11 @@ _HEAP_SLACK = 64
 """Entries of the expiry heap below which cleaning it is not worth the walk."""
 
 Entry = tuple[int, int, InferRequest]
-"""Deadline, number of arrival, request."""
+"""When it is due (its deadline, or its patience), number of arrival, request."""
 _NO_LANE: list[Entry] = []
+
+PATIENCE_NS = 1_000_000_000
+"""Where a request without a deadline stands among those that have one: as if it had one second from its arrival."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -214,7 +217,9 @@ class RequestQueue:
     def add(self, request: InferRequest, now_ns: int, delays_ns: int) -> None:
         """Put a request in its line; at `delays_ns` it moves behind."""
         line = self.level(request).waiting
-        entry = (request.deadline_ns, next(self._ticket), request)
+        # Who names no deadline is taken to be this patient: behind everybody who has one it might wait for ever.
+        due_ns = request.deadline_ns if request.deadline_ns < NO_DEADLINE else now_ns + PATIENCE_NS
+        entry = (due_ns, next(self._ticket), request)
         line.add(entry)
         self._places[request] = line, entry
         request.enqueued_ns = now_ns

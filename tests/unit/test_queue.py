@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import pytest
 
-from server.scheduler.queue import Priorities, QueuePolicy, RequestQueue
+from server.scheduler.queue import PATIENCE_NS, Priorities, QueuePolicy, RequestQueue
 from server.types import NO_DEADLINE, InferRequest, Parameter
 from tests.support.scheduler import Caller, ManualClock
 
@@ -204,3 +204,18 @@ def test_under_delay_a_timeout_is_no_deadline() -> None:
     request = make()
     queue.admit(request, 0)
     assert (request.deadline_ns, queue.expire(10), queue.expire(100)) == (100, [], [request])
+
+
+def test_who_has_no_deadline_is_not_starved_by_those_who_have() -> None:
+    """It stands as if it had a second from its arrival: deadlines before that go first, later ones behind it."""
+    queue = RequestQueue(QueuePolicy())
+    patient, later, sooner = make(), make(deadline_ns=PATIENCE_NS + 2), make(deadline_ns=PATIENCE_NS)
+    queue.admit(patient, 1)
+    queue.admit(later, 2)
+    queue.admit(sooner, 3)
+
+    order = [entry[2] for entry in queue.levels[0].waiting.lane(patient.signature)]
+
+    assert order == [sooner, patient, later]
+    assert patient.deadline_ns == NO_DEADLINE
+    assert queue.expire(PATIENCE_NS * 100) == [sooner, later]
