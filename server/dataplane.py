@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from tritonclient.grpc import model_config_pb2
 
 from server import __version__
+from server.call import Settled, answer, settle_into
 from server.errors import InvalidRequest, ServingError, UnknownModel, Unsupported
 from server.lifecycle import Lifecycle, State
 from server.model_control import ModelControl, Served
@@ -26,7 +27,6 @@ from server.types import (
     Array,
     InferRequest,
     InferResponse,
-    Outcome,
     PredictRequest,
     PredictResponse,
     Tensor,
@@ -114,11 +114,11 @@ class DataPlane:
         return PredictResponse(response.model_name, response.model_version, predictions, request.id)
 
     async def _infer(self, served: Served, request: PredictRequest, arrays: Mapping[str, Array]) -> InferResponse:
-        done: asyncio.Future[InferResponse] = asyncio.get_running_loop().create_future()
+        settled: Settled = asyncio.get_running_loop().create_future()
         inner = InferRequest(
             request.model_name,
             [Tensor.from_numpy(name, array) for name, array in arrays.items()],
-            on_settle=lambda _, outcome: _resolve(done, outcome),
+            on_settle=settle_into(settled),
             received_ns=time.monotonic_ns(),
             model_version=served.model.version,
             id=request.id,
@@ -129,14 +129,7 @@ class DataPlane:
         if inner.explanation is not None:
             inner.explanation.mark("loop", inner.received_ns)
         served.submit(inner)
-        try:
-            response = await done
-        except asyncio.CancelledError:
-            self.cancel(inner)
-            raise
-        if inner.explanation is not None:
-            inner.explanation.mark_pass(inner.enqueued_ns, response.timing)
-        return response
+        return await answer(inner, settled, self.cancel)
 
     def _pipeline(self, served: Served, request: PredictRequest) -> Pipeline:
         pipeline = served.model.pipeline
@@ -227,16 +220,6 @@ class DataPlane:
     def close(self) -> None:
         """Let the pipeline threads end."""
         self._pipelines.shutdown(wait=False, cancel_futures=True)
-
-
-def _resolve(done: asyncio.Future[InferResponse], outcome: Outcome) -> None:
-    """Hand a request's outcome to a coroutine that awaits it, unless it has gone away."""
-    if done.done():
-        return
-    if isinstance(outcome, BaseException):
-        done.set_exception(outcome)
-    else:
-        done.set_result(outcome)
 
 
 def _with_batch(specs: tuple[TensorSpec, ...], max_batch_size: int) -> tuple[TensorSpec, ...]:

@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from google.protobuf.message import DecodeError, Message
 from tritonclient.grpc import service_pb2 as pb
 
+from server.call import Settled, answer, settle_into
 from server.errors import InvalidRequest, Unsupported
 from server.explain import Explanation, decoded
 from server.proto.forwardpass.v1 import prediction_pb2
-from server.transport.call import Settled, infer, settle_into
 from server.transport.codec import management, predict_grpc, statistics, v2_grpc
 from server.types import NO_DEADLINE
 
@@ -72,7 +72,8 @@ async def _model_infer(dataplane: DataPlane, message: Any, info: CallInfo) -> An
         message, on_settle=settle_into(settled), received_ns=info.received_ns, deadline_ns=info.deadline_ns
     )
     request.explanation = info.explanation = decoded(info.explanation, request.parameters, info.received_ns)
-    return v2_grpc.encode_infer(await infer(dataplane, request, settled))
+    dataplane.submit((request,))
+    return v2_grpc.encode_infer(await answer(request, settled, dataplane.cancel))
 
 
 async def _predict(dataplane: DataPlane, message: Any, info: CallInfo) -> Any:

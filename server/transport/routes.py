@@ -7,9 +7,9 @@ from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, NamedTuple
 from urllib.parse import unquote_to_bytes
 
+from server.call import Settled, answer, settle_into
 from server.errors import InvalidRequest, UnknownRoute
 from server.explain import ANSWER_KEY, REQUEST_KEY, Explanation, asked_by, decoded
-from server.transport.call import Settled, infer, settle_into
 from server.transport.codec import management, predict_rest, statistics, v2_rest
 from server.transport.exchange import Exchange, Headers, Reply, json_reply
 
@@ -83,7 +83,9 @@ async def _infer(exchange: Exchange) -> Reply:
     else:
         request, formats = v2_rest.decode_infer(call, body, header_length)
     request.explanation = decoded(explanation, request.parameters, exchange.received_ns)
-    parts, json_length = v2_rest.encode_infer(await infer(exchange.dataplane, request, settled), formats)
+    exchange.dataplane.submit((request,))
+    response = await answer(request, settled, exchange.dataplane.cancel)
+    parts, json_length = v2_rest.encode_infer(response, formats)
     if json_length is None:
         return _explained(Reply(200, parts[0], [_JSON_TYPE]), request.explanation)
     headers: Headers = [_BINARY_TYPE, (b"inference-header-content-length", str(json_length).encode())]

@@ -13,6 +13,7 @@ import pytest
 from tritonclient.grpc import service_pb2 as pb
 from tritonclient.grpc import service_pb2_grpc
 
+from server.call import answer, settle_into
 from server.errors import InvalidRequest, QueueFull
 from server.explain import (
     PARTS,
@@ -24,7 +25,6 @@ from server.explain import (
     parse_server_timing,
 )
 from server.proto.forwardpass.v1 import prediction_pb2, prediction_pb2_grpc
-from server.transport.call import infer, settle_into
 from server.transport.grpcio import GrpcioServer
 from server.transport.rest import RestApp
 from server.types import InferRequest, InferResponse, Timing
@@ -192,7 +192,8 @@ async def test_infer_tells_of_its_pass() -> None:
     settled = asyncio.get_running_loop().create_future()
     explanation = Explanation(0)
     request = InferRequest(MODEL, [], on_settle=settle_into(settled), received_ns=0, explanation=explanation)
-    await infer(dataplane, request, settled)  # type: ignore[arg-type]
+    dataplane.submit((request,))
+    await answer(request, settled, dataplane.cancel)
     parts = explanation.parts_ns()
     assert {**parts, "loop": 0, "total": 0} == {
         "queue": 1,

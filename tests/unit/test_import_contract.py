@@ -23,6 +23,7 @@ FLOORS = {
     "server.repository": 3,
     "server.engine": 2,
     "server.pipeline": 2,
+    "server.call": 2,
     "server.lifecycle": 1,
     "server.observability.logging": 1,
     "server.settings_doc": 1,

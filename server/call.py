@@ -4,12 +4,8 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 from server.types import InferRequest, InferResponse, Outcome
-
-if TYPE_CHECKING:
-    from server.dataplane import DataPlane
 
 Settled = asyncio.Future[Outcome]
 
@@ -25,17 +21,16 @@ def settle_into(settled: Settled) -> Callable[[InferRequest, Outcome], None]:
     return on_settle
 
 
-async def infer(dataplane: DataPlane, request: InferRequest, settled: Settled) -> InferResponse:
-    """The answer to `request`, which settles into `settled`. Cancelling this coroutine cancels the request.
+async def answer(request: InferRequest, settled: Settled, cancel: Callable[[InferRequest], None]) -> InferResponse:
+    """The answer to a submitted request that settles into `settled`. Cancelling this coroutine cancels the request.
 
     Raises:
         ServingError: as the request was settled (any other exception is our own fault).
     """
-    dataplane.submit((request,))
     try:
         outcome = await settled
     except asyncio.CancelledError:
-        dataplane.cancel(request)
+        cancel(request)
         raise
     if isinstance(outcome, InferResponse):
         if request.explanation is not None:
