@@ -29,13 +29,14 @@ from server.model_control import ModelControl
 from server.observability.logging import configure_logging
 from server.observability.metrics import Metrics
 from server.pipeline.load import load_pipeline
-from server.repository.repository import IndexEntry, Repository
+from server.repository.repository import Repository
 from server.settings import RepositorySettings, Settings
 from server.transport.asgi import AsgiServer
 from server.transport.grpcio import GrpcioServer
 from server.transport.listen import ListenFailed
 from server.transport.metrics import metrics_app
 from server.transport.rest import RestServer
+from server.types import IndexEntry
 
 log = logging.getLogger("server")
 

@@ -7,10 +7,10 @@ import json
 import shlex
 from pathlib import Path
 
-from server.dataplane import DataPlane, ModelMetadata
+from server.dataplane import DataPlane
 from server.pipeline.base import Pipeline
 from server.settings import Settings
-from server.types import ImageInput, RowInput
+from server.types import ImageInput, ModelMetadata, RowInput
 
 _PICTURES = {".png": "image/png", ".jpg": "image/jpeg", ".jpeg": "image/jpeg"}
 

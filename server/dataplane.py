@@ -10,7 +10,6 @@ import asyncio
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 
 from tritonclient.grpc import model_config_pb2
 
@@ -20,15 +19,17 @@ from server.errors import InvalidRequest, ServingError, UnknownModel, Unsupporte
 from server.lifecycle import Lifecycle, State
 from server.model_control import ModelControl, Served
 from server.pipeline.base import Pipeline
-from server.repository.repository import IndexEntry
 from server.scheduler.statistics import ModelStatistics
 from server.settings import RepositorySettings
 from server.types import (
     Array,
+    IndexEntry,
     InferRequest,
     InferResponse,
+    ModelMetadata,
     PredictRequest,
     PredictResponse,
+    ServerMetadata,
     Tensor,
     TensorSpec,
 )
@@ -44,25 +45,6 @@ EXTENSIONS = (
     "predict",
 )
 """Triton's names for the extensions of v2 that are served; `predict` is ours."""
-
-
-@dataclass(frozen=True, slots=True)
-class ServerMetadata:
-    name: str
-    version: str
-    extensions: tuple[str, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class ModelMetadata:
-    """Shapes have the batch dimension, as -1, where the model has one. Source: KServe v2 "Model Metadata"."""
-
-    name: str
-    versions: tuple[str, ...]
-    platform: str
-    inputs: tuple[TensorSpec, ...]
-    outputs: tuple[TensorSpec, ...]
-    predict: Mapping[str, object] | None
 
 
 class DataPlane:

@@ -16,14 +16,14 @@ from concurrent.futures import ThreadPoolExecutor
 
 from server.errors import ModelLoadFailed, ModelNotReady, ServingError, UnknownModel
 from server.repository.model_config import DynamicBatching, QueuePolicyConfig
-from server.repository.repository import IndexEntry, Repository, ServedModel
+from server.repository.repository import Repository, ServedModel
 from server.request_check import RequestCheck
 from server.scheduler.batcher import Batcher
 from server.scheduler.cost import CostModel
 from server.scheduler.plan import Limits
 from server.scheduler.queue import Priorities, QueuePolicy
 from server.scheduler.statistics import ModelStatistics
-from server.types import InferRequest
+from server.types import IndexEntry, InferRequest
 
 log = logging.getLogger(__name__)
 

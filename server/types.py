@@ -263,6 +263,44 @@ class Batch:
     deadline_ns: int = NO_DEADLINE
 
 
+# --- what a server says of itself and its models --------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class ServerMetadata:
+    name: str
+    version: str
+    extensions: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ModelMetadata:
+    """What a model takes and gives. The shapes have the batch dimension as -1 where the model has one.
+
+    `predict` describes raw inputs and labels; None if the model takes tensors alone, and for a client over gRPC,
+    whose message has no place for it. Source: KServe v2 "Model Metadata".
+    """
+
+    name: str
+    versions: tuple[str, ...]
+    platform: str
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    predict: Mapping[str, Any] | None
+
+
+@dataclass(frozen=True, slots=True)
+class IndexEntry:
+    """One version of a model in the repository. `version` is empty where the model has none that is known."""
+
+    name: str
+    version: str
+    state: str
+    """READY, UNAVAILABLE or LOADING."""
+    reason: str
+    """Why it is not READY, or why a newer load of it failed."""
+
+
 # --- predict: raw inputs and answers -------------------------------------------------------------
 
 

@@ -7,11 +7,12 @@
 into the other and move it. Only the wire that a URL names is imported.
 """
 
-from server.client.calls import IndexEntry, ModelMetadata, OnExplained
+from server.client.calls import OnExplained
 from server.client.client import AsyncClient, Client
 from server.client.errors import ClientError
 from server.client.inputs import Input, inputs_of_bytes, inputs_of_json
 from server.explain import Explained
+from server.types import IndexEntry, ModelMetadata
 
 __all__ = [
     "AsyncClient",

@@ -2,45 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, Protocol, TypeVar
 
 from server.client.errors import ClientError
 from server.errors import Code
 from server.explain import Explained, parse_server_timing
-from server.types import Array, PredictResponse, RawInput, Tensor, TensorSpec
+from server.types import Array, IndexEntry, ModelMetadata, PredictResponse, RawInput, Tensor
 
 T = TypeVar("T")
 
 OnExplained = Callable[[Explained], None]
 """Gets the server's account of where the time of a call went, before the call returns."""
-
-
-@dataclass(frozen=True, slots=True)
-class IndexEntry:
-    """One version of a model in the server's repository; `reason` says why it is not READY."""
-
-    name: str
-    version: str
-    state: str
-    reason: str
-
-
-@dataclass(frozen=True, slots=True)
-class ModelMetadata:
-    """What a model takes and gives. The shapes have the batch dimension as -1 where the model has one.
-
-    `predict` describes raw inputs and labels; None if the model takes tensors alone, and over gRPC, whose
-    message has no place for it.
-    """
-
-    name: str
-    versions: tuple[str, ...]
-    platform: str
-    inputs: tuple[TensorSpec, ...]
-    outputs: tuple[TensorSpec, ...]
-    predict: Mapping[str, Any] | None
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,11 +10,11 @@ from types import ModuleType, TracebackType
 from typing import Any, Self
 from urllib.parse import SplitResult, urlsplit
 
-from server.client.calls import AsyncTransport, Call, IndexEntry, Messages, ModelMetadata, OnExplained, Transport
+from server.client.calls import AsyncTransport, Call, Messages, OnExplained, Transport
 from server.client.errors import ClientError
 from server.client.inputs import Input, invalid, raw_inputs, tensors
 from server.errors import Code
-from server.types import Array, PredictResponse
+from server.types import Array, IndexEntry, ModelMetadata, PredictResponse
 
 _SCHEMES = ("http", "https", "grpc")
 

@@ -16,7 +16,7 @@ from google.protobuf.message import DecodeError, Message
 from google.protobuf.unknown_fields import UnknownFieldSet
 from tritonclient.grpc import service_pb2
 
-from server.client.calls import Call, IndexEntry, ModelMetadata
+from server.client.calls import Call
 from server.client.errors import ClientError, code_of_grpc
 from server.client.inputs import invalid
 from server.errors import Code
@@ -27,6 +27,8 @@ from server.types import (
     Array,
     Classification,
     ImageInput,
+    IndexEntry,
+    ModelMetadata,
     PredictResponse,
     RawInput,
     Score,

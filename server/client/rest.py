@@ -15,7 +15,7 @@ from urllib.parse import SplitResult, quote
 import httpx
 import numpy as np
 
-from server.client.calls import Call, IndexEntry, ModelMetadata
+from server.client.calls import Call
 from server.client.errors import ClientError, code_of_http, seconds_of
 from server.client.inputs import invalid
 from server.errors import Code
@@ -25,6 +25,8 @@ from server.types import (
     Array,
     Classification,
     ImageInput,
+    IndexEntry,
+    ModelMetadata,
     PredictResponse,
     RawInput,
     RowInput,

@@ -10,7 +10,6 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
 from server.engine.base import Engine
@@ -18,25 +17,15 @@ from server.errors import ModelLoadFailed, UnknownModel
 from server.pipeline.base import Pipeline
 from server.repository.certificate import MANIFEST_FILE, model_files
 from server.repository.loading import Loader, Outcome, ServedModel, failure_of
+from server.types import IndexEntry
 
-__all__ = ["IndexEntry", "Repository", "ServedModel"]
+__all__ = ["Repository", "ServedModel"]
 
 log = logging.getLogger(__name__)
 
 READY = "READY"
 UNAVAILABLE = "UNAVAILABLE"
 LOADING = "LOADING"
-
-
-@dataclass(frozen=True, slots=True)
-class IndexEntry:
-    """One line of the repository index. `version` is empty where the model has none that is known."""
-
-    name: str
-    version: str
-    state: str
-    """READY, UNAVAILABLE or LOADING."""
-    reason: str
 
 
 class Repository:

@@ -10,19 +10,20 @@ import numpy as np
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
 
-from server.dataplane import ModelMetadata, ServerMetadata
 from server.errors import Cancelled, ModelLoadFailed, UnknownModel
-from server.repository.repository import IndexEntry
 from server.scheduler.statistics import ModelStatistics
 from server.types import (
     Classification,
     ImageInput,
+    IndexEntry,
     InferRequest,
     InferResponse,
+    ModelMetadata,
     Outcome,
     PredictRequest,
     PredictResponse,
     Score,
+    ServerMetadata,
     Tensor,
     TensorSpec,
 )

@@ -15,9 +15,9 @@ from server.engine.fake import FakeEngine, FakeModel, Script
 from server.errors import EngineFailure, InvalidRequest, ModelLoadFailed, UnknownModel
 from server.repository.certificate import write_golden, write_raw
 from server.repository.model_config import DynamicBatching, ModelConfig, from_message, parse_text
-from server.repository.repository import IndexEntry, Repository
+from server.repository.repository import Repository
 from server.repository.warmup import WarmUp, batch_sizes, warm_up
-from server.types import Array, Batch, RawInput, RowInput
+from server.types import Array, Batch, IndexEntry, RawInput, RowInput
 from tests.support.onnx_models import CONFIG
 
 

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from google.protobuf import json_format
 from google.protobuf.descriptor import Descriptor, FieldDescriptor
 from tritonclient.grpc import service_pb2 as pb
 
 from server.errors import Unsupported
-
-if TYPE_CHECKING:
-    from server.dataplane import ModelMetadata, ServerMetadata
-    from server.repository.repository import IndexEntry
+from server.types import IndexEntry, ModelMetadata, ServerMetadata
 
 _INTEGERS_AS_TEXT = frozenset({FieldDescriptor.CPPTYPE_INT64, FieldDescriptor.CPPTYPE_UINT64})
 """protobuf's JSON puts 64-bit numbers in quotes; Triton's REST does not, nor do v2's schemas."""
