@@ -8,7 +8,6 @@ that, and may be called from several threads at once.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Protocol
 
 from server.types import Array, Prediction, RawInput
@@ -48,7 +47,3 @@ class Pipeline(Protocol):
 
     def example(self) -> RawInput:
         """A small valid input, for the command that `serve` prints and for smoke tests."""
-
-
-class PipelineFactory(Protocol):
-    def __call__(self, folder: Path) -> Pipeline: ...

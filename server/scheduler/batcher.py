@@ -41,9 +41,9 @@ from server.types import NO_DEADLINE, InferRequest, InferResponse, Outcome, Timi
 log = logging.getLogger(__name__)
 
 HANDOFF_NS = 50_000
-"""A pass predicted to be shorter than this runs on the event loop. Giving it to a thread and back took 12 to 36 us
-(10th and 90th percentile, an idle loop, two cores), and takes more when the loop is busy and holds the
-interpreter lock; below that the loop gains nothing from being free meanwhile."""
+"""A pass predicted to be shorter than this runs on the event loop. Giving it to a thread and back costs some tens of
+microseconds, more when the loop is busy and holds the interpreter lock; below that the loop gains nothing from
+being free meanwhile."""
 _LARGEST_MARGIN = 0.25
 """The part of a request's time that the margin of its admission may take."""
 STALL_NS = 5_000_000_000

@@ -205,15 +205,6 @@ class RequestQueue:
         level = self.level(request)
         return 0 < level.policy.max_queue_size <= level.waiting.size + level.delayed.size
 
-    def admit(self, request: InferRequest, now_ns: int) -> bool:
-        """Put a request in its line, with its deadline set. False if the line is full: nothing has changed then
-        but its deadline."""
-        delays_ns = self.set_deadline(request, now_ns)
-        if self.is_full(request):
-            return False
-        self.add(request, now_ns, delays_ns)
-        return True
-
     def add(self, request: InferRequest, now_ns: int, delays_ns: int) -> None:
         """Put a request in its line; at `delays_ns` it moves behind."""
         line = self.level(request).waiting

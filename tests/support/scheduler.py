@@ -14,7 +14,7 @@ from server.errors import EngineFailure
 from server.scheduler.batcher import HANDOFF_NS, Batcher
 from server.scheduler.cost import CostModel
 from server.scheduler.plan import Limits
-from server.scheduler.queue import QueuePolicy
+from server.scheduler.queue import QueuePolicy, RequestQueue
 from server.scheduler.statistics import ModelStatistics
 from server.scheduler.worker import Done, Model, Pass, forward
 from server.types import NO_DEADLINE, Array, Batch, InferRequest, InferResponse, Outcome, Parameter, Tensor
@@ -301,3 +301,12 @@ class Bench:
     def advance(self, by_ns: int) -> None:
         self.clock.now_ns += by_ns
         self.loop.run()
+
+
+def admit(queue: RequestQueue, request: InferRequest, now_ns: int) -> bool:
+    """Put a request in its line as the batcher does, but for what is foreseen. False if the line is full."""
+    delays_ns = queue.set_deadline(request, now_ns)
+    if queue.is_full(request):
+        return False
+    queue.add(request, now_ns, delays_ns)
+    return True

@@ -10,7 +10,7 @@ from server.scheduler.load import WINDOW_NS, Load
 from server.scheduler.plan import Cost
 from server.scheduler.queue import QueuePolicy, RequestQueue
 from server.types import NO_DEADLINE
-from tests.support.scheduler import Caller, ManualClock, StillCost
+from tests.support.scheduler import Caller, ManualClock, StillCost, admit
 
 
 @pytest.mark.parametrize(
@@ -31,7 +31,7 @@ def test_the_wait_is_what_is_ahead_and_the_own_pass(
     """Passes of 100 ns, in batches of the cap, spread over the instances, behind what is under way."""
     caller, queue = Caller(ManualClock(0)), RequestQueue(QueuePolicy())
     for _ in range(waiting):
-        queue.admit(caller.request([1]), 0)
+        admit(queue, caller.request([1]), 0)
     request = caller.request([1])
     assert foresee_ns(queue, request, StillCost(100), cap, left_ns, instances) == expected_ns
 
@@ -39,7 +39,7 @@ def test_the_wait_is_what_is_ahead_and_the_own_pass(
 def test_other_signatures_take_passes_of_their_own() -> None:
     """Rows that can't share the request's batch are ahead of it."""
     caller, queue = Caller(ManualClock(0)), RequestQueue(QueuePolicy())
-    queue.admit(caller.request([1], columns=2), 0)
+    admit(queue, caller.request([1], columns=2), 0)
     assert foresee_ns(queue, caller.request([1]), StillCost(100), 8, 0, 1) == 200
 
 
@@ -47,7 +47,7 @@ def test_later_deadlines_are_not_ahead() -> None:
     """Only who goes before counts."""
     caller, queue = Caller(ManualClock(0)), RequestQueue(QueuePolicy())
     for deadline_ns in (500, 900, NO_DEADLINE):
-        queue.admit(caller.request([1], deadline_ns=deadline_ns), 0)
+        admit(queue, caller.request([1], deadline_ns=deadline_ns), 0)
     assert foresee_ns(queue, caller.request([1], deadline_ns=600), StillCost(100), 1, 0, 1) == 200
 
 

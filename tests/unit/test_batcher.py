@@ -22,7 +22,7 @@ from server.scheduler.batcher import HANDOFF_NS, STALL_NS
 from server.scheduler.queue import Priorities, QueuePolicy
 from server.scheduler.statistics import FailureReason, Refusal
 from server.types import InferRequest, InferResponse, Outcome
-from tests.support.scheduler import MS, POISON, Bench, StillCost
+from tests.support.scheduler import MS, POISON, Bench, StillCost, admit
 
 CHEAP = {1: HANDOFF_NS // 10}
 
@@ -462,7 +462,7 @@ def test_a_bug_in_the_tick_settles_everybody_once_and_is_logged_once(caplog: pyt
     healthy, bench.batcher._limits = bench.batcher._limits, Broken()  # type: ignore[assignment]
     requests = [bench.caller.request([n]) for n in (1, 2)]
     for request in requests:
-        bench.batcher._queue.admit(request, bench.clock.now_ns)
+        admit(bench.batcher._queue, request, bench.clock.now_ns)
     bench.batcher._tick()
     assert all(isinstance(bench.caller.outcome(request), EngineFailure) for request in requests)
     assert len(caplog.records) == 1

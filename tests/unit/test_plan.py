@@ -8,7 +8,7 @@ from server.scheduler.cost import CostModel
 from server.scheduler.plan import Dispatch, Idle, Limits, Wait, plan
 from server.scheduler.queue import Priorities, QueuePolicy, RequestQueue
 from server.types import InferRequest
-from tests.support.scheduler import MS, Caller, ManualClock, StillCost
+from tests.support.scheduler import MS, Caller, ManualClock, StillCost, admit
 
 
 class Waiting:
@@ -23,7 +23,7 @@ class Waiting:
     def arrive(self, *rows: int, at_ns: int = 0, columns: int = 1) -> Waiting:
         for number in rows:
             request = self.caller.request([1] * number, columns=columns)
-            assert self.queue.admit(request, at_ns)
+            assert admit(self.queue, request, at_ns)
             self.requests.append(request)
         return self
 
@@ -164,7 +164,7 @@ def deadlines(*deadlines_ns: int, levels: tuple[int, ...] = ()) -> Waiting:
     for index, deadline_ns in enumerate(deadlines_ns):
         parameters = {"priority": levels[index]} if levels else None
         request = waiting.caller.request([1], deadline_ns=deadline_ns, parameters=parameters)
-        assert waiting.queue.admit(request, 0)
+        assert admit(waiting.queue, request, 0)
         waiting.requests.append(request)
     return waiting
 

@@ -8,7 +8,7 @@ import pytest
 
 from server.scheduler.queue import PATIENCE_NS, Priorities, QueuePolicy, RequestQueue
 from server.types import NO_DEADLINE, InferRequest, Parameter
-from tests.support.scheduler import Caller, ManualClock
+from tests.support.scheduler import Caller, ManualClock, admit
 
 
 def make(
@@ -46,26 +46,26 @@ def test_a_full_queue_admits_nobody_until_a_place_is_free() -> None:
     """max_queue_size counts waiting requests; removing one frees its place at once."""
     queue = RequestQueue(QueuePolicy(max_queue_size=2))
     first, second, third = make(), make(rows=3), make()
-    assert queue.admit(first, 0)
-    assert queue.admit(second, 0)
-    assert not queue.admit(third, 0)
+    assert admit(queue, first, 0)
+    assert admit(queue, second, 0)
+    assert not admit(queue, third, 0)
     assert third not in queue
     assert queue.remove(first)
-    assert queue.admit(third, 0)
+    assert admit(queue, third, 0)
     assert (len(queue), queue.rows) == (2, 4)
 
 
 def test_no_limit() -> None:
     """A max_queue_size of 0 is no limit."""
     queue = RequestQueue(QueuePolicy())
-    assert all(queue.admit(make(), 0) for _ in range(100))
+    assert all(admit(queue, make(), 0) for _ in range(100))
 
 
 def test_removing_twice_is_told() -> None:
     """Only the first removal of a request is one; counters stay right."""
     queue = RequestQueue(QueuePolicy())
     request = make(rows=2)
-    queue.admit(request, 0)
+    admit(queue, request, 0)
     assert queue.remove(request)
     assert not queue.remove(request)
     assert (len(queue), queue.rows) == (0, 0)
@@ -75,7 +75,7 @@ def test_rejected_at_its_expiry() -> None:
     """Under REJECT a request leaves the queue at the very nanosecond that its timeout is over."""
     queue = RequestQueue(QueuePolicy(default_timeout_ns=10))
     request = make()
-    queue.admit(request, 100)
+    admit(queue, request, 100)
     assert queue.next_expiry_ns() == 110
     assert queue.expire(109) == []
     assert queue.expire(110) == [request]
@@ -87,8 +87,8 @@ def test_the_clients_deadline_always_rejects() -> None:
     """A client's deadline rejects under DELAY too, before the timeout and after it."""
     queue = RequestQueue(QueuePolicy(default_timeout_ns=10, timeout_action="DELAY"))
     early, late = make(deadline_ns=5), make(deadline_ns=50)
-    queue.admit(early, 0)
-    queue.admit(late, 0)
+    admit(queue, early, 0)
+    admit(queue, late, 0)
     assert queue.expire(5) == [early]
     assert queue.expire(10) == []
     assert late in list(queue.levels[0].delayed)
@@ -100,10 +100,10 @@ def test_delayed_still_counts() -> None:
     """A delayed request keeps its place in the queue, and can be removed and taken like any other."""
     queue = RequestQueue(QueuePolicy(max_queue_size=1, default_timeout_ns=10, timeout_action="DELAY"))
     request = make(rows=3)
-    queue.admit(request, 0)
+    admit(queue, request, 0)
     queue.expire(10)
     assert (len(queue), queue.rows, list(queue)) == (1, 3, [request])
-    assert not queue.admit(make(), 11)
+    assert not admit(queue, make(), 11)
     queue.take([request])
     assert (len(queue), queue.rows) == (0, 0)
     assert queue.expire(10**9) == []
@@ -113,8 +113,8 @@ def test_who_left_does_not_expire() -> None:
     """A request that was taken or cancelled is not reported when its time comes."""
     queue = RequestQueue(QueuePolicy(default_timeout_ns=10))
     taken, kept = make(), make()
-    queue.admit(taken, 0)
-    queue.admit(kept, 5)
+    admit(queue, taken, 0)
+    admit(queue, kept, 5)
     queue.take([taken])
     assert queue.next_expiry_ns() == 15
     assert queue.expire(20) == [kept]
@@ -125,7 +125,7 @@ def test_who_left_is_forgotten() -> None:
     queue = RequestQueue(QueuePolicy())
     for number in range(5000):
         request = make(deadline_ns=10**12 + number)
-        queue.admit(request, number)
+        admit(queue, request, number)
         queue.remove(request)
     assert len(queue._expiries) <= 130
 
@@ -135,7 +135,7 @@ def test_lanes_disappear_with_their_last_request() -> None:
     queue = RequestQueue(QueuePolicy())
     for columns in range(1, 50):
         request = make(columns=columns)
-        queue.admit(request, 0)
+        admit(queue, request, 0)
         queue.remove(request)
     assert queue.levels[0].waiting.lanes == {}
 
@@ -146,7 +146,7 @@ def test_a_signature_that_cannot_be_hashed_changes_nothing() -> None:
     request = make()
     request.signature = []
     with pytest.raises(TypeError):
-        queue.admit(request, 0)
+        admit(queue, request, 0)
     assert (len(queue), queue.rows, request in queue) == (0, 0, False)
 
 
@@ -154,8 +154,8 @@ def test_clear_returns_everything_once() -> None:
     """Clearing empties both lines and forgets every expiry."""
     queue = RequestQueue(QueuePolicy(default_timeout_ns=10, timeout_action="DELAY"))
     first, second = make(), make()
-    queue.admit(first, 0)
-    queue.admit(second, 5)
+    admit(queue, first, 0)
+    admit(queue, second, 5)
     queue.expire(10)
     assert sorted(map(id, queue.clear())) == sorted(map(id, [first, second]))
     assert (len(queue), queue.rows, queue.next_expiry_ns()) == (0, 0, NO_DEADLINE)
@@ -174,8 +174,8 @@ def test_each_level_has_its_own_policy_and_its_own_places() -> None:
     """priority_queue_policy replaces the default policy for its level alone; a full level closes no other."""
     queue = RequestQueue(QueuePolicy(max_queue_size=1), Priorities(2, 2, {1: QueuePolicy(2, 7)}))
     urgent = [make({"priority": 1}) for _ in range(3)]
-    assert [queue.admit(request, 0) for request in urgent] == [True, True, False]
-    assert [queue.admit(make(), 0) for _ in range(2)] == [True, False]
+    assert [admit(queue, request, 0) for request in urgent] == [True, True, False]
+    assert [admit(queue, make(), 0) for _ in range(2)] == [True, False]
     assert queue.expire(7) == urgent[:2]
 
 
@@ -194,7 +194,7 @@ def test_the_deadline_is_the_earliest_of_all(client: int, timeout: int, default:
     """The caller's, both timeouts (from admission), and the model's objective (from receipt)."""
     queue = RequestQueue(QueuePolicy(0, default, "REJECT", True), slo_ns=slo)
     request = make({"timeout": timeout}, deadline_ns=client)
-    assert queue.admit(request, 1_000)
+    assert admit(queue, request, 1_000)
     assert request.deadline_ns == expected
 
 
@@ -202,7 +202,7 @@ def test_under_delay_a_timeout_is_no_deadline() -> None:
     """The queue timeout moves the request behind; only its real deadline ends it."""
     queue = RequestQueue(QueuePolicy(default_timeout_ns=10, timeout_action="DELAY"), slo_ns=100)
     request = make()
-    queue.admit(request, 0)
+    admit(queue, request, 0)
     assert (request.deadline_ns, queue.expire(10), queue.expire(100)) == (100, [], [request])
 
 
@@ -210,9 +210,9 @@ def test_who_has_no_deadline_is_not_starved_by_those_who_have() -> None:
     """It stands as if it had a second from its arrival: deadlines before that go first, later ones behind it."""
     queue = RequestQueue(QueuePolicy())
     patient, later, sooner = make(), make(deadline_ns=PATIENCE_NS + 2), make(deadline_ns=PATIENCE_NS)
-    queue.admit(patient, 1)
-    queue.admit(later, 2)
-    queue.admit(sooner, 3)
+    admit(queue, patient, 1)
+    admit(queue, later, 2)
+    admit(queue, sooner, 3)
 
     order = [entry[2] for entry in queue.levels[0].waiting.lane(patient.signature)]
 
