@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from math import prod
+from operator import is_
 
 from server.errors import InvalidRequest, Unsupported
 from server.repository.model_config import ModelConfig
@@ -27,9 +28,13 @@ class RequestCheck:
         self._max_batch_size = config.max_batch_size
         self._batched = config.max_batch_size > 0
         self._variable = any(-1 in spec.dims for spec in config.inputs)
+        self._has_text = any(spec.datatype == "BYTES" for spec in config.inputs)
 
     def __call__(self, request: InferRequest) -> None:
         """Set the request's `rows` and `signature`, with its inputs in the order of the config.
+
+        What a request's form says was checked before, by this very check, is not looked at again: only what is
+        the same for every request of the form is checked here, but for text, which is in the data.
 
         Raises:
             InvalidRequest: a tensor is missing, unknown, there twice, of another datatype or shape, or text that is
@@ -37,9 +42,14 @@ class RequestCheck:
                 `priority` is no whole number.
             Unsupported: the request belongs to a sequence, and the model keeps none.
         """
+        form = request.form
+        if form is not None and form.checked_by is self:
+            request.rows = form.rows
+            request.signature = form.signature
+            return
         positions = self._positions(request.inputs)
         rows = -1
-        ordered = []
+        ordered: list[Tensor] = []
         for name, spec in self._inputs.items():
             index = positions.get(name)
             if index is None:
@@ -50,12 +60,15 @@ class RequestCheck:
                 _check_text(tensor, f"inputs[{index}].data")
             ordered.append(tensor)
         request.rows = rows if self._batched else 1
+        in_order = all(map(is_, request.inputs, ordered))
         request.inputs = ordered
         request.signature = self._signature(ordered)
         if request.outputs:
             self._check_outputs(request.outputs)
         if request.parameters:
             _check_parameters(request)
+        if form is not None and in_order and not self._has_text:
+            form.checked_by, form.rows, form.signature = self, request.rows, request.signature
 
     def _positions(self, inputs: Sequence[Tensor]) -> dict[str, int]:
         positions: dict[str, int] = {}

@@ -180,6 +180,21 @@ class Holder(Protocol):
         """Settle the request as Cancelled and free its place. Does nothing if it is settled."""
 
 
+class Form:
+    """What the requests of one shape have in common: everything that they say but data, id and deadline.
+
+    A transport that has seen the same bytes before gives their requests the same form, and whoever checked one
+    of them need not check the next: `checked_by` is who did, `rows` and `signature` are what came of it.
+    """
+
+    __slots__ = ("checked_by", "rows", "signature")
+
+    def __init__(self) -> None:
+        self.checked_by: object = None
+        self.rows = 0
+        self.signature: object = None
+
+
 class InferRequest:
     """One call of `infer`, from the transport to its settlement.
 
@@ -191,9 +206,11 @@ class InferRequest:
 
     __slots__ = (
         "_on_settle",
+        "caller",
         "deadline_ns",
         "enqueued_ns",
         "explanation",
+        "form",
         "holder",
         "id",
         "inputs",
@@ -206,6 +223,7 @@ class InferRequest:
         "rows",
         "settled",
         "signature",
+        "tenant",
     )
 
     def __init__(
@@ -221,6 +239,9 @@ class InferRequest:
         parameters: Mapping[str, Parameter] | None = None,
         deadline_ns: int = NO_DEADLINE,
         explanation: Explanation | None = None,
+        tenant: str = "",
+        form: Form | None = None,
+        caller: object = None,
     ) -> None:
         self.model_name = model_name
         self.model_version = model_version
@@ -238,6 +259,12 @@ class InferRequest:
         """When the scheduler expected to answer it, as it was admitted; 0: it did not know."""
         self.explanation = explanation
         """Of a caller that asked where its time goes; else None."""
+        self.tenant = tenant
+        """On whose behalf it is asked (`X-Tenant`); matters where the model is shared fairly."""
+        self.form = form
+        """What it has in common with others that the transport has seen; None: it knows of none."""
+        self.caller = caller
+        """Whatever the transport needs to find the one who waits for the outcome."""
         self.holder: Holder | None = None
         """Who admitted it, and so must hear of a cancellation; set by the data plane."""
         self.settled = False

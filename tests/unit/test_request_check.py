@@ -9,7 +9,7 @@ from tritonclient.grpc import model_config_pb2
 from server.errors import InvalidRequest, Unsupported
 from server.repository.model_config import from_message
 from server.request_check import RequestCheck
-from server.types import InferRequest, Parameter, Tensor, pack_bytes
+from server.types import Form, InferRequest, Parameter, Tensor, pack_bytes
 
 CONFIG = """
 name: "m" platform: "onnxruntime_onnx" max_batch_size: 4
@@ -126,3 +126,40 @@ def test_text_must_be_utf8() -> None:
 
     with pytest.raises(InvalidRequest, match=r"inputs\[0\].data: element 1 of input 'a' is not UTF-8"):
         texts(request(bad, b(1, 1, 2)))
+
+
+def test_a_form_that_was_checked_is_not_checked_again() -> None:
+    """Requests of one form are equal in all that the check looks at, so the first one's result stands for all."""
+    form, checks = Form(), check()
+    first, next_one = request(a(2, 3), b(2, 7, 2)), request(a(2, 3), b(2, 7, 2))
+    first.form = next_one.form = form
+    checks(first)
+    next_one.inputs = ()
+    checks(next_one)
+
+    assert (next_one.rows, next_one.signature) == (2, first.signature)
+
+
+def test_a_form_counts_for_the_check_that_saw_it_alone() -> None:
+    """Another version, or the same one loaded anew with another config, looks for itself."""
+    form, before, after = Form(), check(), check(CONFIG.replace("dims: [ 3 ]", "dims: [ 4 ]"))
+    first, next_one = request(a(2, 3), b(2, 7, 2)), request(a(2, 3), b(2, 7, 2))
+    first.form = next_one.form = form
+    before(first)
+
+    with pytest.raises(InvalidRequest):
+        after(next_one)
+
+
+@pytest.mark.parametrize("text", [CONFIG, CONFIG.replace("TYPE_FP32 dims: [ 3 ]", "TYPE_STRING dims: [ 3 ]")])
+def test_what_a_form_does_not_hold_is_checked_each_time(text: str) -> None:
+    """Inputs that have to be put in order, and text, which is in the data: such a form is never taken as checked."""
+    form, checks = Form(), check(text)
+    datatype = "BYTES" if "TYPE_STRING" in text else "FP32"
+    text_or_not = Tensor("a", datatype, (1, 3), pack_bytes(["x", "y", "z"]))
+    inputs = (text_or_not, b(1, 7, 2)) if datatype == "BYTES" else (b(1, 7, 2), text_or_not)
+    first = request(*inputs)
+    first.form = form
+    checks(first)
+
+    assert form.checked_by is None
