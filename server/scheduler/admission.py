@@ -1,7 +1,7 @@
-"""Whether a request can be answered in time, by what is ahead of it. No clock, no I/O.
+"""Who is admitted: whether a request can be answered in time, by the predicted wait. No clock, no I/O.
 
-The time until its answer is foreseen as: what is left of the passes under way, and the passes of everybody who
-goes before it (levels above its own, in its own level deadlines not later than its own), at their mean and
+The time until a request's answer is foreseen as: what is left of the passes under way, and the passes of everybody
+who goes before it (levels above its own, in its own level deadlines not later than its own), at their mean and
 spread over the living instances; then its own pass at the high quantile. On top comes a margin: how much later
 than foreseen the answers of late were, at a high quantile of that error. Foresight is wrong where requests of
 several rows do not fill their batches, more urgent ones come later, or the loop is late; the margin learns it.
@@ -9,13 +9,88 @@ several rows do not fill their batches, more urgent ones come later, or the loop
 
 from __future__ import annotations
 
-from server.scheduler.plan import Cost
+from dataclasses import dataclass
+
+from server.errors import DeadlineExceeded, Overloaded, QueueFull, ServingError
+from server.scheduler.plan import Cost, Limits
 from server.scheduler.queue import Line, RequestQueue, rows_until
-from server.types import InferRequest
+from server.scheduler.statistics import ModelStatistics
+from server.types import NO_DEADLINE, InferRequest
 
 _QUANTILE = 0.98
 _STEP = 16
 """The margin moves by a part of a pass: this many errors above it in a row make it longer by a pass."""
+_LARGEST_MARGIN = 0.25
+"""The part of a request's time that the margin of its admission may take."""
+
+
+@dataclass(slots=True)
+class Outlook:
+    """What the batcher says of itself to those who arrive together."""
+
+    now_ns: int
+    left_ns: int
+    """What is left of all passes under way together, and of those that go before everybody."""
+    instances: int
+    """That live."""
+    free: bool
+    """An instance is idle and nobody waits: whoever comes first is not kept by others."""
+
+
+class Admission:
+    """The door of one model version's queue."""
+
+    __slots__ = ("_cap", "_cost", "_limits", "_queue", "_row_ns", "_statistics", "margin")
+
+    def __init__(self, queue: RequestQueue, cost: Cost, limits: Limits, statistics: ModelStatistics) -> None:
+        self._queue = queue
+        self._cost = cost
+        self._limits = limits
+        self._statistics = statistics
+        self.margin = Margin()
+        self.learn_cost()
+
+    def learn_cost(self) -> None:
+        """Look again at the largest batch that is worth forming, and at what a row then takes of an instance."""
+        self._cap = self._limits.cap(self._cost)
+        cap = self._cap or 1
+        self._row_ns = (self._cost.predict_ns(cap) or 0) // cap
+
+    def admit(self, request: InferRequest, outlook: Outlook) -> ServingError | None:
+        """Put a request in the queue, or say why not."""
+        queue, now_ns = self._queue, outlook.now_ns
+        delays_ns = queue.set_deadline(request, now_ns)
+        if request.deadline_ns <= now_ns:
+            return DeadlineExceeded(request.model_name, 0)
+        if self._row_ns:
+            self._statistics.load.arrive(self._row_ns * request.rows, now_ns)
+        if queue.is_full(request):
+            limit = queue.level(request).policy.max_queue_size
+            return QueueFull(request.model_name, limit, self.retry_after_ms(outlook))
+        if request.deadline_ns < NO_DEADLINE:
+            wait_ns = foresee_ns(queue, request, self._cost, self._cap, outlook.left_ns, outlook.instances)
+            if wait_ns is not None and not self._in_time(request, wait_ns, outlook):
+                return Overloaded(request.model_name, -(-wait_ns // 1_000_000), self.retry_after_ms(outlook))
+        queue.add(request, now_ns, delays_ns)
+        self._statistics.admitted += 1
+        return None
+
+    def _in_time(self, request: InferRequest, wait_ns: int, outlook: Outlook) -> bool:
+        now_ns = outlook.now_ns
+        request.predicted_ns = now_ns + wait_ns
+        # Bounded, or one bad second could teach a margin that refuses everybody, and nothing would unteach it.
+        margin_ns = min(self.margin.ns, (request.deadline_ns - now_ns) * _LARGEST_MARGIN)
+        if request.predicted_ns + margin_ns <= request.deadline_ns:
+            return True
+        # Others are not to blame for what is late by itself: an idle instance refuses nobody.
+        return outlook.free and not len(self._queue)
+
+    def retry_after_ms(self, outlook: Outlook) -> int:
+        """How long what was admitted will take, spread over the living instances; 0: unknown."""
+        if self._cost.predict_ns(self._cap or 1) is None:
+            return 0
+        work_ns = outlook.left_ns + sum([drain_ns(line, self._cost, self._cap) for line in self._queue.lines])
+        return max(1, work_ns // max(1, outlook.instances) // 1_000_000)
 
 
 class Margin:

@@ -23,11 +23,9 @@ from server.errors import (
     EngineFailure,
     InvalidRequest,
     ModelNotReady,
-    Overloaded,
-    QueueFull,
     ServingError,
 )
-from server.scheduler.admission import Margin, drain_ns, foresee_ns
+from server.scheduler.admission import Admission, Outlook
 from server.scheduler.alarm import Alarm
 from server.scheduler.cost import CostModel
 from server.scheduler.ordering import InOrder
@@ -44,8 +42,6 @@ HANDOFF_NS = 50_000
 """A pass predicted to be shorter than this runs on the event loop. Giving it to a thread and back costs some tens of
 microseconds, more when the loop is busy and holds the interpreter lock; below that the loop gains nothing from
 being free meanwhile."""
-_LARGEST_MARGIN = 0.25
-"""The part of a request's time that the margin of its admission may take."""
 STALL_NS = 5_000_000_000
 """A request that waits this long beyond its window while every instance is idle: the queue does not move."""
 
@@ -98,7 +94,7 @@ class Batcher:
         self._loop = loop
         self._clock = clock
         self._queue = RequestQueue(policy, priorities, slo_ns)
-        self._margin = Margin()
+        self._admission = Admission(self._queue, cost, limits, statistics)
         self._in_order: InOrder[_Answer] | None = InOrder() if preserve_ordering else None
         self._reruns: deque[InferRequest] = deque()
         """Neighbours of a pass that failed, each to be run once more, alone, before anything else."""
@@ -108,20 +104,13 @@ class Batcher:
         self._runners = [make_runner(instance) for instance in instances]
         self._idle = list(self._runners)
         self._running: dict[Runner, _Run] = {}
-        self._row_ns = 0
-        """What a row takes of an instance's time at the cap, as of the last pass."""
         self.statistics.instances = len(self._idle)
-        self._learn_row_cost()
         self._alarm = Alarm(loop, self._tick)
         self._waits = Waits()
         self._tick_due = False
         self._pending_counted = 0
-        self._arrival_ns: int | None = None
-        """The time of the requests that arrived since the last tick: the clock is read for the first of them."""
-        self._arrival_left_ns = 0
-        """What was left of the passes under way at that time."""
-        self._arrival_cap = 0
-        """Rows of the largest batch worth forming, as of that time."""
+        self._outlook: Outlook | None = None
+        """As of the first request that arrived since the last tick: those that follow share it."""
         self._draining = False
         self._drain_until_ns = NO_DEADLINE
         self._drained: list[asyncio.Future[None]] = []
@@ -132,22 +121,21 @@ class Batcher:
         """Admit a checked request, or settle it with the reason why not. Never raises."""
         if request.settled:
             return
-        now_ns = self._arrival_ns
-        if now_ns is None:
-            now_ns = self._arrival_ns = self._clock()
-            self._arrival_left_ns = self._left_ns(now_ns)
-            self._arrival_cap = self._limits.cap(self._cost)
+        outlook = self._outlook
+        if outlook is None:
+            outlook = self._outlook = self._look_out()
             self._tick_soon()
         try:
-            refusal = self._refusal(request, now_ns)
-            if refusal is None:
-                refusal = self._admit(request, now_ns)
+            refusal = self._refusal(request) or self._admission.admit(request, outlook)
         except Exception as error:
             log.exception("a request to model %s could not be admitted", self.model_name)
             refusal = EngineFailure(self.model_name, repr(error))
         if refusal is not None:
-            self._fail(request, refusal, now_ns)
-        elif request.explanation is not None:
+            self._fail(request, refusal, outlook.now_ns)
+            return
+        if self._in_order is not None:
+            self._in_order.admit(request)
+        if request.explanation is not None:
             self._waits.watch(request)
 
     def cancel(self, request: InferRequest) -> None:
@@ -201,7 +189,7 @@ class Batcher:
 
     # --- admission ---------------------------------------------------------------------------------
 
-    def _refusal(self, request: InferRequest, now_ns: int) -> ServingError | None:
+    def _refusal(self, request: InferRequest) -> ServingError | None:
         if self._draining:
             return Draining()
         if not self._idle and not self._running:
@@ -211,61 +199,16 @@ class Batcher:
             return InvalidRequest("inputs", problem)
         return None
 
-    def _admit(self, request: InferRequest, now_ns: int) -> ServingError | None:
-        queue = self._queue
-        delays_ns = queue.set_deadline(request, now_ns)
-        if request.deadline_ns <= now_ns:
-            return DeadlineExceeded(self.model_name, 0)
-        if self._row_ns:
-            self.statistics.load.arrive(self._row_ns * request.rows, now_ns)
-        if queue.is_full(request):
-            limit = queue.level(request).policy.max_queue_size
-            return QueueFull(self.model_name, limit, self._retry_after_ms(now_ns))
-        if request.deadline_ns < NO_DEADLINE:
-            refusal = self._foreseen(request, now_ns)
-            if refusal is not None:
-                return refusal
-        queue.add(request, now_ns, delays_ns)
-        self.statistics.admitted += 1
-        if self._in_order is not None:
-            self._in_order.admit(request)
-        return None
-
-    def _foreseen(self, request: InferRequest, now_ns: int) -> ServingError | None:
-        """Overloaded if the request can't be answered in time because of others: idle instances refuse nobody."""
-        instances = len(self._idle) + len(self._running)
-        wait_ns = foresee_ns(self._queue, request, self._cost, self._arrival_cap, self._arrival_left_ns, instances)
-        if wait_ns is None:
-            return None
-        request.predicted_ns = now_ns + wait_ns
-        # Bounded, or one bad second could teach a margin that refuses everybody, and nothing would unteach it.
-        margin_ns = min(self._margin.ns, (request.deadline_ns - now_ns) * _LARGEST_MARGIN)
-        if request.predicted_ns + margin_ns <= request.deadline_ns or (self._idle and not self.pending):
-            return None
-        return Overloaded(self.model_name, -(-wait_ns // 1_000_000), self._retry_after_ms(now_ns))
-
-    def _left_ns(self, now_ns: int) -> int:
-        """Of the passes under way, and of the reruns that go before everybody."""
+    def _look_out(self) -> Outlook:
+        now_ns = self._clock()
         left_ns = sum([max(0, run.begun_ns + (run.predicted_ns or 0) - now_ns) for run in self._running.values()])
         if self._reruns:
             left_ns += sum([self._cost.predict_ns(request.rows) or 0 for request in self._reruns])
-        return left_ns
-
-    def _learn_row_cost(self) -> None:
-        cap = self._limits.cap(self._cost) or 1
-        self._row_ns = (self._cost.predict_ns(cap) or 0) // cap
+        idle = len(self._idle)
+        return Outlook(now_ns, left_ns, idle + len(self._running), idle > 0 and not self._reruns)
 
     def _dead(self) -> ModelNotReady:
         return ModelNotReady(self.model_name, self.model_version, "its workers have died")
-
-    def _retry_after_ms(self, now_ns: int) -> int:
-        """How long what was admitted will take, spread over the living instances; 0: unknown."""
-        cap = self._limits.cap(self._cost)
-        if self._cost.predict_ns(cap or 1) is None:
-            return 0
-        work_ns = self._left_ns(now_ns) + sum([drain_ns(line, self._cost, cap) for line in self._queue.lines])
-        instances = len(self._idle) + len(self._running)
-        return max(1, work_ns // max(1, instances) // 1_000_000)
 
     # --- the tick ----------------------------------------------------------------------------------
 
@@ -299,7 +242,7 @@ class Batcher:
 
     def _advance(self) -> None:
         """Settle who expired, give work to the idle instances, set the alarm for what comes next."""
-        self._arrival_ns = None
+        self._outlook = None
         now_ns = self._clock()
         self._expire(now_ns)
         if not self._idle and not self._running:
@@ -326,7 +269,7 @@ class Batcher:
         for request in expired:
             if request.predicted_ns:
                 # It was admitted and not answered: the margin was too small.
-                self._margin.learn(now_ns - request.predicted_ns, self._cost.predict_ns(request.rows) or 0)
+                self._admission.margin.learn(now_ns - request.predicted_ns, self._cost.predict_ns(request.rows) or 0)
             waited_us = (now_ns - request.enqueued_ns) // 1000
             self._fail(request, DeadlineExceeded(self.model_name, waited_us), now_ns)
 
@@ -401,10 +344,10 @@ class Batcher:
             return
         compute_ns = result.compute_input_ns + result.compute_infer_ns + result.compute_output_ns
         self._cost.observe(result.rows, compute_ns, max(0, whole_ns - compute_ns))
-        self._learn_row_cost()
+        self._admission.learn_cost()
         foreseen_ns = min([request.predicted_ns for request in run.requests if request.predicted_ns], default=0)
         if foreseen_ns:
-            self._margin.learn(ended_ns - foreseen_ns, whole_ns)
+            self._admission.margin.learn(ended_ns - foreseen_ns, whole_ns)
 
     def _conclude(self, requests: Sequence[InferRequest], result: Pass, ended_ns: int) -> None:
         if result.error is None:
