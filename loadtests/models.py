@@ -115,3 +115,11 @@ def between(layers: int = 4, channels: int = 32, width: int = 1024) -> Network:
         builder.dense(width, width)
     builder.dense(width, 10)
     return builder.network((1, 16, 16), 10)
+
+
+def tiny_mlp() -> Network:
+    """30 -> 64 -> 2: a pass takes microseconds, so that the server around it is the whole cost."""
+    builder = _Builder()
+    builder.dense(30, 64)
+    builder.dense(64, 2)
+    return builder.network((30,), 2)

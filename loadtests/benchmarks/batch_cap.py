@@ -53,7 +53,7 @@ Submit = Callable[[InferRequest], None]
 class ConstantCost(CostModel):
     """Believes that more rows cost nothing, whatever it is shown: the largest batch is always the best."""
 
-    def observe(self, rows: int, ns: int, overhead_ns: int = 0) -> None:
+    def observe(self, rows: int, ns: int, overhead_ns: int = 0, cpu_ns: int | None = None) -> None:
         return
 
 

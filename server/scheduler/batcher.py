@@ -28,6 +28,7 @@ from server.errors import (
 from server.scheduler.admission import Admission, Outlook
 from server.scheduler.alarm import Alarm
 from server.scheduler.cost import CostModel
+from server.scheduler.handoff import Handoff
 from server.scheduler.ordering import InOrder
 from server.scheduler.plan import Dispatch, Limits, Wait, plan
 from server.scheduler.queue import Priorities, QueuePolicy, RequestQueue
@@ -38,10 +39,6 @@ from server.types import NO_DEADLINE, InferRequest, InferResponse, Outcome, Timi
 
 log = logging.getLogger(__name__)
 
-HANDOFF_NS = 50_000
-"""A pass predicted to be shorter than this runs on the event loop. Giving it to a thread and back costs some tens of
-microseconds, more when the loop is busy and holds the interpreter lock; below that the loop gains nothing from
-being free meanwhile."""
 STALL_NS = 5_000_000_000
 """A request that waits this long beyond its window while every instance is idle: the queue does not move."""
 
@@ -91,6 +88,7 @@ class Batcher:
         self.statistics = statistics
         self._limits = limits
         self._cost = cost
+        self._handoff = Handoff()
         self._loop = loop
         self._clock = clock
         self._queue = RequestQueue(policy, priorities, slo_ns)
@@ -305,10 +303,12 @@ class Batcher:
         runner = self._idle.pop()
         self._running[runner] = _Run(requests, now_ns, self._cost.predict_ns(rows))
         try:
-            if compute_ns is None or compute_ns >= HANDOFF_NS:
+            if not self._handoff.inline(compute_ns):
                 runner.start(requests, partial(self._on_pass, runner, requests))
                 return True
             result = runner.run_inline(requests)
+            if result.error is None:
+                self._handoff.learn(compute_ns or 0, result.compute_ns)
         except BaseException as error:
             self._release(runner)
             self._fail_each(requests, EngineFailure(self.model_name, repr(error)))
@@ -342,7 +342,7 @@ class Batcher:
         self.statistics.count_end(run.predicted_ns, whole_ns)
         if result.error is not None:
             return
-        compute_ns = result.compute_input_ns + result.compute_infer_ns + result.compute_output_ns
+        compute_ns = result.compute_ns
         self._cost.observe(result.rows, compute_ns, max(0, whole_ns - compute_ns))
         self._admission.learn_cost()
         foreseen_ns = min([request.predicted_ns for request in run.requests if request.predicted_ns], default=0)

@@ -36,6 +36,10 @@ class Pass:
     died: bool = False
     """The worker can't be used any more."""
 
+    @property
+    def compute_ns(self) -> int:
+        return self.compute_input_ns + self.compute_infer_ns + self.compute_output_ns
+
 
 Done = Callable[[Pass], None]
 

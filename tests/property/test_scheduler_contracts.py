@@ -23,7 +23,7 @@ from server.errors import (
     Overloaded,
     QueueFull,
 )
-from server.scheduler.batcher import HANDOFF_NS
+from server.scheduler.handoff import HANDOFF_NS
 from server.scheduler.queue import Priorities, QueuePolicy
 from server.scheduler.statistics import FailureReason
 from server.types import NO_DEADLINE, InferRequest, InferResponse, Outcome

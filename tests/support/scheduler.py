@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 
 from server.errors import EngineFailure
-from server.scheduler.batcher import HANDOFF_NS, Batcher
+from server.scheduler.batcher import Batcher
 from server.scheduler.cost import CostModel
+from server.scheduler.handoff import HANDOFF_NS
 from server.scheduler.plan import Limits
 from server.scheduler.queue import QueuePolicy, RequestQueue
 from server.scheduler.statistics import ModelStatistics

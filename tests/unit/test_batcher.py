@@ -18,7 +18,8 @@ from server.errors import (
     Overloaded,
     QueueFull,
 )
-from server.scheduler.batcher import HANDOFF_NS, STALL_NS
+from server.scheduler.batcher import STALL_NS
+from server.scheduler.handoff import HANDOFF_NS
 from server.scheduler.queue import Priorities, QueuePolicy
 from server.scheduler.statistics import FailureReason, Refusal
 from server.types import InferRequest, InferResponse, Outcome
