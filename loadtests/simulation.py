@@ -140,7 +140,7 @@ def ours(arrivals_ns: Sequence[int], engine: Engine, deadline_ns: int, seed: int
         run_until(loop, clock, start_ns + arrival_ns)
         now_ns = clock()
         request = InferRequest(_MODEL, (), on_settle=settled, received_ns=now_ns, deadline_ns=now_ns + deadline_ns)
-        batcher.submit(request)
+        batcher.submit((request,))
     run_until(loop, clock, None)
     return tally
 

@@ -10,6 +10,8 @@ import asyncio
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from itertools import groupby
+from operator import attrgetter
 
 from tritonclient.grpc import model_config_pb2
 
@@ -47,6 +49,9 @@ EXTENSIONS = (
 """Triton's names for the extensions of v2 that are served; `predict` is ours."""
 
 
+_model_of = attrgetter("model_name", "model_version")
+
+
 class DataPlane:
     """The surface of the server behind its transports. All methods run on the event loop."""
 
@@ -62,13 +67,15 @@ class DataPlane:
 
     def submit(self, requests: Sequence[InferRequest]) -> None:
         """Take in requests that arrived together. Each is settled exactly once, maybe before this returns."""
-        for request in requests:
+        for (name, version), group in groupby(requests, _model_of):
+            same = list(group)
             try:
-                served = self._models.resolve(request.model_name, request.model_version)
+                served = self._models.resolve(name, version)
             except ServingError as error:
-                request.settle(error)
+                for request in same:
+                    request.settle(error)
             else:
-                served.submit(request)
+                served.submit(same)
 
     def cancel(self, request: InferRequest) -> None:
         """The caller went away: the request is settled as Cancelled, and not executed if it still waits."""
@@ -110,7 +117,7 @@ class DataPlane:
         )
         if inner.explanation is not None:
             inner.explanation.mark("loop", inner.received_ns)
-        served.submit(inner)
+        served.submit((inner,))
         return await answer(inner, settled, self.cancel)
 
     def _pipeline(self, served: Served, request: PredictRequest) -> Pipeline:

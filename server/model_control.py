@@ -11,7 +11,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from server.errors import ModelLoadFailed, ModelNotReady, ServingError, UnknownModel
@@ -59,15 +59,20 @@ class Served:
         if not self._held:
             self._idle.set()
 
-    def submit(self, request: InferRequest) -> None:
-        """Check a request and queue it; it is settled in any case. A plain call that never raises."""
-        try:
-            self.check(request)
-        except ServingError as error:
-            request.settle(error)
-        else:
-            request.holder = self.batcher
-            self.batcher.submit(request)
+    def submit(self, requests: Sequence[InferRequest]) -> None:
+        """Check requests and queue them; each is settled in any case. A plain call that never raises."""
+        check, batcher = self.check, self.batcher
+        good: list[InferRequest] = []
+        for request in requests:
+            try:
+                check(request)
+            except ServingError as error:
+                request.settle(error)
+            else:
+                request.holder = batcher
+                good.append(request)
+        if good:
+            batcher.submit(good)
 
     async def drain(self, until_ns: int) -> None:
         """Answer all that was admitted; what is left at `until_ns` is settled as UNAVAILABLE."""

@@ -47,7 +47,7 @@ NETWORKS: dict[str, Callable[[], Network]] = {
 }
 HEADER = ("model", *(f"{size}" for size in SIZES), "chosen", "rows/pass", "best", "chosen/best")
 
-Submit = Callable[[InferRequest], None]
+Submit = Callable[[Sequence[InferRequest]], None]
 
 
 class ConstantCost(CostModel):
@@ -84,7 +84,7 @@ class Callers:
         request = InferRequest(
             self._model, [self._row], on_settle=self._settled, received_ns=time.monotonic_ns(), model_version="1"
         )
-        self._submit(request)
+        self._submit((request,))
 
     def _settled(self, request: InferRequest, outcome: Outcome) -> None:
         if not isinstance(outcome, InferResponse):
@@ -115,9 +115,10 @@ def fixed_batcher(served: Served, size: int, loop: asyncio.AbstractEventLoop) ->
         loop,
     )
 
-    def submit(request: InferRequest) -> None:
-        served.check(request)
-        batcher.submit(request)
+    def submit(requests: Sequence[InferRequest]) -> None:
+        for request in requests:
+            served.check(request)
+        batcher.submit(requests)
 
     return batcher, submit
 

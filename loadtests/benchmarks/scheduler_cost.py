@@ -76,7 +76,7 @@ class Callers:
             )
             for index in range(self._together)
         ]
-        [self._served.submit(r) for r in requests]
+        self._served.submit(requests)
 
     def _settled(self, request: InferRequest, outcome: Outcome) -> None:
         if not isinstance(outcome, InferResponse):

@@ -9,6 +9,7 @@ several rows do not fill their batches, more urgent ones come later, or the loop
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from server.errors import DeadlineExceeded, Overloaded, QueueFull, ServingError
@@ -40,7 +41,7 @@ class Outlook:
 class Admission:
     """The door of one model version's queue."""
 
-    __slots__ = ("_cap", "_cost", "_limits", "_queue", "_row_ns", "_statistics", "margin")
+    __slots__ = ("_cost", "_limits", "_queue", "_row_ns", "_statistics", "cap", "margin")
 
     def __init__(self, queue: RequestQueue, cost: Cost, limits: Limits, statistics: ModelStatistics) -> None:
         self._queue = queue
@@ -52,8 +53,9 @@ class Admission:
 
     def learn_cost(self) -> None:
         """Look again at the largest batch that is worth forming, and at what a row then takes of an instance."""
-        self._cap = self._limits.cap(self._cost)
-        cap = self._cap or 1
+        self.cap = self._limits.cap(self._cost)
+        """Rows of the largest batch that is worth forming; 0: there is no batch dimension."""
+        cap = self.cap or 1
         self._row_ns = (self._cost.predict_ns(cap) or 0) // cap
 
     def admit(self, request: InferRequest, outlook: Outlook) -> ServingError | None:
@@ -68,12 +70,20 @@ class Admission:
             limit = queue.level(request).policy.max_queue_size
             return QueueFull(request.model_name, limit, self.retry_after_ms(outlook))
         if request.deadline_ns < NO_DEADLINE:
-            wait_ns = foresee_ns(queue, request, self._cost, self._cap, outlook.left_ns, outlook.instances)
+            wait_ns = foresee_ns(queue, request, self._cost, self.cap, outlook.left_ns, outlook.instances)
             if wait_ns is not None and not self._in_time(request, wait_ns, outlook):
                 return Overloaded(request.model_name, -(-wait_ns // 1_000_000), self.retry_after_ms(outlook))
         queue.add(request, now_ns, delays_ns)
         self._statistics.admitted += 1
         return None
+
+    def admit_all(self, requests: Sequence[InferRequest], now_ns: int) -> None:
+        """Count in requests that go at once, without queueing."""
+        for request in requests:
+            request.enqueued_ns = now_ns
+        self._statistics.admitted += len(requests)
+        if self._row_ns:
+            self._statistics.load.arrive(self._row_ns * sum([request.rows for request in requests]), now_ns)
 
     def _in_time(self, request: InferRequest, wait_ns: int, outlook: Outlook) -> bool:
         now_ns = outlook.now_ns
@@ -87,9 +97,9 @@ class Admission:
 
     def retry_after_ms(self, outlook: Outlook) -> int:
         """How long what was admitted will take, spread over the living instances; 0: unknown."""
-        if self._cost.predict_ns(self._cap or 1) is None:
+        if self._cost.predict_ns(self.cap or 1) is None:
             return 0
-        work_ns = outlook.left_ns + sum([drain_ns(line, self._cost, self._cap) for line in self._queue.lines])
+        work_ns = outlook.left_ns + sum([drain_ns(line, self._cost, self.cap) for line in self._queue.lines])
         return max(1, work_ns // max(1, outlook.instances) // 1_000_000)
 
 

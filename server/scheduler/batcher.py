@@ -30,7 +30,7 @@ from server.scheduler.alarm import Alarm
 from server.scheduler.cost import CostModel
 from server.scheduler.handoff import Handoff
 from server.scheduler.ordering import InOrder
-from server.scheduler.plan import Dispatch, Limits, Wait, plan
+from server.scheduler.plan import Dispatch, Limits, Wait, all_at_once, plan
 from server.scheduler.queue import Priorities, QueuePolicy, RequestQueue
 from server.scheduler.statistics import ModelStatistics
 from server.scheduler.waits import Waits
@@ -107,34 +107,20 @@ class Batcher:
         self._waits = Waits()
         self._tick_due = False
         self._pending_counted = 0
-        self._outlook: Outlook | None = None
-        """As of the first request that arrived since the last tick: those that follow share it."""
+        self._arrived: list[InferRequest] = []
+        """Since the last tick; not looked at yet."""
+        self._plain = self._queue.plain and not (preserve_ordering or limits.preferred_batch_size)
         self._draining = False
         self._drain_until_ns = NO_DEADLINE
         self._drained: list[asyncio.Future[None]] = []
 
     # --- what others call --------------------------------------------------------------------------
 
-    def submit(self, request: InferRequest) -> None:
-        """Admit a checked request, or settle it with the reason why not. Never raises."""
-        if request.settled:
-            return
-        outlook = self._outlook
-        if outlook is None:
-            outlook = self._outlook = self._look_out()
-            self._tick_soon()
-        try:
-            refusal = self._refusal(request) or self._admission.admit(request, outlook)
-        except Exception as error:
-            log.exception("a request to model %s could not be admitted", self.model_name)
-            refusal = EngineFailure(self.model_name, repr(error))
-        if refusal is not None:
-            self._fail(request, refusal, outlook.now_ns)
-            return
-        if self._in_order is not None:
-            self._in_order.admit(request)
-        if request.explanation is not None:
-            self._waits.watch(request)
+    def submit(self, requests: Sequence[InferRequest]) -> None:
+        """Take in checked requests. Each is admitted, or settled with the reason why not, in this turn of the loop,
+        together with all others that arrive in it. Never raises."""
+        self._arrived += requests
+        self._tick_soon()
 
     def cancel(self, request: InferRequest) -> None:
         """The caller went away: settle it as Cancelled. If it waits it is never executed and its place is free
@@ -172,20 +158,62 @@ class Batcher:
         self._alarm.cancel()
 
     @property
-    def pending(self) -> int:
-        """Requests that wait for a pass."""
+    def held(self) -> int:
+        """Requests that were admitted and wait for a pass."""
         return len(self._queue) + len(self._reruns)
+
+    @property
+    def pending(self) -> int:
+        """Requests that wait for a pass, or to be admitted."""
+        return self.held + len(self._arrived)
 
     def healthy(self) -> bool:
         """Every worker lives, and nothing has been waiting for seconds while all of them are idle."""
         if not all(runner.alive for runner in self._runners):
             return False
-        if self._running or not self.pending:
+        if self._running or not self.held:
             return True
         oldest_ns = min(request.enqueued_ns for request in self._held_back())
         return self._clock() - oldest_ns < self._limits.max_queue_delay_ns + STALL_NS
 
     # --- admission ---------------------------------------------------------------------------------
+
+    def _take_in(self, now_ns: int) -> None:
+        """Admit who arrived; those that need not queue, as nearly always, begin their pass at once."""
+        arrived = self._arrived
+        if self._may_go(arrived, now_ns):
+            self._arrived = []
+            self._admission.admit_all(arrived, now_ns)
+            self._begin(arrived, now_ns)
+            return
+        outlook = self._look_out(now_ns)
+        # Whoever hears of a refusal may send again at once, which makes the list longer.
+        for request in arrived:
+            if not request.settled:
+                self._admit(request, outlook)
+        self._arrived = []
+
+    def _may_go(self, arrived: Sequence[InferRequest], now_ns: int) -> bool:
+        if not self._plain or not self._idle or self._draining or self._limits.max_queue_delay_ns or self.held:
+            return False
+        if self._queue.slo_ns:
+            for request in arrived:
+                self._queue.set_deadline(request, now_ns)
+        return all_at_once(arrived, now_ns, self._admission.cap, self._cost)
+
+    def _admit(self, request: InferRequest, outlook: Outlook) -> None:
+        try:
+            refusal = self._refusal(request) or self._admission.admit(request, outlook)
+        except Exception as error:
+            log.exception("a request to model %s could not be admitted", self.model_name)
+            refusal = EngineFailure(self.model_name, repr(error))
+        if refusal is not None:
+            self._fail(request, refusal, outlook.now_ns)
+            return
+        if self._in_order is not None:
+            self._in_order.admit(request)
+        if request.explanation is not None:
+            self._waits.watch(request)
 
     def _refusal(self, request: InferRequest) -> ServingError | None:
         if self._draining:
@@ -197,8 +225,7 @@ class Batcher:
             return InvalidRequest("inputs", problem)
         return None
 
-    def _look_out(self) -> Outlook:
-        now_ns = self._clock()
+    def _look_out(self, now_ns: int) -> Outlook:
         left_ns = sum([max(0, run.begun_ns + (run.predicted_ns or 0) - now_ns) for run in self._running.values()])
         if self._reruns:
             left_ns += sum([self._cost.predict_ns(request.rows) or 0 for request in self._reruns])
@@ -240,9 +267,10 @@ class Batcher:
 
     def _advance(self) -> None:
         """Settle who expired, give work to the idle instances, set the alarm for what comes next."""
-        self._outlook = None
         now_ns = self._clock()
         self._expire(now_ns)
+        if self._arrived:
+            self._take_in(now_ns)
         if not self._idle and not self._running:
             self._settle_waiting(self._dead)
         if now_ns >= self._drain_until_ns:
@@ -254,7 +282,7 @@ class Batcher:
             self._waits.look(now_ns, busy=self._tick_due or not self._idle)
         if self._draining:
             wake_ns = min(wake_ns, self._check_drained(now_ns))
-        if self.pending:
+        if self.held:
             wake_ns = min(wake_ns, self._queue.next_expiry_ns(), *(request.deadline_ns for request in self._reruns))
         self._alarm.set(wake_ns, now_ns)
         self._count_pending()
@@ -364,14 +392,15 @@ class Batcher:
         answered: list[InferRequest] = []
         enqueued_ns: int | None = None
         timing: Timing | None = None
+        in_order, settle = self._in_order, self._settle
         for request, response in zip(requests, result.responses, strict=True):
             if request.enqueued_ns != enqueued_ns:
                 enqueued_ns = request.enqueued_ns
                 timing = Timing(result.started_ns - enqueued_ns, *durations, result.rows)
             response.timing = timing
-            if self._in_order is not None:
-                self._in_order.ready(request, (response, result))
-            elif self._settle(request, response):
+            if in_order is not None:
+                in_order.ready(request, (response, result))
+            elif settle(request, response):
                 answered.append(request)
         self.statistics.count_success(answered, result.started_ns, ended_ns, *durations)
 
@@ -387,7 +416,7 @@ class Batcher:
 
     def _count_pending(self) -> None:
         """Add what changed: a version that is loaded anew counts on where its predecessor still drains."""
-        pending = self.pending
+        pending = self.held
         self.statistics.pending += pending - self._pending_counted
         self._pending_counted = pending
 
@@ -415,8 +444,9 @@ class Batcher:
 
     def _settle_waiting(self, make_error: Callable[[], ServingError]) -> None:
         now_ns = self._clock()
-        waiting = [*self._reruns, *self._queue.clear()]
+        waiting = [*self._reruns, *self._queue.clear(), *self._arrived]
         self._reruns.clear()
+        self._arrived = []
         for request in waiting:
             self._fail(request, make_error(), now_ns)
 
@@ -431,6 +461,9 @@ class Batcher:
     # --- the end -----------------------------------------------------------------------------------
 
     def _stop_admitting(self, until_ns: int) -> None:
+        if self._arrived:
+            # They came before the end, and would have been admitted in this very turn of the loop.
+            self._guarded(self._take_in, self._clock())
         self._draining = True
         self._drain_until_ns = min(until_ns, self._drain_until_ns)
         self._limits = replace(self._limits, max_queue_delay_ns=0)

@@ -26,7 +26,7 @@ late anyway, may another signature's batch use the idle instance.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -104,6 +104,28 @@ def plan(queue: RequestQueue, now_ns: int, limits: Limits, cost: Cost | None = N
     if too_late is not None:
         return too_late
     return IDLE if until_ns is None else Wait(until_ns)
+
+
+def all_at_once(arrived: Sequence[InferRequest], now_ns: int, cap: int, cost: Cost | None) -> bool:
+    """Whether those who arrive together at an empty queue may all go in one batch now: what `plan` would say of
+    them once they had queued, where there is no window, no preferred size, no priority and no queue timeout.
+
+    False wherever that takes more than a look, as with a deadline that is near or a parameter that may matter.
+    """
+    head = arrived[0]
+    signature, rows = head.signature, 0
+    safe_ns = now_ns + (cost.high_ns(max(1, cap)) or 0) if cost else now_ns
+    for request in arrived:
+        if (
+            request.settled
+            or request.deadline_ns <= safe_ns
+            or request.parameters
+            or request.explanation is not None
+            or request.signature != signature
+        ):
+            return False
+        rows += request.rows
+    return rows <= cap or (not cap and len(arrived) == 1)
 
 
 def _signatures(queue: RequestQueue) -> Iterator[object]:

@@ -180,6 +180,11 @@ class RequestQueue:
     def rows(self) -> int:
         return sum([line.rows for line in self.lines])
 
+    @property
+    def plain(self) -> bool:
+        """One level without a queue timeout: nothing but its deadline tells when a request goes."""
+        return not self.priorities.levels and not self.levels[0].policy.default_timeout_ns
+
     def level(self, request: InferRequest) -> Level:
         return self.levels[max(0, self.priorities.level(request) - 1)] if self.priorities.levels else self.levels[0]
 

@@ -291,8 +291,9 @@ class Bench:
         return [batch for runner in self.runners for batch in runner.instance.batches]
 
     def submit(self, *requests: InferRequest) -> None:
-        for request in requests:
-            self.batcher.submit(request)
+        """They arrive in one turn of the loop, at whose end they are looked at."""
+        self.batcher.submit(requests)
+        self.loop.run()
 
     def complete(self) -> None:
         """The pass under way ends, and what follows from it happens."""
@@ -300,6 +301,8 @@ class Bench:
         self.loop.run()
 
     def advance(self, by_ns: int) -> None:
+        """Time passes, once the loop has come to rest: it never leaves what arrived for later."""
+        self.loop.run()
         self.clock.now_ns += by_ns
         self.loop.run()
 

@@ -90,8 +90,8 @@ def test_the_sockets_come_between_passes_on_the_loop() -> None:
     """After one pass on the loop other callbacks run before the next, and join its batch."""
     bench = Bench(max_batch_size=2, cost=StillCost(1))
     late = bench.caller.request([9])
-    bench.submit(*(bench.caller.request([n]) for n in (1, 2, 3)))
-    bench.loop.call_soon(bench.submit, late)
+    bench.batcher.submit([bench.caller.request([n]) for n in (1, 2, 3)])
+    bench.loop.call_soon(bench.batcher.submit, (late,))
     bench.loop.run()
     assert bench.batches == [[1, 2], [3, 9]]
 
@@ -193,6 +193,7 @@ def test_nobody_knows_when_to_come_back() -> None:
     """Without any measured pass the hint is 0."""
     bench = Bench(policy=QueuePolicy(max_queue_size=1), seed={})
     first, second = bench.caller.request(), bench.caller.request()
+    bench.submit(bench.caller.request())
     bench.submit(first, second)
     outcome = bench.caller.outcome(second)
     assert isinstance(outcome, QueueFull)
@@ -222,7 +223,7 @@ def test_an_over_deadline_is_refused_also_in_the_middle_of_a_tick() -> None:
     bench = Bench(max_batch_size=2, max_queue_delay_ns=2 * MS)
     late = bench.caller.request([2, 2], deadline_ns=bench.clock.now_ns + 2 * MS)
     first = bench.caller.request(
-        [1], deadline_ns=bench.clock.now_ns + 2 * MS, on_settle=lambda _, __: bench.batcher.submit(late)
+        [1], deadline_ns=bench.clock.now_ns + 2 * MS, on_settle=lambda _, __: bench.batcher.submit((late,))
     )
     bench.submit(first)
     bench.advance(2 * MS)
@@ -519,7 +520,7 @@ def test_an_interrupt_on_the_loop_settles_and_goes_on_up() -> None:
     bench = Bench(max_batch_size=1, seed=CHEAP)
     bench.runner.instance.faults.append(KeyboardInterrupt())
     running, waiting = bench.caller.request([1]), bench.caller.request([2])
-    bench.submit(running, waiting)
+    bench.batcher.submit((running, waiting))
     with pytest.raises(KeyboardInterrupt):
         bench.loop.run()
     assert isinstance(bench.caller.outcome(running), EngineFailure)
@@ -533,7 +534,7 @@ def test_callers_may_call_back() -> None:
     neighbour = bench.caller.request([2])
 
     def react(request: InferRequest, outcome: Outcome) -> None:
-        bench.batcher.submit(after)
+        bench.batcher.submit((after,))
         bench.batcher.cancel(neighbour)
         bench.batcher.cancel(request)
 

@@ -145,9 +145,8 @@ def batcher_of(instances: Sequence[Doubler], max_batch_size: int = 8, seed: Mapp
 
 async def infer(batcher: Batcher, value: int) -> Outcome:
     outcome: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
-    batcher.submit(
-        Caller(ManualClock(time.monotonic_ns())).request([value], on_settle=lambda _, o: outcome.set_result(o))
-    )
+    caller = Caller(ManualClock(time.monotonic_ns()))
+    batcher.submit((caller.request([value], on_settle=lambda _, o: outcome.set_result(o)),))
     return await outcome
 
 
