@@ -13,6 +13,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
 Array = NDArray[Any]
 Buffer = bytes | bytearray | memoryview
 Parameter = bool | int | float | str
+
+_NO_PARAMETERS: Mapping[str, Parameter] = MappingProxyType({})
 
 NO_DEADLINE = sys.maxsize
 """The deadline of a request that has none; compares as later than any time."""
@@ -154,7 +157,7 @@ class InferResponse:
         self.model_version = model_version
         self.outputs = outputs
         self.id = id
-        self.parameters = parameters or {}
+        self.parameters = _NO_PARAMETERS if parameters is None else parameters
         self.timing = timing
 
 
@@ -249,7 +252,7 @@ class InferRequest:
         self.inputs = inputs
         self.outputs = outputs
         """Names of the outputs wanted, in the order wanted; empty for all of them."""
-        self.parameters = parameters or {}
+        self.parameters = _NO_PARAMETERS if parameters is None else parameters
         self.received_ns = received_ns
         self.deadline_ns = deadline_ns
         self.rows = 1

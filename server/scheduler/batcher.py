@@ -392,7 +392,7 @@ class Batcher:
         answered: list[InferRequest] = []
         enqueued_ns: int | None = None
         timing: Timing | None = None
-        in_order, settle = self._in_order, self._settle
+        in_order = self._in_order
         for request, response in zip(requests, result.responses, strict=True):
             if request.enqueued_ns != enqueued_ns:
                 enqueued_ns = request.enqueued_ns
@@ -400,7 +400,7 @@ class Batcher:
             response.timing = timing
             if in_order is not None:
                 in_order.ready(request, (response, result))
-            elif settle(request, response):
+            elif self._settle(request, response):
                 answered.append(request)
         self.statistics.count_success(answered, result.started_ns, ended_ns, *durations)
 

@@ -12,7 +12,7 @@ buffer.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from math import prod
 
 import numpy as np
@@ -110,14 +110,15 @@ def split(
     for name, array in outputs.items():
         checked, datatype = _checked(name, array, batch, batched, received)
         cuts[name] = _cut(name, datatype, checked, requests) if batched else [Tensor.from_numpy(name, checked)]
+    parts: Iterable[Sequence[Tensor]]
     if any(request.outputs for request in requests):
-        return [_answer(batch, request, _chosen(batch, cuts, index, request)) for index, request in enumerate(requests)]
-    rows = zip(*cuts.values(), strict=True)
-    return [_answer(batch, request, tensors) for request, tensors in zip(requests, rows, strict=True)]
-
-
-def _answer(batch: Batch, request: InferRequest, tensors: Sequence[Tensor]) -> InferResponse:
-    return InferResponse(batch.model_name, batch.model_version, tensors, request.id)
+        parts = [_chosen(batch, cuts, index, request) for index, request in enumerate(requests)]
+    else:
+        parts = zip(*cuts.values(), strict=True)
+    name, version = batch.model_name, batch.model_version
+    return [
+        InferResponse(name, version, tensors, request.id) for request, tensors in zip(requests, parts, strict=True)
+    ]
 
 
 def _chosen(batch: Batch, cuts: Mapping[str, list[Tensor]], index: int, request: InferRequest) -> list[Tensor]:
