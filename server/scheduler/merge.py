@@ -116,9 +116,7 @@ def split(
     else:
         parts = zip(*cuts.values(), strict=True)
     name, version = batch.model_name, batch.model_version
-    return [
-        InferResponse(name, version, tensors, request.id) for request, tensors in zip(requests, parts, strict=True)
-    ]
+    return [InferResponse(name, version, tensors, request.id) for request, tensors in zip(requests, parts, strict=True)]
 
 
 def _chosen(batch: Batch, cuts: Mapping[str, list[Tensor]], index: int, request: InferRequest) -> list[Tensor]:
