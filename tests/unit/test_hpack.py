@@ -393,6 +393,12 @@ def test_rfc7541_4_2_the_smallest_limit_in_between_must_be_told() -> None:
         decode(size_update(4096), decoder)
 
     decoder = Decoder()
+    decoder.set_max_table_size(100)
+    decoder.set_max_table_size(200)
+    with pytest.raises(HpackError, match="no table size update to 100 bytes or less"):
+        decode(size_update(200), decoder)
+
+    decoder = Decoder()
     decode(inserted(b"a", b"1"), decoder)
     decoder.set_max_table_size(0)
     decoder.set_max_table_size(100)
@@ -578,6 +584,19 @@ def test_rfc9113_10_5_1_a_list_at_its_limit_is_taken_and_a_byte_over_is_refused(
         Decoder().decode(block, size - 1)
     assert (refused.value.size, refused.value.limit) == (size, size - 1)
     assert str(size) in str(refused.value)
+
+
+def test_rfc9113_10_5_1_references_count_what_they_refer_to() -> None:
+    """An octet that stands for a large entry, and a literal with a large name, count in full."""
+    decoder = Decoder()
+    decode(inserted(b"n" * 1000, b"v" * 2000), decoder)
+
+    assert len(decoder.decode(b"\xbe", 3032)) == 1
+    assert len(decoder.decode(b"\x0f\x2f\x00", 1032)) == 1
+    with pytest.raises(HeaderListTooLarge):
+        decoder.decode(b"\xbe", 3031)
+    with pytest.raises(HeaderListTooLarge):
+        decoder.decode(b"\x0f\x2f\x00", 1031)
 
 
 def test_rfc9113_10_5_1_huffman_code_does_not_hide_a_lists_size() -> None:
