@@ -103,6 +103,8 @@ _BASE = 0x80
 
 _NEWEST = _BASE + 1 + len(STATIC_TABLE)
 
+_LARGEST_STATIC = max(len(name) + len(value) for name, value in STATIC_TABLE)
+
 _NONE: Field = (b"", b"")
 _START: tuple[Field, ...] = (*[_NONE] * (_BASE + 1), *STATIC_TABLE)
 
@@ -155,7 +157,7 @@ class Decoder:
         self._limit = max_table_size
         self._lowered_to: int | None = None
         """The lowest limit since the last block, where the peer has to confirm it."""
-        self._largest = max(len(name) + len(value) for name, value in STATIC_TABLE)
+        self._largest = _LARGEST_STATIC
         """No entry was ever larger, in bytes of name and value."""
         self.insertions = 0
         """Changes of the dynamic table so far. What a block means can differ only where this does."""
@@ -188,6 +190,8 @@ class Decoder:
             if self._lowered_to is not None or _UPDATE <= first < _INCREMENTAL:
                 position = self._size_updates(block)
             position = self._read(block, position, fields)
+            # Counting costs as much as reading, and what is surely within the limit needs none: a name or value from a
+            # table is no longer than the longest, and Huffman code makes 8 octets of 5 at most.
             at_most = len(fields) * (self._largest + FIELD_OVERHEAD) + 2 * len(block)
             if at_most > max_list_size or position < len(block):
                 self._count(block, position, fields, max_list_size)
@@ -244,10 +248,10 @@ class Decoder:
         """The name of a literal where its first octet does not tell it alone, and the position after."""
         if _UPDATE <= octet < _INCREMENTAL:
             raise HpackError("a table size update after a field, or a third one (RFC 7541 section 4.2)")
+        if not octet & 0x0F:
+            return _string(block[position], block, position + 1)
         index, position = _integer(octet, 0x3F if octet >= _INCREMENTAL else 0x0F, block, position)
-        if index:
-            return self._table[_BASE + index][0], position
-        return _string(block[position], block, position + 1)
+        return self._table[_BASE + index][0], position
 
     def _insert(self, field: Field) -> None:
         """The newest entry. One that is larger than the table only empties it (RFC 7541 section 4.4)."""
