@@ -1,0 +1,217 @@
+"""Requests and answers read and written without protobuf where their shape was seen before."""
+
+from __future__ import annotations
+
+import tracemalloc
+from typing import Any
+
+import numpy as np
+import pytest
+from tritonclient.grpc import service_pb2 as pb
+
+from server.errors import InvalidRequest
+from server.transport.codec import v2_wire
+from server.transport.codec.recent import Recent
+from server.transport.codec.varint import read_length, varint
+from server.transport.codec.wire_request import Forms
+from server.transport.codec.wire_response import Templates
+from server.types import InferRequest, InferResponse, Outcome, Tensor
+
+
+def _ignore(_request: InferRequest, _outcome: Outcome) -> None:
+    """Nobody waits in these tests."""
+
+
+def message(value: float = 1, id: str = "", size: int = 2, **said: Any) -> pb.ModelInferRequest:
+    made = pb.ModelInferRequest(model_name="add", model_version="1", id=id, **said)
+    made.inputs.add(name="a", datatype="FP32", shape=[1, size])
+    made.raw_input_contents.append(np.full(size, value, "<f4").tobytes())
+    return made
+
+
+def two_inputs(id: str = "") -> pb.ModelInferRequest:
+    made = message(id=id)
+    made.inputs.add(name="b", datatype="INT64", shape=[1])
+    made.raw_input_contents.append(bytes(8))
+    return made
+
+
+def text(*elements: bytes, id: str = "") -> pb.ModelInferRequest:
+    made = pb.ModelInferRequest(model_name="add", id=id)
+    tensor = Tensor.from_numpy("t", np.array(elements, object))
+    made.inputs.add(name="t", datatype="BYTES", shape=tensor.shape)
+    made.raw_input_contents.append(bytes(tensor.data))
+    return made
+
+
+def read(forms: Forms, sent: pb.ModelInferRequest) -> InferRequest:
+    return forms.decode(sent.SerializeToString(), on_settle=_ignore, received_ns=7)
+
+
+ALIKE = {
+    "other data": (message(1), message(2)),
+    "other ids": (message(id="a"), message(id="another")),
+    "an id, then none": (message(id="a"), message()),
+    "no id, then a long one": (message(), message(id="i" * 300)),
+    "several inputs": (two_inputs(), two_inputs("a")),
+    "text of other length": (text(b"one"), text(b"three", id="a")),
+    "large tensors": (message(1, size=5000), message(2, "a", size=5000)),
+    "the same parameters": tuple(message(v, parameters={"p": pb.InferParameter(int64_param=1)}) for v in (1, 2)),
+}
+
+
+@pytest.mark.parametrize("alike", ALIKE.values(), ids=ALIKE)
+def test_requests_that_are_alike_have_one_form(alike: tuple[pb.ModelInferRequest, ...]) -> None:
+    """Data and id apart they say the same, so whoever checked the first need not check the next."""
+    forms = Forms()
+    first, *others = [read(forms, sent) for sent in [*alike, *alike]]
+    assert first.form is not None
+    assert all(other.form is first.form for other in others)
+
+
+UNLIKE = {
+    "another shape": message(size=3),
+    "another version": pb.ModelInferRequest(model_version="2"),
+    "a parameter": pb.ModelInferRequest(parameters={"p": pb.InferParameter(int64_param=1)}),
+    "an output": pb.ModelInferRequest(outputs=[pb.ModelInferRequest.InferRequestedOutputTensor(name="o")]),
+}
+
+
+@pytest.mark.parametrize("unlike", UNLIKE.values(), ids=UNLIKE)
+def test_requests_that_differ_in_anything_else_have_forms_of_their_own(unlike: pb.ModelInferRequest) -> None:
+    """What was checked for one says nothing of the other."""
+    forms = Forms()
+    other = message() if not unlike.inputs else pb.ModelInferRequest()
+    other.MergeFrom(unlike)
+    if not other.model_name:
+        other.model_name = "add"
+    assert read(forms, message()).form is not read(forms, other).form
+
+
+def test_typed_contents_have_no_form() -> None:
+    """Their data is not apart from what is kept, so nothing is."""
+    forms = Forms()
+    sent = message()
+    del sent.raw_input_contents[:]
+    sent.inputs[0].contents.fp32_contents.extend([1, 2])
+    assert [read(forms, sent).form for _ in range(3)] == [None, None, None]
+
+
+def test_a_request_made_fast_is_a_request() -> None:
+    """Every attribute is what a call of the class would have made it, on each way to read it."""
+    forms = Forms()
+    for _ in range(3):
+        fast = forms.decode(message(id="i").SerializeToString(), _ignore, 7, 9, "me")
+        slow = InferRequest(
+            "add",
+            fast.inputs,
+            on_settle=_ignore,
+            received_ns=7,
+            model_version="1",
+            id="i",
+            deadline_ns=9,
+            form=fast.form,
+            caller="me",
+        )
+        assert [getattr(fast, name) for name in InferRequest.__slots__] == [
+            getattr(slow, name) for name in InferRequest.__slots__
+        ]
+
+
+def test_large_tensors_are_views_and_small_ones_are_not() -> None:
+    """A large one is not copied; a small one does not hold the memory of its message."""
+    forms = Forms()
+    for _ in range(2):
+        data = message(size=5000).SerializeToString()
+        large = forms.decode(data, _ignore, 7)
+    assert isinstance(large.inputs[0].data, memoryview)
+    assert large.inputs[0].data.obj is data
+    viewed = forms.decode(memoryview(bytearray(data)), _ignore, 7).inputs[0].data
+    assert isinstance(viewed, memoryview)
+    assert viewed.readonly
+    received = bytearray(message(3).SerializeToString())
+    small = forms.decode(memoryview(received), _ignore, 7)
+    received[:] = bytes(len(received))
+    assert small.inputs[0].numpy().tolist() == [[3, 3]]
+
+
+def test_bytes_that_are_no_message() -> None:
+    """They are refused in the words of the other RPCs, also where their like was read before."""
+    forms = Forms()
+    good = message(id="i").SerializeToString()
+    forms.decode(good, _ignore, 7)
+    for data in (good[:-1], good + b"\x07", good.replace(b"\x1a\x01i", b"\x1a\x01\xff")):
+        with pytest.raises(InvalidRequest) as refused:
+            forms.decode(data, _ignore, 7)
+        assert str(refused.value) == "message: is not a valid inference.ModelInferRequest"
+
+
+@pytest.mark.parametrize("length", [1, 40, 2000])
+def test_ever_new_requests_neither_grow_memory_nor_push_out_those_in_use(length: int) -> None:
+    """Whoever asks now and then is still known after thousands of others who came once."""
+    forms = Forms()
+    form = read(forms, message()).form
+    tracemalloc.start()
+    for index in range(4000):
+        read(forms, message(parameters={str(index) * length: pb.InferParameter(bool_param=True)}))
+        if index % 50 == 0:
+            assert read(forms, message(id="i")).form is form
+    held, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert held < 8 * 2**20
+
+
+def test_messages_of_many_fields_are_left_to_protobuf() -> None:
+    """A hop in Python over each of a million empty fields would hold everybody up; the answer is the same."""
+    forms = Forms()
+    sent = message()
+    sent.raw_input_contents.extend([b""] * 1000)
+    for _ in range(2):
+        with pytest.raises(InvalidRequest, match="1001 entries for 1 inputs"):
+            read(forms, sent)
+
+
+def test_a_response_in_parts_does_not_copy_its_tensors() -> None:
+    """The parts are the bytes of the message, the tensor among them as it is."""
+    data = bytes(40_000)
+    response = InferResponse("add", "1", [Tensor("c", "FP32", (10_000,), data)], "i")
+    parts = v2_wire.encode_infer_parts(response)
+    assert any(part is data for part in parts)
+    assert b"".join(parts) == v2_wire.encode_infer(response)
+
+
+def test_ever_new_shapes_of_answers_do_not_grow_memory() -> None:
+    """Past the limit all templates are forgotten; the next answer makes its own again."""
+    templates = Templates()
+    tracemalloc.start()
+    for rows in range(5000):
+        answer = InferResponse("add", "1", [Tensor("c", "UINT8", (rows,), bytes(rows))])
+        assert pb.ModelInferResponse.FromString(templates.encode(answer)).outputs[0].shape == [rows]
+    held, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert held < 2 * 2**20
+
+
+def test_recent_keeps_what_is_asked_for() -> None:
+    """What is found in the old generation is young again; what nobody asked for is gone after two."""
+    recent: Recent[str, int] = Recent(3)
+    for index, name in enumerate("abcdefgh"):
+        recent.put(name, index, 1)
+        assert recent.get("a") == 0
+    assert recent.get("b") is None
+    assert recent.get("h") == 7
+    assert len(recent) <= 2 * 3
+
+
+@pytest.mark.parametrize("value", [0, 1, 127, 128, 300, 2**14 - 1, 2**14, 2**31 - 1])
+def test_a_length_is_read_as_it_was_written(value: int) -> None:
+    """Its end is where it ends, whatever follows."""
+    encoded = varint(value)
+    assert read_length(b"\xff" + encoded + b"\xff", 1) == (value, 1 + len(encoded))
+
+
+@pytest.mark.parametrize("data", [b"\x80\x00", b"\xff\x80\x00", b"\xff" * 6], ids=["zero", "longer", "endless"])
+def test_a_long_winded_length_is_not_plain(data: bytes) -> None:
+    """Protobuf reads it, or says what is wrong."""
+    with pytest.raises(ValueError, match="plain"):
+        read_length(data, 0)
