@@ -88,6 +88,28 @@ def test_requests_that_differ_in_anything_else_have_forms_of_their_own(unlike: p
     assert read(forms, message()).form is not read(forms, other).form
 
 
+def test_data_of_a_known_form_is_checked_each_time() -> None:
+    """A BOOL that is neither 0 nor 1, text that is cut, and data of another length are refused by name."""
+    forms = Forms()
+    flags = pb.ModelInferRequest(model_name="add", raw_input_contents=[b"\1\0"])
+    flags.inputs.add(name="b", datatype="BOOL", shape=[2])
+    for good, bad in ((flags, b"\1\2"), (text(b"one"), b"\4\0\0\0one"), (message(id="i"), bytes(12))):
+        read(forms, good)
+        good.raw_input_contents[0] = bad
+        with pytest.raises(InvalidRequest, match=r"raw_input_contents\[0\]"):
+            read(forms, good)
+
+
+def test_a_form_is_not_given_to_a_message_that_is_as_long() -> None:
+    """The fields before an id are the same, and all lengths; those behind it are not."""
+    forms = Forms()
+    first = read(forms, message(id="i"))
+    other = message(id="i")
+    other.inputs[0].name = "z"
+    second = read(forms, other)
+    assert (second.inputs[0].name, second.form is first.form) == ("z", False)
+
+
 def test_typed_contents_have_no_form() -> None:
     """Their data is not apart from what is kept, so nothing is."""
     forms = Forms()

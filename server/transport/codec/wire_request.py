@@ -318,7 +318,7 @@ def _split(data: bytes | memoryview) -> _Split | None:
     """
     at = start = 0
     end = len(data)
-    request_id: str | None = None
+    request_id = ""
     kept: list[bytes | memoryview] = []
     raw: list[tuple[int, int]] = []
     for _ in range(_MAX_FIELDS):
@@ -331,14 +331,14 @@ def _split(data: bytes | memoryview) -> _Split | None:
             start = content + size
             if tag == _RAW:
                 raw.append((content, start))
-            elif tag == _ID and request_id is None:
+            elif tag == _ID:
                 request_id = str(data[content:start], "utf-8")
             else:
                 return None
         at = content + size
         if at >= end:
             break
-    return _joined(data, at, start, kept, request_id or "", raw)
+    return _joined(data, at, start, kept, request_id, raw)
 
 
 def _joined(
