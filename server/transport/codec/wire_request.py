@@ -2,14 +2,14 @@
 
 The requests of one client differ in their tensors and their id, and in nothing else. So a message is split at its
 top-level fields (tag, length, content). All of them but `id` and `raw_input_contents` are its key, and what a key
-says was found out by protobuf when it first came. Whatever is not plain (typed contents, unknown fields, anything
+says is found out by protobuf. Whatever is not plain (typed contents, unknown fields, anything
 that is refused) is protobuf's to read, through `v2_grpc`: its answer, or refusal, is by definition the right one.
 
 A message is looked up in three steps, each for what the one before does not know:
 
 1. as one of a run: small messages of one length, byte for byte the same up to the data, but for an id;
 2. by its key, in whatever order its fields come;
-3. by protobuf, which makes the key known.
+3. by protobuf, which makes the key known when it comes for the second time.
 
 Source: the encoding of protobuf messages; the field numbers of Triton's grpc_service.proto.
 """
@@ -40,6 +40,7 @@ _MAX_KEY_BYTES = 4096
 _KEYS_BYTES = 2**18
 _ENTRY_BYTES = 256
 """What a key weighs beside its bytes."""
+_MAX_SEEN = 4096
 _MAX_RUNS = 512
 _VIEW_BYTES = 8192
 """From here on a view on the message costs less than a copy of the tensor."""
@@ -110,6 +111,7 @@ class Forms:
 
     def __init__(self) -> None:
         self._keys: Recent[bytes, _Key] = Recent(_KEYS_BYTES)
+        self._seen: set[int] = set()
         self._runs: dict[int, _Run] = {}
         """By the length of a message without its id; among several of one length, the one that came last."""
 
@@ -190,7 +192,8 @@ class Forms:
         key = self._keys.get(key_bytes)
         if key is None:
             found = _parse(data)
-            self._learn(key_bytes, found[0])
+            if self._seen_before(key_bytes):
+                self._learn(key_bytes, found)
             return found
         inputs = _inputs(data, raw, key.inputs)
         if inputs is None:
@@ -199,8 +202,20 @@ class Forms:
             self._keep(key.run)
         return key, request_id, inputs
 
-    def _learn(self, key_bytes: bytes, key: _Key) -> None:
+    def _seen_before(self, key_bytes: bytes) -> bool:
+        """To know a key costs more than to read its message, so it is done for those that come again."""
+        mark = hash(key_bytes)
+        if mark in self._seen:
+            return True
+        if len(self._seen) >= _MAX_SEEN:
+            self._seen.clear()
+        self._seen.add(mark)
+        return False
+
+    def _learn(self, key_bytes: bytes, found: _Found) -> None:
+        key, _, inputs = found
         key.form = Form()
+        key.inputs = [_described(tensor) for tensor in inputs]
         key.run = _run(key_bytes, key)
         self._keys.put(key_bytes, key, len(key_bytes) + _ENTRY_BYTES)
         if key.run is not None:
@@ -274,8 +289,7 @@ def _parse(data: bytes | memoryview) -> _Found:
     except DecodeError as error:
         raise InvalidRequest("message", f"is not a valid {pb.ModelInferRequest.DESCRIPTOR.full_name}") from error
     request = v2_grpc.decode_infer(message, on_settle=_nobody, received_ns=0)
-    described = [_described(tensor) for tensor in request.inputs]
-    key = _Key(request.model_name, request.model_version, request.outputs, request.parameters, described, None)
+    key = _Key(request.model_name, request.model_version, request.outputs, request.parameters, [], None)
     return key, request.id, list(request.inputs)
 
 
