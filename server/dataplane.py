@@ -13,14 +13,13 @@ from concurrent.futures import ThreadPoolExecutor
 from itertools import groupby
 from operator import attrgetter
 
-from tritonclient.grpc import model_config_pb2
-
 from server import __version__
 from server.call import Settled, answer, settle_into
 from server.errors import InvalidRequest, ServingError, UnknownModel, Unsupported
 from server.lifecycle import Lifecycle, State
 from server.model_control import ModelControl, Served
 from server.pipeline.base import Pipeline
+from server.proto.triton import model_config_pb2
 from server.scheduler.statistics import ModelStatistics
 from server.settings import RepositorySettings
 from server.types import (

@@ -11,10 +11,9 @@ import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeGuard, get_origin
+from typing import Annotated, Any, Literal, NamedTuple, TypeGuard, get_origin
 
 from pydantic import BaseModel, ConfigDict, Field
-from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
 
 ENV_PREFIX = "FORWARDPASS_"
 ENV_NESTED = "__"
@@ -30,7 +29,7 @@ def flag(name: str) -> dict[str, Any]:
 
 
 class Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(frozen=True, extra="forbid")
 
 
 class RepositorySettings(Section):
@@ -104,16 +103,8 @@ class LogSettings(Section):
     """text for people, json for collectors."""
 
 
-class Settings(BaseSettings):
-    """The root. Build it with `load_settings`, which also refuses unknown environment variables."""
-
-    model_config = SettingsConfigDict(
-        frozen=True,
-        extra="forbid",
-        env_prefix=ENV_PREFIX,
-        env_nested_delimiter=ENV_NESTED,
-        use_attribute_docstrings=True,
-    )
+class Settings(Section):
+    """The root. Build it with `load_settings`, which reads the environment and refuses unknown variables."""
 
     host: Annotated[str, Field(json_schema_extra=flag("--host"))] = "127.0.0.1"
     """The address of all three listeners."""
@@ -128,49 +119,81 @@ class Settings(BaseSettings):
     log: LogSettings = LogSettings()
 
 
-def known_environment() -> dict[str, Any]:
-    """Every environment variable that sets something, with the type of what it sets."""
-    types: dict[str, Any] = {}
+class Variable(NamedTuple):
+    """What an environment variable sets: the way to it in the tree, and its type."""
+
+    path: tuple[str, ...]
+    kind: Any
+
+    def parse(self, text: str) -> Any:
+        """Sections and lists are JSON in the environment, anything else is plain text. Raises ValueError."""
+        wanted = dict if _is_section(self.kind) else list if get_origin(self.kind) is tuple else None
+        if wanted is None:
+            return text
+        value = json.loads(text)
+        if not isinstance(value, wanted):
+            raise ValueError(text)
+        return value
+
+
+def known_environment() -> dict[str, Variable]:
+    """Every environment variable that sets something, a section before its settings."""
+    known: dict[str, Variable] = {}
     for name, field in Settings.model_fields.items():
         variable, section = f"{ENV_PREFIX}{name}".upper(), field.annotation
-        types[variable] = section
+        known[variable] = Variable((name,), section)
         if _is_section(section):
-            inner = section.model_fields.items()
-            types.update({f"{variable}{ENV_NESTED}{key}".upper(): field.annotation for key, field in inner})
-    return types
+            for key, inner in section.model_fields.items():
+                known[f"{variable}{ENV_NESTED}{key}".upper()] = Variable((name, key), inner.annotation)
+    return known
 
 
 def load_settings(overrides: Mapping[str, Any] | None = None) -> Settings:
     """Settings from the environment under `overrides` (nested by section, as flags give them).
 
     Raises:
-        ValueError: a value is out of range, or a FORWARDPASS_ variable is unknown (pydantic-settings
-            reads only the names it knows and would pass over a misspelt one).
+        ValueError: a value is out of range, or a FORWARDPASS_ variable is unknown or not the JSON that it must be.
     """
+    return Settings.model_validate(_merged(_from_environment(), overrides or {}))
+
+
+def _from_environment() -> dict[str, Any]:
+    """What the environment sets, nested by section; a variable of a setting beats that of its section."""
     known = known_environment()
-    stray = sorted(name for name in os.environ if name.upper().startswith(ENV_PREFIX) and name.upper() not in known)
+    given = {name.upper(): value for name, value in os.environ.items() if name.upper().startswith(ENV_PREFIX)}
+    stray = sorted(name for name in os.environ if name.upper() in given.keys() - known.keys())
     if stray:
         raise ValueError(f"unknown environment variable: {', '.join(stray)}")
-    try:
-        return Settings(**(overrides or {}))
-    except SettingsError as error:
-        raise ValueError(f"not JSON, as its value must be: {', '.join(_not_json())}") from error
+    settings: dict[str, Any] = {}
+    broken = []
+    for name, variable in known.items():
+        if name in given:
+            try:
+                value = variable.parse(given[name])
+            except ValueError:
+                broken.append(name)
+            else:
+                settings = _merged(settings, _nested(variable.path, value))
+    if broken:
+        raise ValueError(f"not a JSON list or object, as its value must be: {', '.join(broken)}")
+    return settings
 
 
-def _not_json() -> list[str]:
-    """The variables at fault when the environment can't be parsed: those of a section or a list take JSON."""
-    known = known_environment()
-    takers = {name for name, kind in known.items() if _is_section(kind) or get_origin(kind) is tuple}
-    return sorted(name for name, value in os.environ.items() if name.upper() in takers and not _is_json(value))
+def _nested(path: tuple[str, ...], value: Any) -> dict[str, Any]:
+    return {path[0]: _nested(path[1:], value) if path[1:] else value}
+
+
+def _merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    """Both trees in one; where both have a value, that of `above`."""
+    merged = dict(below)
+    for name, value in above.items():
+        known = merged.get(name)
+        if isinstance(known, Mapping) and isinstance(value, Mapping):
+            merged[name] = _merged(known, value)
+        else:
+            merged[name] = value
+    return merged
 
 
 def _is_section(kind: Any) -> TypeGuard[type[Section]]:
     return isinstance(kind, type) and issubclass(kind, Section)
-
-
-def _is_json(value: str) -> bool:
-    try:
-        json.loads(value)
-    except ValueError:
-        return False
-    return True

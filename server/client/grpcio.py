@@ -14,7 +14,6 @@ from google.protobuf.duration_pb2 import Duration
 from google.protobuf.empty_pb2 import Empty
 from google.protobuf.message import DecodeError, Message
 from google.protobuf.unknown_fields import UnknownFieldSet
-from tritonclient.grpc import service_pb2
 
 from server.client.calls import Call
 from server.client.errors import ClientError, code_of_grpc
@@ -22,6 +21,7 @@ from server.client.inputs import invalid
 from server.errors import Code
 from server.explain import ANSWER_KEY, REQUEST_KEY
 from server.proto.forwardpass.v1 import prediction_pb2
+from server.proto.triton import service_pb2
 from server.types import (
     DATATYPES,
     Array,

@@ -8,9 +8,9 @@ from pathlib import Path
 
 from google.protobuf import text_format
 from google.protobuf.descriptor import Descriptor
-from tritonclient.grpc import model_config_pb2 as pb
 
 from server.errors import ModelLoadFailed
+from server.proto.triton import model_config_pb2 as pb
 
 CONFIG_FILE = "config.pbtxt"
 

@@ -59,7 +59,7 @@ REASONS = {
     "output.reshape": "reshape is not done by this server; give the model's own dims, or serve it on Triton",
     "sequence_batching": "this server keeps no sequences; serve the model on Triton",
     "ensemble_scheduling": "this server runs no ensembles; a pipeline in processing.yaml, or Triton, does",
-    "model_warmup": "every batch size is warmed up at load without it",
+    "model_warmup": "batch sizes are warmed up at load without it",
     "response_cache": "this server caches no answers",
 }
 

@@ -13,10 +13,9 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal, NoReturn, Protocol
 
-from tritonclient.grpc import model_config_pb2 as pb
-
 from server.engine.base import Accelerator, EngineSpec, InstanceGroup
 from server.errors import ModelLoadFailed
+from server.proto.triton import model_config_pb2 as pb
 from server.repository.config_text import CONFIG_FILE, parse_text, write_model_config
 from server.repository.honoured import unhonoured
 from server.types import DATATYPES, TensorSpec

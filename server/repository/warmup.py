@@ -3,6 +3,9 @@
 A first pass with a new shape allocates, plans memory, and on a GPU picks kernels or builds an engine; that
 must not happen to a request. What the passes cost is measured on the way, and is the scheduler's first
 knowledge of the model.
+
+Where that is not so, it shows: once the largest batch has run, a CPU takes a new size in its stride. When a
+few sizes in a row were no slower the first time than later, the sweep of the sizes in between ends.
 """
 
 from __future__ import annotations
@@ -27,6 +30,11 @@ log = logging.getLogger(__name__)
 _REPEATS = 5
 _REPEAT_NS = 1_000_000
 """A pass that takes longer than this is timed once: its cost is far above the noise, and starting should be quick."""
+_NEWNESS = 2.0
+_NEWNESS_NS = 100_000
+"""A first pass of more than so many times the later ones, and so much longer, was slow because its size was new."""
+_CALM = 3
+"""Sizes in a row whose first passes were not slow, after which no other size is expected to be."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,19 +51,21 @@ class WarmUp:
     clock_ns: Callable[[], int] = time.perf_counter_ns
 
 
-def batch_sizes(largest: int, preferred: Sequence[int]) -> Iterator[int]:
-    """Each size to `largest` once, in the order of need: 1, the largest, powers of two, preferred, the rest."""
-    seen: set[int] = set()
+def needed_sizes(largest: int, preferred: Sequence[int]) -> Iterator[int]:
+    """The sizes to `largest` that are always run, each once: 1, the largest, powers of two, preferred."""
     powers = (1 << exponent for exponent in range(1, largest.bit_length()))
-    for size in (1, largest, *powers, *preferred):
-        if size not in seen and 1 <= size <= largest:
-            seen.add(size)
-            yield size
-    yield from (size for size in range(1, largest + 1) if size not in seen)
+    yield from dict.fromkeys(size for size in (1, largest, *powers, *preferred) if 1 <= size <= largest)
+
+
+def batch_sizes(largest: int, preferred: Sequence[int]) -> Iterator[int]:
+    """Each size to `largest` once, in the order of need: the needed ones, then the rest."""
+    needed = list(needed_sizes(largest, preferred))
+    yield from needed
+    yield from (size for size in range(1, largest + 1) if size not in needed)
 
 
 def warm_up(instances: Sequence[Instance], plan: WarmUp) -> dict[int, int]:
-    """Run every batch size on every instance. The median cost in ns by rows; sizes left cold are not in it.
+    """Run the batch sizes on every instance. The median cost in ns by rows; sizes that were not run are not in it.
 
     Raises:
         ModelLoadFailed: a pass failed, or its outputs are not those of the config.
@@ -64,8 +74,13 @@ def warm_up(instances: Sequence[Instance], plan: WarmUp) -> dict[int, int]:
     preferred = batching.preferred_batch_size if batching else ()
     until_ns = plan.clock_ns() + int(plan.limit_s * 1e9)
     costs: dict[int, int] = {}
+    largest = max(1, plan.config.max_batch_size)
     affordable = plan.max_input_bytes // max(1, _row_bytes(plan))
-    for size in batch_sizes(min(max(1, plan.config.max_batch_size), affordable), preferred):
+    needed = set(needed_sizes(largest, preferred))
+    calm = 0
+    for size in batch_sizes(min(largest, affordable), preferred):
+        if calm >= _CALM and needed <= costs.keys():
+            return costs
         left_ns = until_ns - plan.clock_ns()
         if left_ns <= 0:
             break
@@ -75,17 +90,22 @@ def warm_up(instances: Sequence[Instance], plan: WarmUp) -> dict[int, int]:
         if foreseen_ns > left_ns:
             continue
         batch = Batch(plan.config.name, plan.version, size, _inputs(plan, size))
-        costs[size] = _measure(instances, batch, plan)
+        costs[size], slow_ns = _measure(instances, batch, plan)
+        calm = 0 if size in needed or slow_ns > max(_NEWNESS_NS, (_NEWNESS - 1) * costs[size]) else calm + 1
         if len(costs) == 1 and len(instances) * costs[size] > until_ns - plan.clock_ns():
             break
     _report_cold(plan, costs)
     return costs
 
 
-def _measure(instances: Sequence[Instance], batch: Batch, plan: WarmUp) -> int:
+def _measure(instances: Sequence[Instance], batch: Batch, plan: WarmUp) -> tuple[int, int]:
+    """The median cost in ns, and by how much the slowest of the first passes was over it."""
     samples: list[int] = []
+    first_ns = 0
     for instance in instances:
+        started = plan.clock_ns()
         outputs = _run(instance, batch, plan)
+        first_ns = max(first_ns, plan.clock_ns() - started)
         _check_outputs(outputs, batch.rows, plan.config)
         for _ in range(_REPEATS):
             started = plan.clock_ns()
@@ -93,7 +113,8 @@ def _measure(instances: Sequence[Instance], batch: Batch, plan: WarmUp) -> int:
             samples.append(plan.clock_ns() - started)
             if samples[-1] > _REPEAT_NS:
                 break
-    return int(median(samples))
+    cost_ns = int(median(samples))
+    return cost_ns, first_ns - cost_ns
 
 
 def _run(instance: Instance, batch: Batch, plan: WarmUp) -> Mapping[str, Array]:

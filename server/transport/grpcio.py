@@ -131,4 +131,5 @@ def _metadata(context: _ServicerContext, key: str) -> str:
 async def _refuse(context: _ServicerContext, error: Exception) -> NoReturn:
     failure = failure_of(error)
     details = status_details(failure)
-    await context.abort(failure.grpc, failure.message, ((STATUS_DETAILS_KEY, details),) if details else ())
+    code = grpc.StatusCode[failure.grpc.name]
+    await context.abort(code, failure.message, ((STATUS_DETAILS_KEY, details),) if details else ())

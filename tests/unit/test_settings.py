@@ -46,6 +46,24 @@ def test_a_flag_beats_the_environment_setting_by_setting(monkeypatch: pytest.Mon
     assert settings.repository.load_models == ("a", "b")
 
 
+def test_a_variable_of_a_setting_beats_that_of_its_section(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A section may be JSON in one variable; what it does not set comes from the other variables."""
+    monkeypatch.setenv("FORWARDPASS_HTTP", '{"port": 1, "keep_alive_s": 2}')
+    monkeypatch.setenv("FORWARDPASS_HTTP__PORT", "3")
+
+    assert load_settings().http.model_dump() == {**Settings().http.model_dump(), "port": 3, "keep_alive_s": 2}
+
+
+@pytest.mark.parametrize("value", ["", "3", "[1]", "null"], ids=["nothing", "a number", "a list", "null"])
+def test_a_section_that_is_no_object_is_refused(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
+    """JSON of the wrong kind is an error, however much of it another variable might set right."""
+    monkeypatch.setenv("FORWARDPASS_HTTP", value)
+    monkeypatch.setenv("FORWARDPASS_HTTP__PORT", "1")
+
+    with pytest.raises(ValueError, match=r"must be: FORWARDPASS_HTTP$"):
+        load_settings()
+
+
 @pytest.mark.parametrize("name", ["FORWARDPASS_HTPP__PORT", "FORWARDPASS_HTTP_PORT", "forwardpass_nope"])
 def test_an_unknown_variable_of_ours_is_refused(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     """A misspelt variable is an error by its name, not passed over."""
@@ -61,7 +79,7 @@ def test_a_value_that_must_be_json_is_named(monkeypatch: pytest.MonkeyPatch, nam
     monkeypatch.setenv("FORWARDPASS_GRPC", '{"port": 1}')
     monkeypatch.setenv(name, "{no json")
 
-    with pytest.raises(ValueError, match=rf"not JSON, as its value must be: {name}$"):
+    with pytest.raises(ValueError, match=rf"not a JSON list or object, as its value must be: {name}$"):
         load_settings()
 
 

@@ -7,9 +7,9 @@ from typing import Any
 
 from google.protobuf import json_format
 from google.protobuf.descriptor import Descriptor, FieldDescriptor
-from tritonclient.grpc import service_pb2 as pb
 
 from server.errors import Unsupported
+from server.proto.triton import service_pb2 as pb
 from server.types import IndexEntry, ModelMetadata, ServerMetadata
 
 _INTEGERS_AS_TEXT = frozenset({FieldDescriptor.CPPTYPE_INT64, FieldDescriptor.CPPTYPE_UINT64})

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
-from tritonclient.grpc import service_pb2 as pb
+from server.proto.triton import service_pb2 as pb
 
 if TYPE_CHECKING:
     from server.scheduler.statistics import Duration, ModelStatistics

@@ -6,9 +6,9 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
-from tritonclient.grpc import service_pb2 as pb
 
 from server.errors import InvalidRequest
+from server.proto.triton import service_pb2 as pb
 from server.transport.codec.tensors import (
     check_datatype,
     check_name,
