@@ -11,7 +11,7 @@ BENCH ?=
 REPORTS ?= build/bench
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test check format types lint bench-simulate bench-overload bench-cap models proto lock clean
+.PHONY: help serve test check format types lint bench-simulate bench-overload bench-cap bench-collector bench-startup models proto lock clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -41,6 +41,12 @@ bench-overload: $(VENV)/.dev ## overload for real, about a minute on two quiet c
 bench-cap: $(VENV)/.dev ## the server's own batch size against every fixed one, on three models, about a minute
 	$(BIN)/python -m loadtests.benchmarks.batch_cap --out $(REPORTS) $(BENCH)
 
+bench-collector: $(VENV)/.dev ## what Python's garbage collector costs the hot path, by how it is set, half a minute on one quiet core
+	$(BIN)/python -m loadtests.benchmarks.collector --out $(REPORTS) $(BENCH)
+
+bench-startup: $(VENV)/.dev ## the time from a process's start to READY, its parts, and the memory it holds then
+	$(BIN)/python -m loadtests.benchmarks.startup --out $(REPORTS) $(BENCH)
+
 models: $(VENV)/.dev ## train, verify and publish the committed models anew: digits, breast_cancer, fraud
 	$(BIN)/python -m exporter train image-classification --data digits --name digits --replace
 	$(BIN)/python -m exporter train tabular-classification --data breast_cancer --name breast_cancer --replace
@@ -63,6 +69,7 @@ $(BIN)/python:
 $(VENV)/.server: $(BIN)/python pyproject.toml constraints.txt
 	@echo "Installing the server into $(VENV) ..."
 	@$(PIP) -e '.[cpu]'
+	@$(BIN)/python -m compileall -q server
 	@touch $@
 
 $(VENV)/.dev: $(BIN)/python pyproject.toml constraints.txt

@@ -10,7 +10,6 @@ The only module that knows them all; nothing imports it but the command line.
 from __future__ import annotations
 
 import asyncio
-import gc
 import logging
 import os
 import signal
@@ -19,6 +18,7 @@ import time
 
 import uvloop
 
+from server import process
 from server.banner import banner
 from server.dataplane import DataPlane
 from server.engine.cores import available_cores
@@ -80,9 +80,6 @@ class Server:
         """
         repository = self.settings.repository
         await self.models.load_all(_wanted(repository, self.models.names()))
-        # What was loaded stays for good: taking it out of the collector's view spares each full collection.
-        gc.collect()
-        gc.freeze()
         self.ports["metrics"] = await self.metrics.start()
         self.ports["grpc"] = await self.grpc.start()
         self.ports["http"] = await self.rest.start()
@@ -164,6 +161,7 @@ async def _serve(settings: Settings) -> int:
         await server.stop_listening(0)
         await server.close()
         return 1
+    process.settle()
     log.info("ready in %.2f s", (time.monotonic_ns() - began_ns) / 1e9)
     sys.stdout.write(banner(server.dataplane, settings, server.ports))
     sys.stdout.flush()

@@ -80,6 +80,9 @@ def serve(settings: Settings) -> int:
 
     Every flag can be given by the environment too, and some settings only so: see `forwardpass settings`.
     """
+    from server import process
+
+    process.prepare()
     from server.app import run
 
     return run(settings)

@@ -71,13 +71,19 @@ def _difference(grey: Plane, border: float) -> tuple[Plane, float]:
     values = grey[frame].astype(np.float64)
     terms = np.stack([np.ones(len(y)), y / height, x / width], axis=1)
     # Ink may run over the border: only what is near the median is fitted.
-    residual = np.abs(values - np.median(values))
-    kept = residual <= max(3.0, 3 * float(np.median(residual)))
+    residual = np.abs(values - _median(values))
+    kept = residual <= max(3.0, 3 * _median(residual))
     plane = np.linalg.lstsq(terms[kept], values[kept], rcond=None)[0]
-    noise = 1.4826 * float(np.median(np.abs(values[kept] - terms[kept] @ plane)))
+    noise = 1.4826 * _median(np.abs(values[kept] - terms[kept] @ plane))
     down = (plane[1] * np.arange(height) / height).astype(np.float32)
     across = (plane[0] + plane[2] * np.arange(width) / width).astype(np.float32)
     return grey - down[:, None] - across[None, :], noise
+
+
+def _median(values: NDArray[np.float64]) -> float:
+    """`np.median` of values that are not empty and not NaN, bit for bit; that one imports all of `numpy.ma`."""
+    middle = [(values.size - 1) // 2, values.size // 2]
+    return float(np.partition(values, middle)[middle].mean())
 
 
 def _box(ink: Plane, threshold: float) -> tuple[int, int, int, int]:

@@ -92,6 +92,7 @@ def app(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
 
     module.run, module.check = run, check
     monkeypatch.setitem(sys.modules, "server.app", module)
+    monkeypatch.setattr("server.process.prepare", lambda: None)
     monkeypatch.setattr(server, "app", module, raising=False)
     return scripted
 

@@ -1,0 +1,102 @@
+"""What a serving process does without, and how its garbage collector is set. Each test is a process of its own."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+NOT_FOR_SERVING = (
+    "exporter",
+    "httpx",
+    "lightning",
+    "ml_dtypes",
+    "numpy.ma",
+    "onnxruntime",
+    "pandas",
+    "pydantic_settings",
+    "rich",
+    "server.client",
+    "sklearn",
+    "torch",
+    "tritonclient.grpc",
+    "tritonclient.utils",
+    "typer",
+)
+"""Each would make every start slower and every server larger. ONNX Runtime is needed, and imported by its engine."""
+
+
+def run(code: str) -> str:
+    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    return result.stdout.strip()
+
+
+def test_the_server_is_imported_without_what_serving_does_not_need() -> None:
+    """A new import at the top of some module must not bring back the client, the command line or the training side."""
+    found = run(f"import sys, server.app; print([name for name in {NOT_FOR_SERVING!r} if name in sys.modules])")
+
+    assert found == "[]"
+
+
+def test_a_server_is_built_without_the_clients_packages() -> None:
+    """The same once every part is there: what a part imports when it is built counts as well."""
+    code = (
+        "import sys\nfrom server.app import Server\nfrom server.settings import load_settings\n"
+        "import asyncio\nasync def build(): return Server(load_settings())\nasyncio.run(build())\n"
+        f"print([name for name in {NOT_FOR_SERVING!r} if name in sys.modules and name != 'onnxruntime'])"
+    )
+
+    assert run(code) == "[]"
+
+
+@pytest.mark.parametrize("first", ["server.proto.triton", "tritonclient.grpc"])
+def test_tritonclient_and_the_server_share_their_messages(first: str) -> None:
+    """Whichever is imported first, both have the same classes, and the client is whole."""
+    code = (
+        f"import {first}\nimport tritonclient.grpc, tritonclient.grpc.aio\n"
+        "from tritonclient.grpc import service_pb2, model_config_pb2\nfrom server.proto import triton\n"
+        "assert tritonclient.grpc.service_pb2 is service_pb2 is triton.service_pb2\n"
+        "assert tritonclient.grpc.model_config_pb2 is model_config_pb2 is triton.model_config_pb2\n"
+        "request = tritonclient.grpc.service_pb2.ModelInferRequest(model_name='m')\n"
+        "assert isinstance(request, triton.service_pb2.ModelInferRequest)\n"
+        "tritonclient.grpc.InferenceServerClient('127.0.0.1:1').close()\nprint('whole')"
+    )
+
+    assert run(code) == "whole"
+
+
+def test_the_messages_alone_leave_no_half_package_behind() -> None:
+    """The stand-in for tritonclient.grpc is gone: whoever imports it later gets the real one."""
+    code = (
+        "import sys, server.proto.triton\n"
+        "print(sorted(name for name in sys.modules if name.startswith(('tritonclient', 'grpc'))))"
+    )
+
+    assert run(code) == ("['tritonclient', 'tritonclient.grpc.model_config_pb2', 'tritonclient.grpc.service_pb2']")
+
+
+def test_the_collector_is_off_at_start_and_frozen_when_ready() -> None:
+    """What lives at READY is never walked again, and the collector works on what comes after."""
+    code = (
+        "import gc, os\nfrom server import process\nprocess.prepare()\nassert not gc.isenabled()\n"
+        "import server.app\nprocess.settle()\n"
+        "print(gc.isenabled(), gc.get_freeze_count() > 10_000, gc.get_threshold()[0])\n"
+        "print(os.environ['OPENBLAS_NUM_THREADS'])"
+    )
+
+    assert run(code) == "True True 10000\n1"
+
+
+def test_a_chosen_number_of_blas_threads_stays() -> None:
+    """An operator's own OPENBLAS_NUM_THREADS is not overwritten."""
+    code = (
+        "import os\nos.environ['OPENBLAS_NUM_THREADS'] = '3'\nfrom server import process\nprocess.prepare()\n"
+        "print(os.environ['OPENBLAS_NUM_THREADS'])"
+    )
+
+    assert run(code) == "3"
