@@ -34,8 +34,8 @@ from exporter.recipes.base import (
     Tolerance,
 )
 from server.pipeline.classification import ClassificationSpec, write_labels
-from server.pipeline.foreground import Foreground
-from server.pipeline.image import Decode, ImageSpec, ImageSteps, Normalize, Resize
+from server.pipeline.image import ImageSteps
+from server.pipeline.image_spec import Decode, Foreground, ImageSpec, Normalize, Resize
 from server.pipeline.load import write_spec
 from server.types import Array, ImageInput, RawInput, TensorSpec
 

@@ -8,30 +8,16 @@
 
 from __future__ import annotations
 
-from typing import Annotated
-
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
-from pydantic import Field
 
-from server.pipeline.classification import SpecModel
+from server.pipeline.image_spec import Foreground
 
 Plane = NDArray[np.float32]
 
 NOISE_FACTOR = 4.0
 """Ink differs from the background by more than this many times the noise on the border."""
-
-
-class Foreground(SpecModel):
-    border: Annotated[float, Field(gt=0, le=0.25)] = 0.04
-    """The part of the height and width, on each side, that the background is estimated from."""
-    min_contrast: Annotated[int, Field(ge=1, le=255)] = 12
-    """Grey levels between background and strokes below which a picture is called blank."""
-    box_threshold: Annotated[float, Field(gt=0, lt=1)] = 0.25
-    """The part of full contrast at which a pixel counts for the bounding box."""
-    margin: Annotated[float, Field(ge=0, le=1)] = 0.0
-    """Black on each side of the box, as a part of its longer side."""
 
 
 class Blank(ValueError):

@@ -8,14 +8,17 @@ from typing import Annotated, Any
 
 import yaml
 from pydantic import Field, TypeAdapter, ValidationError
+from pydantic_core import ErrorDetails
 
 from server.errors import ModelLoadFailed
 from server.pipeline.base import PROCESSING_FILE, Pipeline
-from server.pipeline.image import ImagePipeline, ImageSpec
+from server.pipeline.image_spec import ImageSpec
 from server.pipeline.tabular import TabularPipeline, TabularSpec
 
 ProcessingSpec = Annotated[ImageSpec | TabularSpec, Field(discriminator="task")]
 """What processing.yaml holds; a new task is one more member, and one more case in `load_pipeline`."""
+
+_SHOWN_CHARACTERS = 60
 
 _ADAPTER: TypeAdapter[ImageSpec | TabularSpec] = TypeAdapter(ProcessingSpec)
 
@@ -50,11 +53,11 @@ def read_spec(folder: Path) -> ImageSpec | TabularSpec:
     try:
         return _ADAPTER.validate_python(content)
     except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
+        first = error.errors(include_url=False)[0]
         # The first part of the location is the task that pydantic chose by; the file has no such level.
         field = ".".join(str(part) for part in first["loc"][1:])
         where = f"{PROCESSING_FILE}: {field}" if field else PROCESSING_FILE
-        raise ModelLoadFailed(folder.name, where, first["msg"]) from error
+        raise ModelLoadFailed(folder.name, where, _problem(first)) from error
 
 
 def load_pipeline(folder: Path, max_pixels: int | None = None) -> Pipeline:
@@ -67,6 +70,9 @@ def load_pipeline(folder: Path, max_pixels: int | None = None) -> Pipeline:
     """
     spec = read_spec(folder)
     if isinstance(spec, ImageSpec):
+        # Only now, for it brings the decoders: a server without image models needs none.
+        from server.pipeline.image import ImagePipeline
+
         return ImagePipeline(spec, folder, max_pixels)
     return TabularPipeline(spec, folder)
 
@@ -75,6 +81,13 @@ def write_spec(spec: ImageSpec | TabularSpec, folder: Path) -> None:
     """Write processing.yaml; `read_spec` gives back an equal spec, and an equal spec gives the same bytes."""
     content = yaml.safe_dump(spec.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=120)
     (folder / PROCESSING_FILE).write_text(content, encoding="utf-8")
+
+
+def _problem(error: ErrorDetails) -> str:
+    """What is wrong; a choice that is not among the known ones is named."""
+    if error["type"] == "literal_error" and isinstance(error["input"], str):
+        return f"{error['input'][:_SHOWN_CHARACTERS]!r} is not known, it must be {error['ctx']['expected']}"
+    return error["msg"]
 
 
 def _where_in_yaml(error: yaml.MarkedYAMLError) -> str:

@@ -12,7 +12,7 @@ from torch import nn
 
 from exporter.recipes.base import Arrays, DataReport, Evaluation, Predict, Split, Tolerance
 from server.pipeline.classification import ClassificationSpec, write_labels
-from server.pipeline.image import ImageSpec, Normalize, Resize
+from server.pipeline.image_spec import ImageSpec, Normalize, Resize
 from server.pipeline.load import write_spec
 from server.types import Array, RawInput, RowInput, TensorSpec
 from tests.support.drawn_digits import encode

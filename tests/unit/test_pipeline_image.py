@@ -5,16 +5,18 @@ from __future__ import annotations
 import io
 import struct
 import zlib
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Literal, get_args
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from server.errors import InvalidRequest, PayloadTooLarge, ServingError
-from server.pipeline.foreground import Foreground
-from server.pipeline.image import Decode, ImagePipeline, ImageSpec, ImageSteps, Normalize, Resize
+from server.pipeline.image import ImagePipeline, ImageSteps
+from server.pipeline.image_spec import Decode, Decoder, Foreground, ImageSpec, Normalize, Resize
 from server.types import ImageInput, RowInput, TextInput
 from tests.support.drawn_digits import DRAWINGS, STYLES, Style, draw, encode, transparent
 from tests.support.models import SMALL_SPEC, write_image_model
@@ -29,8 +31,18 @@ INK_SPEC = ImageSpec(
 )
 
 
-def with_decode(**decode: object) -> ImageSteps:
-    return ImageSteps(SMALL_SPEC.model_copy(update={"decode": Decode.model_validate(decode)}))
+WithDecode = Callable[..., ImageSteps]
+
+
+@pytest.fixture(params=get_args(Decoder))
+def with_decode(request: pytest.FixtureRequest) -> WithDecode:
+    """Makes the steps of a small grey model with this `decode`: each test runs with every decoder."""
+
+    def make(**decode: object) -> ImageSteps:
+        settings = Decode.model_validate({"decoder": request.param, **decode})
+        return ImageSteps(SMALL_SPEC.model_copy(update={"decode": settings}))
+
+    return make
 
 
 def png_header(width: int, height: int) -> bytes:
@@ -74,7 +86,7 @@ def test_a_cropped_fit_keeps_the_aspect() -> None:
     assert ImageSteps(spec).tensor(picture).max() == 0
 
 
-def test_exif_orientation_is_obeyed_if_the_spec_says_so() -> None:
+def test_exif_orientation_is_obeyed_if_the_spec_says_so(with_decode: WithDecode) -> None:
     """A camera held upright stores a lying picture and a note."""
     picture = Image.new("L", (40, 20), 0)
     picture.paste(255, (0, 0, 20, 20))
@@ -82,32 +94,38 @@ def test_exif_orientation_is_obeyed_if_the_spec_says_so() -> None:
     exif[0x0112] = 6
     buffer = io.BytesIO()
     picture.save(buffer, "JPEG", exif=exif)
-    assert with_decode().decode(buffer.getvalue(), "x").size == (20, 40)
-    assert with_decode(exif_orientation=False).decode(buffer.getvalue(), "x").size == (40, 20)
+    upright = with_decode().decode(buffer.getvalue(), "x")
+    assert upright.height == 2 * upright.width
+    top, bottom = (upright.getpixel((upright.width // 2, y)) for y in (1, upright.height - 2))
+    assert (top, bottom) == (255, 0)
+    stored = with_decode(exif_orientation=False).decode(buffer.getvalue(), "x")
+    assert stored.width == 2 * stored.height
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "P", "RGB", "RGBA", "LA"])
-def test_every_usual_pixel_mode_is_read(mode: str) -> None:
+def test_every_usual_pixel_mode_is_read(with_decode: WithDecode, mode: str) -> None:
     """White is white whatever the picture's mode."""
     picture = Image.new("L", (8, 8), 255).convert(mode)
     assert with_decode().decode(encode(picture, "PNG"), "x").getextrema() == (255, 255)
 
 
-def test_cmyk_jpegs_are_read() -> None:
+def test_cmyk_jpegs_are_read(with_decode: WithDecode) -> None:
     """Print shops send them."""
     data = encode(Image.new("CMYK", (8, 8), (0, 0, 0, 0)), "JPEG")
     low, _ = with_decode().decode(data, "x").getextrema()
     assert low > 250
 
 
-def test_sixteen_bit_greys_keep_their_brightness() -> None:
+def test_sixteen_bit_greys_keep_their_brightness(with_decode: WithDecode) -> None:
     """Pillow's own conversion would clip everything above 255 of 65535 to white."""
     picture = Image.fromarray(np.full((8, 8), 65535 // 5, dtype=np.uint16))
     assert with_decode().decode(encode(picture, "PNG"), "x").getextrema() == (51, 51)
 
 
 @pytest.mark.parametrize(("background", "grey"), [((255, 255, 255), 255), ((0, 0, 0), 0)])
-def test_transparent_pixels_show_the_declared_background(background: tuple[int, int, int], grey: int) -> None:
+def test_transparent_pixels_show_the_declared_background(
+    with_decode: WithDecode, background: tuple[int, int, int], grey: int
+) -> None:
     """What lies below alpha 0 is never seen, whatever colour it has."""
     data = encode(Image.new("RGBA", (8, 8), (90, 90, 90, 0)), "PNG")
     assert with_decode(background=background).decode(data, "x").getextrema() == (grey, grey)
@@ -157,7 +175,7 @@ def test_noise_is_not_ink() -> None:
         ImageSteps(INK_SPEC).row(ImageInput(encode(Image.fromarray(grain), "PNG")), "x")
 
 
-def test_a_decompression_bomb_is_refused_before_it_is_decoded() -> None:
+def test_a_decompression_bomb_is_refused_before_it_is_decoded(with_decode: WithDecode) -> None:
     """A header is enough to know; 40 gigapixels would not fit into memory."""
     with pytest.raises(PayloadTooLarge, match="pixels"):
         with_decode().decode(png_header(200_000, 200_000), "inputs[0]")
@@ -171,7 +189,7 @@ def test_the_servers_own_limit_holds_whatever_the_spec_allows() -> None:
         ImageSteps(SMALL_SPEC, max_pixels=50).decode(png_header(10, 10), "inputs[0]")
 
 
-def test_bytes_are_counted_before_they_are_looked_at() -> None:
+def test_bytes_are_counted_before_they_are_looked_at(with_decode: WithDecode) -> None:
     """A body over max_bytes is too large even if it is no picture."""
     with pytest.raises(PayloadTooLarge, match=r"inputs\[2\]: 11 bytes, over the limit of 10 bytes"):
         with_decode(max_bytes=10).decode(b"x" * 11, "inputs[2]")
@@ -179,7 +197,7 @@ def test_bytes_are_counted_before_they_are_looked_at() -> None:
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG"])
 @pytest.mark.parametrize("part", [0.1, 0.5, 0.9])
-def test_a_picture_that_is_cut_short_is_refused(kind: str, part: float) -> None:
+def test_a_picture_that_is_cut_short_is_refused(with_decode: WithDecode, kind: str, part: float) -> None:
     """Half a picture is not answered as if it were whole."""
     whole = encode(Image.effect_noise((200, 200), 80), kind)
     with pytest.raises(InvalidRequest, match=r"inputs\[1\]"):
@@ -187,13 +205,13 @@ def test_a_picture_that_is_cut_short_is_refused(kind: str, part: float) -> None:
 
 
 @pytest.mark.parametrize("data", [b"", b"hello", b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"RIFF\0\0\0\0WEBP", b"BM"])
-def test_what_is_no_picture_is_refused(data: bytes) -> None:
+def test_what_is_no_picture_is_refused(with_decode: WithDecode, data: bytes) -> None:
     """Whatever the bytes, the error is the caller's, and names the input."""
     with pytest.raises(InvalidRequest, match=r"inputs\[0\]"):
         with_decode().decode(data, "inputs[0]")
 
 
-def test_flipped_bytes_never_escape_as_anything_but_our_errors() -> None:
+def test_flipped_bytes_never_escape_as_anything_but_our_errors(with_decode: WithDecode) -> None:
     """Decoders raise all kinds of exceptions on hostile bytes; callers see one kind."""
     generator = np.random.default_rng(3)
     steps = with_decode(max_pixels=1_000_000)
@@ -208,14 +226,14 @@ def test_flipped_bytes_never_escape_as_anything_but_our_errors() -> None:
                 continue
 
 
-def test_a_format_outside_the_allow_list_is_refused() -> None:
+def test_a_format_outside_the_allow_list_is_refused(with_decode: WithDecode) -> None:
     """The bytes decide, not what the caller says of them."""
     data = encode(Image.new("L", (8, 8)), "GIF")
     with pytest.raises(InvalidRequest, match="PNG, JPEG"):
         with_decode(formats=("PNG", "JPEG")).row(ImageInput(data, "image/png"), "x")
 
 
-def test_an_animation_is_refused() -> None:
+def test_an_animation_is_refused(with_decode: WithDecode) -> None:
     """Which of its pictures was meant?"""
     frames = [Image.new("L", (8, 8), grey) for grey in (0, 100, 200)]
     buffer = io.BytesIO()
@@ -238,11 +256,97 @@ def test_no_inputs_are_refused(pipeline: ImagePipeline) -> None:
         pipeline.preprocess([])
 
 
-def test_large_jpegs_are_reduced_to_max_side() -> None:
+def test_large_jpegs_are_reduced_to_max_side(with_decode: WithDecode) -> None:
     """The longer side is max_side, the aspect stays, and small pictures are left alone."""
     steps = with_decode(max_side=100)
     assert steps.decode(encode(Image.new("L", (1600, 800), 9), "JPEG"), "x").size == (100, 50)
-    assert steps.decode(encode(Image.new("L", (60, 20), 9), "JPEG"), "x").size == (60, 20)
+    assert steps.decode(encode(Image.new("L", (60, 20), 9), "PNG"), "x").size == (60, 20)
+
+
+def photo(width: int, height: int) -> Image.Image:
+    """Coloured areas with soft edges: what a photo has and noise has not."""
+    areas = np.random.default_rng(5).integers(0, 256, (height // 40, width // 40, 3), dtype=np.uint8)
+    return Image.fromarray(areas).resize((width, height), Image.Resampling.BICUBIC)
+
+
+@pytest.mark.parametrize("progressive", [False, True], ids=["baseline", "progressive"])
+@pytest.mark.parametrize("mode", ["L", "RGB"])
+@pytest.mark.parametrize("fit", ["stretch", "crop"])
+@pytest.mark.parametrize(("oversample", "levels"), [(1, 2.0), (2, 0.5)])
+def test_a_reduced_jpeg_differs_by_a_grey_level_or_so(
+    mode: Literal["L", "RGB"], fit: Literal["stretch", "crop"], oversample: float, levels: float, progressive: bool
+) -> None:
+    """On average, as the spec says of `oversample`; whatever the fit and the way that the JPEG was written."""
+    buffer = io.BytesIO()
+    photo(1280, 960).save(buffer, "JPEG", quality=90, progressive=progressive)
+    normalize = Normalize(scale=1.0, mean=(0.0,) * len(mode), std=(1.0,) * len(mode))
+    spec = ImageSpec(mode=mode, resize=Resize(height=64, width=96, fit=fit), normalize=normalize)
+    drafted = spec.model_copy(update={"decode": Decode(decoder="pillow-draft", oversample=oversample)})
+
+    whole = ImageSteps(spec).row(ImageInput(buffer.getvalue()), "x")
+    reduced = ImageSteps(drafted).row(ImageInput(buffer.getvalue()), "x")
+
+    assert 0 < np.abs(whole - reduced).mean() < levels
+
+
+@pytest.mark.parametrize(
+    ("size", "orientation", "oversample", "decoded"),
+    [
+        ((640, 480), 1, 1.0, (160, 120)),
+        ((640, 480), 1, 1.5, (320, 240)),
+        ((640, 480), 1, 4.0, (640, 480)),
+        ((640, 480), 6, 1.0, (120, 160)),
+        ((160, 480), 1, 1.0, (160, 480)),
+        ((480, 160), 6, 1.0, (160, 480)),
+        ((640, 90), 1, 1.0, (640, 90)),
+        ((50, 50), 1, 1.0, (50, 50)),
+        ((5600, 4000), 1, 1.0, (700, 500)),
+    ],
+)
+def test_a_jpeg_is_reduced_to_no_less_than_the_models_size(
+    size: tuple[int, int], orientation: int, oversample: float, decoded: tuple[int, int]
+) -> None:
+    """By 2, 4 or 8 while both sides stay long enough for a model of 100x90, the picture turned as EXIF says."""
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    buffer = io.BytesIO()
+    Image.new("RGB", size, 9).save(buffer, "JPEG", exif=exif)
+    decode = Decode(decoder="pillow-draft", oversample=oversample)
+    spec = ImageSpec(mode="L", decode=decode, resize=Resize(height=90, width=100), normalize=PLAIN)
+
+    assert ImageSteps(spec).decode(buffer.getvalue(), "x").size == decoded
+
+
+def test_other_formats_are_decoded_whole_by_every_decoder(with_decode: WithDecode) -> None:
+    """Only JPEG can be reduced while it is decoded; the pixels of a PNG are those of the picture."""
+    picture = photo(320, 240).convert("L")
+
+    assert with_decode().decode(encode(picture, "PNG"), "x").tobytes() == picture.tobytes()
+
+
+def test_a_foreground_is_looked_for_at_max_side_by_every_decoder() -> None:
+    """A reduced JPEG of a drawing gives nearly the tensor of the whole one: the ink is found all the same."""
+    drafted = INK_SPEC.model_copy(update={"decode": INK_SPEC.decode.model_copy(update={"decoder": "pillow-draft"})})
+    data = encode(draw("3", STYLES[0]).resize((1200, 900)), "JPEG")
+
+    assert max(ImageSteps(drafted).decode(data, "x").size) == 256
+    difference = ImageSteps(drafted).row(ImageInput(data), "x") - ImageSteps(INK_SPEC).row(ImageInput(data), "x")
+    assert np.abs(difference).mean() < 0.02
+
+
+def test_a_row_is_what_the_steps_say_to_the_bit() -> None:
+    """(value * scale - mean) / std in FP32, each step rounded: committed models were verified against these bits."""
+    picture = photo(200, 120)
+    normalize = Normalize(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
+    resize = Resize(height=32, width=40)
+    spec = ImageSpec(mode="RGB", layout="NHWC", resize=resize, normalize=normalize)
+
+    pixels = np.asarray(picture.resize((40, 32), Image.Resampling.BILINEAR)).astype(np.float32)
+    mean, std = np.float32(normalize.mean), np.float32(normalize.std)
+    expected = (pixels * np.float32(1 / 255) - mean) / std
+
+    row = ImageSteps(spec).row(ImageInput(encode(picture, "PNG")), "x")
+    assert row.tobytes() == expected.tobytes()
 
 
 def test_one_pipeline_serves_many_threads_at_once() -> None:

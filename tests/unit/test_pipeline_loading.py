@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from server.errors import ModelLoadFailed
-from server.pipeline.image import ImagePipeline, ImageSpec
+from server.pipeline.image import ImagePipeline
+from server.pipeline.image_spec import ImageSpec
 from server.pipeline.load import load_pipeline, read_spec, write_spec
 from tests.support.models import SMALL_SPEC, write_image_model
 
@@ -48,6 +49,8 @@ def test_the_task_chooses_the_pipeline(folder: Path) -> None:
         ("height: 4", "height: 0", "resize.height"),
         ("height: 4", "hight: 4", "resize.h"),
         ("filter: bilinear", "filter: magic", "resize.filter"),
+        ("decoder: pillow", "decoder: opencv", "decode.decoder: 'opencv' is not known"),
+        ("oversample: 1.0", "oversample: 0.5", "decode.oversample"),
         ("layout: NCHW", "layout: NCHW\nsurprise: 1", "surprise"),
         ("layout: NCHW", "layout: NCHW\nlayout: NHWC", "layout"),
         ("mode: L", "mode: RGB", "normalize"),
@@ -88,3 +91,17 @@ def test_a_foreground_needs_a_grey_picture() -> None:
     changed["normalize"] = {"mean": [0, 0, 0], "std": [1, 1, 1]}
     with pytest.raises(ValueError, match="needs mode L"):
         ImageSpec.model_validate(changed)
+
+
+def test_a_reduced_foreground_needs_the_size_it_is_looked_for_at() -> None:
+    """pillow-draft reduces to max_side where the model's own size says nothing of how large the ink is."""
+    changed = SMALL_SPEC.model_dump() | {"foreground": {}, "decode": {"decoder": "pillow-draft"}}
+    with pytest.raises(ValueError, match="needs max_side"):
+        ImageSpec.model_validate(changed)
+
+
+def test_a_spec_that_names_no_decoder_has_todays_default(folder: Path) -> None:
+    """Models that were published before the choice existed mean what they meant: the whole picture, by Pillow."""
+    replace(folder, "  decoder: pillow\n", "")
+    replace(folder, "  oversample: 1.0\n", "")
+    assert read_spec(folder) == SMALL_SPEC

@@ -11,6 +11,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 
 NOT_FOR_SERVING = (
+    "PIL",
     "exporter",
     "httpx",
     "lightning",
@@ -27,7 +28,8 @@ NOT_FOR_SERVING = (
     "tritonclient.utils",
     "typer",
 )
-"""Each would make every start slower and every server larger. ONNX Runtime is needed, and imported by its engine."""
+"""Each would make every start slower and every server larger. ONNX Runtime and Pillow come with
+the engine and with the first image model."""
 
 
 def run(code: str) -> str:
