@@ -123,3 +123,13 @@ def tiny_mlp() -> Network:
     builder.dense(30, 64)
     builder.dense(64, 2)
     return builder.network((30,), 2)
+
+
+def photo_classifier(size: int, classes: int = 10) -> Network:
+    """Coloured pictures of `size` x `size`, halved three times: a small classifier of photos."""
+    builder = _Builder()
+    for channels, to in ((3, 16), (16, 24), (24, 32)):
+        builder.conv(channels, to, stride=2)
+    builder.pool()
+    builder.dense(32, classes)
+    return builder.network((3, size, size), classes)
