@@ -11,7 +11,7 @@ BENCH ?=
 REPORTS ?= build/bench
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test check format types lint bench-simulate bench-overload bench-cap bench-collector bench-startup models proto lock clean
+.PHONY: help serve test check format types lint bench-simulate bench-overload bench-cap bench-collector bench-decode bench-startup models proto lock clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -43,6 +43,9 @@ bench-cap: $(VENV)/.dev ## the server's own batch size against every fixed one, 
 
 bench-collector: $(VENV)/.dev ## what Python's garbage collector costs the hot path, by how it is set, half a minute on one quiet core
 	$(BIN)/python -m loadtests.benchmarks.collector --out $(REPORTS) $(BENCH)
+
+bench-decode: $(VENV)/.dev ## JPEGs to tensors by decoder and size, and from JPEG to label against its bound, two minutes on quiet cores
+	$(BIN)/python -m loadtests.benchmarks.decode --out $(REPORTS) $(BENCH)
 
 bench-startup: $(VENV)/.dev ## the time from a process's start to READY, its parts, and the memory it holds then
 	$(BIN)/python -m loadtests.benchmarks.startup --out $(REPORTS) $(BENCH)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from itertools import groupby
 from operator import attrgetter
 
@@ -18,6 +17,7 @@ from server.call import Settled, answer, settle_into
 from server.errors import InvalidRequest, ServingError, UnknownModel, Unsupported
 from server.lifecycle import Lifecycle, State
 from server.model_control import ModelControl, Served
+from server.offload import Offload
 from server.pipeline.base import Pipeline
 from server.proto.triton import model_config_pb2
 from server.scheduler.statistics import ModelStatistics
@@ -60,7 +60,7 @@ class DataPlane:
         self._models = models
         self._lifecycle = lifecycle
         self._settings = settings
-        self._pipelines = ThreadPoolExecutor(pipeline_threads, thread_name_prefix="pipeline")
+        self._pipelines = Offload(pipeline_threads, "pipeline")
 
     # --- requests ---------------------------------------------------------------------------------
 
@@ -89,11 +89,10 @@ class DataPlane:
         """
         with self._models.resolve(request.model_name, request.model_version) as served:
             pipeline = self._pipeline(served, request)
-            loop = asyncio.get_running_loop()
             explanation, preprocess = request.explanation, pipeline.preprocess
             if explanation is not None:
                 preprocess = explanation.timed("preprocess", preprocess)
-            arrays = await loop.run_in_executor(self._pipelines, preprocess, request.inputs)
+            arrays = await self._pipelines.run(preprocess, request.inputs)
             response = await self._infer(served, request, arrays)
             outputs = {tensor.name: tensor.numpy() for tensor in response.outputs}
             predictions = pipeline.postprocess(outputs, request.top_k)
@@ -207,7 +206,7 @@ class DataPlane:
 
     def close(self) -> None:
         """Let the pipeline threads end."""
-        self._pipelines.shutdown(wait=False, cancel_futures=True)
+        self._pipelines.close()
 
 
 def _with_batch(specs: tuple[TensorSpec, ...], max_batch_size: int) -> tuple[TensorSpec, ...]:

@@ -54,7 +54,7 @@ DIGITS_SPEC = ImageSpec(
 
 PHOTO_SPEC = ImageSpec(
     mode="RGB",
-    decode=Decode(max_side=128),
+    decode=Decode(decoder="pillow-draft", max_side=128),
     resize=Resize(height=64, width=64, filter="bilinear", fit="crop"),
     normalize=Normalize(mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25)),
     classification=ClassificationSpec(output=OUTPUT),

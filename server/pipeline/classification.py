@@ -7,6 +7,7 @@ output's columns.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from math import isfinite
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -121,8 +122,9 @@ class Classifier:
         """
         values = self._checked(outputs)
         if self.spec.activation == "softmax":
-            exponents = np.exp(values - values.max(axis=1, keepdims=True))
-            return np.asarray(exponents / exponents.sum(axis=1, keepdims=True))
+            exponents = np.exp(values - np.maximum.reduce(values, axis=1, keepdims=True))
+            exponents /= np.add.reduce(exponents, axis=1, keepdims=True)
+            return exponents
         if self.spec.activation == "sigmoid":
             # tanh never overflows, where exp(-x) does for logits below -709.
             positive = 0.5 * (1.0 + np.tanh(0.5 * values))
@@ -138,8 +140,10 @@ class Classifier:
         """
         count = self.check_top_k(top_k)
         rows = self.probabilities(outputs)
-        order = np.argsort(-rows, axis=1, kind="stable")
-        return [self._answer(row, ranked, count) for row, ranked in zip(rows, order, strict=True)]
+        # Two at least: a decision may fall on the second where only the first is asked for. As Python's numbers,
+        # which are several times quicker to look at one by one.
+        order = (-rows).argsort(axis=1, kind="stable")[:, : max(count, 2)].tolist()
+        return [self._answer(row, ranked, count) for row, ranked in zip(rows.tolist(), order, strict=True)]
 
     def check_top_k(self, top_k: int) -> int:
         """The number of labels that an answer will hold. Raises InvalidRequest, see `postprocess`."""
@@ -147,14 +151,15 @@ class Classifier:
             raise InvalidRequest("top_k", f"{top_k} is not between 0 and the model's {len(self.labels)} labels")
         return top_k or self._default_top_k
 
-    def _answer(self, row: Probabilities, ranked: NDArray[np.intp], count: int) -> Classification:
-        best = tuple(Score(self.labels[i], float(row[i])) for i in ranked[:count])
-        chosen = int(ranked[0])
+    def _answer(self, row: list[float], ranked: list[int], count: int) -> Classification:
+        labels = self.labels
+        best = tuple([Score(labels[i], row[i]) for i in ranked[:count]])
+        chosen = ranked[0]
         if self.spec.decision is not None:
-            positive = self.labels.index(self.spec.decision.positive_label)
-            others = [int(i) for i in ranked if i != positive]
-            chosen = positive if row[positive] >= self.spec.decision.threshold else others[0]
-        return Classification(self.labels[chosen], float(row[chosen]), best)
+            positive = labels.index(self.spec.decision.positive_label)
+            other = ranked[1] if chosen == positive else chosen
+            chosen = positive if row[positive] >= self.spec.decision.threshold else other
+        return Classification(labels[chosen], row[chosen], best)
 
     def _checked(self, outputs: Mapping[str, Array]) -> Probabilities:
         name = self.spec.output
@@ -164,6 +169,7 @@ class Classifier:
         width = 1 if self.spec.activation == "sigmoid" else len(self.labels)
         if values.ndim != 2 or values.shape[1] != width:
             raise EngineFailure(self._model_name, f"output {name!r} has shape {values.shape}, expected [B, {width}]")
-        if not np.isfinite(values).all():
+        # The sum is quicker to look at; where it is not finite it may still have been an overflow.
+        if not isfinite(np.add.reduce(values, axis=None)) and not np.isfinite(values).all():
             raise EngineFailure(self._model_name, f"output {name!r} holds a value that is not finite")
         return values

@@ -28,6 +28,7 @@ FLOORS = {
     "server.observability.logging": 1,
     "server.settings_doc": 1,
     "server.proto": 1,
+    "server.offload": 1,
     "server.process": 1,
     "server.settings": 1,
     "server.types": 1,
