@@ -21,9 +21,9 @@ from dataclasses import dataclass
 from math import prod
 
 from google.protobuf.message import DecodeError
-from tritonclient.grpc import service_pb2 as pb
 
 from server.errors import InvalidRequest
+from server.proto.triton import service_pb2 as pb
 from server.transport.codec import v2_grpc
 from server.transport.codec.recent import Recent
 from server.transport.codec.tensors import check_raw

@@ -12,8 +12,7 @@ from collections.abc import Hashable
 from dataclasses import dataclass
 from math import prod
 
-from tritonclient.grpc import service_pb2 as pb
-
+from server.proto.triton import service_pb2 as pb
 from server.transport.codec import v2_grpc
 from server.transport.codec.varint import ONE_BYTE, varint
 from server.types import DATATYPES, Buffer, InferResponse, Tensor
