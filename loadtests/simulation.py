@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from random import Random
-from typing import Any
 
 from server.errors import Code, ServingError
 from server.scheduler.batcher import Batcher
@@ -20,7 +19,7 @@ from server.scheduler.plan import Limits
 from server.scheduler.queue import QueuePolicy
 from server.scheduler.statistics import ModelStatistics
 from server.scheduler.worker import Done, Pass
-from server.types import InferRequest, InferResponse, Outcome
+from server.types import Array, Batch, InferRequest, InferResponse, Outcome
 from tests.support.scheduler import ManualClock, ManualLoop
 
 _MODEL, _VERSION = "simulated", "1"
@@ -81,6 +80,18 @@ class Tally:
             return math.nan
         ordered = sorted(self.latencies_ns)
         return ordered[math.ceil(0.99 * len(ordered)) - 1] / 1e6
+
+
+class ScriptedInstance:
+    """What a scripted runner runs, were it asked to."""
+
+    name = "simulated_0"
+
+    def __init__(self, threads: int = 1) -> None:
+        self.threads = threads
+
+    def run(self, batch: Batch) -> Mapping[str, Array]:
+        raise NotImplementedError
 
 
 class ScriptedRunner:
@@ -148,11 +159,10 @@ def ours(arrivals_ns: Sequence[int], engine: Engine, deadline_ns: int, seed: int
 def make_batcher(engine: Engine, loop: ManualLoop, clock: ManualClock, runner: ScriptedRunner) -> Batcher:
     """Its cost model knows what a warm-up sweep would have measured."""
     sweep = {rows: engine.mean_ns(rows) for rows in range(1, engine.max_batch_size + 1)}
-    instance: Any = None
     return Batcher(
         _MODEL,
         _VERSION,
-        [instance],
+        [ScriptedInstance()],
         Limits(engine.max_batch_size),
         QueuePolicy(max_queue_size=8192),
         CostModel(sweep),

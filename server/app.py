@@ -30,6 +30,7 @@ from server.observability.logging import configure_logging
 from server.observability.metrics import Metrics
 from server.pipeline.load import load_pipeline
 from server.repository.repository import Repository
+from server.scheduler.share import Share
 from server.settings import RepositorySettings, Settings
 from server.transport.asgi import AsgiServer
 from server.transport.grpcio import GrpcioServer
@@ -51,7 +52,9 @@ class Server:
         self.settings = settings
         self.lifecycle = Lifecycle()
         self.models = ModelControl(
-            open_repository(settings), default_max_queue_size=settings.scheduler.default_max_queue_size
+            open_repository(settings),
+            default_max_queue_size=settings.scheduler.default_max_queue_size,
+            share=Share(available_cores()),
         )
         self.dataplane = DataPlane(
             self.models, self.lifecycle, settings.repository, settings.pipeline.threads or available_cores()

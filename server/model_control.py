@@ -22,6 +22,7 @@ from server.scheduler.batcher import Batcher
 from server.scheduler.cost import CostModel
 from server.scheduler.plan import Limits
 from server.scheduler.queue import Priorities, QueuePolicy
+from server.scheduler.share import Share
 from server.scheduler.statistics import ModelStatistics
 from server.types import IndexEntry, InferRequest
 
@@ -85,8 +86,10 @@ class Served:
 class ModelControl:
     """All versions in service, and the way in and out of it."""
 
-    def __init__(self, repository: Repository, *, default_max_queue_size: int) -> None:
+    def __init__(self, repository: Repository, *, default_max_queue_size: int, share: Share | None = None) -> None:
+        """`share`: of the cores between the models; None: the system shares them out among all their threads."""
         self._repository = repository
+        self._share = share
         self._default_max_queue_size = default_max_queue_size
         self._served: dict[str, dict[str, Served]] = {}
         self._newest: dict[str, Served] = {}
@@ -209,6 +212,7 @@ class ModelControl:
             priorities=self._priorities(batching),
             slo_ns=int(config.slo_ms * 1_000_000),
             preserve_ordering=batching.preserve_ordering if batching else False,
+            share=self._share,
         )
         return Served(model, batcher, statistics)
 

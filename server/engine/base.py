@@ -60,6 +60,10 @@ class Instance(Protocol):
     def name(self) -> str:
         """Unique within the model, for logs and metrics, for example ``digits_0_cpu``."""
 
+    @property
+    def threads(self) -> int:
+        """Threads of this machine's cores that a pass keeps busy; 0 where it runs on a GPU or elsewhere."""
+
     def run(self, batch: Batch) -> Mapping[str, Array]:
         """One forward pass; the outputs by name, each of `batch.rows` rows.
 

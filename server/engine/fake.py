@@ -115,6 +115,8 @@ class FakeModel:
 
 
 class FakeInstance:
+    threads = 1
+
     def __init__(self, engine: FakeEngine, spec: EngineSpec, name: str) -> None:
         self.name = name
         self._engine = engine

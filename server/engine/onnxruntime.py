@@ -114,7 +114,8 @@ class OnnxRuntimeEngine:
             session = shared.get(key) if parameters.share_session_between_instances else None
             if session is None:
                 session = shared[key] = self._session(spec, placement, self._options(spec, parameters, placements))
-            instances.append(OnnxRuntimeInstance(spec, placement.name, session))
+            threads = 0 if placement.on_gpu else session.get_session_options().intra_op_num_threads
+            instances.append(OnnxRuntimeInstance(spec, placement.name, session, threads))
         return OnnxRuntimeModel(instances)
 
     def _options(self, spec: EngineSpec, parameters: Parameters, placements: Sequence[Placement]) -> Any:
@@ -179,10 +180,12 @@ class OnnxRuntimeEngine:
 class OnnxRuntimeInstance:
     """One session, or one share in a session, run by one thread at a time."""
 
-    __slots__ = ("_encoded", "_mapped", "_model_name", "_rows_first", "_session", "_wanted", "name")
+    __slots__ = ("_encoded", "_mapped", "_model_name", "_rows_first", "_session", "_wanted", "name", "threads")
 
-    def __init__(self, spec: EngineSpec, name: str, session: Any) -> None:
+    def __init__(self, spec: EngineSpec, name: str, session: Any, threads: int) -> None:
+        """`threads`: of the session's pool, the caller's own included; 0 on a GPU."""
         self.name = name
+        self.threads = threads
         self._model_name = spec.model_name
         self._session = session
         self._wanted = [output.name for output in spec.outputs]

@@ -26,6 +26,10 @@ def _predicted_s(statistics: ModelStatistics) -> float:
     return statistics.predicted_ns / 1e9
 
 
+def _turn_wait_s(statistics: ModelStatistics) -> float:
+    return statistics.turn_wait_ns / 1e9
+
+
 def _actual_s(statistics: ModelStatistics) -> float:
     return statistics.actual_ns / 1e9
 
@@ -47,6 +51,7 @@ _OURS: tuple[tuple[str, str, Callable[[ModelStatistics], float]], ...] = (
     ("forwardpass_requests_expired_total", "Requests whose deadline passed before their pass", lambda s: s.expired),
     ("forwardpass_requests_cancelled_total", "Requests whose caller went away", lambda s: s.cancelled),
     ("forwardpass_requests_late_total", "Requests answered after their deadline", lambda s: s.settled_late),
+    ("forwardpass_turn_wait_seconds_total", "Seconds that ready batches waited for other models", _turn_wait_s),
     ("forwardpass_pass_predicted_seconds_total", "Seconds that passes were expected to take", _predicted_s),
     ("forwardpass_pass_actual_seconds_total", "Seconds that the same passes took", _actual_s),
 )

@@ -36,6 +36,10 @@ class Outlook:
     """That live."""
     free: bool
     """An instance is idle and nobody waits: whoever comes first is not kept by others."""
+    turn_ns: int = 0
+    """How long an idle instance waits for other models' passes to leave it a core."""
+    slowdown: float = 1.0
+    """How many times as long the work of several passes takes because of other models' passes between them."""
 
 
 class Admission:
@@ -70,7 +74,7 @@ class Admission:
             limit = queue.level(request).policy.max_queue_size
             return QueueFull(request.model_name, limit, self.retry_after_ms(outlook))
         if request.deadline_ns < NO_DEADLINE:
-            wait_ns = foresee_ns(queue, request, self._cost, self.cap, outlook.left_ns, outlook.instances)
+            wait_ns = foresee_ns(queue, request, self._cost, self.cap, outlook)
             if wait_ns is not None and not self._in_time(request, wait_ns, outlook):
                 return Overloaded(request.model_name, -(-wait_ns // 1_000_000), self.retry_after_ms(outlook))
         queue.add(request, now_ns, delays_ns)
@@ -100,7 +104,7 @@ class Admission:
         if self._cost.predict_ns(self.cap or 1) is None:
             return 0
         work_ns = outlook.left_ns + sum([drain_ns(line, self._cost, self.cap) for line in self._queue.lines])
-        return max(1, work_ns // max(1, outlook.instances) // 1_000_000)
+        return max(1, int(work_ns * outlook.slowdown) // max(1, outlook.instances) // 1_000_000)
 
 
 class Margin:
@@ -120,13 +124,8 @@ class Margin:
             self.ns = max(0.0, self.ns - step_ns * (1 - _QUANTILE))
 
 
-def foresee_ns(
-    queue: RequestQueue, request: InferRequest, cost: Cost, cap: int, left_ns: int, instances: int
-) -> int | None:
-    """Nanoseconds from now to the answer of a request that joins the queue; None where no cost is known.
-
-    `left_ns`: what is left of all passes under way together.
-    """
+def foresee_ns(queue: RequestQueue, request: InferRequest, cost: Cost, cap: int, outlook: Outlook) -> int | None:
+    """Nanoseconds from now to the answer of a request that joins the queue; None where no cost is known."""
     ahead_ns, own_rows = 0, 0
     level = queue.level(request)
     for above in queue.levels:
@@ -144,7 +143,12 @@ def foresee_ns(
         ahead_ns += full * (cost.predict_ns(cap or 1) or 0)
     # Behind a full batch the own one will be full as well: others come until it starts.
     own_ns = cost.high_ns(max(cap if full else rest + 1, request.rows))
-    return None if own_ns is None else (left_ns + ahead_ns) // max(1, instances) + own_ns
+    if own_ns is None:
+        return None
+    before_ns = (outlook.left_ns + ahead_ns) // max(1, outlook.instances)
+    if outlook.slowdown > 1.0:
+        before_ns = int(before_ns * outlook.slowdown)
+    return before_ns + outlook.turn_ns + own_ns
 
 
 def drain_ns(line: Line, cost: Cost, cap: int) -> int:

@@ -32,7 +32,9 @@ from server.scheduler.handoff import Handoff
 from server.scheduler.ordering import InOrder
 from server.scheduler.plan import Dispatch, Limits, Wait, all_at_once, plan
 from server.scheduler.queue import Priorities, QueuePolicy, RequestQueue
+from server.scheduler.share import Share
 from server.scheduler.statistics import ModelStatistics
+from server.scheduler.turn import FREE, Turn
 from server.scheduler.waits import Waits
 from server.scheduler.worker import Model, Pass, Runner, Worker
 from server.types import NO_DEADLINE, InferRequest, InferResponse, Outcome, Timing
@@ -46,14 +48,21 @@ _Answer = tuple[InferResponse, Pass]
 
 
 class _Run:
-    """A pass under way."""
+    """A pass that may begin, or is under way."""
 
-    __slots__ = ("begun_ns", "predicted_ns", "requests")
+    __slots__ = ("begun_ns", "compute_ns", "inline", "lease", "predicted_ns", "requests", "runner")
 
-    def __init__(self, requests: Sequence[InferRequest], begun_ns: int, predicted_ns: int | None) -> None:
+    def __init__(self, requests: Sequence[InferRequest], runner: Runner, begun_ns: int) -> None:
         self.requests = requests
+        self.runner = runner
         self.begun_ns = begun_ns
-        self.predicted_ns = predicted_ns
+        self.lease = FREE
+        """Its tokens of the share."""
+        self.inline = False
+        """On the loop itself."""
+        self.predicted_ns: int | None = None
+        self.compute_ns: int | None = None
+        """As predicted, without what a thread costs."""
 
 
 MakeRunner = Callable[[Instance], Runner]
@@ -78,10 +87,12 @@ class Batcher:
         priorities: Priorities | None = None,
         slo_ns: int = 0,
         preserve_ordering: bool = False,
+        share: Share | None = None,
     ) -> None:
         """`make_runner` makes the worker of an instance; by default one with a thread of its own.
 
         `slo_ns`: the model's latency objective, a deadline of every request from its receipt; 0 is none.
+        `share`: of the cores that all models use; None: passes begin as if there were no other models.
         """
         self.model_name = model_name
         self.model_version = model_version
@@ -102,6 +113,8 @@ class Batcher:
         self._runners = [make_runner(instance) for instance in instances]
         self._idle = list(self._runners)
         self._running: dict[Runner, _Run] = {}
+        threads = {runner: instance.threads for runner, instance in zip(self._runners, instances, strict=True)}
+        self._turn = Turn(share, model_name, threads, statistics, self._tick_soon)
         self.statistics.instances = len(self._idle)
         self._alarm = Alarm(loop, self._tick)
         self._waits = Waits()
@@ -156,6 +169,7 @@ class Batcher:
         for runner in self._runners:
             await runner.join()
         self._alarm.cancel()
+        self._turn.leave(self._clock())
 
     @property
     def held(self) -> int:
@@ -182,10 +196,11 @@ class Batcher:
         """Admit who arrived; those that need not queue, as nearly always, begin their pass at once."""
         arrived = self._arrived
         if self._may_go(arrived, now_ns):
-            self._arrived = []
-            self._admission.admit_all(arrived, now_ns)
-            self._begin(arrived, now_ns)
-            return
+            run = self._turn_of(arrived, now_ns)
+            if run is not None:
+                self._arrived = []
+                self._begin(run, queued=False)
+                return
         outlook = self._look_out(now_ns)
         # Whoever hears of a refusal may send again at once, which makes the list longer.
         for request in arrived:
@@ -230,7 +245,9 @@ class Batcher:
         if self._reruns:
             left_ns += sum([self._cost.predict_ns(request.rows) or 0 for request in self._reruns])
         idle = len(self._idle)
-        return Outlook(now_ns, left_ns, idle + len(self._running), idle > 0 and not self._reruns)
+        turn_ns, slowdown = self._turn.outlook(now_ns)
+        free = idle > 0 and not self._reruns
+        return Outlook(now_ns, left_ns, idle + len(self._running), free, turn_ns if idle else 0, slowdown)
 
     def _dead(self) -> ModelNotReady:
         return ModelNotReady(self.model_name, self.model_version, "its workers have died")
@@ -279,7 +296,7 @@ class Batcher:
         self._release_in_order()
         if self._waits:
             # After a pass on the loop itself a tick is due: whoever is left waited for that pass.
-            self._waits.look(now_ns, busy=self._tick_due or not self._idle)
+            self._waits.look(now_ns, busy=self._tick_due or not self._idle, others=self._turn.waiting)
         if self._draining:
             wake_ns = min(wake_ns, self._check_drained(now_ns))
         if self.held:
@@ -305,57 +322,85 @@ class Batcher:
         After a pass on the loop itself the sockets come first: the rest goes with the next tick, together
         with what they bring.
         """
+        wake_ns = NO_DEADLINE
         while self._idle:
+            if self._turn.waiting and self.held and self._turn.must_wait(self._idle, now_ns):
+                return self._turn.again_ns
             if self._reruns:
-                requests: Sequence[InferRequest] = [self._reruns.popleft()]
+                requests: Sequence[InferRequest] = [self._reruns[0]]
             else:
                 step = plan(self._queue, now_ns, self._limits, self._cost)
                 if not isinstance(step, Dispatch):
-                    return step.until_ns if isinstance(step, Wait) else NO_DEADLINE
+                    wake_ns = step.until_ns if isinstance(step, Wait) else NO_DEADLINE
+                    break
                 requests = step.requests
-                self._queue.take(requests)
-            if not self._begin(requests, now_ns):
+            run = self._turn_of(requests, now_ns)
+            if run is None:
+                return self._turn.again_ns
+            if not self._begin(run):
                 self._tick_soon()
                 break
-        return NO_DEADLINE
+        self._turn.withdraw(now_ns)
+        return wake_ns
 
-    def _begin(self, requests: Sequence[InferRequest], now_ns: int) -> bool:
-        """Start a pass on an idle instance. False if it ran on the loop and is over."""
-        requests = [request for request in requests if not request.settled]
-        if not requests:
-            return True
-        if self._waits:
-            self._waits.begin(requests, now_ns)
+    def _turn_of(self, requests: Sequence[InferRequest], now_ns: int) -> _Run | None:
+        """The pass of these requests, which must begin now; None: passes of other models go first."""
         rows = sum([request.rows for request in requests])
-        compute_ns = self._cost.compute_ns(rows)
-        runner = self._idle.pop()
-        self._running[runner] = _Run(requests, now_ns, self._cost.predict_ns(rows))
+        run = _Run(requests, self._turn.choose(self._idle), now_ns)
+        run.compute_ns, run.predicted_ns = self._cost.compute_ns(rows), self._cost.predict_ns(rows)
+        run.inline = self._handoff.inline(run.compute_ns)
+        if not run.inline:
+            lease = self._turn.take(run.runner, requests, run.predicted_ns, now_ns)
+            if lease is None:
+                return None
+            run.lease = lease
+        return run
+
+    def _begin(self, run: _Run, *, queued: bool = True) -> bool:
+        """Start a pass whose turn it is. False if it ran on the loop and is over."""
+        runner, requests = run.runner, run.requests
+        self._idle.remove(runner)
+        self._running[runner] = run
         try:
-            if not self._handoff.inline(compute_ns):
+            if not queued:
+                self._admission.admit_all(requests, run.begun_ns)
+            elif self._reruns:
+                self._reruns.popleft()
+            else:
+                self._queue.take(requests)
+            run.requests = requests = [request for request in requests if not request.settled]
+            if not requests:
+                self._release(runner, run.begun_ns)
+                return True
+            if self._waits:
+                self._waits.begin(requests, run.begun_ns)
+            if not run.inline:
                 runner.start(requests, partial(self._on_pass, runner, requests))
                 return True
             result = runner.run_inline(requests)
             if result.error is None:
-                self._handoff.learn(compute_ns or 0, result.compute_ns)
+                self._handoff.learn(run.compute_ns or 0, result.compute_ns)
         except BaseException as error:
-            self._release(runner)
+            self._release(runner, self._clock())
             self._fail_each(requests, EngineFailure(self.model_name, repr(error)))
             raise
         self._finish(runner, requests, result)
         return False
 
-    def _release(self, runner: Runner) -> _Run | None:
+    def _release(self, runner: Runner, now_ns: int) -> _Run | None:
         if runner.alive:
             self._idle.append(runner)
         run = self._running.pop(runner, None)
+        if run is not None:
+            self._turn.give(run.lease, runner, run.begun_ns, now_ns)
         self.statistics.instances = len(self._idle) + len(self._running)
         return run
 
     # --- the end of a pass -------------------------------------------------------------------------
 
     def _finish(self, runner: Runner, requests: Sequence[InferRequest], result: Pass) -> None:
-        run = self._release(runner)
         ended_ns = self._clock()
+        run = self._release(runner, ended_ns)
         try:
             if run is not None:
                 self._learn(run, result, ended_ns)

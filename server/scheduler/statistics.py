@@ -157,6 +157,8 @@ class ModelStatistics:
         """Of the same passes: what they took."""
         self.busy_ns = 0
         """Time of instances that had a pass under way; of all instances together."""
+        self.turn_wait_ns = 0
+        """Time in which a batch and an instance were ready, and other models' passes had the cores."""
         self.instances = 0
         """Instances that live."""
         self.load = Load()

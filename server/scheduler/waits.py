@@ -51,12 +51,15 @@ class Waits:
         for request, wait in self._watched.items():
             wait.overtaken = wait.overtaken or request.enqueued_ns < newest_ns
 
-    def look(self, now_ns: int, *, busy: bool) -> None:
-        """All that could begin has begun: who is left waits for an instance if all are `busy`, else for company."""
+    def look(self, now_ns: int, *, busy: bool, others: bool = False) -> None:
+        """All that could begin has begun: who is left waits for an instance if all are `busy`, for the passes of
+        other models where those have the cores (`others`), else for company."""
         for request in [request for request in self._watched if request.settled]:
             del self._watched[request]
         for wait in self._watched.values():
-            if not busy:
+            if others:
+                wait.turn(WaitReason.OTHER_MODELS, now_ns)
+            elif not busy:
                 wait.turn(WaitReason.WINDOW, now_ns)
             elif wait.overtaken:
                 wait.turn(WaitReason.PRIORITY, now_ns)

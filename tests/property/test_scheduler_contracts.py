@@ -25,6 +25,7 @@ from server.errors import (
 )
 from server.scheduler.handoff import HANDOFF_NS
 from server.scheduler.queue import Priorities, QueuePolicy
+from server.scheduler.share import Lease, Share
 from server.scheduler.statistics import FailureReason
 from server.types import NO_DEADLINE, InferRequest, InferResponse, Outcome
 from tests.support.scheduler import POISON, Bench, StillCost
@@ -68,6 +69,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         levels=st.sampled_from([0, 0, 2, 3]),
         slo=st.sampled_from([0, 0, 6]),
         preserve_ordering=st.booleans(),
+        tokens=st.sampled_from([0, 0, 1, 2]),
     )
     def make(
         self,
@@ -85,6 +87,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         levels: int,
         slo: int,
         preserve_ordering: bool,
+        tokens: int,
     ) -> None:
         self.max_rows = max_batch_size
         self.delay_ns = delay * TICK_NS
@@ -109,6 +112,7 @@ class SchedulerMachine(RuleBasedStateMachine):
             priorities=self.priorities,
             slo_ns=self.slo_ns,
             preserve_ordering=self.in_order,
+            share=self.make_share(tokens),
         )
         self.books: dict[InferRequest, Book] = {}
         self.draining_since: int | None = None
@@ -116,6 +120,23 @@ class SchedulerMachine(RuleBasedStateMachine):
         self.drain: Coroutine[Any, Any, None] | None = None
         self.rows_run = 0
         self.passes_run = 0
+
+    def make_share(self, tokens: int) -> Share | None:
+        """Of the cores, with another model that wants them; 0: none."""
+        self.share = Share(tokens) if tokens else None
+        self.rival_leases: list[Lease] = []
+        self.rival = self.share.join("rival", 2, self.rival_is_called) if self.share else None
+        return self.share
+
+    def rival_is_called(self) -> None:
+        self.bench.loop.call_soon(self.rival_asks)
+
+    def rival_asks(self) -> None:
+        if self.rival is None:
+            return
+        lease = self.rival.take(1, 4 * TICK_NS, NO_DEADLINE, self.bench.clock.now_ns)
+        if lease is not None:
+            self.rival_leases.append(lease)
 
     # --- what may happen ---------------------------------------------------------------------------
 
@@ -206,6 +227,17 @@ class SchedulerMachine(RuleBasedStateMachine):
         for request in runner.job[0]:
             self.books[request].worker_died = True
         runner.die()
+
+    @precondition(lambda self: self.rival is not None)
+    @rule()
+    def the_rival_begins(self) -> None:
+        self.rival_asks()
+
+    @precondition(lambda self: self.rival_leases)
+    @rule()
+    def the_rival_ends(self) -> None:
+        assert self.rival is not None
+        self.rival.give(self.rival_leases.pop(), self.bench.clock.now_ns)
 
     @precondition(lambda self: self.books)
     @rule(data=st.data())
@@ -357,7 +389,13 @@ class SchedulerMachine(RuleBasedStateMachine):
         assert self.bench.batcher.pending == statistics.pending == len(still)
         for request, book in still.items():
             assert (request.deadline_ns if book.runs else book.rejects_ns) > now_ns, "expired and not told"
-        if any(runner.alive and not runner.job for runner in self.bench.runners):
+        turn = self.bench.batcher._turn
+        if turn.waiting:
+            assert self.share is not None
+            assert self.bench.batcher.pending
+            assert self.share.used >= self.share.tokens, "a core idles beside it"
+            assert self.bench.loop.next_timer_ns() is not None or self.share.used, "nobody will wake it"
+        elif any(runner.alive and not runner.job for runner in self.bench.runners):
             patience_ns = 0 if self.draining_since is not None else self.delay_ns
             for book in still.values():
                 assert book.runs == 0, "its second run is due"
@@ -371,6 +409,9 @@ class SchedulerMachine(RuleBasedStateMachine):
         """Whatever the state: complete what runs, let time pass, and everybody is settled, exactly once."""
         if not hasattr(self, "bench"):
             return
+        if self.rival is not None:
+            self.rival.leave(self.bench.clock.now_ns)
+            self.rival = None
         for _ in range(2 * len(self.books) + 2):
             self.bench.advance(20 * TICK_NS)
             for runner in self.bench.runners:
@@ -384,6 +425,8 @@ class SchedulerMachine(RuleBasedStateMachine):
         self.every_outcome_has_its_own_reason()
         self.statistics_tell_what_happened()
         assert self.bench.batcher.pending == self.bench.statistics.pending == 0
+        if self.share is not None:
+            assert (self.share.used, self.bench.batcher._turn.waiting) == (0, False), "tokens are lost"
         if self.drain is not None:
             try:
                 self.drain.send(None)

@@ -119,8 +119,9 @@ class ManualLoop:
 class Doubler:
     """A model whose output `y` is twice its input `x`. Rows of POISON break the pass that they are in."""
 
-    def __init__(self, name: str = "doubler_0") -> None:
+    def __init__(self, name: str = "doubler_0", threads: int = 1) -> None:
         self.name = name
+        self.threads = threads
         self.batches: list[list[int]] = []
         self.faults: deque[BaseException] = deque()
         """Each is raised by one coming pass."""
@@ -254,11 +255,17 @@ class Bench:
         instances: int = 1,
         on_begin: Callable[[Sequence[InferRequest]], None] | None = None,
         cost: CostModel | None = None,
+        beside: Bench | None = None,
+        threads: int = 1,
+        model_name: str = "doubler",
         **rest: Any,
     ) -> None:
-        """`seed` is of a real cost model; without it, and without `cost`, every pass costs the same."""
-        self.clock = ManualClock()
-        self.loop = ManualLoop(self.clock)
+        """`seed` is of a real cost model; without it, and without `cost`, every pass costs the same.
+
+        `beside`: another bench whose clock and loop this one uses. `threads`: of each instance.
+        """
+        self.clock = beside.clock if beside else ManualClock()
+        self.loop = beside.loop if beside else ManualLoop(self.clock)
         self.caller = Caller(self.clock)
         self.statistics = ModelStatistics("doubler", "1", wall=lambda: 1_700_000_000.5)
         model = Model("doubler", "1", batched=max_batch_size > 0)
@@ -269,9 +276,9 @@ class Bench:
             return self.runners[-1]
 
         self.batcher = Batcher(
-            "doubler",
+            model_name,
             "1",
-            [Doubler(f"doubler_{index}") for index in range(instances)],
+            [Doubler(f"doubler_{index}", threads) for index in range(instances)],
             Limits(max_batch_size, preferred_batch_size, max_queue_delay_ns),
             policy or QueuePolicy(),
             cost or (StillCost() if seed is None else CostModel(seed)),

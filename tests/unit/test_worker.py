@@ -27,13 +27,13 @@ class Gated(Doubler):
 
     def __init__(self) -> None:
         super().__init__()
-        self.threads: list[int] = []
+        self.ran_on: list[int] = []
         self.began = threading.Event()
         self.gate = threading.Event()
         self.gate.set()
 
     def run(self, batch: Batch) -> Mapping[str, Array]:
-        self.threads.append(threading.get_ident())
+        self.ran_on.append(threading.get_ident())
         self.began.set()
         assert self.gate.wait(30)
         return super().run(batch)
@@ -70,15 +70,15 @@ async def test_a_pass_runs_on_the_workers_own_thread(worker: Worker, instance: G
         assert result.error is None
         assert result.rows == 3
         assert [response.outputs[0].numpy()[:, 0].tolist() for response in result.responses] == [[number * 2], [10, 12]]
-    assert len(set(instance.threads)) == 1
-    assert instance.threads[0] != threading.get_ident()
+    assert len(set(instance.ran_on)) == 1
+    assert instance.ran_on[0] != threading.get_ident()
 
 
 async def test_inline_is_the_callers_thread(worker: Worker, instance: Gated, caller: Caller) -> None:
     """A pass that runs inline is over when the call returns."""
     result = worker.run_inline([caller.request([4])])
     assert result.responses[0].outputs[0].numpy().tolist() == [[8]]
-    assert instance.threads == [threading.get_ident()]
+    assert instance.ran_on == [threading.get_ident()]
 
 
 def test_a_pass_says_where_its_time_went(caller: Caller) -> None:
