@@ -1,4 +1,4 @@
-"""Several models on simulated cores: the real batchers and the real share, with passes that slow each other down.
+"""Several models, or tenants, on simulated cores: the real batchers and the real share between them.
 
 The cores are shared out as an operating system does: every running thread gets the same part of them, so that a pass
 takes its own time while there are cores enough, and longer as soon as there are not. Exact and seeded.
@@ -80,7 +80,7 @@ class Cores:
 
 @dataclass(frozen=True)
 class Workload:
-    """One model and who asks it."""
+    """One model and who asks it. Workloads of one model ask the same batcher; what it is says the first of them."""
 
     name: str
     engine: Engine
@@ -90,6 +90,7 @@ class Workload:
     threads: int = 1
     """Of each instance."""
     tenant: str = ""
+    fair_by_tenant: bool = False
     max_queue_size: int = 8192
 
 
@@ -143,15 +144,16 @@ def contend(workloads: Sequence[Workload], cores: int, seconds: float, seed: int
     loop = ManualLoop(clock)
     machine = Cores(cores, loop, clock)
     share = Share(cores) if shared else None
-    batchers = [
-        _batcher(workload, machine, loop, clock, share, seed + place) for place, workload in enumerate(workloads)
-    ]
+    batchers: dict[str, Batcher] = {}
+    for place, workload in enumerate(workloads):
+        if workload.name not in batchers:
+            batchers[workload.name] = _batcher(workload, machine, loop, clock, share, seed + place)
     tallies = [Tally(offered=len(workload.arrivals_ns)) for workload in workloads]
     start_ns = clock()
     arrivals = heapq.merge(*([(at_ns, place) for at_ns in w.arrivals_ns] for place, w in enumerate(workloads)))
     for arrival_ns, place in arrivals:
         run_until(loop, clock, start_ns + arrival_ns)
-        batchers[place].submit([_request(workloads[place], tallies[place], clock)])
+        batchers[workloads[place].name].submit([_request(workloads[place], tallies[place], clock)])
     run_until(loop, clock, start_ns + int(seconds * 1e9))
     machine._progress()
     busy = machine.done_ns / (cores * seconds * 1e9)
@@ -200,4 +202,5 @@ def _batcher(
         clock,
         lambda _: _Runner(workload, cores, clock, engine.passes(next(runner_seeds))),
         share=share,
+        fair_by_tenant=workload.fair_by_tenant,
     )

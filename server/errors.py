@@ -141,19 +141,26 @@ class Draining(ServingError):
 
 
 class QueueFull(ServingError):
-    """`retry_after_ms` is when a place is expected to be free, 0 where nobody knows."""
+    """`retry_after_ms` is when a place is expected to be free, 0 where nobody knows.
+
+    `held`: where tenants share the places, how many of them the request's tenant has; else 0.
+    """
 
     code = Code.EXHAUSTED
 
-    def __init__(self, model_name: str, limit: int, retry_after_ms: int = 0) -> None:
-        super().__init__(model_name, limit, retry_after_ms)
+    def __init__(self, model_name: str, limit: int, retry_after_ms: int = 0, held: int = 0) -> None:
+        super().__init__(model_name, limit, retry_after_ms, held)
         self.model_name = model_name
         self.limit = limit
         self.retry_after_ms = retry_after_ms
+        self.held = held
 
     @property
     def public_message(self) -> str:
-        return f"the queue of model '{self.model_name}' is full: max_queue_size is {self.limit} requests"
+        return f"the queue of model '{self.model_name}' is full: max_queue_size is {self.limit} requests{self._share()}"
+
+    def _share(self) -> str:
+        return f", shared by tenants, and this one has {self.held}" if self.held else ""
 
 
 class Overloaded(ServingError):

@@ -57,6 +57,8 @@ class WaitReason(StrEnum):
     INSTANCE_BUSY = "instance_busy"
     PRIORITY = "priority"
     """Instances were busy, and a request that had come later went before it."""
+    OTHER_TENANTS = "other_tenants"
+    """As `priority`, and whoever went before it did so for another tenant's share."""
     OTHER_MODELS = "other_models"
     """An instance was idle, and passes of other models had the cores."""
 

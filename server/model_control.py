@@ -213,6 +213,7 @@ class ModelControl:
             slo_ns=int(config.slo_ms * 1_000_000),
             preserve_ordering=batching.preserve_ordering if batching else False,
             share=self._share,
+            fair_by_tenant=config.fair_by_tenant,
         )
         return Served(model, batcher, statistics)
 

@@ -16,6 +16,8 @@ from server.repository.model_config import ModelConfig
 from server.types import InferRequest, Tensor, TensorSpec, unpack_bytes
 
 _SEQUENCE_PARAMETERS = ("sequence_id", "sequence_start", "sequence_end")
+LONGEST_TENANT = 128
+"""Characters of a tenant's name, where tenants share the queue, which keeps the names of those who wait."""
 
 
 class RequestCheck:
@@ -28,6 +30,7 @@ class RequestCheck:
         self._max_batch_size = config.max_batch_size
         self._batched = config.max_batch_size > 0
         self._variable = any(-1 in spec.dims for spec in config.inputs)
+        self._fair_by_tenant = config.fair_by_tenant
         self._has_text = any(spec.datatype == "BYTES" for spec in config.inputs)
 
     def __call__(self, request: InferRequest) -> None:
@@ -39,9 +42,11 @@ class RequestCheck:
         Raises:
             InvalidRequest: a tensor is missing, unknown, there twice, of another datatype or shape, or text that is
                 not UTF-8; the batch is empty or too large; a requested output is unknown; `timeout` or
-                `priority` is no whole number.
+                `priority` is no whole number; the tenant's name is too long.
             Unsupported: the request belongs to a sequence, and the model keeps none.
         """
+        if self._fair_by_tenant and len(request.tenant) > LONGEST_TENANT:
+            raise InvalidRequest("X-Tenant", f"{len(request.tenant)} characters, at most {LONGEST_TENANT}")
         form = request.form
         if form is not None and form.checked_by is self:
             request.rows = form.rows

@@ -40,6 +40,10 @@ _DATATYPE_OF = {d.config: d.name for d in DATATYPES.values()}
 _PLATFORM = "onnxruntime_onnx"
 _BACKEND = "onnxruntime"
 _SLO = "slo_ms"
+_FAIR_BY = "fair_by"
+_TENANT = "tenant"
+_OURS = (_SLO, _FAIR_BY)
+"""Parameters that are the scheduler's and do not reach the engine."""
 _LONGEST_SLO_MS = 86_400_000
 _MOST_LEVELS = 256
 """Every level has its own queue, which planning looks into."""
@@ -113,6 +117,8 @@ class ModelConfig:
     parameters: Mapping[str, str] = field(default_factory=dict)
     slo_ms: float = 0
     """The latency objective: no request is worth answering later than this after its receipt; 0: none."""
+    fair_by_tenant: bool = False
+    """Whether tenants share the queue equally; else who a request is of does not matter."""
     default_model_filename: str = DEFAULT_MODEL_FILENAME
     label_filenames: Mapping[str, str] = field(default_factory=dict)
     """The file of labels by output name, relative to the model's folder."""
@@ -193,8 +199,9 @@ def from_message(message: pb.ModelConfig, folder_name: str) -> ModelConfig:
         gpu_accelerators=tuple(Accelerator(a.name, dict(a.parameters)) for a in accelerators.gpu_execution_accelerator),
         cpu_accelerators=tuple(Accelerator(a.name, dict(a.parameters)) for a in accelerators.cpu_execution_accelerator),
         graph_level=message.optimization.graph.level,
-        parameters={key: value.string_value for key, value in message.parameters.items() if key != _SLO},
+        parameters={key: value.string_value for key, value in message.parameters.items() if key not in _OURS},
         slo_ms=_slo_ms(message, refuse),
+        fair_by_tenant=_fair_by_tenant(message, refuse),
         default_model_filename=_inside(
             "default_model_filename", message.default_model_filename or DEFAULT_MODEL_FILENAME, refuse
         ),
@@ -365,6 +372,15 @@ def _slo_ms(message: pb.ModelConfig, refuse: _Refuse) -> float:
     if not 0 < value < _LONGEST_SLO_MS:
         refuse(f'parameters["{_SLO}"]', f"is '{text}', it must be a number of milliseconds above 0")
     return value
+
+
+def _fair_by_tenant(message: pb.ModelConfig, refuse: _Refuse) -> bool:
+    if _FAIR_BY not in message.parameters:
+        return False
+    text = message.parameters[_FAIR_BY].string_value
+    if text != _TENANT:
+        refuse(f'parameters["{_FAIR_BY}"]', f"is '{text}', it must be '{_TENANT}'")
+    return True
 
 
 def _inside(path: str, filename: str, refuse: _Refuse) -> str:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from server.errors import DeadlineExceeded, Overloaded, QueueFull, ServingError
 from server.scheduler.plan import Cost, Limits
-from server.scheduler.queue import Line, RequestQueue, rows_until
+from server.scheduler.queue import Line, RequestQueue
 from server.scheduler.statistics import ModelStatistics
 from server.types import NO_DEADLINE, InferRequest
 
@@ -72,7 +72,8 @@ class Admission:
             self._statistics.load.arrive(self._row_ns * request.rows, now_ns)
         if queue.is_full(request):
             limit = queue.level(request).policy.max_queue_size
-            return QueueFull(request.model_name, limit, self.retry_after_ms(outlook))
+            held = queue.held(request) if queue.fair else 0
+            return QueueFull(request.model_name, limit, self.retry_after_ms(outlook), held)
         if request.deadline_ns < NO_DEADLINE:
             wait_ns = foresee_ns(queue, request, self._cost, self.cap, outlook)
             if wait_ns is not None and not self._in_time(request, wait_ns, outlook):
@@ -132,8 +133,7 @@ def foresee_ns(queue: RequestQueue, request: InferRequest, cost: Cost, cap: int,
         if above is level:
             break
         ahead_ns += drain_ns(above.waiting, cost, cap) + drain_ns(above.delayed, cost, cap)
-    for signature, lane in level.waiting.lanes.items():
-        rows = rows_until(level.waiting, lane, request.deadline_ns)
+    for signature, rows in level.waiting.rows_before(request):
         if signature == request.signature:
             own_rows = rows
         else:

@@ -31,9 +31,10 @@ from server.scheduler.cost import CostModel
 from server.scheduler.handoff import Handoff
 from server.scheduler.ordering import InOrder
 from server.scheduler.plan import Dispatch, Limits, Wait, all_at_once, plan
-from server.scheduler.queue import Priorities, QueuePolicy, RequestQueue
+from server.scheduler.queue import Line, Priorities, QueuePolicy, RequestQueue
 from server.scheduler.share import Share
 from server.scheduler.statistics import ModelStatistics
+from server.scheduler.tenants import FairLine
 from server.scheduler.turn import FREE, Turn
 from server.scheduler.waits import Waits
 from server.scheduler.worker import Model, Pass, Runner, Worker
@@ -88,11 +89,13 @@ class Batcher:
         slo_ns: int = 0,
         preserve_ordering: bool = False,
         share: Share | None = None,
+        fair_by_tenant: bool = False,
     ) -> None:
         """`make_runner` makes the worker of an instance; by default one with a thread of its own.
 
         `slo_ns`: the model's latency objective, a deadline of every request from its receipt; 0 is none.
         `share`: of the cores that all models use; None: passes begin as if there were no other models.
+        `fair_by_tenant`: tenants share the queue, see `server.scheduler.tenants`.
         """
         self.model_name = model_name
         self.model_version = model_version
@@ -102,7 +105,7 @@ class Batcher:
         self._handoff = Handoff()
         self._loop = loop
         self._clock = clock
-        self._queue = RequestQueue(policy, priorities, slo_ns)
+        self._queue = RequestQueue(policy, priorities, slo_ns, FairLine if fair_by_tenant else Line)
         self._admission = Admission(self._queue, cost, limits, statistics)
         self._in_order: InOrder[_Answer] | None = InOrder() if preserve_ordering else None
         self._reruns: deque[InferRequest] = deque()
@@ -117,7 +120,7 @@ class Batcher:
         self._turn = Turn(share, model_name, threads, statistics, self._tick_soon)
         self.statistics.instances = len(self._idle)
         self._alarm = Alarm(loop, self._tick)
-        self._waits = Waits()
+        self._waits = Waits(by_tenant=fair_by_tenant)
         self._tick_due = False
         self._pending_counted = 0
         self._arrived: list[InferRequest] = []

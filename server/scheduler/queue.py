@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import heapq
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import count
 from typing import Literal
@@ -94,7 +94,8 @@ class Line:
             for entry in lane:
                 yield entry[2]
 
-    def add(self, entry: Entry) -> None:
+    def add(self, entry: Entry) -> Line:
+        """Returns the line that it is to be removed from."""
         request = entry[2]
         # The lane comes first: it is what fails when a signature can't be hashed, and then nothing has changed.
         lane = self.lanes.get(request.signature)
@@ -106,6 +107,7 @@ class Line:
             lane.insert(bisect_left(lane, entry), entry)
         self.rows += request.rows
         self.size += 1
+        return self
 
     def remove(self, entry: Entry) -> None:
         request = entry[2]
@@ -116,7 +118,7 @@ class Line:
         self.rows -= request.rows
         self.size -= 1
 
-    def lane(self, signature: object) -> Sequence[Entry]:
+    def lane(self, signature: object) -> Iterable[Entry]:
         """The requests of one signature, most urgent first; none if there is none."""
         return self.lanes.get(signature, _NO_LANE)
 
@@ -125,6 +127,17 @@ class Line:
         if len(self.lanes) < 2:
             return list(self.lanes)
         return sorted(self.lanes, key=lambda signature: self.lanes[signature][0][:2])
+
+    def rows_before(self, request: InferRequest) -> Iterable[tuple[object, int]]:
+        """Rows that go before a request that comes now, by signature."""
+        return [(signature, rows_until(self, lane, request.deadline_ns)) for signature, lane in self.lanes.items()]
+
+    def held(self, request: InferRequest) -> int:
+        """How many requests wait here of those that share their places with this one."""
+        return self.size
+
+    def charge(self, rows: int) -> None:
+        """So many rows from here are served now. They are removed behind this."""
 
 
 def rows_until(line: Line, lane: Sequence[Entry], deadline_ns: int) -> int:
@@ -144,23 +157,35 @@ class Level:
 
     __slots__ = ("delayed", "policy", "waiting")
 
-    def __init__(self, policy: QueuePolicy) -> None:
+    def __init__(self, policy: QueuePolicy, make_line: Callable[[], Line]) -> None:
         self.policy = policy
-        self.waiting = Line()
-        self.delayed = Line()
+        self.waiting = make_line()
+        self.delayed = make_line()
 
 
 class RequestQueue:
     """All waiting requests of one model version. It has no clock: whoever asks says what time it is."""
 
-    __slots__ = ("_expiries", "_places", "_ticket", "levels", "lines", "priorities", "slo_ns")
+    __slots__ = ("_expiries", "_places", "_ticket", "fair", "levels", "lines", "priorities", "slo_ns")
 
-    def __init__(self, policy: QueuePolicy, priorities: Priorities | None = None, slo_ns: int = 0) -> None:
-        """`slo_ns`: the model's latency objective, from a request's receipt; 0 is none."""
+    def __init__(
+        self,
+        policy: QueuePolicy,
+        priorities: Priorities | None = None,
+        slo_ns: int = 0,
+        make_line: Callable[[], Line] = Line,
+    ) -> None:
+        """`slo_ns`: the model's latency objective, from a request's receipt; 0 is none.
+
+        `make_line`: lines in another order than that of deadlines alone, whose places are shared.
+        """
+        self.fair = make_line is not Line
         self.priorities = priorities or Priorities()
         self.slo_ns = slo_ns
         policies = self.priorities.policies
-        self.levels = [Level(policies.get(number + 1, policy)) for number in range(max(1, self.priorities.levels))]
+        self.levels = [
+            Level(policies.get(number + 1, policy), make_line) for number in range(max(1, self.priorities.levels))
+        ]
         self.lines = [line for level in self.levels for line in (level.waiting, level.delayed)]
         """In the order in which they are served."""
         self._places: dict[InferRequest, tuple[Line, Entry]] = {}
@@ -206,9 +231,21 @@ class RequestQueue:
         return NO_DEADLINE
 
     def is_full(self, request: InferRequest) -> bool:
-        """Whether the request's level takes nobody more."""
+        """Whether the request's level takes nobody more, or none of its tenant's.
+
+        A tenant may hold as many places as are free. So there are free ones while somebody floods the line: of n who
+        do, each comes to hold an n + 1st part, and such a part stays free for those who come.
+        """
         level = self.level(request)
-        return 0 < level.policy.max_queue_size <= level.waiting.size + level.delayed.size
+        limit, size = level.policy.max_queue_size, level.waiting.size + level.delayed.size
+        if not limit or not self.fair:
+            return 0 < limit <= size
+        return self.held(request) >= limit - size
+
+    def held(self, request: InferRequest) -> int:
+        """Places of the request's level that its tenant holds; all that are taken where tenants do not matter."""
+        level = self.level(request)
+        return level.waiting.held(request) + level.delayed.held(request)
 
     def add(self, request: InferRequest, now_ns: int, delays_ns: int) -> None:
         """Put a request in its line; at `delays_ns` it moves behind."""
@@ -216,8 +253,7 @@ class RequestQueue:
         # Who names no deadline is taken to be this patient: behind everybody who has one it might wait for ever.
         due_ns = request.deadline_ns if request.deadline_ns < NO_DEADLINE else now_ns + PATIENCE_NS
         entry = (due_ns, next(self._ticket), request)
-        line.add(entry)
-        self._places[request] = line, entry
+        self._places[request] = line.add(entry), entry
         request.enqueued_ns = now_ns
         expiry_ns = min(request.deadline_ns, delays_ns)
         if expiry_ns < NO_DEADLINE:
@@ -233,13 +269,17 @@ class RequestQueue:
 
     def take(self, requests: Sequence[InferRequest]) -> None:
         """Remove the requests of a batch that is dispatched; all of them wait here."""
+        if self.fair:
+            for request in requests:
+                self._places[request][0].charge(request.rows)
         for request in requests:
             self.remove(request)
 
     def clear(self) -> list[InferRequest]:
         """Remove and return everything."""
         everything = list(self)
-        self.take(everything)
+        for request in everything:
+            self.remove(request)
         self._expiries.clear()
         return everything
 
@@ -269,8 +309,7 @@ class RequestQueue:
         delayed = self.level(request).delayed
         # Behind all that were delayed before it: who timed out waits in the order of the timeouts.
         entry = (request.deadline_ns, next(self._ticket), request)
-        delayed.add(entry)
-        self._places[request] = delayed, entry
+        self._places[request] = delayed.add(entry), entry
 
     def next_expiry_ns(self) -> int:
         """When `expire` next has something to do; NO_DEADLINE for never."""

@@ -12,7 +12,8 @@ class _Wait:
     __slots__ = ("overtaken", "reason", "since_ns", "spent_ns")
 
     def __init__(self) -> None:
-        self.overtaken = False
+        self.overtaken: WaitReason | None = None
+        """By whom, if it was."""
         self.reason = WaitReason.NONE
         self.since_ns = 0
         self.spent_ns: dict[WaitReason, int] = {}
@@ -30,7 +31,9 @@ class _Wait:
 class Waits:
     """The waiting requests that asked, each with the time that it spent on each reason."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, by_tenant: bool = False) -> None:
+        """`by_tenant`: tenants share the queue."""
+        self._by_tenant = by_tenant
         self._watched: dict[InferRequest, _Wait] = {}
 
     def __bool__(self) -> bool:
@@ -47,9 +50,16 @@ class Waits:
             if wait is not None and request.explanation is not None:
                 wait.turn(WaitReason.NONE, now_ns)
                 request.explanation.waited = wait.longest()
-        newest_ns = max(request.enqueued_ns for request in requests)
         for request, wait in self._watched.items():
-            wait.overtaken = wait.overtaken or request.enqueued_ns < newest_ns
+            wait.overtaken = wait.overtaken or self._overtaker(request, requests)
+
+    def _overtaker(self, request: InferRequest, batch: Sequence[InferRequest]) -> WaitReason | None:
+        later = [other for other in batch if other.enqueued_ns > request.enqueued_ns]
+        if not later:
+            return None
+        if self._by_tenant and all(other.tenant != request.tenant for other in later):
+            return WaitReason.OTHER_TENANTS
+        return WaitReason.PRIORITY
 
     def look(self, now_ns: int, *, busy: bool, others: bool = False) -> None:
         """All that could begin has begun: who is left waits for an instance if all are `busy`, for the passes of
@@ -62,6 +72,6 @@ class Waits:
             elif not busy:
                 wait.turn(WaitReason.WINDOW, now_ns)
             elif wait.overtaken:
-                wait.turn(WaitReason.PRIORITY, now_ns)
+                wait.turn(wait.overtaken, now_ns)
             else:
                 wait.turn(WaitReason.INSTANCE_BUSY, now_ns)

@@ -46,6 +46,7 @@ class Book:
     cancelled: bool = False
     worker_died: bool = False
     level: int = 0
+    tenant: str = ""
     nobody_ahead: bool = False
     queue_was_full: bool = False
     came_while_draining: bool = False
@@ -70,6 +71,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         slo=st.sampled_from([0, 0, 6]),
         preserve_ordering=st.booleans(),
         tokens=st.sampled_from([0, 0, 1, 2]),
+        fair=st.booleans(),
     )
     def make(
         self,
@@ -88,6 +90,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         slo: int,
         preserve_ordering: bool,
         tokens: int,
+        fair: bool,
     ) -> None:
         self.max_rows = max_batch_size
         self.delay_ns = delay * TICK_NS
@@ -100,6 +103,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         self.priorities = Priorities(levels, levels, {1: self.urgent_policy} if levels else {})
         self.slo_ns = slo * TICK_NS
         self.in_order = preserve_ordering and not levels
+        self.fair = fair
         self.last_answered = -1
         self.bench = Bench(
             max_batch_size,
@@ -113,6 +117,7 @@ class SchedulerMachine(RuleBasedStateMachine):
             slo_ns=self.slo_ns,
             preserve_ordering=self.in_order,
             share=self.make_share(tokens),
+            fair_by_tenant=fair,
         )
         self.books: dict[InferRequest, Book] = {}
         self.draining_since: int | None = None
@@ -147,9 +152,17 @@ class SchedulerMachine(RuleBasedStateMachine):
         deadline=st.sampled_from([None, None, 0, 1, 4]),
         timeout=st.sampled_from([None, None, 1, 3, 8]),
         priority=st.sampled_from([None, 0, 1, 2, 9]),
+        tenant=st.sampled_from(["", "a", "a", "b"]),
     )
     def submit(
-        self, rows: int, columns: int, poison: bool, deadline: int | None, timeout: int | None, priority: int | None
+        self,
+        rows: int,
+        columns: int,
+        poison: bool,
+        deadline: int | None,
+        timeout: int | None,
+        priority: int | None,
+        tenant: str,
     ) -> None:
         if 0 < self.max_rows < rows:
             rows = self.max_rows
@@ -158,7 +171,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         if poison:
             values[-1] = POISON
         now_ns = self.bench.clock.now_ns
-        book = Book(number, values, now_ns)
+        book = Book(number, values, now_ns, tenant=tenant)
         parameters = {} if timeout is None else {"timeout": timeout * TICK_NS // 1000}
         if priority is not None:
             parameters["priority"] = priority
@@ -170,12 +183,13 @@ class SchedulerMachine(RuleBasedStateMachine):
             id=f"r{number}",
             deadline_ns=NO_DEADLINE if deadline is None else now_ns + deadline * TICK_NS,
             parameters=parameters,
+            tenant=tenant,
             on_settle=self.settled,
         )
         if not self.max_rows:
             request.rows = 1
         self.set_expiry(book, request, timeout)
-        book.queue_was_full = 0 < self.policy_of(book).max_queue_size <= self.waiting(book.level)
+        book.queue_was_full = self.is_full(book)
         # A pass whose end the loop has not heard yet is still ahead.
         book.nobody_ahead = bool(self.bench.batcher._idle) and not self.bench.batcher.pending
         book.came_while_draining = self.draining_since is not None
@@ -278,10 +292,18 @@ class SchedulerMachine(RuleBasedStateMachine):
     def policy_of(self, book: Book) -> QueuePolicy:
         return self.urgent_policy if book.level == 1 else self.policy
 
-    def waiting(self, level: int) -> int:
-        return sum(
-            not request.settled and not book.runs and book.level == level for request, book in self.books.items()
-        )
+    def is_full(self, book: Book) -> bool:
+        """Of a level's places; where tenants share them, whether the tenant has as many as are free."""
+        places = self.policy_of(book).max_queue_size
+        waiting = [
+            other
+            for request, other in self.books.items()
+            if not request.settled and not other.runs and other.level == book.level
+        ]
+        if not self.fair:
+            return 0 < places <= len(waiting)
+        held = sum(other.tenant == book.tenant for other in waiting)
+        return places > 0 and held >= places - len(waiting)
 
     def count_pass(self, requests: Sequence[InferRequest]) -> None:
         self.passes_run += 1
@@ -323,7 +345,7 @@ class SchedulerMachine(RuleBasedStateMachine):
 
     def check_order(self, requests: Sequence[InferRequest], books: list[Book], now_ns: int) -> None:
         """The most urgent first within a signature, nobody left out who could still be answered in time."""
-        least_urgent = max(self.urgency(book, now_ns) for book in books)
+        least_urgent = max(self.urgency(book, now_ns)[:2] for book in books)
         late = [book.rejects_ns < now_ns + self.pass_ns for book in books]
         assert all(late) or not any(late), "a late one makes another late"
         if not any(late) and len(books) > 1:
@@ -332,7 +354,10 @@ class SchedulerMachine(RuleBasedStateMachine):
             left_behind = not book.runs and not request.settled and request.signature == requests[0].signature
             if left_behind and book.rejects_ns >= now_ns + self.pass_ns:
                 assert not any(late), "a late one was taken before one that is not"
-                assert self.urgency(book, now_ns) >= least_urgent, "a more urgent one of the signature was left behind"
+                assert self.urgency(book, now_ns)[:2] >= least_urgent, "a higher level was left behind"
+                same = [other for other in books if not self.fair or other.tenant == book.tenant]
+                least = max([self.urgency(other, now_ns) for other in same], default=self.urgency(book, now_ns))
+                assert self.urgency(book, now_ns) >= least, "a more urgent one of the signature was left behind"
 
     # --- what must hold at any time ----------------------------------------------------------------
 

@@ -203,6 +203,7 @@ class Caller:
         deadline_ns: int = NO_DEADLINE,
         parameters: Mapping[str, Parameter] | None = None,
         outputs: Sequence[str] = (),
+        tenant: str = "",
         on_settle: Callable[[InferRequest, Outcome], None] | None = None,
     ) -> InferRequest:
         """One row for each value; the signature is the number of columns."""
@@ -222,6 +223,7 @@ class Caller:
             outputs=outputs,
             parameters=parameters,
             deadline_ns=deadline_ns,
+            tenant=tenant,
         )
         request.rows = len(values)
         request.signature = columns

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from loadtests.arrivals import poisson
@@ -19,6 +21,19 @@ def workload(
     engine = Engine(base_ns=0, row_ns=pass_ms * MS, noise=0.05, max_batch_size=1)
     arrivals_ns = poisson(load * 1000 / pass_ms, SECONDS, seed)
     return Workload(name, engine, arrivals_ns, deadline_ms * MS, instances)
+
+
+def tenants(*loads: float, fair: bool) -> list[Workload]:
+    """Of one model with one instance of 10 ms a request, whose places are few enough to be all taken."""
+    return [
+        replace(
+            workload("m", 10, load, deadline_ms=60_000, seed=seed),
+            tenant=f"t{seed}",
+            fair_by_tenant=fair,
+            max_queue_size=200,
+        )
+        for seed, load in enumerate(loads)
+    ]
 
 
 def both(*workloads: Workload, cores: int) -> tuple[Contention, Contention]:
@@ -86,3 +101,34 @@ def test_foresight_counts_the_others() -> None:
     shared, _ = both(workload("a", 10, 6, instances=4), workload("b", 10, 6, instances=2, seed=2), cores=2)
     for tally in shared.tallies:
         assert tally.expired + tally.late <= 0.15 * tally.in_time
+
+
+# --- tenants of one model ------------------------------------------------------------------------
+
+
+def test_a_flood_of_one_tenant_does_not_reach_another() -> None:
+    """Three times the capacity from one: the other, with a fifth of it, waits for no more than one pass for each of its
+    own and for the one under way."""
+    flooded = contend(tenants(3, 0.2, fair=True), 1, SECONDS, seed=1, shared=False).tallies[1]
+    alone = contend(tenants(3, 0.2, fair=True)[1:], 1, SECONDS, seed=1, shared=False).tallies[0]
+    unfair = contend(tenants(3, 0.2, fair=False), 1, SECONDS, seed=1, shared=False).tallies[1]
+    assert (flooded.in_time, flooded.refused) == (flooded.offered, 0)
+    assert flooded.p99_ms() < 2 * alone.p99_ms() + 10
+    assert unfair.refused > unfair.offered / 2, "which first come, first served does not keep"
+
+
+def test_two_floods_get_the_same() -> None:
+    """Three and six times the capacity: half of it each, and none of it is lost."""
+    run = contend(tenants(3, 6, fair=True), 1, SECONDS, seed=1, shared=False)
+    first, second = (tally.in_time for tally in run.tallies)
+    assert first == pytest.approx(second, rel=0.15)
+    assert run.busy > 0.995
+
+
+def test_foresight_of_a_flood_is_not_that_of_the_other_tenant() -> None:
+    """With deadlines of 200 ms the flood is refused what is too much, and the other nothing."""
+    workloads = [replace(w, deadline_ns=200 * MS) for w in tenants(3, 0.2, fair=True)]
+    flood, few = contend(workloads, 1, SECONDS, seed=1, shared=False).tallies
+    assert few.in_time == few.offered
+    assert flood.expired + flood.late <= 0.08 * flood.in_time
+    assert flood.in_time >= 0.75 * SECONDS * 100

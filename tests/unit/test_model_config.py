@@ -231,6 +231,8 @@ WRONG = [
         "dynamic_batching.preserve_ordering",
         "contradicts",
     ),
+    (BASE + 'parameters { key: "fair_by" value { string_value: "user" } }', 'parameters["fair_by"]', "'tenant'"),
+    (BASE + 'parameters { key: "fair_by" value { } }', 'parameters["fair_by"]', "is ''"),
     (BASE + 'parameters { key: "slo_ms" value { string_value: "0" } }', 'parameters["slo_ms"]', "above 0"),
     (BASE + 'parameters { key: "slo_ms" value { string_value: "nan" } }', 'parameters["slo_ms"]', "above 0"),
     (BASE + 'parameters { key: "slo_ms" value { string_value: "soon" } }', 'parameters["slo_ms"]', "'soon'"),
@@ -327,6 +329,12 @@ def test_the_original_message_is_kept(tmp_path: Path) -> None:
     assert read(tmp_path, text).message == parse_text(text, "m")
 
 
+def test_fairness_by_tenant_is_read(tmp_path: Path) -> None:
+    """fair_by is the scheduler's and does not reach the engine."""
+    config = read(tmp_path, BASE + 'parameters { key: "fair_by" value { string_value: "tenant" } }')
+    assert (config.fair_by_tenant, dict(config.parameters)) == (True, {})
+
+
 def test_priorities_ordering_and_the_objective_are_read(tmp_path: Path) -> None:
     """Each level's policy by its number; slo_ms is the scheduler's and does not reach the engine."""
     text = """
@@ -341,6 +349,7 @@ def test_priorities_ordering_and_the_objective_are_read(tmp_path: Path) -> None:
     assert (config.dynamic_batching.priority_levels, config.dynamic_batching.default_priority_level) == (3, 2)
     assert config.dynamic_batching.priority_queue_policy == {1: QueuePolicyConfig("DELAY", 0, False, 5)}
     assert (config.slo_ms, dict(config.parameters)) == (12.5, {})
+    assert not config.fair_by_tenant
     ordered = read(tmp_path, BASE + "dynamic_batching { preserve_ordering: true }").dynamic_batching
     assert ordered is not None
     assert ordered.preserve_ordering

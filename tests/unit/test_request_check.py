@@ -8,7 +8,7 @@ from tritonclient.grpc import model_config_pb2
 
 from server.errors import InvalidRequest, Unsupported
 from server.repository.model_config import from_message
-from server.request_check import RequestCheck
+from server.request_check import LONGEST_TENANT, RequestCheck
 from server.types import Form, InferRequest, Parameter, Tensor, pack_bytes
 
 CONFIG = """
@@ -163,3 +163,19 @@ def test_what_a_form_does_not_hold_is_checked_each_time(text: str) -> None:
     checks(first)
 
     assert form.checked_by is None
+
+
+def test_a_tenants_name_has_a_limit_where_tenants_matter() -> None:
+    """Also of a request whose form was checked before; where they share nothing a name is nobody's business."""
+    fair = check(CONFIG + 'parameters { key: "fair_by" value { string_value: "tenant" } }')
+    form = Form()
+    for name in ("", "t" * LONGEST_TENANT):
+        good = request(a(1, 3), b(1, 7, 2))
+        good.tenant, good.form = name, form
+        fair(good)
+    bad = request(a(1, 3), b(1, 7, 2))
+    bad.tenant, bad.form = "t" * (LONGEST_TENANT + 1), form
+    with pytest.raises(InvalidRequest, match="X-Tenant: 129 characters, at most 128"):
+        fair(bad)
+    bad.form = None
+    check()(bad)
