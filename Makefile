@@ -11,7 +11,7 @@ BENCH ?=
 REPORTS ?= build/bench
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test check format types lint bench-simulate bench-overload bench-cap bench-collector bench-decode bench-startup models proto lock clean
+.PHONY: help serve test check format types lint bench-simulate bench-overload bench-cap bench-collector bench-decode bench-startup bench-share models proto lock clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -49,6 +49,9 @@ bench-decode: $(VENV)/.dev ## JPEGs to tensors by decoder and size, and from JPE
 
 bench-startup: $(VENV)/.dev ## the time from a process's start to READY, its parts, and the memory it holds then
 	$(BIN)/python -m loadtests.benchmarks.startup --out $(REPORTS) $(BENCH)
+
+bench-share: $(VENV)/.dev ## two models on the same cores, one of them overloaded, with and without the share, about a minute
+	$(BIN)/python -m loadtests.benchmarks.share --out $(REPORTS) $(BENCH)
 
 models: $(VENV)/.dev ## train, verify and publish the committed models anew: digits, breast_cancer, fraud
 	$(BIN)/python -m exporter train image-classification --data digits --name digits --replace

@@ -31,8 +31,8 @@ class Network:
     nodes: list[Any]
     weights: list[Any]
 
-    def save(self, repository: Path, name: str, max_batch_size: int = 32) -> None:
-        """Write the folder of a model with one version."""
+    def save(self, repository: Path, name: str, max_batch_size: int = 32, more: str = "") -> None:
+        """Write the folder of a model with one version; `more` is added to its config.pbtxt."""
         folder = repository / name
         (folder / "1").mkdir(parents=True, exist_ok=True)
         x = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", *self.dims])
@@ -42,7 +42,7 @@ class Network:
         onnx.save(helper.make_model(graph, opset_imports=[opset], ir_version=8), folder / "1" / "model.onnx")
         dims = ", ".join(str(size) for size in self.dims)
         config = _CONFIG.format(name=name, max_batch_size=max_batch_size, dims=dims, classes=self.classes)
-        (folder / "config.pbtxt").write_text(config)
+        (folder / "config.pbtxt").write_text(config + more)
 
 
 class _Builder:

@@ -12,7 +12,9 @@ A pass may begin when
 1. no other model runs or waits, or did in the last seconds: a model alone is not held back, however many threads
    it was given;
 2. a token is free that nobody waits for who goes before it. One is enough for a pass that takes several: if it
-   had to find all of them at once, passes that take one each would keep it out for ever;
+   had to find all of them at once, passes that take one each would keep it out for ever. A token also counts as free,
+   though never more of them than there are cores, while the pass that holds it is about to end: the loop takes some
+   hundred microseconds to follow one pass with the next, and the core would idle for so long after each;
 3. its model has nothing running, and beside the others, on cores that the system then shares out, it would end sooner
    than if it waited: ``pass * excess / tokens < wait``, where the excess is the tokens that would be missing. A pass
    can't be interrupted, and this is what keeps a long one from holding up a short one.
@@ -30,6 +32,8 @@ from server.types import NO_DEADLINE
 
 _UNKNOWN_NS = 100_000_000
 """What a pass is taken to need, in rule 3, while nothing is known of its cost."""
+_SOON_NS = 1_000_000
+"""A pass whose end is this near is about to end: short passes go two by two, long ones do not."""
 _WINDOW_NS = 500_000_000
 """The time after which what a model has used counts for a half of what it uses now."""
 _NEGLIGIBLE = 0.01
@@ -100,9 +104,18 @@ class Share:
         account.seats += 1
         return Seat(self, model_name, account, demand, turn)
 
-    def _call_next(self) -> None:
+    def _taken(self, now_ns: int) -> int:
+        """Tokens that are not free, nor will be in a moment."""
+        if self.used < self.tokens:
+            return self.used
+        soon = sum([lease.tokens for lease in self._leases if lease.left_ns(now_ns) < _SOON_NS])
+        return self.used - min(soon, self.tokens)
+
+    def _call_next(self, now_ns: int) -> None:
         """Tell who goes next, as long as there is a token for it. A call that was not answered stands."""
-        free = self.tokens - self.used
+        if not self._waiting:
+            return
+        free = self.tokens - self._taken(now_ns)
         for seat in sorted(self._waiting, key=Seat.rank):
             if free < 1:
                 return
@@ -193,7 +206,7 @@ class Seat:
                 self.waiting, self._since_ns = True, share._virtual_ns
                 share._waiting[self] = None
             self.called = False
-            share._call_next()
+            share._call_next(now_ns)
             return None
         account = self._account or _Account()
         lease = Lease(self.tokens, now_ns, now_ns + (pass_ns or 0))
@@ -204,7 +217,7 @@ class Seat:
         share.used += self.tokens
         share._leases[lease] = account
         self._leases.add(lease)
-        self._stop_waiting()
+        self._stop_waiting(now_ns)
         return lease
 
     def _may_begin(self, now_ns: int) -> bool:
@@ -212,13 +225,13 @@ class Seat:
         self.again_ns = NO_DEADLINE
         if self._is_alone(now_ns):
             return True
-        taken = share.used + share._before(self)
-        if taken < share.tokens:
+        before = share._before(self)
+        if share._taken(now_ns) + before < share.tokens:
             return True
         if account is not None and account.running:
             return False
         until_ns = share._until_free_ns(now_ns)
-        beside_ns = max(0, self.pass_ns * (taken + self.tokens - share.tokens) // share.tokens)
+        beside_ns = max(0, self.pass_ns * (share.used + before + self.tokens - share.tokens) // share.tokens)
         if beside_ns < until_ns:
             return True
         # From then on the pass that should have ended is overdue by so much that waiting is the worse choice.
@@ -254,7 +267,7 @@ class Seat:
         # What was charged at the begin was a prediction.
         account.finish_ns += (now_ns - lease.ends_ns) * lease.tokens
         account.use((now_ns - lease.begun_ns) * lease.tokens, now_ns)
-        share._call_next()
+        share._call_next(now_ns)
 
     def charge(self, ns: int, now_ns: int) -> None:
         """Count a pass that took no token, because it ran on the event loop."""
@@ -262,21 +275,21 @@ class Seat:
             self._account.finish_ns = self._start_ns() + ns
             self._account.use(ns, now_ns)
 
-    def withdraw(self) -> None:
+    def withdraw(self, now_ns: int) -> None:
         """It waits for nothing any more."""
         if self.waiting:
-            self._stop_waiting()
+            self._stop_waiting(now_ns)
 
-    def _stop_waiting(self) -> None:
+    def _stop_waiting(self, now_ns: int) -> None:
         self._share._waiting.pop(self, None)
         self.waiting = self.called = False
-        self._share._call_next()
+        self._share._call_next(now_ns)
 
     def leave(self, now_ns: int) -> None:
         """Give everything back and never come again."""
         for lease in list(self._leases):
             self.give(lease, now_ns)
-        self.withdraw()
+        self.withdraw(now_ns)
         account, self._account = self._account, None
         if account is not None:
             account.seats -= 1

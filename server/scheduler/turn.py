@@ -83,7 +83,7 @@ class Turn:
     def withdraw(self, now_ns: int) -> None:
         """Nothing is ready any more, or no instance."""
         if self._since_ns and self._seat is not None:
-            self._seat.withdraw()
+            self._seat.withdraw(now_ns)
             self._count(now_ns)
 
     def leave(self, now_ns: int) -> None:

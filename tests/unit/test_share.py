@@ -57,7 +57,7 @@ def test_who_was_here_lately_still_counts() -> None:
     models.end("b", models.begin("b"))
     models.begin("a")
     assert models.take("a") is None
-    models.seats["a"].withdraw()
+    models.seats["a"].withdraw(models.now_ns)
     models.now_ns += 60_000 * MS
     models.begin("a")
 
@@ -203,9 +203,9 @@ def test_who_withdraws_lets_the_next_one_pass() -> None:
     models.take("a")
     models.take("b")
     models.end("c", lease)
-    models.seats["a"].withdraw()
+    models.seats["a"].withdraw(models.now_ns)
     assert models.called == ["a", "b"]
-    models.seats["a"].withdraw()
+    models.seats["a"].withdraw(models.now_ns)
     assert models.called == ["a", "b"]
 
 
