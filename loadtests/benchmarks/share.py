@@ -108,7 +108,7 @@ class Stream:
             received_ns=due_ns,
             deadline_ns=due_ns + self._deadline_ns,
         )
-        self._served.submit(request)
+        self._served.submit([request])
 
     def _settled(self, request: InferRequest, outcome: Outcome) -> None:
         self._open -= 1
