@@ -32,7 +32,7 @@ from server.types import NO_DEADLINE
 
 _UNKNOWN_NS = 100_000_000
 """What a pass is taken to need, in rule 3, while nothing is known of its cost."""
-_SOON_NS = 1_000_000
+_SOON_NS = 500_000
 """A pass whose end is this near is about to end: short passes go two by two, long ones do not."""
 _WINDOW_NS = 500_000_000
 """The time after which what a model has used counts for a half of what it uses now."""

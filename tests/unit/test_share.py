@@ -293,3 +293,13 @@ def test_the_wait_for_a_token_is_foreseen() -> None:
     assert models.seats["b"].wait_ns(models.now_ns) == 10 * MS
     models.begin("b", 1)
     assert models.seats["c"].wait_ns(models.now_ns) == 10 * MS
+
+
+def test_a_pass_about_to_end_does_not_hold_its_token() -> None:
+    """The next one begins behind it, so that the core does not idle while the loop hears of the end."""
+    models = Models(1, "a", "b")
+    models.begin("a", 0.4)
+    models.begin("b", 10)
+    assert models.take("a", 10) is None
+    models.now_ns += 60_000 * MS
+    assert models.share._taken(models.now_ns) == 2, "what is long overdue is not about to end"
