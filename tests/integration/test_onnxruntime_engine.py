@@ -414,6 +414,7 @@ def test_every_honoured_parameter_serves(engine: OnnxRuntimeEngine, tmp_path: Pa
     for level in (0, 1, -1, 2):
         model = engine.load(spec(linear(tmp_path / "model.onnx"), parameters=honoured, graph_level=level))
         assert model.instances[0].run(batch(x=np.ones((1, 3), np.float32)))["y"].tolist() == [[6, 9]]
+        assert model.instances[0].threads == 2
     options = engine._options(spec(tmp_path, graph_level=2), parse_parameters(spec(tmp_path, parameters=honoured)), [])
     assert options.intra_op_num_threads == options.inter_op_num_threads == 2
     assert not options.enable_cpu_mem_arena
