@@ -20,6 +20,7 @@ A pass may begin when
    can't be interrupted, and this is what keeps a long one from holding up a short one.
 
 A pass that is overdue is taken to need as long again as it is overdue by: if it never ends, others do not wait for it.
+One that has taken far longer than it should is given up, and counts as not running.
 """
 
 from __future__ import annotations
@@ -31,7 +32,8 @@ from itertools import count
 from server.types import NO_DEADLINE
 
 _UNKNOWN_NS = 100_000_000
-"""What a pass is taken to need, in rule 3, while nothing is known of its cost."""
+"""What a pass is taken to need, in rule 3, while nothing is known of its cost, and what is added to twice the cost of
+one before it is given up."""
 _SOON_NS = 500_000
 """A pass whose end is this near is about to end: short passes go two by two, long ones do not."""
 _WINDOW_NS = 500_000_000
@@ -45,13 +47,11 @@ _DECAY = math.log(2)
 class _Account:
     """What one model has attained, all its versions together."""
 
-    __slots__ = ("_used", "_used_at_ns", "finish_ns", "running", "seats")
+    __slots__ = ("_used", "_used_at_ns", "finish_ns", "seats")
 
     def __init__(self) -> None:
         self.finish_ns = 0.0
         """Virtual time, in nanoseconds of one core, at which its last pass finishes."""
-        self.running = 0
-        """Passes."""
         self.seats = 0
         self._used = 0.0
         """Cores that it used of late, in the mean, as of `_used_at_ns`."""
@@ -79,6 +79,10 @@ class Lease:
     def left_ns(self, now_ns: int) -> int:
         return abs(self.ends_ns - now_ns)
 
+    def given_up_ns(self) -> int:
+        """From when on nobody believes any more that it will end soon."""
+        return 2 * self.ends_ns - self.begun_ns + _UNKNOWN_NS
+
 
 class Share:
     """The tokens of one process. Call it on the event loop's thread only."""
@@ -93,6 +97,8 @@ class Share:
         self._virtual_ns = 0.0
         """Where the pass that began last started."""
         self._accounts: dict[str, _Account] = {}
+        self._lately: dict[_Account, None] = {}
+        """Those that used the cores of late: few of the models, and only those are looked at."""
         self._leases: dict[Lease, _Account] = {}
         self._waiting: dict[Seat, None] = {}
         self._ticket = count()
@@ -103,6 +109,10 @@ class Share:
         account = self._accounts.setdefault(model_name, _Account())
         account.seats += 1
         return Seat(self, model_name, account, demand, turn)
+
+    def _use(self, account: _Account, core_ns: int, now_ns: int) -> None:
+        account.use(core_ns, now_ns)
+        self._lately[account] = None
 
     def _taken(self, now_ns: int) -> int:
         """Tokens that are not free, nor will be in a moment."""
@@ -213,7 +223,6 @@ class Seat:
         start_ns = self._start_ns()
         share._virtual_ns = max(share._virtual_ns, start_ns)
         account.finish_ns = start_ns + (pass_ns or 0) * self.tokens
-        account.running += 1
         share.used += self.tokens
         share._leases[lease] = account
         self._leases.add(lease)
@@ -228,7 +237,11 @@ class Seat:
         before = share._before(self)
         if share._taken(now_ns) + before < share.tokens:
             return True
-        if account is not None and account.running:
+        busy_until_ns = max(
+            [lease.given_up_ns() for lease, owner in share._leases.items() if owner is account], default=0
+        )
+        if busy_until_ns > now_ns:
+            self.again_ns = busy_until_ns
             return False
         until_ns = share._until_free_ns(now_ns)
         beside_ns = max(0, self.pass_ns * (share.used + before + self.tokens - share.tokens) // share.tokens)
@@ -249,11 +262,14 @@ class Seat:
 
     def _others(self, now_ns: int) -> list[float]:
         """The cores that each of the other models has used of late, of those that have."""
-        accounts = self._share._accounts
-        if len(accounts) < 2:
+        lately = self._share._lately
+        if not lately or (len(lately) == 1 and self._account in lately):
             return []
-        used = [account.used_lately(now_ns) for account in accounts.values() if account is not self._account]
-        return [cores for cores in used if cores > _NEGLIGIBLE]
+        used = {account: account.used_lately(now_ns) for account in lately if account is not self._account}
+        for account, cores in used.items():
+            if cores <= _NEGLIGIBLE:
+                del lately[account]
+        return [cores for cores in used.values() if cores > _NEGLIGIBLE]
 
     def give(self, lease: Lease, now_ns: int) -> None:
         """The pass is over, or its worker is: its tokens are free. The second time it does nothing."""
@@ -262,18 +278,17 @@ class Seat:
             return
         self._leases.remove(lease)
         account = share._leases.pop(lease)
-        account.running -= 1
         share.used -= lease.tokens
         # What was charged at the begin was a prediction.
         account.finish_ns += (now_ns - lease.ends_ns) * lease.tokens
-        account.use((now_ns - lease.begun_ns) * lease.tokens, now_ns)
+        share._use(account, (now_ns - lease.begun_ns) * lease.tokens, now_ns)
         share._call_next(now_ns)
 
     def charge(self, ns: int, now_ns: int) -> None:
         """Count a pass that took no token, because it ran on the event loop."""
         if self._account is not None:
             self._account.finish_ns = self._start_ns() + ns
-            self._account.use(ns, now_ns)
+            self._share._use(self._account, ns, now_ns)
 
     def withdraw(self, now_ns: int) -> None:
         """It waits for nothing any more."""
@@ -295,6 +310,7 @@ class Seat:
             account.seats -= 1
             if not account.seats:
                 del self._share._accounts[self._model_name]
+                self._share._lately.pop(account, None)
 
     # --- what admission asks -----------------------------------------------------------------------
 

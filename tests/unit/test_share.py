@@ -303,3 +303,26 @@ def test_a_pass_about_to_end_does_not_hold_its_token() -> None:
     assert models.take("a", 10) is None
     models.now_ns += 60_000 * MS
     assert models.share._taken(models.now_ns) == 2, "what is long overdue is not about to end"
+
+
+def test_a_model_is_not_stuck_behind_its_own_pass_that_hangs() -> None:
+    """Given up, it counts as not running: another instance of the model goes on beside it."""
+    models = Models(1, "a", "b")
+    models.end("b", models.begin("b", 10))
+    models.begin("a", 10)
+    assert models.take("a", 10) is None
+    again_ns = models.seats["a"].again_ns
+    assert again_ns == models.now_ns + (10 + 10 + 100) * MS
+    models.now_ns = again_ns
+    assert models.take("a", 10) is not None
+
+
+def test_idle_models_cost_nothing() -> None:
+    """Only those that used the cores of late are looked at."""
+    models = Models(2, *(f"m{number}" for number in range(100)))
+    models.end("m1", models.begin("m1", 30))
+    models.end("m2", models.begin("m2", 30))
+    assert len(models.share._lately) == 2
+    models.now_ns += 60_000 * MS
+    models.begin("m3")
+    assert not models.share._lately
