@@ -48,6 +48,7 @@ HEADER = (
     "B p50, ms",
     "B p99, ms",
     "cores busy",
+    "of it the loop",
 )
 
 

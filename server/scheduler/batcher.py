@@ -185,10 +185,10 @@ class Batcher:
         return self.held + len(self._arrived)
 
     def healthy(self) -> bool:
-        """Every worker lives, and nothing has been waiting for seconds while all of them are idle."""
+        """Every worker lives, and nothing has been waiting for seconds while all of them, and the cores, are idle."""
         if not all(runner.alive for runner in self._runners):
             return False
-        if self._running or not self.held:
+        if self._running or not self.held or self._turn.waiting:
             return True
         oldest_ns = min(request.enqueued_ns for request in self._held_back())
         return self._clock() - oldest_ns < self._limits.max_queue_delay_ns + STALL_NS

@@ -9,6 +9,7 @@ import pytest
 
 from server.errors import Overloaded
 from server.explain import Explanation, WaitReason
+from server.scheduler.batcher import STALL_NS
 from server.scheduler.handoff import HANDOFF_NS
 from server.scheduler.share import Share
 from server.types import InferRequest
@@ -132,6 +133,15 @@ def test_a_pass_that_never_ends_holds_up_nobody() -> None:
     assert running(pair.b) == 0
     pair.b.advance(21 * MS)
     assert running(pair.b) == 1
+
+
+def test_waiting_for_long_passes_of_others_is_healthy() -> None:
+    """Nothing of this model moves for seconds, and nothing is wrong with it."""
+    pair = Pair(a_ns=20_000 * MS, b_ns=20_000 * MS)
+    pair.ask(pair.a)
+    pair.ask(pair.b)
+    pair.b.advance(STALL_NS + MS)
+    assert (running(pair.b), pair.b.batcher.healthy()) == (0, True)
 
 
 @pytest.mark.parametrize("end", ["die", "fail"])
