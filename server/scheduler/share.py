@@ -138,7 +138,9 @@ class Share:
         """How long until the passes under way leave a token free."""
         excess = self.used - self.tokens + 1
         until_ns = 0
-        if excess > 0:
+        if excess == 1:
+            return min([lease.left_ns(now_ns) for lease in self._leases])
+        if excess > 1:
             for left_ns, tokens in sorted([(lease.left_ns(now_ns), lease.tokens) for lease in self._leases]):
                 until_ns = left_ns
                 excess -= tokens
@@ -314,17 +316,16 @@ class Seat:
 
     # --- what admission asks -----------------------------------------------------------------------
 
-    def wait_ns(self, now_ns: int) -> int:
-        """How long a pass that is ready now waits until a token is free; 0 where it need not."""
-        return 0 if self._is_alone(now_ns) else self._share._until_free_ns(now_ns)
+    def outlook(self, now_ns: int) -> tuple[int, float]:
+        """How long a pass that is ready now waits until a token is free (0 where it need not), and how many times as
+        long as alone this model's work takes because of the others (1 where they leave enough).
 
-    def slowdown(self, now_ns: int) -> float:
-        """How many times as long as alone this model's work takes, by what the others use; 1: they leave enough.
-
-        It gets what the others leave of the cores, and its equal share of them at least.
+        It gets what the others leave of the cores, by what they used of late, and its equal share of them at least.
         """
+        share = self._share
         others = self._others(now_ns)
+        wait_ns = 0 if not others and self._is_alone(now_ns) else share._until_free_ns(now_ns)
         if not others:
-            return 1.0
-        tokens = self._share.tokens
-        return max(1.0, self.demand / max(tokens - sum(others), tokens / (1 + len(others))))
+            return wait_ns, 1.0
+        gets = max(share.tokens - sum(others), share.tokens / (1 + len(others)))
+        return wait_ns, max(1.0, self.demand / gets)

@@ -92,8 +92,8 @@ class Turn:
             self._seat.leave(now_ns)
 
     def outlook(self, now_ns: int) -> tuple[int, float]:
-        """What admission must know: how long the next pass waits for its turn, and `Seat.slowdown`."""
-        return (0, 1.0) if self._seat is None else (self._seat.wait_ns(now_ns), self._seat.slowdown(now_ns))
+        """What admission must know, see `Seat.outlook`."""
+        return (0, 1.0) if self._seat is None else self._seat.outlook(now_ns)
 
     def _count(self, now_ns: int) -> None:
         if self._since_ns:

@@ -269,30 +269,30 @@ def test_work_takes_no_longer_where_nobody_else_is() -> None:
     models = Models(2, "a", "b")
     busy(models, "a", 2)
     models.begin("a")
-    assert models.seats["a"].slowdown(models.now_ns) == 1.0
-    assert models.seats["a"].wait_ns(models.now_ns) == 0
+    assert models.seats["a"].outlook(models.now_ns)[1] == 1.0
+    assert models.seats["a"].outlook(models.now_ns)[0] == 0
 
 
 def test_work_takes_as_much_longer_as_others_use_the_cores() -> None:
     """It gets what the others leave, and its equal share at least: four instances get three cores, or two."""
     models = Models(4, "a", "b")
     busy(models, "b", 1)
-    assert models.seats["a"].slowdown(models.now_ns) == pytest.approx(4 / 3, rel=0.01)
+    assert models.seats["a"].outlook(models.now_ns)[1] == pytest.approx(4 / 3, rel=0.01)
     busy(models, "b", 4)
-    assert models.seats["a"].slowdown(models.now_ns) == pytest.approx(2, rel=0.01)
+    assert models.seats["a"].outlook(models.now_ns)[1] == pytest.approx(2, rel=0.01)
     models.now_ns += 60_000 * MS
-    assert models.seats["a"].slowdown(models.now_ns) == 1.0
+    assert models.seats["a"].outlook(models.now_ns)[1] == 1.0
 
 
 def test_the_wait_for_a_token_is_foreseen() -> None:
     """The pass that ends first, and of several that have to end the last of those."""
     models = Models(2, "a", "b", "c")
     models.begin("a", 10)
-    assert models.seats["b"].wait_ns(models.now_ns) == 0
+    assert models.seats["b"].outlook(models.now_ns)[0] == 0
     models.begin("a", 30)
-    assert models.seats["b"].wait_ns(models.now_ns) == 10 * MS
+    assert models.seats["b"].outlook(models.now_ns)[0] == 10 * MS
     models.begin("b", 1)
-    assert models.seats["c"].wait_ns(models.now_ns) == 10 * MS
+    assert models.seats["c"].outlook(models.now_ns)[0] == 10 * MS
 
 
 def test_a_pass_about_to_end_does_not_hold_its_token() -> None:
