@@ -125,7 +125,7 @@ def all_at_once(arrived: Sequence[InferRequest], now_ns: int, cap: int, cost: Co
         ):
             return False
         rows += request.rows
-    return rows <= cap or len(arrived) == 1
+    return rows <= cap or (not cap and len(arrived) == 1)
 
 
 def _signatures(queue: RequestQueue) -> Iterator[object]:
