@@ -1,4 +1,4 @@
-"""Keeping this process, and what it starts, on one core."""
+"""Keeping this process, and what it starts, on some cores."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ def cores() -> list[int]:
 
 
 @contextmanager
-def pinned(core: int) -> Iterator[None]:
-    """This thread, and every thread and process that it starts inside, on `core` only."""
+def pinned(*only: int) -> Iterator[None]:
+    """This thread, and every thread and process that it starts inside, on the cores `only`."""
     before = os.sched_getaffinity(0)
-    os.sched_setaffinity(0, {core})
+    os.sched_setaffinity(0, only)
     try:
         yield
     finally:

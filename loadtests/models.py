@@ -69,9 +69,10 @@ class _Builder:
         self._add("Conv", [self._weight(to, channels, 3, 3)], pads=[1, 1, 1, 1], strides=[stride, stride])
         self._add("Relu", [])
 
-    def dense(self, inputs: int, outputs: int) -> None:
+    def dense(self, inputs: int, outputs: int, *, relu: bool = True) -> None:
         self._add("MatMul", [self._weight(inputs, outputs)])
-        self._add("Relu", [])
+        if relu:
+            self._add("Relu", [])
 
     def pool(self) -> None:
         self._add("GlobalAveragePool", [])
@@ -121,7 +122,7 @@ def tiny_mlp() -> Network:
     """30 -> 64 -> 2: a pass takes microseconds, so that the server around it is the whole cost."""
     builder = _Builder()
     builder.dense(30, 64)
-    builder.dense(64, 2)
+    builder.dense(64, 2, relu=False)
     return builder.network((30,), 2)
 
 
