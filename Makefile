@@ -11,7 +11,7 @@ BENCH ?=
 REPORTS ?= build/bench
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test check format types lint bench-simulate bench-overload bench-cap bench-collector bench-decode bench-startup bench-share models proto lock clean
+.PHONY: help serve test check format types lint bench bench-quick bench-simulate bench-overload bench-cap bench-collector bench-decode bench-startup bench-share models proto lock clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -31,6 +31,13 @@ check: $(VENV)/.dev ## what CI checks: ruff, mypy strict, the import contract, g
 format: $(VENV)/.dev ## format and fix what ruff can
 	$(BIN)/ruff format $(SOURCES)
 	$(BIN)/ruff check --fix $(SOURCES)
+
+bench: $(VENV)/.dev ## all servers side by side, on one core and on two: about an hour, two quiet cores (BENCH="--only ours,triton" for a part)
+	$(BIN)/python -m loadtests.benchmarks.peers.run --out $(REPORTS) $(BENCH)
+	$(BIN)/python -m loadtests.benchmarks.peers.run --cores 2 --out $(REPORTS) $(BENCH)
+
+bench-quick: $(VENV)/.dev ## ours and Triton on a tiny model, 1 and 32 in flight: about two minutes
+	$(BIN)/python -m loadtests.benchmarks.peers.run --only ours,triton --models tiny_mlp --in-flight 1,32 --calls 0 --out $(REPORTS) $(BENCH)
 
 bench-simulate: $(VENV)/.dev ## goodput against load on a simulated clock: ours, a fixed window, an unbounded queue (BENCH="--seed 1" adds flags)
 	$(BIN)/python -m loadtests.benchmarks.simulate --out $(REPORTS) $(BENCH)

@@ -1,0 +1,111 @@
+"""The two limits of every figure: ONNX Runtime without a server, and the generators without a model."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import grpc
+import httpx
+import numpy as np
+
+from loadtests.benchmarks.peers.calls import MODEL_INFER, Call
+from loadtests.benchmarks.peers.running import ask, free_ports, generate
+from loadtests.benchmarks.peers.workloads import Workload
+from loadtests.cores import pinned
+from loadtests.generators import Load
+from loadtests.process_tree import ProcessTree
+
+_ROOT = Path(__file__).parents[3]
+_START_S = 20
+_ANSWER = b"\0" * 64
+_LOADS = ((1, 1), (1, 32))
+
+Run = dict[str, Any]
+"""Figures by name, as they stand in the JSON."""
+
+
+def limits(workloads: Mapping[str, Workload], folder: Path, options: argparse.Namespace) -> dict[str, list[Run]]:
+    """For each workload: one row a pass, and the best batch; medians of the repeats, on the server's core."""
+    found: dict[str, list[Run]] = {}
+    for name, workload in workloads.items():
+        given = folder / (f"{name}.npy" if workload.picture is None else f"{name}.jpg")
+        if workload.picture is None:
+            np.save(given, workload.row)
+        else:
+            given.write_bytes(workload.picture)
+        flag = "--row" if workload.picture is None else "--picture"
+        command = [sys.executable, "-m", "loadtests.benchmarks.peers.bare", str(workload.onnx), flag, str(given)]
+        command += ["--seconds", str(options.seconds)]
+        found[name] = [_median(command, batch, options) for batch in (1, 0)]
+    return found
+
+
+def _median(command: Sequence[str], batch: int, options: argparse.Namespace) -> Run:
+    runs = []
+    for _ in range(options.repeats):
+        with pinned(*options.server_cores):
+            done = subprocess.run(  # noqa: S603 - our own command
+                [*command, "--batch", str(batch)], cwd=_ROOT, capture_output=True, text=True, check=True
+            )
+        runs.append(json.loads(done.stdout))
+    middle = {key: median(run[key] for run in runs) for key in ("rows_per_s", "p50_ms", "p99_ms")}
+    rates = [run["rows_per_s"] for run in runs]
+    return {"batch": runs[-1]["batch"], **middle, "lowest": min(rates), "highest": max(rates)}
+
+
+def limit_text(limit: Sequence[Run]) -> str:
+    parts = [
+        f"{run['batch']} a pass {run['rows_per_s']:,.0f} rows/s ({run['lowest']:,.0f} to {run['highest']:,.0f}), "
+        f"p50 / p99 of a pass {run['p50_ms']:.3f} / {run['p99_ms']:.3f} ms"
+        for run in limit
+    ]
+    return f"ONNX Runtime alone, in a process on the server's core: {'; '.join(parts)}."
+
+
+def generators(folder: Path, options: argparse.Namespace) -> list[Run]:
+    """How fast each generator is against a server that does nothing (`loadtests.echo`)."""
+    found: list[Run] = []
+    answer = folder / "echo.bin"
+    answer.write_bytes(_ANSWER)
+    for kind, name in (("grpc", "h2load"), ("http", "wrk")):
+        (port,) = free_ports(1)
+        command = [sys.executable, "-m", "loadtests.echo", kind, str(port), "--answer", str(answer)]
+        call = Call(kind == "grpc", MODEL_INFER, b"\0" * 160, lambda _: "")
+        tree = ProcessTree(command, folder / f"echo-{kind}.log", options.server_cores, env={}, cwd=_ROOT)
+        try:
+            _await(call, f"127.0.0.1:{port}")
+            for connections, streams in _LOADS:
+                load = Load(connections, streams, options.seconds, options.generator_cores)
+                run = generate(call, f"127.0.0.1:{port}", len(_ANSWER), load)
+                found.append({"generator": name, "in_flight": streams, **vars(run)})
+        finally:
+            tree.end()
+    return found
+
+
+def _await(call: Call, address: str) -> None:
+    until = time.monotonic() + _START_S
+    while time.monotonic() < until:
+        with suppress(grpc.RpcError, httpx.HTTPError):
+            ask(call, address)
+            return
+        time.sleep(0.1)
+    raise RuntimeError("the echo server does not answer")
+
+
+def generators_text(found: Sequence[Run]) -> str:
+    parts = [
+        f"{run['generator']} with {run['in_flight']} in flight {run['requests_per_s']:,.0f}/s "
+        f"(its core {run['generator_busy']:.2f} busy)"
+        for run in found
+    ]
+    return f"## The generators alone\n\nAgainst a server that does nothing: {'; '.join(parts)}.\n"
