@@ -86,6 +86,7 @@ class ScriptedInstance:
     """What a scripted runner runs, were it asked to."""
 
     name = "simulated_0"
+    device = "cpu"
 
     def __init__(self, threads: int = 1) -> None:
         self.threads = threads

@@ -61,12 +61,15 @@ class WaitReason(StrEnum):
     """As `priority`, and whoever went before it did so for another tenant's share."""
     OTHER_MODELS = "other_models"
     """An instance was idle, and passes of other models had the cores."""
+    BUCKET = "bucket"
+    """It was passed over for a batch that it could not join, of another bucket or shape; or an instance was idle, and
+    those who waited with it were of another."""
 
 
 class Explanation:
     """The parts of one call, one behind the other: each begins where the one before it ended."""
 
-    __slots__ = ("_clock", "_ended_ns", "_parts", "_received_ns", "batch_rows", "waited")
+    __slots__ = ("_clock", "_ended_ns", "_parts", "_received_ns", "batch_rows", "padding", "waited")
 
     def __init__(self, received_ns: int, clock: Callable[[], int] = time.monotonic_ns) -> None:
         self._clock = clock
@@ -76,6 +79,7 @@ class Explanation:
         self.waited = WaitReason.NONE
         """Set by the scheduler."""
         self.batch_rows = 0
+        self.padding = 0.0
 
     def mark(self, part: str, at_ns: int | None = None) -> None:
         """`part` ends now, or ended `at_ns`. A part that comes again is added to."""
@@ -108,6 +112,7 @@ class Explanation:
                 at_ns += ns
                 self.mark(part, at_ns)
             self.batch_rows = timing.batch_rows
+            self.padding = timing.padding
         self.mark("loop")
 
     def parts_ns(self) -> dict[str, int]:
@@ -121,6 +126,8 @@ class Explanation:
         entries = [f"{part};dur={_ms(ns)}{notes.get(part, '')}" for part, ns in self.parts_ns().items()]
         if self.batch_rows:
             entries.insert(-1, f'batch_rows;desc="{self.batch_rows}"')
+        if self.padding:
+            entries.insert(-1, f'padding;desc="{self.padding:.4g}"')
         return ", ".join(entries)
 
 
@@ -166,6 +173,8 @@ class Explained:
     """A `WaitReason`, or empty if the call had no pass."""
     batch_rows: int
     """Of the pass; 0 if the call had none."""
+    padding: float = 0.0
+    """The share of the pass's inputs that was padding, where the model has length buckets."""
 
 
 def parse_server_timing(text: str) -> Explained:
@@ -183,4 +192,5 @@ def parse_server_timing(text: str) -> Explained:
     if "total" not in durations:
         raise ValueError(f"{ANSWER_KEY}: has no total")
     total_ms = durations.pop("total")
-    return Explained(durations, total_ms, notes.get("queue", ""), int(notes.get("batch_rows", 0)))
+    rows, padding = int(notes.get("batch_rows", 0)), float(notes.get("padding", 0))
+    return Explained(durations, total_ms, notes.get("queue", ""), rows, padding)

@@ -19,7 +19,7 @@ from server.repository.model_config import DynamicBatching, QueuePolicyConfig
 from server.repository.repository import Repository, ServedModel
 from server.request_check import RequestCheck
 from server.scheduler.batcher import Batcher
-from server.scheduler.cost import CostModel
+from server.scheduler.costs import Costs, make_costs
 from server.scheduler.plan import Limits
 from server.scheduler.queue import Priorities, QueuePolicy
 from server.scheduler.share import Share
@@ -30,6 +30,17 @@ log = logging.getLogger(__name__)
 
 _DRAIN_NS = 30_000_000_000
 """How long an old version may finish what it has admitted once it is out of service."""
+
+
+def costs_of(model: ServedModel) -> Costs:
+    """What its passes cost, as the warm-up found it."""
+    config = model.config
+    return make_costs(
+        {instance.device: model.costs_ns.get(instance.device, {}) for instance in model.engine_model.instances},
+        by_length=any(-1 in spec.dims for spec in config.inputs),
+        buckets=config.buckets.lengths if config.buckets else (),
+        max_batch_size=config.max_batch_size,
+    )
 
 
 class Served:
@@ -206,7 +217,7 @@ class ModelControl:
             model.engine_model.instances,
             limits,
             self._policy(model),
-            CostModel(model.costs_ns),
+            costs_of(model),
             statistics,
             asyncio.get_running_loop(),
             priorities=self._priorities(batching),
@@ -214,6 +225,7 @@ class ModelControl:
             preserve_ordering=batching.preserve_ordering if batching else False,
             share=self._share,
             fair_by_tenant=config.fair_by_tenant,
+            buckets=config.buckets,
         )
         return Served(model, batcher, statistics)
 

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from math import prod
 from operator import is_
 
+from server.buckets import Buckets
 from server.errors import InvalidRequest, Unsupported
 from server.repository.model_config import ModelConfig
 from server.types import InferRequest, Tensor, TensorSpec, unpack_bytes
@@ -31,6 +32,7 @@ class RequestCheck:
         self._batched = config.max_batch_size > 0
         self._variable = any(-1 in spec.dims for spec in config.inputs)
         self._fair_by_tenant = config.fair_by_tenant
+        self._buckets = config.buckets
         self._has_text = any(spec.datatype == "BYTES" for spec in config.inputs)
 
     def __call__(self, request: InferRequest) -> None:
@@ -117,9 +119,11 @@ class RequestCheck:
         return shape[0]
 
     def _signature(self, inputs: Sequence[Tensor]) -> object:
-        """Equal for requests whose rows can be stacked; None wherever no dimension varies."""
+        """Equal for requests whose rows can be stacked: the bucket, else the shapes; None where no dimension varies."""
         if not self._variable:
             return None
+        if self._buckets is not None:
+            return self._buckets.padded(_length(inputs, self._buckets))
         skip = 1 if self._batched else 0
         return tuple(tensor.shape[skip:] for tensor in inputs)
 
@@ -133,6 +137,20 @@ class RequestCheck:
                 )
             if name in outputs[:index]:
                 raise InvalidRequest(f"outputs[{index}].name", f"output '{name}' is requested twice")
+
+
+def _length(inputs: Sequence[Tensor], buckets: Buckets) -> int:
+    """The one length of a request's inputs."""
+    first, length = "", -1
+    for tensor in inputs:
+        own = buckets.length(tensor)
+        if own is None or own == length:
+            continue
+        if first:
+            problem = f"input '{tensor.name}' has length {own}, '{first}' has {length}; they must be equal"
+            raise InvalidRequest("inputs", problem)
+        first, length = tensor.name, own
+    return length
 
 
 def _check_text(tensor: Tensor, field: str) -> None:

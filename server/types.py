@@ -172,6 +172,8 @@ class Timing:
     compute_infer_ns: int
     compute_output_ns: int
     batch_rows: int
+    padding: float = 0.0
+    """The share of the batch's padded inputs that was padding, 0 to 1."""
 
 
 Outcome = InferResponse | BaseException

@@ -64,6 +64,10 @@ class Instance(Protocol):
     def threads(self) -> int:
         """Threads of this machine's cores that a pass keeps busy; 0 where it runs on a GPU or elsewhere."""
 
+    @property
+    def device(self) -> str:
+        """``cpu``, ``gpu0``: instances of one device take the same time for the same batch."""
+
     def run(self, batch: Batch) -> Mapping[str, Array]:
         """One forward pass; the outputs by name, each of `batch.rows` rows.
 

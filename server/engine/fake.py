@@ -119,6 +119,7 @@ class FakeInstance:
 
     def __init__(self, engine: FakeEngine, spec: EngineSpec, name: str) -> None:
         self.name = name
+        self.device = "cpu"
         self._engine = engine
         self._spec = spec
 

@@ -115,7 +115,7 @@ class OnnxRuntimeEngine:
             if session is None:
                 session = shared[key] = self._session(spec, placement, self._options(spec, parameters, placements))
             threads = 0 if placement.on_gpu else session.get_session_options().intra_op_num_threads
-            instances.append(OnnxRuntimeInstance(spec, placement.name, session, threads))
+            instances.append(OnnxRuntimeInstance(spec, placement.name, placement.device, session, threads))
         return OnnxRuntimeModel(instances)
 
     def _options(self, spec: EngineSpec, parameters: Parameters, placements: Sequence[Placement]) -> Any:
@@ -180,11 +180,22 @@ class OnnxRuntimeEngine:
 class OnnxRuntimeInstance:
     """One session, or one share in a session, run by one thread at a time."""
 
-    __slots__ = ("_encoded", "_mapped", "_model_name", "_rows_first", "_session", "_wanted", "name", "threads")
+    __slots__ = (
+        "_encoded",
+        "_mapped",
+        "_model_name",
+        "_rows_first",
+        "_session",
+        "_wanted",
+        "device",
+        "name",
+        "threads",
+    )
 
-    def __init__(self, spec: EngineSpec, name: str, session: Any, threads: int) -> None:
+    def __init__(self, spec: EngineSpec, name: str, device: str, session: Any, threads: int) -> None:
         """`threads`: of the session's pool, the caller's own included; 0 on a GPU."""
         self.name = name
+        self.device = device
         self.threads = threads
         self._model_name = spec.model_name
         self._session = session

@@ -54,6 +54,8 @@ _OURS: tuple[tuple[str, str, Callable[[ModelStatistics], float]], ...] = (
     ("forwardpass_turn_wait_seconds_total", "Seconds that ready batches waited for other models", _turn_wait_s),
     ("forwardpass_pass_predicted_seconds_total", "Seconds that passes were expected to take", _predicted_s),
     ("forwardpass_pass_actual_seconds_total", "Seconds that the same passes took", _actual_s),
+    ("forwardpass_input_elements_total", "Elements of padded inputs, with their padding", lambda s: s.input_elements),
+    ("forwardpass_padding_elements_total", "Elements that were padding", lambda s: s.padding_elements),
 )
 """The scheduler's own counters: name, help, value."""
 

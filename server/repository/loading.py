@@ -17,9 +17,9 @@ from server.pipeline.base import PROCESSING_FILE, Pipeline
 from server.repository.certificate import Manifest, read_manifest, verify_files
 from server.repository.golden import Golden, golden_file, read_golden, read_raw
 from server.repository.model_config import All, ModelConfig, Specific, read_model_config
-from server.repository.replay import replay, replay_preprocessing
+from server.repository.replay import replay, replay_padded, replay_preprocessing
 from server.repository.tensors import misfit
-from server.repository.warmup import WarmUp, warm_up
+from server.repository.warmup import Costs, WarmUp, warm_up
 from server.types import Array, Batch
 
 log = logging.getLogger(__name__)
@@ -40,8 +40,8 @@ class ServedModel:
     """None without processing.yaml: the model answers `infer` only."""
     manifest: Manifest | None
     """None: uncertified; its files were not held against anything."""
-    costs_ns: Mapping[int, int]
-    """Nanoseconds of a forward pass by rows, from the warm-up."""
+    costs_ns: Costs
+    """What forward passes cost, from the warm-up."""
 
     @property
     def certified(self) -> bool:
@@ -180,7 +180,7 @@ def _check_golden(config: ModelConfig, golden: Golden) -> None:
 
 
 def _replay(config: ModelConfig, manifest: Manifest | None, golden: Golden, instance: Instance) -> None:
-    """All rows in batches as large as the model takes, then the first row alone: both must hold."""
+    """All rows in batches as large as the model takes, then the first row alone, then padded: all must hold."""
     tolerances = manifest.versions[golden.version].tolerances if manifest is not None else None
 
     def run(inputs: Mapping[str, Array]) -> Mapping[str, Array]:
@@ -194,6 +194,8 @@ def _replay(config: ModelConfig, manifest: Manifest | None, golden: Golden, inst
             {name: array[:1] for name, array in golden.outputs.items()},
         )
         replay(config.name, first, run, tolerances)
+    if config.buckets is not None:
+        replay_padded(config.name, golden, config.buckets, run, tolerances)
 
 
 def _forward(config: ModelConfig, version: str, instance: Instance, inputs: Mapping[str, Array]) -> Mapping[str, Array]:

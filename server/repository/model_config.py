@@ -11,13 +11,15 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import Any, Literal, NoReturn, Protocol
+from typing import Any, Literal, NoReturn
 
+from server.buckets import Buckets
 from server.engine.base import Accelerator, EngineSpec, InstanceGroup
 from server.errors import ModelLoadFailed
 from server.proto.triton import model_config_pb2 as pb
 from server.repository.config_text import CONFIG_FILE, parse_text, write_model_config
 from server.repository.honoured import unhonoured
+from server.repository.length_buckets import LENGTH_BUCKETS, PAD_VALUE, Refuse, read_buckets
 from server.types import DATATYPES, TensorSpec
 
 __all__ = [
@@ -42,7 +44,7 @@ _BACKEND = "onnxruntime"
 _SLO = "slo_ms"
 _FAIR_BY = "fair_by"
 _TENANT = "tenant"
-_OURS = (_SLO, _FAIR_BY)
+_OURS = (_SLO, _FAIR_BY, LENGTH_BUCKETS, PAD_VALUE)
 """Parameters that are the scheduler's and do not reach the engine."""
 _LONGEST_SLO_MS = 86_400_000
 _MOST_LEVELS = 256
@@ -119,6 +121,8 @@ class ModelConfig:
     """The latency objective: no request is worth answering later than this after its receipt; 0: none."""
     fair_by_tenant: bool = False
     """Whether tenants share the queue equally; else who a request is of does not matter."""
+    buckets: Buckets | None = None
+    """The lengths to which requests are padded; None: only requests of equal shapes share a batch."""
     default_model_filename: str = DEFAULT_MODEL_FILENAME
     label_filenames: Mapping[str, str] = field(default_factory=dict)
     """The file of labels by output name, relative to the model's folder."""
@@ -185,13 +189,16 @@ def from_message(message: pb.ModelConfig, folder_name: str) -> ModelConfig:
     if message.optimization.graph.level not in (-1, 0, 1, 2):
         refuse("optimization.graph.level", f"is {message.optimization.graph.level}, it must be -1, 0, 1 or 2")
     accelerators = message.optimization.execution_accelerators
+    inputs, outputs = _tensors("input", message.input, refuse), _tensors("output", message.output, refuse)
+    parameters = {key: value.string_value for key, value in message.parameters.items()}
+    merges = message.max_batch_size > 0 and message.HasField("dynamic_batching")
     return ModelConfig(
         name=folder_name,
         platform=_PLATFORM,
         backend=_BACKEND,
         max_batch_size=message.max_batch_size,
-        inputs=_tensors("input", message.input, refuse),
-        outputs=_tensors("output", message.output, refuse),
+        inputs=inputs,
+        outputs=outputs,
         message=message,
         instance_groups=_instance_groups(message, refuse),
         version_policy=_version_policy(message, refuse),
@@ -199,8 +206,9 @@ def from_message(message: pb.ModelConfig, folder_name: str) -> ModelConfig:
         gpu_accelerators=tuple(Accelerator(a.name, dict(a.parameters)) for a in accelerators.gpu_execution_accelerator),
         cpu_accelerators=tuple(Accelerator(a.name, dict(a.parameters)) for a in accelerators.cpu_execution_accelerator),
         graph_level=message.optimization.graph.level,
-        parameters={key: value.string_value for key, value in message.parameters.items() if key not in _OURS},
+        parameters={key: text for key, text in parameters.items() if key not in _OURS},
         slo_ms=_slo_ms(message, refuse),
+        buckets=read_buckets(parameters, inputs, outputs, merges=merges, refuse=refuse),
         fair_by_tenant=_fair_by_tenant(message, refuse),
         default_model_filename=_inside(
             "default_model_filename", message.default_model_filename or DEFAULT_MODEL_FILENAME, refuse
@@ -213,11 +221,7 @@ def from_message(message: pb.ModelConfig, folder_name: str) -> ModelConfig:
     )
 
 
-class _Refuse(Protocol):
-    def __call__(self, path: str, problem: str) -> NoReturn: ...
-
-
-def _check_backend(message: pb.ModelConfig, refuse: _Refuse) -> None:
+def _check_backend(message: pb.ModelConfig, refuse: Refuse) -> None:
     if message.platform not in ("", _PLATFORM):
         refuse("platform", _FOREIGN.get(message.platform, f"'{message.platform}' is not known here") + _ONLY_ONNX)
     if message.backend not in ("", _BACKEND):
@@ -241,7 +245,7 @@ _FOREIGN = {
 _ONLY_ONNX = f'; the embedded engine serves ONNX files: backend "{_BACKEND}" (platform "{_PLATFORM}")'
 
 
-def _tensors(kind: str, messages: Iterable[Any], refuse: _Refuse) -> tuple[TensorSpec, ...]:
+def _tensors(kind: str, messages: Iterable[Any], refuse: Refuse) -> tuple[TensorSpec, ...]:
     specs: dict[str, TensorSpec] = {}
     for index, message in enumerate(messages):
         path = f"{kind}[{index}]"
@@ -255,7 +259,7 @@ def _tensors(kind: str, messages: Iterable[Any], refuse: _Refuse) -> tuple[Tenso
     return tuple(specs.values())
 
 
-def _datatype(path: str, message: Any, refuse: _Refuse) -> str:
+def _datatype(path: str, message: Any, refuse: Refuse) -> str:
     name = pb.DataType.Name(message.data_type) if message.data_type in pb.DataType.values() else str(message.data_type)
     if name == "TYPE_BF16":
         refuse(f"{path}.data_type", "TYPE_BF16 has no numpy type; export the model with FP32 inputs and outputs")
@@ -265,7 +269,7 @@ def _datatype(path: str, message: Any, refuse: _Refuse) -> str:
     return _DATATYPE_OF[name]
 
 
-def _dims(path: str, message: Any, refuse: _Refuse) -> tuple[int, ...]:
+def _dims(path: str, message: Any, refuse: Refuse) -> tuple[int, ...]:
     dims = tuple(message.dims)
     if not dims:
         refuse(f"{path}.dims", "is not set; write the shape without the batch dimension, -1 for any size")
@@ -277,7 +281,7 @@ def _dims(path: str, message: Any, refuse: _Refuse) -> tuple[int, ...]:
     return dims
 
 
-def _instance_groups(message: pb.ModelConfig, refuse: _Refuse) -> tuple[InstanceGroup, ...]:
+def _instance_groups(message: pb.ModelConfig, refuse: Refuse) -> tuple[InstanceGroup, ...]:
     groups = []
     for index, group in enumerate(message.instance_group):
         path = f"instance_group[{index}]"
@@ -295,7 +299,7 @@ def _instance_groups(message: pb.ModelConfig, refuse: _Refuse) -> tuple[Instance
     return tuple(groups) or (InstanceGroup(),)
 
 
-def _version_policy(message: pb.ModelConfig, refuse: _Refuse) -> VersionPolicy:
+def _version_policy(message: pb.ModelConfig, refuse: Refuse) -> VersionPolicy:
     policy = message.version_policy
     choice = policy.WhichOneof("policy_choice")
     if choice == "all":
@@ -308,7 +312,7 @@ def _version_policy(message: pb.ModelConfig, refuse: _Refuse) -> VersionPolicy:
     return Latest(policy.latest.num_versions or 1)
 
 
-def _dynamic_batching(message: pb.ModelConfig, refuse: _Refuse) -> DynamicBatching | None:
+def _dynamic_batching(message: pb.ModelConfig, refuse: Refuse) -> DynamicBatching | None:
     if not message.HasField("dynamic_batching"):
         return None
     batching = message.dynamic_batching
@@ -335,7 +339,7 @@ def _dynamic_batching(message: pb.ModelConfig, refuse: _Refuse) -> DynamicBatchi
     )
 
 
-def _queue_policy(path: str, policy: Any, refuse: _Refuse) -> QueuePolicyConfig:
+def _queue_policy(path: str, policy: Any, refuse: Refuse) -> QueuePolicyConfig:
     if policy.timeout_action not in pb.ModelQueuePolicy.TimeoutAction.values():
         refuse(f"{path}.timeout_action", "must be REJECT or DELAY")
     return QueuePolicyConfig(
@@ -346,7 +350,7 @@ def _queue_policy(path: str, policy: Any, refuse: _Refuse) -> QueuePolicyConfig:
     )
 
 
-def _check_priorities(batching: Any, refuse: _Refuse) -> None:
+def _check_priorities(batching: Any, refuse: Refuse) -> None:
     levels, default = batching.priority_levels, batching.default_priority_level
     if levels > _MOST_LEVELS:
         refuse("dynamic_batching.priority_levels", f"is {levels}, the most are {_MOST_LEVELS}")
@@ -361,7 +365,7 @@ def _check_priorities(batching: Any, refuse: _Refuse) -> None:
         refuse("dynamic_batching.preserve_ordering", "contradicts priority_levels, which exist to change the order")
 
 
-def _slo_ms(message: pb.ModelConfig, refuse: _Refuse) -> float:
+def _slo_ms(message: pb.ModelConfig, refuse: Refuse) -> float:
     if _SLO not in message.parameters:
         return 0
     text = message.parameters[_SLO].string_value
@@ -374,7 +378,7 @@ def _slo_ms(message: pb.ModelConfig, refuse: _Refuse) -> float:
     return value
 
 
-def _fair_by_tenant(message: pb.ModelConfig, refuse: _Refuse) -> bool:
+def _fair_by_tenant(message: pb.ModelConfig, refuse: Refuse) -> bool:
     if _FAIR_BY not in message.parameters:
         return False
     text = message.parameters[_FAIR_BY].string_value
@@ -383,7 +387,7 @@ def _fair_by_tenant(message: pb.ModelConfig, refuse: _Refuse) -> bool:
     return True
 
 
-def _inside(path: str, filename: str, refuse: _Refuse) -> str:
+def _inside(path: str, filename: str, refuse: Refuse) -> str:
     """`filename` if it stays in its folder."""
     parts = PurePosixPath(filename)
     if parts.is_absolute() or ".." in parts.parts or parts.name in ("", ".") or "\x00" in filename:

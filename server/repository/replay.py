@@ -7,9 +7,12 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
+from server.buckets import Buckets
 from server.errors import ModelLoadFailed, ServingError
 from server.pipeline.base import PROCESSING_FILE, Pipeline
+from server.repository.config_text import CONFIG_FILE
 from server.repository.golden import RAW_FILE, Golden, golden_file
+from server.repository.length_buckets import LENGTH_BUCKETS
 from server.types import Array, RawInput
 
 Run = Callable[[Mapping[str, Array]], Mapping[str, Array]]
@@ -56,6 +59,50 @@ def replay(model_name: str, golden: Golden, run: Run, tolerances: Mapping[str, T
         difference = compare(outputs[name], expected, tolerance)
         if difference:
             raise ModelLoadFailed(model_name, where, f"output '{name}' {difference}")
+
+
+def replay_padded(
+    model_name: str, golden: Golden, buckets: Buckets, run: Run, tolerances: Mapping[str, Tolerance] | None = None
+) -> None:
+    """Replay the golden inputs padded to the next longer bucket: a model that masks them gives the same answers.
+
+    Raises:
+        ModelLoadFailed: it does not; see `replay`.
+        EngineFailure: the forward pass failed.
+    """
+    lengths = {golden.inputs[name].shape[position + 1] for name, position in buckets.inputs.items()}
+    length = max(lengths)
+    longer = buckets.padded(length + 1)
+    if len(lengths) > 1 or longer not in buckets.lengths:
+        return
+
+    def run_padded(inputs: Mapping[str, Array]) -> Mapping[str, Array]:
+        outputs = run({name: _padded(array, name, buckets, longer) for name, array in inputs.items()})
+        return {name: _cut_back(array, buckets.outputs.get(name, ()), length) for name, array in outputs.items()}
+
+    try:
+        replay(model_name, golden, run_padded, tolerances)
+    except ModelLoadFailed as error:
+        problem = (
+            f"padding the golden rows from {length} to {longer} changes the answers: {error.problem}; "
+            "the model must mask what is added, or pad_value be what it ignores"
+        )
+        raise ModelLoadFailed(model_name, f'{CONFIG_FILE}: parameters["{LENGTH_BUCKETS}"]', problem) from error
+
+
+def _padded(array: Array, name: str, buckets: Buckets, length: int) -> Array:
+    if name not in buckets.inputs:
+        return array
+    axis = buckets.inputs[name] + 1
+    before_after = [(0, 0)] * array.ndim
+    before_after[axis] = (0, length - array.shape[axis])
+    return np.pad(array, before_after, constant_values=buckets.pad_values.get(name, 0))
+
+
+def _cut_back(array: Array, positions: Sequence[int], length: int) -> Array:
+    for position in positions:
+        array = array.take(range(length), position + 1)
+    return array
 
 
 def replay_preprocessing(model_name: str, golden: Golden, raw: Sequence[RawInput], pipeline: Pipeline) -> None:

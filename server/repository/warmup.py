@@ -1,4 +1,5 @@
-"""Warming up a version: every batch size that will be used, on every instance, before the first caller comes.
+"""Warming up a version: every batch size that will be used, in every bucket, on every instance, before the first
+caller comes.
 
 A first pass with a new shape allocates, plans memory, and on a GPU picks kernels or builds an engine; that
 must not happen to a request. What the passes cost is measured on the way, and is the scheduler's first
@@ -12,10 +13,9 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from math import prod
-from statistics import median
 
 import numpy as np
 
@@ -29,7 +29,10 @@ log = logging.getLogger(__name__)
 
 _REPEATS = 5
 _REPEAT_NS = 1_000_000
-"""A pass that takes longer than this is timed once: its cost is far above the noise, and starting should be quick."""
+"""Passes of one size and instance are timed no longer than this in all, but once: starting should be quick."""
+_COMPARED_NS = 100_000_000
+"""The same for powers of two and the largest size, of which the scheduler picks the best one: a choice between
+numbers of one sample each is a choice by noise."""
 _NEWNESS = 2.0
 _NEWNESS_NS = 100_000
 """A first pass of more than so many times the later ones, and so much longer, was slow because its size was new."""
@@ -64,57 +67,109 @@ def batch_sizes(largest: int, preferred: Sequence[int]) -> Iterator[int]:
     yield from (size for size in range(1, largest + 1) if size not in needed)
 
 
-def warm_up(instances: Sequence[Instance], plan: WarmUp) -> dict[int, int]:
-    """Run the batch sizes on every instance. The median cost in ns by rows; sizes that were not run are not in it.
+Costs = dict[str, dict[object, dict[int, int]]]
+"""Nanoseconds of a pass by the instance's device, by the signature of its requests, by its rows."""
+
+
+def warm_up(instances: Sequence[Instance], plan: WarmUp) -> Costs:
+    """Run every batch size, in every bucket, on every instance. What passes cost; what was left cold is not in it.
 
     Raises:
         ModelLoadFailed: a pass failed, or its outputs are not those of the config.
     """
+    sweep = _Sweep(instances, plan)
     batching = plan.config.dynamic_batching
     preferred = batching.preferred_batch_size if batching else ()
     until_ns = plan.clock_ns() + int(plan.limit_s * 1e9)
-    costs: dict[int, int] = {}
-    largest = max(1, plan.config.max_batch_size)
-    affordable = plan.max_input_bytes // max(1, _row_bytes(plan))
-    needed = set(needed_sizes(largest, preferred))
+    row_bytes = {length: max(1, _row_bytes(plan, length)) for length in sweep.lengths}
+    largest = min(max(1, plan.config.max_batch_size), plan.max_input_bytes // min(row_bytes.values()))
+    needed = set(needed_sizes(max(1, plan.config.max_batch_size), preferred))
     calm = 0
-    for size in batch_sizes(min(largest, affordable), preferred):
-        if calm >= _CALM and needed <= costs.keys():
-            return costs
+    for size, length in ((size, length) for size in batch_sizes(largest, preferred) for length in sweep.lengths):
+        if calm >= _CALM * len(sweep.lengths) and sweep.has(needed):
+            return sweep.costs
         left_ns = until_ns - plan.clock_ns()
-        if left_ns <= 0:
+        if left_ns <= 0 or (sweep.passes == 1 and sweep.last_ns > left_ns):
             break
-        # Two passes on each instance, foreseen in proportion to the nearest smaller size.
-        known = max((rows for rows in costs if rows <= size), default=0)
-        foreseen_ns = 2 * len(instances) * costs[known] * size // known if known else 0
-        if foreseen_ns > left_ns:
-            continue
-        batch = Batch(plan.config.name, plan.version, size, _inputs(plan, size))
-        costs[size], slow_ns = _measure(instances, batch, plan)
-        calm = 0 if size in needed or slow_ns > max(_NEWNESS_NS, (_NEWNESS - 1) * costs[size]) else calm + 1
-        if len(costs) == 1 and len(instances) * costs[size] > until_ns - plan.clock_ns():
-            break
-    _report_cold(plan, costs)
-    return costs
+        # Two passes on each instance.
+        if size * row_bytes[length] <= plan.max_input_bytes and 2 * sweep.foreseen_ns(length, size) <= left_ns:
+            newness_ns, cost_ns = sweep.measure(length, size)
+            slow = newness_ns > max(_NEWNESS_NS, (_NEWNESS - 1) * cost_ns)
+            calm = 0 if size in needed or slow else calm + 1
+    for length in sweep.lengths:
+        _report_cold(plan, length, sweep.whole_ns.get(length, {}))
+    return sweep.costs
 
 
-def _measure(instances: Sequence[Instance], batch: Batch, plan: WarmUp) -> tuple[int, int]:
-    """The median cost in ns, and by how much the slowest of the first passes was over it."""
+class _Sweep:
+    """What was measured so far."""
+
+    def __init__(self, instances: Sequence[Instance], plan: WarmUp) -> None:
+        self._instances = instances
+        self._plan = plan
+        buckets = plan.config.buckets
+        self.lengths: Sequence[int] = buckets.lengths if buckets else (0,)
+        """Of rows; 0 where there are no buckets."""
+        self.costs: Costs = {}
+        self.whole_ns: dict[int, dict[int, int]] = {}
+        """By length and rows, one pass on each instance, one after the other."""
+        self.passes = 0
+        self.last_ns = 0
+
+    def foreseen_ns(self, length: int, rows: int) -> int:
+        """A pass on each instance: in proportion to the nearest of fewer rows, else to a shorter one; 0: not known."""
+        known = self.whole_ns.get(length, {})
+        fewer = max((size for size in known if size <= rows), default=0)
+        if fewer:
+            return known[fewer] * rows // fewer
+        shorter = max((other for other, costs in self.whole_ns.items() if other < length and rows in costs), default=0)
+        return self.whole_ns[shorter][rows] * length // shorter if shorter else 0
+
+    def has(self, sizes: Set[int]) -> bool:
+        """Whether so many rows were run in each length."""
+        return all(sizes <= self.whole_ns.get(length, {}).keys() for length in self.lengths)
+
+    def measure(self, length: int, rows: int) -> tuple[int, int]:
+        """By how much the slowest of the first passes was over the later ones, and what those take."""
+        config = self._plan.config
+        batch = Batch(config.name, self._plan.version, rows, _inputs(self._plan, rows, length))
+        samples: dict[str, list[int]] = {}
+        newness_ns = 0
+        for instance in self._instances:
+            first_ns, later_ns = _measure(instance, batch, self._plan, length)
+            newness_ns = max(newness_ns, first_ns - min(later_ns))
+            samples.setdefault(instance.device, []).extend(later_ns)
+        signature = _signature(batch, config, length)
+        for device, times in samples.items():
+            # The least: what a neighbour on the core adds says nothing of which size is better.
+            self.costs.setdefault(device, {}).setdefault(signature, {})[rows] = min(times)
+        self.last_ns = sum(min(samples[instance.device]) for instance in self._instances)
+        self.whole_ns.setdefault(length, {})[rows] = self.last_ns
+        self.passes += 1
+        return newness_ns, self.last_ns // len(self._instances)
+
+
+def _signature(batch: Batch, config: ModelConfig, length: int) -> object:
+    """That of requests with such rows, as `request_check` makes it."""
+    if length or not any(-1 in spec.dims for spec in config.inputs):
+        return length or None
+    skip = 1 if config.max_batch_size else 0
+    return tuple(batch.inputs[spec.name].shape[skip:] for spec in config.inputs)
+
+
+def _measure(instance: Instance, batch: Batch, plan: WarmUp, length: int) -> tuple[int, list[int]]:
+    """Nanoseconds of the first pass, and of some later ones."""
+    started = plan.clock_ns()
+    outputs = _run(instance, batch, plan)
+    first_ns = plan.clock_ns() - started
+    _check_outputs(outputs, batch.rows, plan.config, length)
+    compared = batch.rows & (batch.rows - 1) == 0 or batch.rows == plan.config.max_batch_size
     samples: list[int] = []
-    first_ns = 0
-    for instance in instances:
+    while len(samples) < _REPEATS and sum(samples) < (_COMPARED_NS if compared else _REPEAT_NS):
         started = plan.clock_ns()
-        outputs = _run(instance, batch, plan)
-        first_ns = max(first_ns, plan.clock_ns() - started)
-        _check_outputs(outputs, batch.rows, plan.config)
-        for _ in range(_REPEATS):
-            started = plan.clock_ns()
-            _run(instance, batch, plan)
-            samples.append(plan.clock_ns() - started)
-            if samples[-1] > _REPEAT_NS:
-                break
-    cost_ns = int(median(samples))
-    return cost_ns, first_ns - cost_ns
+        _run(instance, batch, plan)
+        samples.append(max(1, plan.clock_ns() - started))
+    return first_ns, samples
 
 
 def _run(instance: Instance, batch: Batch, plan: WarmUp) -> Mapping[str, Array]:
@@ -128,7 +183,7 @@ def _run(instance: Instance, batch: Batch, plan: WarmUp) -> Mapping[str, Array]:
         ) from error
 
 
-def _check_outputs(outputs: Mapping[str, Array], rows: int, config: ModelConfig) -> None:
+def _check_outputs(outputs: Mapping[str, Array], rows: int, config: ModelConfig, length: int) -> None:
     """What a file's own shapes left open shows in its first pass."""
     for index, spec in enumerate(config.outputs):
         array = outputs[spec.name]
@@ -136,26 +191,35 @@ def _check_outputs(outputs: Mapping[str, Array], rows: int, config: ModelConfig)
             problem = f"'{spec.name}' has shape {list(array.shape)} for a batch of {rows} rows"
         else:
             problem = misfit(array, spec, config.max_batch_size)
+        follow = config.buckets.outputs.get(spec.name, ()) if config.buckets else ()
+        if not problem and any(array.shape[position + 1] != length for position in follow):
+            problem = (
+                f"'{spec.name}' has shape {list(array.shape)} where the inputs have length {length}; with "
+                "length_buckets each size of -1 must be the length, or padding could not be cut off again"
+            )
         if problem:
             raise ModelLoadFailed(config.name, f"config.pbtxt: output[{index}]", f"the model's output {problem}")
 
 
-def _inputs(plan: WarmUp, rows: int) -> dict[str, Array]:
-    return {spec.name: _input(spec, rows, plan) for spec in plan.config.inputs}
+def _inputs(plan: WarmUp, rows: int, length: int) -> dict[str, Array]:
+    return {spec.name: _input(spec, rows, plan, length) for spec in plan.config.inputs}
 
 
-def _input(spec: TensorSpec, rows: int, plan: WarmUp) -> Array:
-    if plan.sample is not None:
+def _input(spec: TensorSpec, rows: int, plan: WarmUp, length: int) -> Array:
+    position = plan.config.buckets.inputs.get(spec.name) if plan.config.buckets else None
+    if plan.sample is not None and (position is None or plan.sample[spec.name].shape[position + 1]):
         array = plan.sample[spec.name]
+        if position is not None:
+            array = array.take(np.arange(length) % array.shape[position + 1], position + 1)
         return array[np.arange(rows) % len(array)] if plan.config.max_batch_size else array
-    dims = tuple(1 if size == -1 else size for size in spec.dims)
+    dims = tuple((length or 1) if size == -1 else size for size in spec.dims)
     shape = (rows, *dims) if plan.config.max_batch_size else dims
     if spec.datatype == "BYTES":
         return np.full(shape, b"", dtype=object)
     return np.zeros(shape, dtype=DATATYPES[spec.datatype].numpy)
 
 
-def _row_bytes(plan: WarmUp) -> int:
+def _row_bytes(plan: WarmUp, length: int) -> int:
     """Bytes of one row of all inputs (of the whole inputs where there are no rows)."""
     total = 0
     for spec in plan.config.inputs:
@@ -163,19 +227,22 @@ def _row_bytes(plan: WarmUp) -> int:
         if plan.sample is not None:
             shape = plan.sample[spec.name].shape
             dims = shape[1:] if plan.config.max_batch_size else shape
+        if plan.config.buckets is not None and spec.name in plan.config.buckets.inputs:
+            dims = tuple(length if size == -1 else size for size in spec.dims)
         total += prod(abs(size) for size in dims) * (DATATYPES[spec.datatype].size or 8)
     return total
 
 
-def _report_cold(plan: WarmUp, costs: Mapping[int, int]) -> None:
+def _report_cold(plan: WarmUp, length: int, costs: Mapping[int, int]) -> None:
     cold = _ranges_between(sorted(costs), max(1, plan.config.max_batch_size))
     if cold:
         log.warning(
-            "model '%s' version %s: the warm-up did not reach batches of %s rows within %g s and %d MiB; "
+            "model '%s' version %s: the warm-up did not reach batches of %s rows%s within %g s and %d MiB; "
             "their first passes will be slow",
             plan.config.name,
             plan.version,
             ", ".join(cold),
+            f" of length {length}" if length else "",
             plan.limit_s,
             plan.max_input_bytes >> 20,
         )

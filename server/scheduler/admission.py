@@ -9,10 +9,13 @@ several rows do not fill their batches, more urgent ones come later, or the loop
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from server.errors import DeadlineExceeded, Overloaded, QueueFull, ServingError
+from server.scheduler.cost import CostModel
+from server.scheduler.costs import Costs
 from server.scheduler.plan import Cost, Limits
 from server.scheduler.queue import Line, RequestQueue
 from server.scheduler.statistics import ModelStatistics
@@ -25,6 +28,16 @@ _LARGEST_MARGIN = 0.25
 """The part of a request's time that the margin of its admission may take."""
 
 
+class Known(NamedTuple):
+    """Of requests of one signature."""
+
+    cost: Cost
+    cap: int
+    """Rows of the largest batch that is worth forming; 0: there is no batch dimension."""
+    row_ns: int
+    """What a row takes of an instance's time in such a batch; 0: not known."""
+
+
 @dataclass(slots=True)
 class Outlook:
     """What the batcher says of itself to those who arrive together."""
@@ -32,8 +45,8 @@ class Outlook:
     now_ns: int
     left_ns: int
     """What is left of all passes under way together, and of those that go before everybody."""
-    instances: int
-    """That live."""
+    instances: float
+    """That live; one on a slower device counts for as much as it does of what one on the fastest does."""
     free: bool
     """An instance is idle and nobody waits: whoever comes first is not kept by others."""
     turn_ns: int = 0
@@ -45,22 +58,32 @@ class Outlook:
 class Admission:
     """The door of one model version's queue."""
 
-    __slots__ = ("_cost", "_limits", "_queue", "_row_ns", "_statistics", "cap", "margin")
+    __slots__ = ("_costs", "_known", "_limits", "_queue", "_statistics", "_uniform", "margin")
 
-    def __init__(self, queue: RequestQueue, cost: Cost, limits: Limits, statistics: ModelStatistics) -> None:
+    def __init__(self, queue: RequestQueue, costs: Costs, limits: Limits, statistics: ModelStatistics) -> None:
         self._queue = queue
-        self._cost = cost
+        self._costs = costs
         self._limits = limits
         self._statistics = statistics
         self.margin = Margin()
-        self.learn_cost()
+        self._uniform = isinstance(costs, CostModel)
+        """All signatures cost the same."""
+        self._known: dict[object, Known] = {}
+        """By signature, until the next pass has taught something."""
 
     def learn_cost(self) -> None:
-        """Look again at the largest batch that is worth forming, and at what a row then takes of an instance."""
-        self.cap = self._limits.cap(self._cost)
-        """Rows of the largest batch that is worth forming; 0: there is no batch dimension."""
-        cap = self.cap or 1
-        self._row_ns = (self._cost.predict_ns(cap) or 0) // cap
+        """Look again at the largest batches that are worth forming, and at what a row then takes of an instance."""
+        self._known.clear()
+
+    def known(self, signature: object) -> Known:
+        """What is known of requests of one signature, since the last pass."""
+        key = None if self._uniform else signature
+        known = self._known.get(key)
+        if known is None:
+            cost = self._costs.for_signature(key)
+            cap = self._limits.cap(cost)
+            known = self._known[key] = Known(cost, cap, (cost.predict_ns(cap or 1) or 0) // (cap or 1))
+        return known
 
     def admit(self, request: InferRequest, outlook: Outlook) -> ServingError | None:
         """Put a request in the queue, or say why not."""
@@ -68,14 +91,15 @@ class Admission:
         delays_ns = queue.set_deadline(request, now_ns)
         if request.deadline_ns <= now_ns:
             return DeadlineExceeded(request.model_name, 0)
-        if self._row_ns:
-            self._statistics.load.arrive(self._row_ns * request.rows, now_ns)
+        row_ns = self.known(request.signature).row_ns
+        if row_ns:
+            self._statistics.load.arrive(row_ns * request.rows, now_ns)
         if queue.is_full(request):
             limit = queue.level(request).policy.max_queue_size
             held = queue.held(request) if queue.fair else 0
             return QueueFull(request.model_name, limit, self.retry_after_ms(outlook), held)
         if request.deadline_ns < NO_DEADLINE:
-            wait_ns = foresee_ns(queue, request, self._cost, self.cap, outlook)
+            wait_ns = foresee_ns(queue, request, self.known, outlook)
             if wait_ns is not None and not self._in_time(request, wait_ns, outlook):
                 return Overloaded(request.model_name, -(-wait_ns // 1_000_000), self.retry_after_ms(outlook))
         queue.add(request, now_ns, delays_ns)
@@ -83,12 +107,13 @@ class Admission:
         return None
 
     def admit_all(self, requests: Sequence[InferRequest], now_ns: int) -> None:
-        """Count in requests that go at once, without queueing."""
+        """Count in requests of one signature that go at once, without queueing."""
         for request in requests:
             request.enqueued_ns = now_ns
         self._statistics.admitted += len(requests)
-        if self._row_ns:
-            self._statistics.load.arrive(self._row_ns * sum([request.rows for request in requests]), now_ns)
+        row_ns = self.known(requests[0].signature).row_ns
+        if row_ns:
+            self._statistics.load.arrive(row_ns * sum([request.rows for request in requests]), now_ns)
 
     def _in_time(self, request: InferRequest, wait_ns: int, outlook: Outlook) -> bool:
         now_ns = outlook.now_ns
@@ -102,10 +127,8 @@ class Admission:
 
     def retry_after_ms(self, outlook: Outlook) -> int:
         """How long what was admitted will take, spread over the living instances; 0: unknown."""
-        if self._cost.predict_ns(self.cap or 1) is None:
-            return 0
-        work_ns = outlook.left_ns + sum([drain_ns(line, self._cost, self.cap) for line in self._queue.lines])
-        return max(1, int(work_ns * outlook.slowdown) // max(1, outlook.instances) // 1_000_000)
+        work_ns = outlook.left_ns + sum([drain_ns(line, self.known) for line in self._queue.lines])
+        return max(1, int(work_ns * outlook.slowdown / (outlook.instances or 1) / 1_000_000)) if work_ns else 0
 
 
 class Margin:
@@ -125,19 +148,26 @@ class Margin:
             self.ns = max(0.0, self.ns - step_ns * (1 - _QUANTILE))
 
 
-def foresee_ns(queue: RequestQueue, request: InferRequest, cost: Cost, cap: int, outlook: Outlook) -> int | None:
-    """Nanoseconds from now to the answer of a request that joins the queue; None where no cost is known."""
+def foresee_ns(
+    queue: RequestQueue, request: InferRequest, known: Callable[[object], Known], outlook: Outlook
+) -> int | None:
+    """Nanoseconds from now to the answer of a request that joins the queue; None where no cost is known.
+
+    `known`: by signature.
+    """
+    cost, cap, _ = known(request.signature)
     ahead_ns, own_rows = 0, 0
     level = queue.level(request)
     for above in queue.levels:
         if above is level:
             break
-        ahead_ns += drain_ns(above.waiting, cost, cap) + drain_ns(above.delayed, cost, cap)
+        ahead_ns += drain_ns(above.waiting, known) + drain_ns(above.delayed, known)
     for signature, rows in level.waiting.rows_before(request):
         if signature == request.signature:
             own_rows = rows
         else:
-            ahead_ns += passes_ns(rows, cost, cap)
+            other = known(signature)
+            ahead_ns += passes_ns(rows, other.cost, other.cap)
     full, rest = divmod(own_rows + request.rows - 1, max(1, cap))
     if full:
         ahead_ns += full * (cost.predict_ns(cap or 1) or 0)
@@ -145,15 +175,17 @@ def foresee_ns(queue: RequestQueue, request: InferRequest, cost: Cost, cap: int,
     own_ns = cost.high_ns(max(cap if full else rest + 1, request.rows))
     if own_ns is None:
         return None
-    before_ns = (outlook.left_ns + ahead_ns) // max(1, outlook.instances)
-    if outlook.slowdown > 1.0:
-        before_ns = int(before_ns * outlook.slowdown)
-    return before_ns + outlook.turn_ns + own_ns
+    before_ns = (outlook.left_ns + ahead_ns) / (outlook.instances or 1)
+    return int(before_ns * outlook.slowdown) + outlook.turn_ns + own_ns
 
 
-def drain_ns(line: Line, cost: Cost, cap: int) -> int:
-    """The time of one instance for everybody in a line, as if their signatures were one."""
-    return passes_ns(line.rows, cost, cap) if line.size else 0
+def drain_ns(line: Line, known: Callable[[object], Known]) -> int:
+    """The time of one instance for everybody in a line."""
+    total_ns = 0
+    for signature, rows in line.rows_by_signature():
+        cost, cap, _ = known(signature)
+        total_ns += passes_ns(rows, cost, cap)
+    return total_ns
 
 
 def passes_ns(rows: int, cost: Cost, cap: int) -> int:

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from functools import partial
 
+from server.buckets import Buckets
 from server.engine.base import Instance
 from server.errors import (
     Cancelled,
@@ -28,9 +29,11 @@ from server.errors import (
 from server.scheduler.admission import Admission, Outlook
 from server.scheduler.alarm import Alarm
 from server.scheduler.cost import CostModel
+from server.scheduler.costs import Costs
+from server.scheduler.fleet import Fleet
 from server.scheduler.handoff import Handoff
 from server.scheduler.ordering import InOrder
-from server.scheduler.plan import Dispatch, Limits, Wait, all_at_once, plan
+from server.scheduler.plan import Dispatch, Limits, Plan, Wait, all_at_once, plan
 from server.scheduler.queue import Line, Priorities, QueuePolicy, RequestQueue
 from server.scheduler.share import Share
 from server.scheduler.statistics import ModelStatistics
@@ -51,19 +54,24 @@ _Answer = tuple[InferResponse, Pass]
 class _Run:
     """A pass that may begin, or is under way."""
 
-    __slots__ = ("begun_ns", "compute_ns", "inline", "lease", "predicted_ns", "requests", "runner")
+    __slots__ = ("begun_ns", "compute_ns", "cost", "inline", "lease", "predicted_ns", "requests", "runner")
 
-    def __init__(self, requests: Sequence[InferRequest], runner: Runner, begun_ns: int) -> None:
+    def __init__(self, requests: Sequence[InferRequest], runner: Runner, begun_ns: int, cost: CostModel) -> None:
         self.requests = requests
         self.runner = runner
         self.begun_ns = begun_ns
+        self.cost = cost
         self.lease = FREE
         """Its tokens of the share."""
         self.inline = False
         """On the loop itself."""
-        self.predicted_ns: int | None = None
-        self.compute_ns: int | None = None
+        rows = sum([request.rows for request in requests])
+        self.predicted_ns = cost.predict_ns(rows)
+        self.compute_ns = cost.compute_ns(rows)
         """As predicted, without what a thread costs."""
+
+    def left_ns(self, now_ns: int) -> int:
+        return max(0, self.begun_ns + (self.predicted_ns or 0) - now_ns)
 
 
 MakeRunner = Callable[[Instance], Runner]
@@ -79,7 +87,7 @@ class Batcher:
         instances: Sequence[Instance],
         limits: Limits,
         policy: QueuePolicy,
-        cost: CostModel,
+        costs: Costs,
         statistics: ModelStatistics,
         loop: asyncio.AbstractEventLoop,
         clock: Callable[[], int] = time.monotonic_ns,
@@ -90,32 +98,36 @@ class Batcher:
         preserve_ordering: bool = False,
         share: Share | None = None,
         fair_by_tenant: bool = False,
+        buckets: Buckets | None = None,
     ) -> None:
         """`make_runner` makes the worker of an instance; by default one with a thread of its own.
 
         `slo_ns`: the model's latency objective, a deadline of every request from its receipt; 0 is none.
         `share`: of the cores that all models use; None: passes begin as if there were no other models.
         `fair_by_tenant`: tenants share the queue, see `server.scheduler.tenants`.
+        `buckets`: the lengths that the requests of one signature are padded to.
         """
         self.model_name = model_name
         self.model_version = model_version
         self.statistics = statistics
         self._limits = limits
-        self._cost = cost
+        self._costs = costs
         self._handoff = Handoff()
         self._loop = loop
         self._clock = clock
         self._queue = RequestQueue(policy, priorities, slo_ns, FairLine if fair_by_tenant else Line)
-        self._admission = Admission(self._queue, cost, limits, statistics)
+        self._admission = Admission(self._queue, costs, limits, statistics)
         self._in_order: InOrder[_Answer] | None = InOrder() if preserve_ordering else None
         self._reruns: deque[InferRequest] = deque()
         """Neighbours of a pass that failed, each to be run once more, alone, before anything else."""
         if make_runner is None:
-            model = Model(model_name, model_version, limits.max_batch_size > 0)
+            model = Model(model_name, model_version, limits.max_batch_size > 0, buckets)
             make_runner = partial(Worker, model=model, loop=loop, clock=clock)
         self._runners = [make_runner(instance) for instance in instances]
         self._idle = list(self._runners)
         self._running: dict[Runner, _Run] = {}
+        devices = {runner: instance.device for runner, instance in zip(self._runners, instances, strict=True)}
+        self._fleet = Fleet(devices, costs)
         threads = {runner: instance.threads for runner, instance in zip(self._runners, instances, strict=True)}
         self._turn = Turn(share, model_name, threads, statistics, self._tick_soon)
         self.statistics.instances = len(self._idle)
@@ -125,7 +137,7 @@ class Batcher:
         self._pending_counted = 0
         self._arrived: list[InferRequest] = []
         """Since the last tick; not looked at yet."""
-        self._plain = self._queue.plain and not (preserve_ordering or limits.preferred_batch_size)
+        self._plain = self._queue.plain and self._fleet.alike and not (preserve_ordering or limits.preferred_batch_size)
         self._draining = False
         self._drain_until_ns = NO_DEADLINE
         self._drained: list[asyncio.Future[None]] = []
@@ -199,7 +211,7 @@ class Batcher:
         """Admit who arrived; those that need not queue, as nearly always, begin their pass at once."""
         arrived = self._arrived
         if self._may_go(arrived, now_ns):
-            run = self._turn_of(arrived, now_ns)
+            run = self._turn_of(arrived, self._turn.choose(self._idle), now_ns)
             if run is not None:
                 self._arrived = []
                 self._begin(run, queued=False)
@@ -217,7 +229,8 @@ class Batcher:
         if self._queue.slo_ns:
             for request in arrived:
                 self._queue.set_deadline(request, now_ns)
-        return all_at_once(arrived, now_ns, self._admission.cap, self._cost)
+        known = self._admission.known(arrived[0].signature)
+        return all_at_once(arrived, now_ns, known.cap, known.cost)
 
     def _admit(self, request: InferRequest, outlook: Outlook) -> None:
         try:
@@ -244,13 +257,18 @@ class Batcher:
         return None
 
     def _look_out(self, now_ns: int) -> Outlook:
-        left_ns = sum([max(0, run.begun_ns + (run.predicted_ns or 0) - now_ns) for run in self._running.values()])
+        fleet = self._fleet
+        left_ns = sum([fleet.work_ns(runner, run.left_ns(now_ns)) for runner, run in self._running.items()])
         if self._reruns:
-            left_ns += sum([self._cost.predict_ns(request.rows) or 0 for request in self._reruns])
-        idle = len(self._idle)
+            left_ns += sum([self._predict_ns(request) for request in self._reruns])
         turn_ns, slowdown = self._turn.outlook(now_ns)
-        free = idle > 0 and not self._reruns
-        return Outlook(now_ns, left_ns, idle + len(self._running), free, turn_ns if idle else 0, slowdown)
+        free = bool(self._idle) and not self._reruns
+        speed = fleet.speed([*self._idle, *self._running])
+        return Outlook(now_ns, left_ns, speed, free, turn_ns if self._idle else 0, slowdown)
+
+    def _predict_ns(self, request: InferRequest) -> int:
+        """A pass for the request alone; 0: not known."""
+        return self._costs.for_signature(request.signature).predict_ns(request.rows) or 0
 
     def _dead(self) -> ModelNotReady:
         return ModelNotReady(self.model_name, self.model_version, "its workers have died")
@@ -299,7 +317,9 @@ class Batcher:
         self._release_in_order()
         if self._waits:
             # After a pass on the loop itself a tick is due: whoever is left waited for that pass.
-            self._waits.look(now_ns, busy=self._tick_due or not self._idle, others=self._turn.waiting)
+            kinds = len({signature for line in self._queue.lines for signature in line.signatures()})
+            busy = self._tick_due or not self._idle
+            self._waits.look(now_ns, busy=busy, others=self._turn.waiting, signatures=kinds)
         if self._draining:
             wake_ns = min(wake_ns, self._check_drained(now_ns))
         if self.held:
@@ -315,7 +335,7 @@ class Batcher:
         for request in expired:
             if request.predicted_ns:
                 # It was admitted and not answered: the margin was too small.
-                self._admission.margin.learn(now_ns - request.predicted_ns, self._cost.predict_ns(request.rows) or 0)
+                self._admission.margin.learn(now_ns - request.predicted_ns, self._predict_ns(request))
             waited_us = (now_ns - request.enqueued_ns) // 1000
             self._fail(request, DeadlineExceeded(self.model_name, waited_us), now_ns)
 
@@ -331,13 +351,14 @@ class Batcher:
                 return self._turn.again_ns
             if self._reruns:
                 requests: Sequence[InferRequest] = [self._reruns[0]]
+                runner = self._first(requests[0])
             else:
-                step = plan(self._queue, now_ns, self._limits, self._cost)
+                runner, step = self._plan(now_ns)
                 if not isinstance(step, Dispatch):
                     wake_ns = step.until_ns if isinstance(step, Wait) else NO_DEADLINE
                     break
                 requests = step.requests
-            run = self._turn_of(requests, now_ns)
+            run = self._turn_of(requests, runner, now_ns)
             if run is None:
                 return self._turn.again_ns
             if not self._begin(run):
@@ -346,11 +367,21 @@ class Batcher:
         self._turn.withdraw(now_ns)
         return wake_ns
 
-    def _turn_of(self, requests: Sequence[InferRequest], now_ns: int) -> _Run | None:
+    def _plan(self, now_ns: int) -> tuple[Runner, Plan]:
+        """An idle instance, and what it should do."""
+        if self._fleet.alike:
+            return self._turn.choose(self._idle), plan(self._queue, now_ns, self._limits, self._costs)
+        return self._fleet.plan(self._idle, self._running, self._queue, now_ns, self._limits)
+
+    def _first(self, request: InferRequest) -> Runner:
+        """The idle instance for a request that goes alone."""
+        if self._fleet.alike:
+            return self._turn.choose(self._idle)
+        return self._fleet.first(self._idle, request.signature, request.rows)
+
+    def _turn_of(self, requests: Sequence[InferRequest], runner: Runner, now_ns: int) -> _Run | None:
         """The pass of these requests, which must begin now; None: passes of other models go first."""
-        rows = sum([request.rows for request in requests])
-        run = _Run(requests, self._turn.choose(self._idle), now_ns)
-        run.compute_ns, run.predicted_ns = self._cost.compute_ns(rows), self._cost.predict_ns(rows)
+        run = _Run(requests, runner, now_ns, self._fleet.costs(runner).for_signature(requests[0].signature))
         run.inline = self._handoff.inline(run.compute_ns)
         if not run.inline:
             lease = self._turn.take(run.runner, requests, run.predicted_ns, now_ns)
@@ -419,7 +450,7 @@ class Batcher:
         if result.error is not None:
             return
         compute_ns = result.compute_ns
-        self._cost.observe(result.rows, compute_ns, max(0, whole_ns - compute_ns))
+        run.cost.observe(result.rows, compute_ns, max(0, whole_ns - compute_ns))
         self._admission.learn_cost()
         foreseen_ns = min([request.predicted_ns for request in run.requests if request.predicted_ns], default=0)
         if foreseen_ns:
@@ -437,6 +468,8 @@ class Batcher:
     def _answer(self, requests: Sequence[InferRequest], result: Pass, ended_ns: int) -> None:
         durations = (result.compute_input_ns, result.compute_infer_ns, result.compute_output_ns)
         self.statistics.count_pass(result.rows, *durations)
+        if result.input_elements:
+            self.statistics.count_padding(result.input_elements, result.padding_elements)
         answered: list[InferRequest] = []
         enqueued_ns: int | None = None
         timing: Timing | None = None
@@ -444,7 +477,7 @@ class Batcher:
         for request, response in zip(requests, result.responses, strict=True):
             if request.enqueued_ns != enqueued_ns:
                 enqueued_ns = request.enqueued_ns
-                timing = Timing(result.started_ns - enqueued_ns, *durations, result.rows)
+                timing = Timing(result.started_ns - enqueued_ns, *durations, result.rows, result.padding)
             response.timing = timing
             if in_order is not None:
                 in_order.ready(request, (response, result))

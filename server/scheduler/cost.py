@@ -8,7 +8,7 @@ beyond which a row does not become cheaper.
 from __future__ import annotations
 
 from bisect import bisect_left, insort
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 _WEIGHT = 8
 """A new measurement moves the estimate by a weight-th: some ten passes follow a change, one does not."""
@@ -22,12 +22,16 @@ _QUANTILE = 0.95
 _RATIO = 1.2
 """The high quantile over the mean before anything was learned; the warm-up knows only medians."""
 _RATIO_STEP = 0.05
-_TOLERANCE = 0.05
+_TOLERANCE = 0.03
 """A batch size must make a row cheaper by more than this to be worth its latency."""
 _PERIOD = 16
 """Passes after which sizes that did not occur follow the drift of the one that occurred most."""
 _TRIAL_SHARE = 32
 """A trial of a larger batch may take one part in this many of the time that passes take."""
+_FIRST_TRIALS = 4
+_FIRST_TRIAL_SHARE = 8
+"""The same for the first trials of a size, whose cost in service nobody knows: what a pass costs beside its rows
+(caches gone cold, threads that take turns) does not show in a warm-up, and larger batches look dearer than they are."""
 
 
 class CostModel:
@@ -46,7 +50,7 @@ class CostModel:
         "_then",
     )
 
-    def __init__(self, seed: Mapping[int, int] | None = None) -> None:
+    def __init__(self, seed: Mapping[int, float] | None = None) -> None:
         """`seed`: nanoseconds by rows, as the warm-up sweep measured them."""
         self._ns: dict[int, float] = {rows: float(ns) for rows, ns in (seed or {}).items()}
         self._sizes = sorted(self._ns)
@@ -63,6 +67,43 @@ class CostModel:
         """How often each size occurred in this period."""
         self._then = dict(self._ns)
         """The estimates at the period's begin."""
+
+    # A model version whose passes are of one class has this as its whole book: see `costs.Costs`.
+
+    def on(self, device: str) -> CostModel:
+        return self
+
+    def for_signature(self, signature: object) -> CostModel:
+        return self
+
+    def speed(self, device: str) -> float:
+        return 1.0
+
+    # --- what is known -----------------------------------------------------------------------------
+
+    @property
+    def sizes(self) -> Sequence[int]:
+        """The rows of which something is known, ascending."""
+        return self._sizes
+
+    def mean_ns(self, rows: int) -> float:
+        """The expected time without the overhead; 0 while nothing was ever measured."""
+        return self._estimate(rows) or 0.0
+
+    def fixed_ns(self) -> float:
+        """The part of a pass's time that does not grow with its rows; with one size known, none of it."""
+        if len(self._sizes) < 2:
+            return 0.0
+        least = self._sizes[0]
+        return min(max(0.0, self._on_line(least, self._sizes[-1], 0)), self._ns[least])
+
+    def like(self, seed: Mapping[int, float]) -> CostModel:
+        """A new one with another seed, which starts with the overhead and the quantile that were learned here."""
+        other = CostModel(seed)
+        other._overhead, other._ratio = self._overhead, self._ratio
+        return other
+
+    # --- learning and telling ----------------------------------------------------------------------
 
     def observe(self, rows: int, ns: int, overhead_ns: int = 0) -> None:
         """Learn from one pass. An outlier moves the estimate by a bounded step only, also the first of its size."""
@@ -113,7 +154,8 @@ class CostModel:
             best = self._best[largest] = self._cheapest(largest)
         if best < largest:
             trial = min(2 * best, largest)
-            if self._since_trial_ns > _TRIAL_SHARE * (self._estimate(trial) or 0):
+            share = _TRIAL_SHARE if self._passes.get(trial, 0) >= _FIRST_TRIALS else _FIRST_TRIAL_SHARE
+            if self._since_trial_ns > share * (self._estimate(trial) or 0):
                 return trial
         return best
 

@@ -5,9 +5,9 @@ first. Rows of a batch lie in the order of its requests, so request i owns the r
 before it. A model without a batch dimension gets one request a pass and its tensors as they are.
 
 Memory: the inputs of several requests are copied once, into the batch. The input of a single request is a
-view on the bytes that were received. Answers are views on the engine's outputs, which are theirs alone,
-except where an output is a view on a received input: that is copied, because the transport may reuse its
-buffer.
+view on the bytes that were received, unless it is padded. Answers are views on the engine's outputs, which are
+theirs alone, except where an output is a view on a received input: that is copied, because the transport may reuse its
+buffer; and where padding is cut off, which leaves no single piece of memory.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from math import prod
 import numpy as np
 
 from server.errors import EngineFailure
+from server.scheduler.pad import Padding, cut_back, join_padded
 from server.types import (
     DATATYPES,
     Array,
@@ -32,8 +33,10 @@ from server.types import (
 )
 
 
-def merge(requests: Sequence[InferRequest], model_name: str, model_version: str) -> Batch:
-    """The batch of these requests: inputs of shape (sum of rows, *dims), read-only.
+def merge(
+    requests: Sequence[InferRequest], model_name: str, model_version: str, padding: Padding | None = None
+) -> Batch:
+    """The batch of these requests: inputs of shape (sum of rows, *dims), read-only but where they are padded.
 
     Its deadline is the latest of theirs: until then somebody still wants the result.
 
@@ -42,20 +45,22 @@ def merge(requests: Sequence[InferRequest], model_name: str, model_version: str)
             at the door; here it would move a neighbour's rows.
     """
     head = requests[0]
-    if len(requests) == 1:
+    if len(requests) == 1 and padding is None:
         inputs = {tensor.name: _aligned(tensor.numpy()) for tensor in head.inputs}
         return Batch(model_name, model_version, head.rows, inputs, head.deadline_ns)
     rows = sum([request.rows for request in requests])
-    inputs = {tensor.name: _join(tensor, index, requests, rows) for index, tensor in enumerate(head.inputs)}
+    inputs = {tensor.name: _join(tensor, index, requests, rows, padding) for index, tensor in enumerate(head.inputs)}
     return Batch(model_name, model_version, rows, inputs, max([request.deadline_ns for request in requests]))
 
 
-def _join(head: Tensor, index: int, requests: Sequence[InferRequest], rows: int) -> Array:
+def _join(head: Tensor, index: int, requests: Sequence[InferRequest], rows: int, padding: Padding | None) -> Array:
     """One input of all requests, stacked along the first dimension."""
     column = [request.inputs[index] for request in requests]
     names = [tensor.name for tensor in column]
     if names.count(head.name) != len(names):
         column = [_named(request, head.name) for request in requests]
+    if padding is not None and padding.pads(head.name):
+        return join_padded(column, requests, rows, padding)
     shape = (rows, *head.shape[1:])
     datatype = DATATYPES[head.datatype]
     row_elements = prod(head.shape[1:])
@@ -94,7 +99,12 @@ def _aligned(array: Array) -> Array:
 
 
 def split(
-    outputs: Mapping[str, Array], requests: Sequence[InferRequest], batch: Batch, *, batched: bool
+    outputs: Mapping[str, Array],
+    requests: Sequence[InferRequest],
+    batch: Batch,
+    *,
+    batched: bool,
+    padding: Padding | None = None,
 ) -> list[InferResponse]:
     """One answer for each request, in their order, with the outputs that it asked for in the order it asked.
 
@@ -102,14 +112,18 @@ def split(
     and it gets the outputs whole.
 
     Raises:
-        EngineFailure: an output does not have one row for each of the batch's, is of a type that v2 does
-            not know, or a requested one is missing.
+        EngineFailure: an output does not have one row for each of the batch's, or does not follow its length, is of
+            a type that v2 does not know, or a requested one is missing.
     """
     received = batch.inputs if len(requests) == 1 else {}
     cuts: dict[str, list[Tensor]] = {}
     for name, array in outputs.items():
         checked, datatype = _checked(name, array, batch, batched, received)
-        cuts[name] = _cut(name, datatype, checked, requests) if batched else [Tensor.from_numpy(name, checked)]
+        if padding is not None and name in padding.buckets.outputs:
+            whole = cut_back(name, checked, requests, padding, batch.model_name)
+            cuts[name] = [Tensor.from_numpy(name, part) for part in whole]
+        else:
+            cuts[name] = _cut(name, datatype, checked, requests) if batched else [Tensor.from_numpy(name, checked)]
     parts: Iterable[Sequence[Tensor]]
     if any(request.outputs for request in requests):
         parts = [_chosen(batch, cuts, index, request) for index, request in enumerate(requests)]

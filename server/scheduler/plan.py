@@ -60,11 +60,19 @@ class Cost(Protocol):
     def best_rows(self, largest: int) -> int: ...
 
 
+class Costs(Protocol):
+    """What is asked of a `costs.Costs`."""
+
+    def for_signature(self, signature: object) -> Cost: ...
+
+
 @dataclass(frozen=True, slots=True)
 class Dispatch:
     """Run these now, in one batch. They still wait in the queue: who acts on it takes them out."""
 
     requests: list[InferRequest]
+    late: bool = False
+    """None of them can be answered in time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,19 +91,20 @@ IDLE = Idle()
 Plan = Dispatch | Wait | Idle
 
 
-def plan(queue: RequestQueue, now_ns: int, limits: Limits, cost: Cost | None = None) -> Plan:
+def plan(queue: RequestQueue, now_ns: int, limits: Limits, costs: Costs | None = None) -> Plan:
     """What to do with an instance that is idle. Ask it only after ``queue.expire(now_ns)``.
 
     Costs a step per request dispatched; while the most urgent request waits for company, a step per row of
-    `max_batch_size` and per signature that waits. Without `cost` nothing is known of what passes take.
+    `max_batch_size` and per signature that waits. Without `costs` nothing is known of what passes take.
     """
     until_ns: int | None = None
     too_late: Dispatch | None = None
-    cap = limits.cap(cost)
     for signature in _signatures(queue):
+        cost = costs.for_signature(signature) if costs is not None else None
+        cap = limits.cap(cost)
         batch = _gather(queue, signature, now_ns, cap, limits, cost)
         if batch.late:
-            too_late = too_late or Dispatch(batch.requests)
+            too_late = too_late or Dispatch(batch.requests, late=True)
             continue
         step = _close(batch, now_ns, limits)
         if isinstance(step, Dispatch):

@@ -132,6 +132,10 @@ class Line:
         """Rows that go before a request that comes now, by signature."""
         return [(signature, rows_until(self, lane, request.deadline_ns)) for signature, lane in self.lanes.items()]
 
+    def rows_by_signature(self) -> Iterable[tuple[object, int]]:
+        """All rows; of several signatures each is taken to have the line's mean rows a request."""
+        return [(signature, -(-len(lane) * self.rows // self.size)) for signature, lane in self.lanes.items()]
+
     def held(self, request: InferRequest) -> int:
         """How many requests wait here of those that share their places with this one."""
         return self.size

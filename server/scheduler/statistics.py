@@ -155,6 +155,10 @@ class ModelStatistics:
         """Of passes whose cost was known beforehand: what they were expected to take, from start to end."""
         self.actual_ns = 0
         """Of the same passes: what they took."""
+        self.input_elements = 0
+        """Of passes of models with length buckets: elements of the inputs that have a length."""
+        self.padding_elements = 0
+        """How many of these were padding."""
         self.busy_ns = 0
         """Time of instances that had a pass under way; of all instances together."""
         self.turn_wait_ns = 0
@@ -189,6 +193,11 @@ class ModelStatistics:
         sized.compute_input.add(1, input_ns)
         sized.compute_infer.add(1, infer_ns)
         sized.compute_output.add(1, output_ns)
+
+    def count_padding(self, input_elements: int, padding_elements: int) -> None:
+        """Count the elements of one pass that succeeded."""
+        self.input_elements += input_elements
+        self.padding_elements += padding_elements
 
     def count_success(
         self,

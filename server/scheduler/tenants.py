@@ -148,6 +148,10 @@ class FairLine(Line):
                 break
         return list(found)
 
+    def rows_by_signature(self) -> Iterable[tuple[object, int]]:
+        """All rows."""
+        return self._rows_by_signature.items()
+
     def held(self, request: InferRequest) -> int:
         """How many requests the tenant of this one has here."""
         tenant = self._of(request)

@@ -9,11 +9,12 @@ from server.types import InferRequest
 
 
 class _Wait:
-    __slots__ = ("overtaken", "reason", "since_ns", "spent_ns")
+    __slots__ = ("overtaken", "passed_over", "reason", "since_ns", "spent_ns")
 
     def __init__(self) -> None:
         self.overtaken: WaitReason | None = None
         """By whom, if it was."""
+        self.passed_over = False
         self.reason = WaitReason.NONE
         self.since_ns = 0
         self.spent_ns: dict[WaitReason, int] = {}
@@ -51,7 +52,10 @@ class Waits:
                 wait.turn(WaitReason.NONE, now_ns)
                 request.explanation.waited = wait.longest()
         for request, wait in self._watched.items():
-            wait.overtaken = wait.overtaken or self._overtaker(request, requests)
+            if request.signature != requests[0].signature:
+                wait.passed_over = True
+            else:
+                wait.overtaken = wait.overtaken or self._overtaker(request, requests)
 
     def _overtaker(self, request: InferRequest, batch: Sequence[InferRequest]) -> WaitReason | None:
         later = [other for other in batch if other.enqueued_ns > request.enqueued_ns]
@@ -61,17 +65,22 @@ class Waits:
             return WaitReason.OTHER_TENANTS
         return WaitReason.PRIORITY
 
-    def look(self, now_ns: int, *, busy: bool, others: bool = False) -> None:
+    def look(self, now_ns: int, *, busy: bool, others: bool = False, signatures: int = 1) -> None:
         """All that could begin has begun: who is left waits for an instance if all are `busy`, for the passes of
-        other models where those have the cores (`others`), else for company."""
+        other models where those have the cores (`others`), else for company.
+
+        `signatures`: how many kinds of requests that can't share a batch wait.
+        """
         for request in [request for request in self._watched if request.settled]:
             del self._watched[request]
         for wait in self._watched.values():
             if others:
                 wait.turn(WaitReason.OTHER_MODELS, now_ns)
             elif not busy:
-                wait.turn(WaitReason.WINDOW, now_ns)
+                wait.turn(WaitReason.BUCKET if signatures > 1 else WaitReason.WINDOW, now_ns)
             elif wait.overtaken:
                 wait.turn(wait.overtaken, now_ns)
+            elif wait.passed_over:
+                wait.turn(WaitReason.BUCKET, now_ns)
             else:
                 wait.turn(WaitReason.INSTANCE_BUSY, now_ns)

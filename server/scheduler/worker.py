@@ -14,12 +14,17 @@ from dataclasses import dataclass
 from queue import SimpleQueue
 from typing import Protocol
 
+from server.buckets import Buckets
 from server.engine.base import Instance
 from server.errors import EngineFailure, ServingError
 from server.scheduler.merge import merge, split
+from server.scheduler.pad import Padding, elements, padding_of
 from server.types import InferRequest, InferResponse
 
 log = logging.getLogger(__name__)
+
+_CPU = "cpu"
+"""The device whose passes are only as long as they need to be: see `server.buckets`."""
 
 
 @dataclass(slots=True)
@@ -35,6 +40,15 @@ class Pass:
     compute_output_ns: int = 0
     died: bool = False
     """The worker can't be used any more."""
+    input_elements: int = 0
+    """Of inputs that are padded to a bucket, what the pass had."""
+    padding_elements: int = 0
+    """How many of these were padding."""
+
+    @property
+    def padding(self) -> float:
+        """The share of padding, 0 to 1."""
+        return self.padding_elements / self.input_elements if self.input_elements else 0.0
 
     @property
     def compute_ns(self) -> int:
@@ -52,6 +66,8 @@ class Model:
     version: str
     batched: bool
     """It has a batch dimension."""
+    buckets: Buckets | None = None
+    """The lengths to which its requests are padded."""
 
 
 class Runner(Protocol):
@@ -78,17 +94,23 @@ def forward(instance: Instance, requests: Sequence[InferRequest], model: Model, 
     """One forward pass. Raises nothing but what is no `Exception`: any other failure is in the result."""
     started_ns = clock()
     rows = sum([request.rows for request in requests])
+    padding: Padding | None = None
     try:
-        batch = merge(requests, model.name, model.version)
+        if model.buckets is not None:
+            padding = padding_of(requests, model.buckets, fixed=instance.device != _CPU)
+        batch = merge(requests, model.name, model.version, padding)
         merged_ns = clock()
         outputs = instance.run(batch)
         ran_ns = clock()
-        responses = split(outputs, requests, batch, batched=model.batched)
+        responses = split(outputs, requests, batch, batched=model.batched, padding=padding)
     except ServingError as error:
         return Pass(rows, started_ns, error=error)
     except Exception as error:  # noqa: BLE001 - the one place where foreign exceptions are translated
         return Pass(rows, started_ns, error=_failure(model.name, error))
-    return Pass(rows, started_ns, responses, None, merged_ns - started_ns, ran_ns - merged_ns, clock() - ran_ns)
+    result = Pass(rows, started_ns, responses, None, merged_ns - started_ns, ran_ns - merged_ns, clock() - ran_ns)
+    if model.buckets is not None:
+        result.input_elements, result.padding_elements = elements(batch, model.buckets, padding, requests)
+    return result
 
 
 def _failure(model_name: str, error: BaseException) -> EngineFailure:

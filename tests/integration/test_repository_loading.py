@@ -25,7 +25,7 @@ from server.repository.certificate import (
 )
 from server.repository.repository import Repository
 from server.types import Batch
-from tests.support.onnx_models import CONFIG, WEIGHTS, linear, linear_folder
+from tests.support.onnx_models import CONFIG, WEIGHTS, linear, linear_folder, masked_folder
 
 
 def no_pipeline(folder: Path) -> Pipeline:
@@ -89,8 +89,9 @@ def test_a_plain_triton_folder_loads_warm_and_uncertified(repository: Repository
     assert (one.version, two.version) == ("1", "2")
     assert not one.certified
     assert one.pipeline is None
-    assert {1, 2, 4, 8} <= one.costs_ns.keys()
-    assert all(cost > 0 for cost in one.costs_ns.values())
+    costs = one.costs_ns["cpu"][None]
+    assert {1, 2, 4, 8} <= costs.keys()
+    assert all(cost > 0 for cost in costs.values())
     x = np.ones((4, 3), np.float32)
     for model, factor in ((one, 1), (two, 2)):
         outputs = model.engine_model.instances[0].run(Batch("plain", model.version, 4, {"x": x}))
@@ -229,7 +230,7 @@ def test_a_model_without_a_batch_dimension_replays_and_warms_up_whole(repository
     write_golden(folder, "1", {"x": x}, {"y": x @ WEIGHTS})
 
     (model,) = repository.load("whole")
-    assert list(model.costs_ns) == [1]
+    assert list(model.costs_ns["cpu"][None]) == [1]
 
 
 def test_huge_numbers_in_a_config_are_answered_quickly(tmp_path: Path) -> None:
@@ -240,5 +241,32 @@ def test_huge_numbers_in_a_config_are_answered_quickly(tmp_path: Path) -> None:
     config = folder / "config.pbtxt"
     config.write_text(config.read_text().replace("dims: 3", f"dims: {2**63 - 1}"))
 
-    assert 1 in repository.load("rows")[0].costs_ns
+    assert 1 in repository.load("rows")[0].costs_ns["cpu"][None]
     assert "the model has FP32 [3]" in reason(repository, "dims")
+
+
+def masked(tmp_path: Path, *, honoured: bool = True, more: str = "") -> Path:
+    """A model with length buckets 4 and 8, and golden rows of length 3."""
+    folder = masked_folder(tmp_path, "masked", masked=honoured, more=more)
+    x = np.arange(18, dtype=np.float32).reshape(2, 3, 3)
+    mask = np.ones((2, 3), np.int64)
+    mean = x.mean(axis=1)
+    write_golden(folder, "1", {"x": x, "mask": mask}, {"mean": mean, "tokens": x - mean[:, None]})
+    return folder
+
+
+def test_a_model_with_buckets_loads_warm_in_each(repository: Repository, tmp_path: Path) -> None:
+    """Padded golden rows give the golden answers, and each bucket has its costs."""
+    masked(tmp_path)
+    (model,) = repository.load("masked")
+    costs = model.costs_ns["cpu"]
+    assert costs.keys() == {4, 8}
+    assert all({1, 2, 4, 8} <= sizes.keys() for sizes in costs.values())
+
+
+def test_a_model_that_padding_changes_is_kept_out(repository: Repository, tmp_path: Path) -> None:
+    """A model that takes the mean over padding too would give wrong answers to whoever shares a batch."""
+    pad = 'parameters { key: "pad_value" value { string_value: "x=9" } }'
+    masked(tmp_path, honoured=False, more=pad)
+    problem = reason(repository, "masked")
+    assert 'parameters["length_buckets"]: padding the golden rows from 3 to 4 changes the answers' in problem

@@ -14,6 +14,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
+from server.buckets import Buckets
 from server.errors import (
     Cancelled,
     DeadlineExceeded,
@@ -45,6 +46,7 @@ class Book:
     runs: int = 0
     cancelled: bool = False
     worker_died: bool = False
+    columns: int = 1
     level: int = 0
     tenant: str = ""
     nobody_ahead: bool = False
@@ -72,6 +74,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         preserve_ordering=st.booleans(),
         tokens=st.sampled_from([0, 0, 1, 2]),
         fair=st.booleans(),
+        one_bucket=st.booleans(),
     )
     def make(
         self,
@@ -91,7 +94,9 @@ class SchedulerMachine(RuleBasedStateMachine):
         preserve_ordering: bool,
         tokens: int,
         fair: bool,
+        one_bucket: bool,
     ) -> None:
+        self.buckets = Buckets((2,), {"x": 0}, {"y": (0,)}, {"x": 5}) if one_bucket and max_batch_size else None
         self.max_rows = max_batch_size
         self.delay_ns = delay * TICK_NS
         self.policy = QueuePolicy(max_queue_size, timeout * TICK_NS, action, override)
@@ -118,6 +123,7 @@ class SchedulerMachine(RuleBasedStateMachine):
             preserve_ordering=self.in_order,
             share=self.make_share(tokens),
             fair_by_tenant=fair,
+            buckets=self.buckets,
         )
         self.books: dict[InferRequest, Book] = {}
         self.draining_since: int | None = None
@@ -171,7 +177,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         if poison:
             values[-1] = POISON
         now_ns = self.bench.clock.now_ns
-        book = Book(number, values, now_ns, tenant=tenant)
+        book = Book(number, values, now_ns, tenant=tenant, columns=columns)
         parameters = {} if timeout is None else {"timeout": timeout * TICK_NS // 1000}
         if priority is not None:
             parameters["priority"] = priority
@@ -188,6 +194,8 @@ class SchedulerMachine(RuleBasedStateMachine):
         )
         if not self.max_rows:
             request.rows = 1
+        if self.buckets is not None:
+            request.signature = self.buckets.padded(columns)
         self.set_expiry(book, request, timeout)
         book.queue_was_full = self.is_full(book)
         # A pass whose end the loop has not heard yet is still ahead.
@@ -370,7 +378,9 @@ class SchedulerMachine(RuleBasedStateMachine):
     def check_outcome(self, request: InferRequest, book: Book, outcome: Outcome) -> None:
         if isinstance(outcome, InferResponse):
             assert outcome.id == request.id
-            assert outcome.outputs[0].numpy()[:, 0].tolist() == [value * 2 for value in book.values]
+            (output,) = outcome.outputs
+            assert output.shape[1] == book.columns
+            assert output.numpy().tolist() == [[value * 2] * book.columns for value in book.values]
             assert outcome.timing is not None
             assert outcome.timing.queue_ns >= 0
             return

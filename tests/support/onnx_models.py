@@ -55,3 +55,64 @@ def linear_folder(
         linear(folder / str(version) / "model.onnx", weights=WEIGHTS * np.float32(version))
     (folder / "config.pbtxt").write_text(CONFIG.format(name=name, max_batch_size=max_batch_size, more=more))
     return folder
+
+
+MASKED_CONFIG = """
+name: "{name}"
+backend: "onnxruntime"
+max_batch_size: {max_batch_size}
+input [
+  {{ name: "x" data_type: TYPE_FP32 dims: [-1, 3] }},
+  {{ name: "mask" data_type: TYPE_INT64 dims: -1 }}
+]
+output [
+  {{ name: "mean" data_type: TYPE_FP32 dims: 3 }},
+  {{ name: "tokens" data_type: TYPE_FP32 dims: [-1, 3] }}
+]
+dynamic_batching {{}}
+parameters {{ key: "length_buckets" value {{ string_value: "{buckets}" }} }}
+{more}
+"""
+
+
+def masked_mean(path: Path, *, masked: bool = True) -> Path:
+    """``mean``: of the tokens of x that the mask has; ``tokens``: each less that mean. x is [batch, length, 3].
+
+    Not `masked`, the mean is over all tokens, whatever the mask says: a model that must not be padded.
+    """
+    weight = ["c"] if masked else ["one"]
+    nodes = [
+        helper.make_node("Cast", ["mask"], ["m"], to=TensorProto.FLOAT),
+        helper.make_node("Unsqueeze", ["m", "last"], ["c"]),
+        helper.make_node("Shape", ["c"], ["shape"]),
+        helper.make_node("ConstantOfShape", ["shape"], ["one"], value=numpy_helper.from_array(np.ones(1, np.float32))),
+        helper.make_node("Mul", ["x", *weight], ["kept"]),
+        helper.make_node("ReduceSum", ["kept", "length"], ["sum"], keepdims=1),
+        helper.make_node("ReduceSum", [*weight, "length"], ["count"], keepdims=1),
+        helper.make_node("Max", ["count", "least"], ["divisor"]),
+        helper.make_node("Div", ["sum", "divisor"], ["each"]),
+        helper.make_node("Squeeze", ["each", "length"], ["mean"]),
+        helper.make_node("Sub", ["x", "each"], ["tokens"]),
+    ]
+    return save(
+        path,
+        nodes,
+        [tensor("x", ["batch", "length", 3]), tensor("mask", ["batch", "length"], TensorProto.INT64)],
+        [tensor("mean", ["batch", 3]), tensor("tokens", ["batch", "length", 3])],
+        [
+            numpy_helper.from_array(np.array([2], np.int64), "last"),
+            numpy_helper.from_array(np.array([1], np.int64), "length"),
+            numpy_helper.from_array(np.array([1e-9], np.float32), "least"),
+        ],
+    )
+
+
+def masked_folder(
+    root: Path, name: str, *, buckets: str = "4,8", max_batch_size: int = 8, masked: bool = True, more: str = ""
+) -> Path:
+    """A model folder around `masked_mean`, with length buckets."""
+    folder = root / name
+    masked_mean(folder / "1" / "model.onnx", masked=masked)
+    text = MASKED_CONFIG.format(name=name, max_batch_size=max_batch_size, buckets=buckets, more=more)
+    (folder / "config.pbtxt").write_text(text)
+    return folder

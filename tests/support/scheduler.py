@@ -13,6 +13,7 @@ import numpy as np
 from server.errors import EngineFailure
 from server.scheduler.batcher import Batcher
 from server.scheduler.cost import CostModel
+from server.scheduler.costs import Costs
 from server.scheduler.handoff import HANDOFF_NS
 from server.scheduler.plan import Limits
 from server.scheduler.queue import QueuePolicy, RequestQueue
@@ -119,9 +120,10 @@ class ManualLoop:
 class Doubler:
     """A model whose output `y` is twice its input `x`. Rows of POISON break the pass that they are in."""
 
-    def __init__(self, name: str = "doubler_0", threads: int = 1) -> None:
+    def __init__(self, name: str = "doubler_0", threads: int = 1, device: str = "cpu") -> None:
         self.name = name
         self.threads = threads
+        self.device = device
         self.batches: list[list[int]] = []
         self.faults: deque[BaseException] = deque()
         """Each is raised by one coming pass."""
@@ -255,8 +257,9 @@ class Bench:
         policy: QueuePolicy | None = None,
         seed: Mapping[int, int] | None = None,
         instances: int = 1,
+        devices: Sequence[str] = (),
         on_begin: Callable[[Sequence[InferRequest]], None] | None = None,
-        cost: CostModel | None = None,
+        cost: Costs | None = None,
         beside: Bench | None = None,
         threads: int = 1,
         model_name: str = "doubler",
@@ -270,7 +273,7 @@ class Bench:
         self.loop = beside.loop if beside else ManualLoop(self.clock)
         self.caller = Caller(self.clock)
         self.statistics = ModelStatistics("doubler", "1", wall=lambda: 1_700_000_000.5)
-        model = Model("doubler", "1", batched=max_batch_size > 0)
+        model = Model("doubler", "1", max_batch_size > 0, rest.get("buckets"))
         self.runners: list[ManualRunner] = []
 
         def make_runner(instance: Any) -> ManualRunner:
@@ -280,7 +283,10 @@ class Bench:
         self.batcher = Batcher(
             model_name,
             "1",
-            [Doubler(f"doubler_{index}", threads) for index in range(instances)],
+            [
+                Doubler(f"doubler_{index}", threads, device)
+                for index, device in enumerate(devices or ["cpu"] * instances)
+            ],
             Limits(max_batch_size, preferred_batch_size, max_queue_delay_ns),
             policy or QueuePolicy(),
             cost or (StillCost() if seed is None else CostModel(seed)),

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 
-from server.scheduler.admission import Margin, Outlook, foresee_ns
+from server.scheduler.admission import Known, Margin, Outlook, foresee_ns
 from server.scheduler.cost import CostModel
 from server.scheduler.load import WINDOW_NS, Load
 from server.scheduler.plan import Cost
@@ -15,6 +17,11 @@ from tests.support.scheduler import Caller, ManualClock, StillCost, admit
 
 def outlook(left_ns: int = 0, instances: int = 1, turn_ns: int = 0, slowdown: float = 1.0) -> Outlook:
     return Outlook(0, left_ns, instances, False, turn_ns, slowdown)
+
+
+def costing(cost: Cost, cap: int) -> Callable[[object], Known]:
+    """All signatures cost the same."""
+    return lambda signature: Known(cost, cap, 0)
 
 
 @pytest.mark.parametrize(
@@ -37,14 +44,14 @@ def test_the_wait_is_what_is_ahead_and_the_own_pass(
     for _ in range(waiting):
         admit(queue, caller.request([1]), 0)
     request = caller.request([1])
-    assert foresee_ns(queue, request, StillCost(100), cap, outlook(left_ns, instances)) == expected_ns
+    assert foresee_ns(queue, request, costing(StillCost(100), cap), outlook(left_ns, instances)) == expected_ns
 
 
 def test_other_signatures_take_passes_of_their_own() -> None:
     """Rows that can't share the request's batch are ahead of it."""
     caller, queue = Caller(ManualClock(0)), RequestQueue(QueuePolicy())
     admit(queue, caller.request([1], columns=2), 0)
-    assert foresee_ns(queue, caller.request([1]), StillCost(100), 8, outlook()) == 200
+    assert foresee_ns(queue, caller.request([1]), costing(StillCost(100), 8), outlook()) == 200
 
 
 def test_later_deadlines_are_not_ahead() -> None:
@@ -52,7 +59,7 @@ def test_later_deadlines_are_not_ahead() -> None:
     caller, queue = Caller(ManualClock(0)), RequestQueue(QueuePolicy())
     for deadline_ns in (500, 900, NO_DEADLINE):
         admit(queue, caller.request([1], deadline_ns=deadline_ns), 0)
-    assert foresee_ns(queue, caller.request([1], deadline_ns=600), StillCost(100), 1, outlook()) == 200
+    assert foresee_ns(queue, caller.request([1], deadline_ns=600), costing(StillCost(100), 1), outlook()) == 200
 
 
 def test_other_models_make_the_work_ahead_longer() -> None:
@@ -61,13 +68,15 @@ def test_other_models_make_the_work_ahead_longer() -> None:
     for _ in range(4):
         admit(queue, caller.request([1]), 0)
     request = caller.request([1])
-    assert foresee_ns(queue, request, StillCost(100), 2, outlook(0, 1, 30, 2.5)) == 200 * 2.5 + 30 + 100
+    assert foresee_ns(queue, request, costing(StillCost(100), 2), outlook(0, 1, 30, 2.5)) == 200 * 2.5 + 30 + 100
 
 
 def test_without_a_cost_nothing_is_foreseen() -> None:
     """None, never a number that looks short."""
     cost: Cost = CostModel()
-    assert foresee_ns(RequestQueue(QueuePolicy()), Caller(ManualClock(0)).request(), cost, 1, outlook()) is None
+    assert (
+        foresee_ns(RequestQueue(QueuePolicy()), Caller(ManualClock(0)).request(), costing(cost, 1), outlook()) is None
+    )
 
 
 def test_the_margin_covers_nearly_all_errors_and_shrinks_again() -> None:

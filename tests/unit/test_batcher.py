@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from server.buckets import Buckets
 from server.errors import (
     Cancelled,
     DeadlineExceeded,
@@ -19,6 +20,7 @@ from server.errors import (
     QueueFull,
 )
 from server.scheduler.batcher import STALL_NS
+from server.scheduler.costs import CostsByLength
 from server.scheduler.handoff import HANDOFF_NS
 from server.scheduler.queue import Priorities, QueuePolicy
 from server.scheduler.statistics import FailureReason, Refusal
@@ -685,7 +687,7 @@ def test_the_cost_is_learned_from_passes() -> None:
     bench.submit(bench.caller.request([1, 2]))
     bench.loop.run()
     bench.complete()
-    assert bench.batcher._cost.predict_ns(2) == 7 * MS
+    assert bench.batcher._costs.for_signature(1).predict_ns(2) == 7 * MS
     assert bench.statistics.compute_infer.ns == 7 * MS
 
 
@@ -767,3 +769,50 @@ def test_late_answers_and_the_time_of_passes_are_counted() -> None:
     assert (statistics.settled_late, statistics.expired) == (1, 0)
     assert (statistics.predicted_ns, statistics.actual_ns, statistics.busy_ns) == (10 * MS, 13 * MS, 13 * MS)
     assert statistics.saturation(bench.clock.now_ns) > 0
+
+
+# --- length buckets ------------------------------------------------------------------------------
+
+
+def test_requests_of_one_bucket_run_together_and_get_their_own_lengths() -> None:
+    """Unequal lengths share a pass; each answer has its own, and statistics and timing know the padding."""
+    bench = Bench(buckets=Buckets((4,), {"x": 0}, {"y": (0,)}))
+    requests = [bench.caller.request([n], columns=n) for n in (1, 3, 4)]
+    for request in requests:
+        request.signature = 4
+    bench.submit(*requests)
+    bench.loop.run()
+    bench.complete()
+    outcomes = [bench.caller.outcome(request) for request in requests]
+    assert all(isinstance(outcome, InferResponse) for outcome in outcomes)
+    answers = [outcome.outputs[0].numpy().tolist() for outcome in outcomes]  # type: ignore[union-attr]
+    assert answers == [[[2]], [[6, 6, 6]], [[8, 8, 8, 8]]]
+    assert (bench.statistics.input_elements, bench.statistics.padding_elements) == (12, 4)
+    assert outcomes[0].timing.padding == pytest.approx(1 / 3)  # type: ignore[union-attr]
+
+
+def test_a_pass_that_failed_in_a_bucket_is_rerun_alone() -> None:
+    """Only the culprit fails, padded or not."""
+    bench = Bench(buckets=Buckets((4,), {"x": 0}, {"y": (0,)}))
+    good, bad = bench.caller.request([1], columns=3), bench.caller.request([POISON], columns=2)
+    good.signature = bad.signature = 4
+    bench.submit(good, bad)
+    bench.loop.run()
+    for _ in range(3):
+        bench.complete()
+    assert bench.caller.answer(good) == [2]
+    assert isinstance(bench.caller.outcome(bad), EngineFailure)
+
+
+def test_costs_are_asked_by_bucket() -> None:
+    """A request of a long bucket is foreseen with what passes of that bucket take."""
+    costs = CostsByLength({16: {1: MS, 4: MS}, 64: {1: 8 * MS, 4: 8 * MS}}, (16, 64))
+    bench = Bench(cost=costs, max_batch_size=4)
+    bench.submit(bench.caller.request([1], columns=16))
+    bench.loop.run()
+    soon_ns = bench.clock.now_ns + 5 * MS
+    short, long = (bench.caller.request([1], columns=columns, deadline_ns=soon_ns) for columns in (16, 64))
+    bench.submit(short, long)
+    bench.loop.run()
+    assert bench.caller.outcome(short) is None
+    assert isinstance(bench.caller.outcome(long), Overloaded)

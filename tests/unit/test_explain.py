@@ -129,6 +129,14 @@ def test_server_timing_is_in_milliseconds_with_the_reason_and_the_rows() -> None
     )
 
 
+def test_the_share_of_padding_is_told_where_there_is_some() -> None:
+    """A number from 0 to 1 beside the rows, and read again; without padding nothing is said."""
+    explanation = Explanation(0, lambda: 10)
+    explanation.mark_pass(0, Timing(1, 1, 1, 1, 32, 0.25))
+    assert explanation.server_timing().endswith('batch_rows;desc="32", padding;desc="0.25", total;dur=0.00001')
+    assert parse_server_timing(explanation.server_timing()).padding == 0.25
+
+
 def test_what_is_written_is_read_again() -> None:
     """Parsing gives the parts, the total, the reason and the rows that were told."""
     explanation = whole_way(Reads())

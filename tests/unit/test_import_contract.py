@@ -32,6 +32,7 @@ FLOORS = {
     "server.process": 1,
     "server.settings": 1,
     "server.types": 1,
+    "server.buckets": 1,
     "server.explain": 1,
     "server.errors": 0,
 }

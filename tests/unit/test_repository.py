@@ -435,7 +435,8 @@ def warm(
     engine = FakeEngine(clock.script())
     model_config = config(tmp_path, max_batch_size, more)
     instances = engine.load(model_config.engine_spec(tmp_path, "1")).instances
-    return warm_up(instances, WarmUp(model_config, "1", sample, limit_s, clock_ns=clock)), engine  # type: ignore[arg-type]
+    costs = warm_up(instances, WarmUp(model_config, "1", sample, limit_s, clock_ns=clock))  # type: ignore[arg-type]
+    return costs["cpu"][None], engine
 
 
 def test_every_size_is_warmed_on_every_instance_and_its_cost_measured(tmp_path: Path) -> None:
@@ -507,9 +508,9 @@ def test_batches_over_the_limit_of_bytes_stay_cold(
     """A row of the model is 12 bytes; what is not tried is logged."""
     model_config = config(tmp_path, 6)
     instances = FakeEngine().load(model_config.engine_spec(tmp_path, "1")).instances
-    costs = warm_up(instances, WarmUp(model_config, "1", None, 5.0, max_input_bytes))
+    costs = warm_up(instances, WarmUp(model_config, "1", None, 5.0, max_input_bytes)).get("cpu", {None: {}})
 
-    assert sorted(costs) == sizes
+    assert sorted(costs[None]) == sizes
     assert f"batches of {len(sizes) + 1}-6 rows" in caplog.text
 
 
@@ -587,3 +588,71 @@ def test_dynamic_batching_s_preferred_sizes_reach_the_warm_up(tmp_path: Path) ->
     _, engine = warm(tmp_path, Clock(1), 8, 1.0, more)
     order = list(dict.fromkeys(batch.rows for batch in engine.batches))
     assert order == [1, 8, 2, 4, 6, 3, 5, 7]
+
+
+# --- length buckets ----------------------------------------------------------------------------
+
+
+BUCKETS = """
+name: "m" backend: "onnxruntime" max_batch_size: 4 dynamic_batching {}
+input { name: "ids" data_type: TYPE_INT64 dims: -1 }
+input { name: "k" data_type: TYPE_FP32 dims: 1 }
+output { name: "tokens" data_type: TYPE_FP32 dims: -1 }
+parameters { key: "length_buckets" value { string_value: "8,16,64" } }
+"""
+
+
+def follow(spec: EngineSpec, batch: Batch) -> Mapping[str, Array]:
+    return {"tokens": batch.inputs["ids"].astype(np.float32)}
+
+
+def warm_buckets(script: Script, clock: Clock, limit_s: float, sample: object = None) -> tuple[object, FakeEngine]:
+    engine = FakeEngine(script)
+    model_config = from_message(parse_text(BUCKETS, "m"), "m")
+    instances = engine.load(model_config.engine_spec(Path(), "1")).instances
+    plan = WarmUp(model_config, "1", sample, limit_s, clock_ns=clock)  # type: ignore[arg-type]
+    return warm_up(instances, plan)["cpu"], engine
+
+
+def test_each_bucket_is_warmed_in_each_size_and_its_cost_kept_by_itself() -> None:
+    """The costs are by the signature that requests of the bucket have."""
+    clock = Clock(1000)
+    script = clock.script()
+    script.answer = follow
+    costs, engine = warm_buckets(script, clock, 10.0)
+    assert costs == {length: {rows: rows * 1000 for rows in (1, 2, 3, 4)} for length in (8, 16, 64)}
+    shapes = {batch.inputs["ids"].shape for batch in engine.batches}
+    assert shapes == {(rows, length) for rows in (1, 2, 3, 4) for length in (8, 16, 64)}
+
+
+def test_golden_rows_are_repeated_to_the_length_of_a_bucket() -> None:
+    """Real tokens cost what real ones cost; what has no length is left as it is."""
+    clock = Clock(1000)
+    script = clock.script()
+    script.answer = follow
+    sample = {"ids": np.array([[1, 2, 3]], np.int64), "k": np.array([[7]], np.float32)}
+    _, engine = warm_buckets(script, clock, 10.0, sample)
+    batch = next(batch for batch in engine.batches if batch.rows == 2)
+    assert batch.inputs["ids"].tolist() == [[1, 2, 3, 1, 2, 3, 1, 2]] * 2
+    assert batch.inputs["k"].tolist() == [[7], [7]]
+
+
+def test_an_output_that_does_not_follow_the_length_keeps_the_model_out() -> None:
+    """Padding could not be cut off it; better no service than answers with padding in them."""
+    clock = Clock(1000)
+    script = clock.script()
+    script.answer = lambda spec, batch: {"tokens": batch.inputs["ids"][:, 1:].astype(np.float32)}
+    with pytest.raises(ModelLoadFailed, match="must be the length") as caught:
+        warm_buckets(script, clock, 10.0)
+    assert caught.value.where == "config.pbtxt: output[0]"
+
+
+def test_buckets_too_are_warmed_up_within_the_limit(caplog: pytest.LogCaptureFixture) -> None:
+    """What stays cold is told by length."""
+    clock = Clock(100_000_000)
+    script = clock.script()
+    script.answer = follow
+    costs, _ = warm_buckets(script, clock, 1.5)
+    assert clock.now <= 1_500_000_000
+    assert set(costs) <= {8, 16, 64}  # type: ignore[call-overload]
+    assert "rows of length 64 within" in caplog.text

@@ -8,7 +8,7 @@ import pytest
 
 from server.errors import QueueFull
 from server.explain import Explanation, WaitReason
-from server.scheduler.admission import Outlook, foresee_ns
+from server.scheduler.admission import Known, Outlook, foresee_ns
 from server.scheduler.queue import Line, Priorities, QueuePolicy, RequestQueue
 from server.scheduler.tenants import MOST_TENANTS, FairLine
 from server.types import InferRequest, InferResponse
@@ -156,7 +156,7 @@ def foreseen(tenant: str, *arrivals: tuple[str, int], deadline_ns: int = 10**18)
         for _ in range(number):
             admit(queue, caller.request([1], tenant=name, deadline_ns=500), 0)
     request = caller.request([1], tenant=tenant, deadline_ns=deadline_ns)
-    return foresee_ns(queue, request, StillCost(100), 1, Outlook(0, 0, 1, False))
+    return foresee_ns(queue, request, lambda _: Known(StillCost(100), 1, 0), Outlook(0, 0, 1, False))
 
 
 @pytest.mark.parametrize(

@@ -108,3 +108,32 @@ def test_only_those_who_ask_are_watched_and_only_while_they_wait() -> None:
     assert waits
     waits.look(0, busy=True)
     assert not waits
+
+
+def test_who_was_passed_over_for_another_bucket_says_so() -> None:
+    """It could not join the batch that went first, though it had come no later."""
+    bench = Bench()
+    bench.submit(bench.caller.request())
+    bench.loop.run()
+    urgent = bench.caller.request([2], columns=2, deadline_ns=bench.clock() + 500 * MS)
+    request = asking(bench)
+    bench.submit(request, urgent)
+    bench.loop.run()
+    bench.complete()
+    bench.advance(3 * MS)
+    bench.complete()
+    bench.complete()
+    assert bench.caller.answer(request) == [2]
+    assert reason(request) is WaitReason.BUCKET
+
+
+def test_who_waits_for_company_beside_another_bucket_says_so() -> None:
+    """An instance was idle and others waited, in another bucket: they were no company."""
+    bench = Bench(max_queue_delay_ns=5 * MS, seed={1: MS, 4: MS})
+    request = asking(bench)
+    bench.submit(request, bench.caller.request([2], columns=2))
+    bench.loop.run()
+    bench.advance(5 * MS)
+    bench.complete()
+    assert bench.caller.answer(request) == [2]
+    assert reason(request) is WaitReason.BUCKET
