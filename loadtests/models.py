@@ -134,3 +134,67 @@ def photo_classifier(size: int, classes: int = 10) -> Network:
     builder.pool()
     builder.dense(32, classes)
     return builder.network((3, size, size), classes)
+
+
+_ENCODER_CONFIG = """name: "{name}"
+backend: "onnxruntime"
+max_batch_size: {max_batch_size}
+input {{ name: "ids" data_type: TYPE_INT64 dims: [-1] }}
+input {{ name: "mask" data_type: TYPE_INT64 dims: [-1] }}
+output {{ name: "tokens" data_type: TYPE_FP32 dims: [-1, {width}] }}
+dynamic_batching {{ }}
+"""
+
+
+def save_encoder(
+    repository: Path, name: str, *, buckets: str = "", layers: int = 2, width: int = 128, max_batch_size: int = 8
+) -> None:
+    """Write the folder of a small transformer over tokens of any length: attention that masks, and dense layers."""
+    folder = repository / name
+    (folder / "1").mkdir(parents=True, exist_ok=True)
+    rng = np.random.default_rng(0)
+    weights = [
+        numpy_helper.from_array(rng.normal(size=(1000, width)).astype(np.float32), "embedding"),
+        numpy_helper.from_array(np.array([1], np.int64), "row"),
+        numpy_helper.from_array(np.array(1, np.float32), "one"),
+        numpy_helper.from_array(np.array(1e9, np.float32), "far"),
+    ]
+    nodes: list[Any] = []
+
+    def add(kind: str, output: str, *inputs: str, **attributes: Any) -> str:
+        nodes.append(helper.make_node(kind, list(inputs), [output], **attributes))
+        return output
+
+    def dense(output: str, source: str, inputs: int, outputs: int) -> str:
+        weight = (rng.normal(size=(inputs, outputs)) / np.sqrt(inputs)).astype(np.float32)
+        weights.append(numpy_helper.from_array(weight, f"w_{output}"))
+        return add("MatMul", output, source, f"w_{output}")
+
+    add("Cast", "kept", "mask", to=TensorProto.FLOAT)
+    add("Sub", "less_one", "kept", "one")
+    add("Mul", "far_off", "less_one", "far")
+    add("Unsqueeze", "hide", "far_off", "row")
+    state = add("Gather", "state", "embedding", "ids")
+    for layer in range(layers):
+        query, key, value = (dense(f"{part}{layer}", state, width, width) for part in ("query", "key", "value"))
+        turned = add("Transpose", f"turned{layer}", key, perm=[0, 2, 1])
+        scores = add("MatMul", f"scores{layer}", query, turned)
+        shares = add("Softmax", f"shares{layer}", add("Add", f"masked{layer}", scores, "hide"), axis=-1)
+        context = add("MatMul", f"context{layer}", shares, value)
+        wide = add("Relu", f"wide{layer}", dense(f"up{layer}", context, width, 4 * width))
+        state = add("Add", f"state{layer}", state, dense(f"down{layer}", wide, 4 * width, width))
+    add("Identity", "tokens", state)
+    dims = ["batch", "length"]
+    graph = helper.make_graph(
+        nodes,
+        name,
+        [helper.make_tensor_value_info(each, TensorProto.INT64, dims) for each in ("ids", "mask")],
+        [helper.make_tensor_value_info("tokens", TensorProto.FLOAT, [*dims, width])],
+        weights,
+    )
+    opset = helper.make_opsetid("", 17)
+    onnx.save(helper.make_model(graph, opset_imports=[opset], ir_version=8), folder / "1" / "model.onnx")
+    config = _ENCODER_CONFIG.format(name=name, max_batch_size=max_batch_size, width=width)
+    if buckets:
+        config += f'parameters {{ key: "length_buckets" value {{ string_value: "{buckets}" }} }}\n'
+    (folder / "config.pbtxt").write_text(config)
