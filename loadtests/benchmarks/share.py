@@ -120,7 +120,7 @@ class Stream:
 
 def pass_ns(served: Served) -> int:
     """Of one row, as the warm-up measured it: with one pass at a time."""
-    return served.model.costs_ns[1]
+    return served.model.costs_ns["cpu"][None][1]
 
 
 class Way:
