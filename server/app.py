@@ -15,6 +15,7 @@ import os
 import signal
 import sys
 import time
+from typing import TYPE_CHECKING
 
 import uvloop
 
@@ -33,11 +34,14 @@ from server.repository.repository import Repository
 from server.scheduler.share import Share
 from server.settings import RepositorySettings, Settings
 from server.transport.asgi import AsgiServer
-from server.transport.grpcio import GrpcioServer
+from server.transport.http2.server import Http2Server
 from server.transport.listen import ListenFailed
 from server.transport.metrics import metrics_app
 from server.transport.rest import RestServer
 from server.types import IndexEntry
+
+if TYPE_CHECKING:
+    from server.transport.grpcio import GrpcioServer
 
 log = logging.getLogger("server")
 
@@ -59,11 +63,11 @@ class Server:
         self.dataplane = DataPlane(
             self.models, self.lifecycle, settings.repository, settings.pipeline.threads or available_cores()
         )
-        host, http, grpc = settings.host, settings.http, settings.grpc
+        host, http = settings.host, settings.http
         self.rest = RestServer(
             self.dataplane, host, http.port, max_body_bytes=http.max_body_bytes, keep_alive_s=http.keep_alive_s
         )
-        self.grpc = GrpcioServer(self.dataplane, host, grpc.port, max_message_bytes=grpc.max_message_bytes)
+        self.grpc = _grpc_server(self.dataplane, settings)
         self.metrics = AsgiServer(
             metrics_app(Metrics(self.dataplane).expose),
             host,
@@ -114,6 +118,15 @@ class Server:
         self.dataplane.close()
         await self.metrics.stop(_LAST_ANSWERS_S)
         self.lifecycle.advance(State.STOPPED)
+
+
+def _grpc_server(dataplane: DataPlane, settings: Settings) -> Http2Server | GrpcioServer:
+    if settings.grpc.transport == "http2":
+        return Http2Server(dataplane, settings.host, settings.grpc, settings.tls)
+    # Imported where it is wanted only: it starts threads of its own.
+    from server.transport.grpcio import GrpcioServer
+
+    return GrpcioServer(dataplane, settings.host, settings.grpc, settings.tls)
 
 
 def open_repository(settings: Settings) -> Repository:

@@ -10,6 +10,8 @@
       QueueFull         EXHAUSTED     more work is waiting than the model's queue takes
       Overloaded        EXHAUSTED     the answer would come after the request's deadline
       DeadlineExceeded  DEADLINE      the caller's time ran out before a forward pass was started for it
+      CallExpired       DEADLINE      the caller's time ran out, wherever its call was
+      RequestTooSlow    DEADLINE      the request did not arrive as a whole in time
       Cancelled         CANCELLED     the caller went away
       Unsupported       UNSUPPORTED   a feature of the protocol that this server or engine does not have
       ModelLoadFailed   INVALID_ARG   a model's folder can't be served, and why
@@ -194,6 +196,26 @@ class DeadlineExceeded(ServingError):
     def public_message(self) -> str:
         waited = f"the request to model '{self.model_name}' waited {self.waited_us} us and was not executed"
         return f"deadline exceeded: {waited}"
+
+
+class CallExpired(ServingError):
+    code = Code.DEADLINE
+
+    @property
+    def public_message(self) -> str:
+        return "deadline exceeded"
+
+
+class RequestTooSlow(ServingError):
+    code = Code.DEADLINE
+
+    def __init__(self, limit_s: float) -> None:
+        super().__init__(limit_s)
+        self.limit_s = limit_s
+
+    @property
+    def public_message(self) -> str:
+        return f"request: not here as a whole after {self.limit_s:g} s"
 
 
 class Cancelled(ServingError):

@@ -19,6 +19,7 @@ ENV_PREFIX = "FORWARDPASS_"
 ENV_NESTED = "__"
 
 ModelControlMode = Literal["none", "poll", "explicit"]
+GrpcTransport = Literal["http2", "grpcio"]
 LogFormat = Literal["text", "json"]
 LogLevel = Literal["debug", "info", "warning", "error"]
 
@@ -60,8 +61,61 @@ class HttpSettings(Section):
 class GrpcSettings(Section):
     port: Annotated[int, Field(ge=0, le=65535, json_schema_extra=flag("--grpc-port"))] = 8001
     """gRPC; 0 picks a free port."""
+    transport: Annotated[GrpcTransport, Field(json_schema_extra=flag("--grpc-transport"))] = "http2"
+    """http2: our own, with all the limits below. grpcio: Google's, many times slower, with its own limits: of those
+    below it honours max_message_bytes, max_concurrent_streams, max_header_list_bytes and max_connection_age_s."""
     max_message_bytes: Annotated[int, Field(gt=0)] = 64 * 1024 * 1024
-    """Bytes of a message, received or sent."""
+    """Bytes of a message, received or sent, after decompression."""
+    max_connections: Annotated[int, Field(gt=0)] = 4096
+    """Connections at a time; one more is told so and closed."""
+    max_concurrent_streams: Annotated[int, Field(gt=0, le=2**31 - 1)] = 1024
+    """Calls under way on one connection; one more is refused."""
+    max_header_list_bytes: Annotated[int, Field(ge=1024)] = 16 * 1024
+    """Bytes of a call's metadata, 32 counted on top for each field."""
+    max_continuations: Annotated[int, Field(ge=1)] = 16
+    """CONTINUATION frames of one header block; more are a flood."""
+    stream_window_bytes: Annotated[int, Field(ge=65_535, le=2**31 - 1)] = 1024 * 1024
+    """Bytes that a client may send on one stream before they are taken up."""
+    connection_window_bytes: Annotated[int, Field(ge=65_535, le=2**31 - 1)] = 16 * 1024 * 1024
+    """Bytes that a client may send on all streams of a connection before it hears of the server."""
+    max_received_bytes: Annotated[int, Field(gt=0)] = 256 * 1024 * 1024
+    """Bytes of unfinished messages that the calls of one connection may hold; the call that goes over is refused."""
+    send_buffer_bytes: Annotated[int, Field(gt=0)] = 1024 * 1024
+    """Bytes that wait for a slow reader's socket before its own requests are no longer read."""
+    max_send_bytes: Annotated[int, Field(gt=0)] = 256 * 1024 * 1024
+    """Bytes of answers that may wait for one connection; over it the connection is closed."""
+    max_resets_per_s: Annotated[int, Field(gt=0)] = 1000
+    """Streams that one client may make end by RST_STREAM in a second, its own or ours for its faults."""
+    max_pings_per_s: Annotated[int, Field(gt=0)] = 500
+    """PING frames of one client in a second."""
+    max_settings_per_s: Annotated[int, Field(gt=0)] = 10
+    """SETTINGS frames of one client in a second."""
+    max_empty_frames_per_s: Annotated[int, Field(gt=0)] = 1000
+    """Frames of one client in a second that carry nothing: empty DATA, PRIORITY, unknown types."""
+    handshake_timeout_s: Annotated[float, Field(gt=0)] = 10.0
+    """Seconds from the accepted connection to the end of the TLS handshake, then to the first SETTINGS and our ACK."""
+    request_timeout_s: Annotated[float, Field(gt=0)] = 60.0
+    """Seconds in which a unary call's request must have arrived as a whole."""
+    send_timeout_s: Annotated[float, Field(gt=0)] = 60.0
+    """Seconds in which a client that has something to read must read some of it."""
+    keepalive_s: Annotated[float, Field(gt=0)] = 60.0
+    """Seconds without a sign of the client after which it is pinged."""
+    keepalive_timeout_s: Annotated[float, Field(gt=0)] = 20.0
+    """Seconds that it has to answer; then the connection is closed."""
+    idle_timeout_s: Annotated[float, Field(ge=0)] = 0.0
+    """Seconds without a call after which a connection is asked to leave; 0: never."""
+    max_connection_age_s: Annotated[float, Field(ge=0)] = 0.0
+    """Seconds after which a connection is asked to leave, so that load balancers can spread it anew; 0: never."""
+    max_connection_age_grace_s: Annotated[float, Field(gt=0)] = 30.0
+    """Seconds that a connection which was asked to leave has for its calls; then it is closed."""
+
+
+class TlsSettings(Section):
+    certificate: Annotated[str, Field(json_schema_extra=flag("--grpc-tls-certificate"))] = ""
+    """PEM file of the gRPC listener's certificate and its chain. With it the listener speaks TLS, 1.2 or newer, and
+    nothing else; empty: no TLS."""
+    key: Annotated[str, Field(json_schema_extra=flag("--grpc-tls-key"))] = ""
+    """PEM file of the certificate's private key, not encrypted."""
 
 
 class MetricsSettings(Section):
@@ -111,6 +165,7 @@ class Settings(Section):
     repository: RepositorySettings = RepositorySettings()
     http: HttpSettings = HttpSettings()
     grpc: GrpcSettings = GrpcSettings()
+    tls: TlsSettings = TlsSettings()
     metrics: MetricsSettings = MetricsSettings()
     scheduler: SchedulerSettings = SchedulerSettings()
     engine: EngineSettings = EngineSettings()

@@ -4,21 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import grpc
 import grpc.aio
+from google.protobuf.message import Message
 
 from server.explain import ANSWER_KEY, REQUEST_KEY, Explanation, asked_by
-from server.transport.listen import ListenFailed, format_address, listen
-from server.transport.methods import METHODS, CallInfo, Method
+from server.settings import GrpcSettings, TlsSettings
+from server.transport.listen import ListenFailed, format_address, listen, tls_context
+from server.transport.methods import METHODS, TENANT_KEY, CallInfo, Method
 from server.transport.status import STATUS_DETAILS_KEY, failure_of, status_details
 
 if TYPE_CHECKING:
     from server.dataplane import DataPlane
 
-_MAX_CONCURRENT_STREAMS = 1024
 _MIN_PING_INTERVAL_MS = 10_000
 _QUIET_S = 0.1
 
@@ -28,33 +30,46 @@ _ServicerContext = grpc.aio.ServicerContext[Any, Any]
 class GrpcioServer:
     """One listener. A started server is stopped once, and not started again."""
 
-    def __init__(self, dataplane: DataPlane, host: str, port: int, *, max_message_bytes: int) -> None:
+    def __init__(self, dataplane: DataPlane, host: str, settings: GrpcSettings, tls: TlsSettings) -> None:
         self._host = host
-        self._port = port
+        self._port = settings.port
+        self._tls = tls
         options = [
             ("grpc.so_reuseport", 0),
-            ("grpc.max_receive_message_length", max_message_bytes),
-            ("grpc.max_send_message_length", max_message_bytes),
-            ("grpc.max_concurrent_streams", _MAX_CONCURRENT_STREAMS),
+            ("grpc.max_receive_message_length", settings.max_message_bytes),
+            ("grpc.max_send_message_length", settings.max_message_bytes),
+            ("grpc.max_concurrent_streams", settings.max_concurrent_streams),
+            ("grpc.max_metadata_size", settings.max_header_list_bytes),
+            ("grpc.absolute_max_metadata_size", settings.max_header_list_bytes),
             # Clients may ping idle connections to keep them through proxies; grpc's own minimum is 5 minutes.
             ("grpc.keepalive_permit_without_calls", 1),
             ("grpc.http2.min_ping_interval_without_data_ms", _MIN_PING_INTERVAL_MS),
         ]
+        if settings.max_connection_age_s:
+            options.append(("grpc.max_connection_age_ms", int(settings.max_connection_age_s * 1000)))
+            options.append(("grpc.max_connection_age_grace_ms", int(settings.max_connection_age_grace_s * 1000)))
         self._handlers = _Handlers(dataplane)
         self._server = grpc.aio.server(handlers=[self._handlers], options=options)
 
     async def start(self) -> int:
-        """Listen, and return the port. Raises ListenFailed."""
+        """Listen, and return the port. Raises ListenFailed, also where the certificate can't be used."""
+        tls_context(self._tls)  # grpc would only log what is wrong with it.
         if self._port:
             # grpc says only that it failed; the system's own reason is had by binding first.
             listen(self._host, self._port).close()
         address = format_address(self._host, self._port)
         try:
-            port = self._server.add_insecure_port(address)
+            port = self._add_port(address)
         except RuntimeError as error:
             raise ListenFailed(address, str(error)) from error
         await self._server.start()
         return port
+
+    def _add_port(self, address: str) -> int:
+        if not self._tls.certificate:
+            return self._server.add_insecure_port(address)
+        pair = (Path(self._tls.key).read_bytes(), Path(self._tls.certificate).read_bytes())
+        return self._server.add_secure_port(address, grpc.ssl_server_credentials([pair]))
 
     async def stop(self, grace_s: float) -> None:
         """Refuse new calls, answer those in flight; what is still there after `grace_s` is cancelled.
@@ -74,30 +89,31 @@ class _Handlers(grpc.GenericRpcHandler):  # type: ignore[type-arg]  # the stub i
     def __init__(self, dataplane: DataPlane) -> None:
         self.begun = 0
         """Calls that grpc has handed over."""
-        self._handlers = {
-            method.name: grpc.unary_unary_rpc_method_handler(_behaviour(method, dataplane)) for method in METHODS
-        }
-        self._asking = {
-            method.name: grpc.unary_unary_rpc_method_handler(_behaviour(method, dataplane, asking=True))
-            for method in METHODS
-            if method.explains
-        }
+        self._handlers = {method.name: _handler(method, dataplane) for method in METHODS}
+        self._asking = {method.name: _handler(method, dataplane, asking=True) for method in METHODS if method.explains}
 
     def service(self, handler_call_details: grpc.HandlerCallDetails) -> Any:
         """The handler of a call, or None, which grpc answers with UNIMPLEMENTED."""
         self.begun += 1
         # The metadata is at hand here; to ask the context for it would build it anew for every call.
         method = handler_call_details.method
-        for key, _ in handler_call_details.invocation_metadata:
-            if key == REQUEST_KEY and method in self._asking:
-                return self._asking[method]
+        if method in self._asking:
+            for key, _ in handler_call_details.invocation_metadata:
+                if key in (REQUEST_KEY, TENANT_KEY):
+                    return self._asking[method]
         return self._handlers.get(method)
+
+
+def _handler(method: Method, dataplane: DataPlane, *, asking: bool = False) -> Any:
+    if method.streams:
+        return grpc.stream_stream_rpc_method_handler(_streams_behaviour(method, dataplane))
+    return grpc.unary_unary_rpc_method_handler(_behaviour(method, dataplane, asking=asking))
 
 
 def _behaviour(
     method: Method, dataplane: DataPlane, *, asking: bool = False
 ) -> Callable[[bytes, _ServicerContext], Awaitable[bytes]]:
-    """The coroutine that grpc runs for each call of `method`, or for each whose metadata may be `asking` to explain it.
+    """The coroutine that grpc runs for each call of `method`, or for each whose metadata is `asking` for more.
 
     It takes and gives bytes: a message that can't be parsed inside of grpc would be answered as UNKNOWN.
     """
@@ -105,14 +121,12 @@ def _behaviour(
     async def behaviour(data: bytes, context: _ServicerContext) -> bytes:
         try:
             info = CallInfo.arriving(context.time_remaining())
-            if asking and asked_by(_metadata(context, REQUEST_KEY)):
-                info.explanation = Explanation(info.received_ns)
-            answer = method.handler(dataplane, method.parse(data), info)
-            if method.waits:
-                answer = await answer
-            encoded = bytes(answer.SerializeToString())
+            if asking:
+                info.tenant = _metadata(context, TENANT_KEY)
+                if asked_by(_metadata(context, REQUEST_KEY)):
+                    info.explanation = Explanation(info.received_ns)
+            encoded = await method.respond(dataplane, data, info)
             if info.explanation is not None:
-                info.explanation.mark("encode")
                 context.set_trailing_metadata(((ANSWER_KEY, info.explanation.server_timing()),))
             return encoded
         except Exception as error:  # noqa: BLE001 - the boundary where every error becomes a status
@@ -121,11 +135,28 @@ def _behaviour(
     return behaviour
 
 
+def _streams_behaviour(
+    method: Method, dataplane: DataPlane
+) -> Callable[[AsyncIterator[bytes], _ServicerContext], AsyncIterator[bytes]]:
+    async def parsed(messages: AsyncIterator[bytes]) -> AsyncIterator[Message]:
+        async for data in messages:
+            yield method.parse(data)
+
+    async def behaviour(messages: AsyncIterator[bytes], context: _ServicerContext) -> AsyncIterator[bytes]:
+        try:
+            info = CallInfo.arriving(context.time_remaining())
+            info.tenant = _metadata(context, TENANT_KEY)
+            async for encoded in method.respond_streams(dataplane, parsed(messages), info):
+                yield encoded
+        except Exception as error:  # noqa: BLE001 - the boundary where every error becomes a status
+            await _refuse(context, error)
+
+    return behaviour
+
+
 def _metadata(context: _ServicerContext, key: str) -> str:
-    for name, value in context.invocation_metadata() or ():
-        if name == key:
-            return str(value)
-    return ""
+    """The last value of the key, as in our own transport."""
+    return str(dict(context.invocation_metadata() or ()).get(key, ""))
 
 
 async def _refuse(context: _ServicerContext, error: Exception) -> NoReturn:

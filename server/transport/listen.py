@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import socket
+import ssl
+
+from server.settings import TlsSettings
 
 _BACKLOG = 2048
 
@@ -31,3 +34,23 @@ def listen(host: str, port: int) -> socket.socket:
         return socket.create_server((host, port), family=family, backlog=_BACKLOG)
     except OSError as error:
         raise ListenFailed(format_address(host, port), error.strerror or str(error)) from error
+
+
+def tls_context(settings: TlsSettings) -> ssl.SSLContext | None:
+    """TLS 1.2 or newer, for HTTP/2 by ALPN; None where no certificate is set.
+
+    Raises:
+        ListenFailed: the certificate or its key can't be read, or do not belong together, or one of them is missing.
+    """
+    if not settings.certificate and not settings.key:
+        return None
+    if not settings.certificate or not settings.key:
+        raise ListenFailed("TLS", "certificate and key are needed, and one of them is not set")
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.set_alpn_protocols(["h2"])
+    try:
+        context.load_cert_chain(settings.certificate, settings.key)
+    except OSError as error:  # ssl.SSLError is one.
+        raise ListenFailed("TLS", f"{settings.certificate}, {settings.key}: {error.strerror or error}") from error
+    return context

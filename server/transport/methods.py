@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from contextlib import aclosing
 from dataclasses import dataclass
 from inspect import iscoroutinefunction
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -26,12 +27,18 @@ if TYPE_CHECKING:
     from server.dataplane import DataPlane
 
 
+TENANT_KEY = "x-tenant"
+"""The metadata that says on whose behalf a call is made."""
+
+
 @dataclass(slots=True)
 class CallInfo:
     """What a transport knows of a call beside its message. A call is cancelled by cancelling its task."""
 
     received_ns: int
     deadline_ns: int = NO_DEADLINE
+    tenant: str = ""
+    """On whose behalf it is asked: the metadata `x-tenant`."""
     explanation: Explanation | None = None
     """Set by the transport if the metadata asks, by the handler if the message does; the transport tells it."""
 
@@ -45,7 +52,8 @@ class CallInfo:
 
 
 Handler = Callable[["DataPlane", Any, CallInfo], Any]
-"""Takes the request message, gives the response message, or a coroutine of it if it has to wait."""
+"""Takes the request message, gives the response message, or a coroutine of it if it has to wait. Of a method with
+streams it takes an async iterator of request messages, and is an async generator of response messages."""
 
 
 class Method(NamedTuple):
@@ -57,6 +65,11 @@ class Method(NamedTuple):
     waits: bool
     explains: bool = False
     """It has an explanation for those who ask."""
+    infers: bool = False
+    """Its messages are infer requests and nothing more: a transport may hand them to the data plane by itself."""
+
+    streams: bool = False
+    """Any number of messages either way."""
 
     def parse(self, data: bytes) -> Message:
         """Raises InvalidRequest if `data` is no such message."""
@@ -65,12 +78,37 @@ class Method(NamedTuple):
         except DecodeError as error:
             raise InvalidRequest("message", f"is not a valid {self.request.DESCRIPTOR.full_name}") from error
 
+    def respond_now(self, dataplane: DataPlane, data: bytes, info: CallInfo) -> bytes:
+        """The answer to the message in `data`, of a method that does not wait. Raises ServingError."""
+        return _encode(self.handler(dataplane, self.parse(data), info), info)
+
+    async def respond(self, dataplane: DataPlane, data: bytes, info: CallInfo) -> bytes:
+        """The answer to the message in `data`, of any method without streams. Raises ServingError."""
+        answer = self.handler(dataplane, self.parse(data), info)
+        return _encode(await answer if self.waits else answer, info)
+
+    async def respond_streams(
+        self, dataplane: DataPlane, messages: AsyncIterator[Any], info: CallInfo
+    ) -> AsyncIterator[bytes]:
+        """The answers to the `messages`, of a method with streams. Raises ServingError."""
+        async with aclosing(self.handler(dataplane, messages, info)) as answers:
+            async for answer in answers:
+                yield answer.SerializeToString()
+
+
+def _encode(answer: Any, info: CallInfo) -> bytes:
+    encoded: bytes = answer.SerializeToString()
+    if info.explanation is not None:
+        info.explanation.mark("encode")
+    return encoded
+
 
 async def _model_infer(dataplane: DataPlane, message: Any, info: CallInfo) -> Any:
     settled: Settled = asyncio.get_running_loop().create_future()
     request = v2_grpc.decode_infer(
         message, on_settle=settle_into(settled), received_ns=info.received_ns, deadline_ns=info.deadline_ns
     )
+    request.tenant = info.tenant
     request.explanation = info.explanation = decoded(info.explanation, request.parameters, info.received_ns)
     dataplane.submit((request,))
     return v2_grpc.encode_infer(await answer(request, settled, dataplane.cancel))
@@ -140,15 +178,15 @@ def _parameter_values(parameters: Mapping[str, Any]) -> Iterable[tuple[str, obje
         yield name, getattr(parameter, choice) if choice else None
 
 
-def _v2(name: str, handler: Handler, *, explains: bool = False) -> Method:
+def _v2(name: str, handler: Handler, *, explains: bool = False, infers: bool = False) -> Method:
     """A row for `name` of v2's service, whose messages are all called <name>Request and <name>Response."""
     path = f"/inference.GRPCInferenceService/{name}"
     request, response = getattr(pb, f"{name}Request"), getattr(pb, f"{name}Response")
-    return Method(path, request, response, handler, iscoroutinefunction(handler), explains)
+    return Method(path, request, response, handler, iscoroutinefunction(handler), explains, infers)
 
 
 METHODS: tuple[Method, ...] = (
-    _v2("ModelInfer", _model_infer, explains=True),
+    _v2("ModelInfer", _model_infer, explains=True, infers=True),
     Method(
         "/forwardpass.v1.PredictionService/Predict",
         prediction_pb2.PredictRequest,

@@ -12,7 +12,8 @@ import pytest
 
 from server.client import AsyncClient, Client, ClientError, IndexEntry
 from server.errors import Code, DeadlineExceeded, PayloadTooLarge, QueueFull
-from server.transport.grpcio import GrpcioServer
+from server.settings import GrpcSettings, TlsSettings
+from server.transport.http2.server import Http2Server
 from server.transport.rest import RestServer
 from server.types import NO_DEADLINE, Classification, ImageInput, RowInput, Score, Tensor, TensorSpec, TextInput
 from tests.support.fake_dataplane import MODEL, FakeDataPlane
@@ -28,11 +29,11 @@ def dataplane() -> FakeDataPlane:
 
 @pytest.fixture(params=["http", "grpc"])
 async def url(request: pytest.FixtureRequest, dataplane: FakeDataPlane) -> AsyncIterator[str]:
-    server: RestServer | GrpcioServer
+    server: RestServer | Http2Server
     if request.param == "http":
         server = RestServer(dataplane, "127.0.0.1", 0, max_body_bytes=LIMIT, keep_alive_s=75)
     else:
-        server = GrpcioServer(dataplane, "127.0.0.1", 0, max_message_bytes=LIMIT)
+        server = Http2Server(dataplane, "127.0.0.1", GrpcSettings(port=0, max_message_bytes=LIMIT), TlsSettings())
     yield f"{request.param}://127.0.0.1:{await server.start()}"
     await server.stop(1.0)
 

@@ -25,7 +25,9 @@ from server.explain import (
     parse_server_timing,
 )
 from server.proto.forwardpass.v1 import prediction_pb2, prediction_pb2_grpc
+from server.settings import GrpcSettings, TlsSettings
 from server.transport.grpcio import GrpcioServer
+from server.transport.http2.server import Http2Server
 from server.transport.rest import RestApp
 from server.types import InferRequest, InferResponse, Timing
 from tests.support.fake_dataplane import MODEL, FakeDataPlane
@@ -273,9 +275,9 @@ async def test_rest_does_not_explain_errors() -> None:
 # --- over gRPC ------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-async def channel() -> AsyncIterator[grpc.aio.Channel]:
-    server = GrpcioServer(FakeDataPlane(), "127.0.0.1", 0, max_message_bytes=100_000)
+@pytest.fixture(params=[Http2Server, GrpcioServer])
+async def channel(request: pytest.FixtureRequest) -> AsyncIterator[grpc.aio.Channel]:
+    server = request.param(FakeDataPlane(), "127.0.0.1", GrpcSettings(port=0), TlsSettings())
     port = await server.start()
     async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as opened:
         yield opened

@@ -1,4 +1,4 @@
-"""The gRPC transport on grpc.aio: every RPC, errors, deadlines, cancellation and leaving, over a real socket."""
+"""Both gRPC transports: every RPC, errors, deadlines, cancellation and leaving, over a real socket by grpc's client."""
 
 from __future__ import annotations
 
@@ -22,7 +22,9 @@ from tritonclient.grpc import service_pb2_grpc
 import server.transport.methods as methods_module
 from server.errors import DeadlineExceeded, Draining, InvalidRequest, QueueFull
 from server.proto.forwardpass.v1 import prediction_pb2, prediction_pb2_grpc
+from server.settings import GrpcSettings, TlsSettings
 from server.transport.grpcio import GrpcioServer
+from server.transport.http2.server import Http2Server
 from server.transport.listen import ListenFailed
 from server.transport.methods import METHODS
 from server.transport.status import STATUS_DETAILS_KEY
@@ -38,16 +40,20 @@ def dataplane() -> FakeDataPlane:
     return FakeDataPlane()
 
 
-@pytest.fixture
-async def served(dataplane: FakeDataPlane) -> AsyncIterator[tuple[GrpcioServer, int]]:
-    server = GrpcioServer(dataplane, "127.0.0.1", 0, max_message_bytes=LIMIT)
+Server = Http2Server | GrpcioServer
+TRANSPORTS = [pytest.param(Http2Server, id="http2"), pytest.param(GrpcioServer, id="grpcio")]
+
+
+@pytest.fixture(params=TRANSPORTS)
+async def served(request: pytest.FixtureRequest, dataplane: FakeDataPlane) -> AsyncIterator[tuple[Server, int]]:
+    server = request.param(dataplane, "127.0.0.1", GrpcSettings(port=0, max_message_bytes=LIMIT), TlsSettings())
     port = await server.start()
     yield server, port
     await server.stop(0)
 
 
 @pytest.fixture
-async def channel(served: tuple[GrpcioServer, int]) -> AsyncIterator[grpc.aio.Channel]:
+async def channel(served: tuple[Server, int]) -> AsyncIterator[grpc.aio.Channel]:
     async with grpc.aio.insecure_channel(f"127.0.0.1:{served[1]}") as opened:
         yield opened
 
@@ -313,9 +319,7 @@ async def call_until_refused(stub: Any) -> None:
         await stub.ServerLive(pb.ServerLiveRequest())
 
 
-async def test_stop_answers_what_is_in_flight(
-    served: tuple[GrpcioServer, int], stub: Any, dataplane: FakeDataPlane
-) -> None:
+async def test_stop_answers_what_is_in_flight(served: tuple[Server, int], stub: Any, dataplane: FakeDataPlane) -> None:
     """Stopping waits for the answers and refuses new calls."""
     dataplane.held = True
     waiting = asyncio.ensure_future(stub.ModelInfer(request()))
@@ -331,7 +335,7 @@ async def test_stop_answers_what_is_in_flight(
     await stopping
 
 
-async def test_stop_ends_with_the_grace(served: tuple[GrpcioServer, int], stub: Any, dataplane: FakeDataPlane) -> None:
+async def test_stop_ends_with_the_grace(served: tuple[Server, int], stub: Any, dataplane: FakeDataPlane) -> None:
     """What is not answered when the grace is over is cancelled, and its caller told so."""
     dataplane.held = True
     waiting = asyncio.ensure_future(stub.ModelInfer(request()))
@@ -344,17 +348,18 @@ async def test_stop_ends_with_the_grace(served: tuple[GrpcioServer, int], stub: 
     assert dataplane.cancelled == dataplane.requests
 
 
-async def test_a_port_that_is_taken(dataplane: FakeDataPlane) -> None:
+@pytest.mark.parametrize("transport", TRANSPORTS)
+async def test_a_port_that_is_taken(dataplane: FakeDataPlane, transport: Any) -> None:
     """A port that can't be had is an error that names it."""
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        server = GrpcioServer(dataplane, "127.0.0.1", port, max_message_bytes=LIMIT)
+        server = transport(dataplane, "127.0.0.1", GrpcSettings(port=port, max_message_bytes=LIMIT), TlsSettings())
         with pytest.raises(ListenFailed, match=f"127.0.0.1:{port}: .*in use"):
             await server.start()
         await server.stop(0)
 
 
-async def test_tritonclient(served: tuple[GrpcioServer, int]) -> None:
+async def test_tritonclient(served: tuple[Server, int]) -> None:
     """tritonclient.grpc works unmodified, blocking and asyncio."""
     values = np.array([[1.5, 2, 3, 4]], np.float32)
     inputs = [triton.InferInput(name, [1, 4], "FP32") for name in ("a", "b")]

@@ -1,0 +1,114 @@
+"""gRPC's messages in the DATA of a stream: a flag, a length, the bytes; and their compression.
+
+Source: gRPC "gRPC over HTTP2", Length-Prefixed-Message; "Compression".
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gzip
+import zlib
+from struct import Struct
+
+from server.errors import InvalidRequest, PayloadTooLarge
+
+PREFIX_BYTES = 5
+IDENTITY = b"identity"
+
+_WINDOW_BITS = {b"gzip": zlib.MAX_WBITS | 16, b"deflate": zlib.MAX_WBITS}
+_INFLATE_ON_LOOP_BYTES = 4096
+"""Compressed messages up to here are inflated at once (to at most 4 MiB, a few ms); larger ones on a thread."""
+ENCODINGS = frozenset((IDENTITY, *_WINDOW_BITS))
+
+read_prefix = Struct(">BI").unpack_from
+write_prefix = Struct(">BI").pack
+
+
+class MessageReader:
+    """Takes the DATA of one stream, gives its messages. `buffered_bytes` are those of a message not yet whole."""
+
+    __slots__ = ("_compressed", "_max_bytes", "_parts", "_wanted", "buffered_bytes")
+
+    def __init__(self, max_bytes: int) -> None:
+        self._max_bytes = max_bytes
+        self._parts: list[bytes] = []
+        self.buffered_bytes = 0
+        self._wanted = PREFIX_BYTES
+        self._compressed: bool | None = None
+        """None while the prefix is read."""
+
+    def feed(self, data: bytes) -> list[tuple[bool, bytes]]:
+        """The messages that are whole now, each with whether it is compressed.
+
+        Raises:
+            PayloadTooLarge: a message says that it is over the limit.
+            InvalidRequest: the flag in front of a message is neither 0 nor 1.
+        """
+        self._parts.append(data)
+        self.buffered_bytes += len(data)
+        if self.buffered_bytes < self._wanted:
+            return []
+        return self._take(b"".join(self._parts))
+
+    def _take(self, data: bytes) -> list[tuple[bool, bytes]]:
+        messages: list[tuple[bool, bytes]] = []
+        start = 0
+        while len(data) - start >= self._wanted:
+            end = start + self._wanted
+            if self._compressed is None:
+                self._read_prefix(data, start)
+            else:
+                messages.append((self._compressed, data[start:end]))
+                self._compressed, self._wanted = None, PREFIX_BYTES
+            start = end
+        rest = data[start:]
+        self._parts = [rest] if rest else []
+        self.buffered_bytes = len(rest)
+        return messages
+
+    def _read_prefix(self, data: bytes, start: int) -> None:
+        flag, length = read_prefix(data, start)
+        if flag > 1:
+            raise InvalidRequest("message", f"has the compressed-flag {flag}, which is neither 0 nor 1")
+        if length > self._max_bytes:
+            raise PayloadTooLarge("message", self._max_bytes, length)
+        self._compressed, self._wanted = bool(flag), length
+
+    def end(self) -> None:
+        """The stream has ended. Raises InvalidRequest if it did so inside of a message."""
+        if self.buffered_bytes or self._compressed is not None:
+            raise InvalidRequest("message", "is cut off by the end of the stream")
+
+
+def inflate(encoding: bytes, data: bytes, max_bytes: int) -> bytes:
+    """A message that came compressed.
+
+    Raises:
+        PayloadTooLarge: it would be over `max_bytes`, of which no more than these are made.
+        InvalidRequest: `data` is not of that encoding, or the call has none.
+    """
+    bits = _WINDOW_BITS.get(encoding)
+    if bits is None:
+        raise InvalidRequest("message", "is compressed, and grpc-encoding does not say how")
+    inflater = zlib.decompressobj(bits)
+    try:
+        message = inflater.decompress(data, max_bytes + 1)
+    except zlib.error as error:
+        raise InvalidRequest("message", f"is not {encoding.decode()}: {error}") from error
+    if len(message) > max_bytes:
+        raise PayloadTooLarge("message", max_bytes)
+    if not inflater.eof:
+        raise InvalidRequest("message", f"is cut off inside of its {encoding.decode()}")
+    return message
+
+
+async def inflated(encoding: bytes, data: bytes, max_bytes: int) -> bytes:
+    """As `inflate`, on a thread where it would take long."""
+    if len(data) <= _INFLATE_ON_LOOP_BYTES:
+        return inflate(encoding, data, max_bytes)
+    return await asyncio.get_running_loop().run_in_executor(None, inflate, encoding, data, max_bytes)
+
+
+def deflate(encoding: bytes, message: bytes) -> bytes:
+    """`message` compressed, lightly: it is sent once."""
+    return gzip.compress(message, 1) if encoding == b"gzip" else zlib.compress(message, 1)

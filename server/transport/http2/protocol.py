@@ -1,0 +1,141 @@
+"""A socket and the connection on it: bytes read go in, bytes to send go out once for each turn of the loop."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Mapping
+from typing import Any, cast
+
+from server.transport.connections import TOO_MANY, Connections
+from server.transport.http2.calls import Calls, Service
+from server.transport.http2.connection import Connection
+from server.transport.http2.frames import ConnectionFault, ErrorCode
+from server.transport.methods import Method
+
+_LINGER_NS = 1_000_000_000
+"""How long a client may take to close its side, once ours is. Closing at once could reset what it has yet to read."""
+
+
+class Http2Protocol(asyncio.Protocol):
+    def __init__(
+        self, service: Service, methods: Mapping[bytes, Method], connections: Connections[Http2Protocol]
+    ) -> None:
+        self._service = service
+        self._connections = connections
+        self.connection = Connection(service.settings, methods, service.refused, time.monotonic_ns())
+        self._calls = Calls(service, self.connection, self._answered)
+        self._loop = asyncio.get_running_loop()
+        self._flush_due = False
+        self._paused_ns = 0
+        self._left_ns = 0
+        """When our side was closed; 0: it is open."""
+        self._transport: asyncio.Transport
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.Transport, transport)
+        self._transport.set_write_buffer_limits(high=self._service.settings.send_buffer_bytes)
+        tls: Any = transport.get_extra_info("ssl_object")
+        if tls is not None and tls.selected_alpn_protocol() != "h2":
+            self._connections.count_closed("no_alpn")
+            self._transport.abort()
+        elif self._connections.admit(self):
+            self._flush()
+        else:
+            self.connection.fail(ConnectionFault(ErrorCode.ENHANCE_YOUR_CALM, "too many connections", TOO_MANY))
+            self._leave()
+
+    def data_received(self, data: bytes) -> None:
+        events = self.connection.receive(data, time.monotonic_ns())
+        if events:
+            self._calls.handle(events)
+        if self.connection.sender.out and not self._flush_due:
+            self._flush()
+        if self.connection.fault is not None or self.connection.done:
+            self._leave()
+
+    def eof_received(self) -> bool:
+        """The client has closed its side: it can't be answered to any use, but what it asked for may have effects."""
+        return False
+
+    def connection_lost(self, _error: Exception | None) -> None:
+        self._connections.discard(self)
+        self._calls.close()
+
+    def pause_writing(self) -> None:
+        """The client reads more slowly than it asks: its requests wait until it has caught up."""
+        self._paused_ns = time.monotonic_ns()
+        self._calls.writable = False
+        if not self._left_ns:
+            self._transport.pause_reading()
+
+    def resume_writing(self) -> None:
+        self._paused_ns = 0
+        self._calls.writable = True
+        if not self._transport.is_closing():
+            self._transport.resume_reading()
+            self._calls.resume()
+
+    def _answered(self) -> None:
+        if not self._flush_due:
+            self._flush_due = True
+            self._loop.call_soon(self._flush)
+
+    def _flush(self) -> None:
+        self._flush_due = False
+        out = self.connection.sender.out
+        if out and not self._left_ns:
+            self._transport.write(b"".join(out))
+            if self._paused_ns and self._unsent_bytes() > self._service.settings.max_send_bytes:
+                self._abort("slow_reader")
+        out.clear()
+        if self.connection.done:
+            self._leave()
+
+    def _unsent_bytes(self) -> int:
+        return self._transport.get_write_buffer_size() + self.connection.sender.pending_bytes
+
+    def tick(self, now_ns: int) -> None:
+        """The time is `now_ns`; called a few times a second."""
+        events = self.connection.tick(now_ns)
+        self._calls.handle(events)
+        if self.connection.sender.out:
+            self._flush()
+        if self._paused_ns and now_ns - self._paused_ns > self._service.settings.send_timeout_s * 1e9:
+            self._abort("slow_reader")
+        elif self._left_ns and now_ns - self._left_ns > _LINGER_NS:
+            self._transport.abort()
+        elif self.connection.fault is not None or self.connection.done:
+            self._leave()
+
+    def drain(self) -> None:
+        self.connection.drain(time.monotonic_ns())
+        self._flush()
+
+    def shut(self) -> None:
+        """Answer what is left as UNAVAILABLE, and leave."""
+        self._calls.shut()
+        self.connection.fail(ConnectionFault(ErrorCode.NO_ERROR, "shutting down", "shutdown"))
+        self._leave()
+
+    def abort(self) -> None:
+        self._transport.abort()
+
+    def _abort(self, cause: str) -> None:
+        self._connections.count_closed(cause)
+        self._transport.abort()
+
+    def _leave(self) -> None:
+        """Close our side, and the socket when the client has closed its own."""
+        if self._left_ns:
+            return
+        fault = self.connection.fault
+        if fault is not None and fault.cause not in (TOO_MANY, "shutdown"):
+            self._connections.count_closed(fault.cause)
+        self._flush()
+        self._left_ns = time.monotonic_ns()
+        self._calls.close()
+        if self._transport.can_write_eof():
+            self._transport.write_eof()
+        else:
+            self._transport.close()

@@ -1,0 +1,39 @@
+"""One stream: its state, and what both directions still have to do."""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import TYPE_CHECKING
+
+from server.transport.http2.states import State
+
+if TYPE_CHECKING:
+    from server.transport.http2.head import Head
+
+
+class Stream:
+    """Its defaults stand on the class: a call that is answered at once sets hardly any of them."""
+
+    state = State.OPEN
+    call: object = None
+    """Whatever the owner of the connection keeps of the call that is under way."""
+    received_bytes = 0
+    """Of all DATA, without padding: held against content-length."""
+    unread_bytes = 0
+    """Of the stream's receive window that the client has used, as far as it knows."""
+    consumed_bytes = 0
+    """Of `unread_bytes`, what will be given back with the next WINDOW_UPDATE."""
+    send_offset = 0
+    """What this stream's send window is more than the client's SETTINGS_INITIAL_WINDOW_SIZE."""
+    pending: deque[bytes] | None = None
+    """DATA that waits for a window, and behind it the trailers."""
+    pending_bytes = 0
+    trailers: bytes | None = None
+    blocked_ns = 0
+    """Since when nothing of `pending` could be sent."""
+    due_ns = 0
+    """By when the client must have said all; 0: it may take its time."""
+
+    def __init__(self, id: int, head: Head) -> None:
+        self.id = id
+        self.head = head

@@ -1,0 +1,110 @@
+"""A call with one message each way whose request comes in pieces, is compressed, or takes a task to answer."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+from server.errors import CallExpired, RequestTooSlow, Unsupported
+from server.transport.http2.messages import MessageReader, inflated
+
+if TYPE_CHECKING:
+    from server.transport.http2.calls import Calls
+    from server.transport.http2.stream import Stream
+    from server.transport.methods import CallInfo, Method
+
+
+class UnaryCall:
+    __slots__ = ("_calls", "_held_bytes", "_message", "_method", "_reader", "_stream", "_task", "_timer")
+
+    def __init__(self, calls: Calls, stream: Stream, method: Method) -> None:
+        self._calls = calls
+        self._stream = stream
+        self._method = method
+        self._reader = MessageReader(calls.service.settings.max_message_bytes)
+        self._held_bytes = 0
+        self._message: tuple[bool, bytes] | None = None
+        self._task: asyncio.Task[None] | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        stream.due_ns = calls.connection.now_ns + int(calls.service.settings.request_timeout_s * 1e9)
+
+    def data(self, data: bytes) -> None:
+        try:
+            self._hold(len(data))
+            self._calls.connection.consumed(self._stream, len(data))
+            for message in self._reader.feed(data):
+                if self._message is not None:
+                    raise Unsupported("request", "has more than one message")
+                self._message = message
+        except Exception as error:  # noqa: BLE001 - the boundary where every error becomes a status
+            self._fail(error)
+
+    def ended(self) -> None:
+        """The request is here as a whole."""
+        try:
+            self._reader.end()
+            if self._message is None:
+                raise Unsupported("request", "has no message")
+            self._begin(*self._message)
+        except Exception as error:  # noqa: BLE001 - the boundary where every error becomes a status
+            self._fail(error)
+
+    def _begin(self, compressed: bool, data: bytes) -> None:
+        if self._stream.head.hot and not compressed:
+            self._release()
+            self._calls.infer(self._stream, data)
+            return
+        info = self._calls.info(self._stream)
+        if not self._method.waits and not compressed:
+            self._answer(self._method.respond_now(self._calls.service.dataplane, data, info), info)
+            return
+        self._task = asyncio.get_running_loop().create_task(self._run(compressed, data, info))
+        if self._stream.head.timeout_ns:
+            self._timer = self._task.get_loop().call_later(self._stream.head.timeout_ns / 1e9, self._expire)
+
+    async def _run(self, compressed: bool, data: bytes, info: CallInfo) -> None:
+        try:
+            if compressed:
+                data = await inflated(self._stream.head.encoding, data, self._calls.service.settings.max_message_bytes)
+            answer = await self._method.respond(self._calls.service.dataplane, data, info)
+            self._answer(answer, info)
+        except Exception as error:  # noqa: BLE001 - the boundary where every error becomes a status
+            self._fail(error)
+        self._calls.answered()
+
+    def _answer(self, message: bytes, info: CallInfo) -> None:
+        self._release()
+        self._calls.answer(self._stream, message, info.explanation)
+
+    def _expire(self) -> None:
+        """The caller's time is over. It knows that itself, so what it is told hardly matters."""
+        self._fail(CallExpired())
+        self.cancel()
+        self._calls.answered()
+
+    def late(self) -> None:
+        self._fail(RequestTooSlow(self._calls.service.settings.request_timeout_s))
+
+    def sent(self) -> None:
+        """There was one message to send, and nothing waits for it."""
+
+    def cancel(self) -> None:
+        self._release()
+        if self._task is not None:
+            self._task.cancel()
+
+    def _fail(self, error: Exception) -> None:
+        self._release()
+        self._calls.fail(self._stream, error)
+
+    def _hold(self, size: int) -> None:
+        self._held_bytes += size
+        self._calls.hold(size)
+
+    def _release(self) -> None:
+        self._calls.hold(-self._held_bytes)
+        self._held_bytes = 0
+        self._stream.due_ns = 0
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
