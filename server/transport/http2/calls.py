@@ -19,10 +19,11 @@ from server.explain import ANSWER_KEY, Explanation, asked_by, decoded
 from server.settings import GrpcSettings
 from server.transport.codec.v2_wire import decode_infer, encode_infer
 from server.transport.http2 import answers
-from server.transport.http2.connection import Connection, Event, Kind
+from server.transport.http2.connection import Connection
 from server.transport.http2.messages import IDENTITY, deflate, write_prefix
 from server.transport.http2.states import State
 from server.transport.http2.streaming import StreamsCall
+from server.transport.http2.streams import Event, Kind
 from server.transport.http2.unary import UnaryCall
 from server.transport.methods import CallInfo
 from server.transport.status import failure_of

@@ -3,98 +3,59 @@
 `receive` is given what a socket read and when; `tick` is told the time now and then. Both return events, and leave
 what is to be sent in `sender.out`. A connection that has to end says so by `fault`.
 
-Frames are read by their place in the received bytes, without an object for each; the pair that most calls consist
-of, HEADERS and one DATA that ends the stream, is read in one go.
+Frames are read by their place in the received bytes, without an object for each; and the two that most calls consist
+of, HEADERS and one DATA that ends the stream, make one event.
 
 Source: RFC 9113, of which each method names its section.
 """
 
 from __future__ import annotations
 
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Mapping
-from enum import IntEnum, auto
 from struct import unpack
 
 from server.settings import GrpcSettings
-from server.transport.http2 import answers, frames, times
+from server.transport.http2 import frames, times
 from server.transport.http2.fields import check_trailers
-from server.transport.http2.flow import Sender
 from server.transport.http2.frames import ConnectionFault, ErrorCode, StreamFault
 from server.transport.http2.head import Head, Heads
 from server.transport.http2.hpack import Decoder, HeaderListTooLarge, HpackError
 from server.transport.http2.limits import Allowance
-from server.transport.http2.states import State, Step, after
+from server.transport.http2.states import State, Step
 from server.transport.http2.stream import Stream
+from server.transport.http2.streams import DRAIN_PING, Event, Kind, Streams
 from server.transport.methods import Method
 
-_REMEMBERED_RESETS = 1024
-_REMEMBERED_GAPS = 16
-_DRAIN_PING = b"draining"
 _ALIVE_PING = b"alive..?"
-_END_STREAM, _END_HEADERS, _PADDED, _PRIORITY = (
-    frames.END_STREAM,
-    frames.END_HEADERS,
-    frames.PADDED,
-    frames.WITH_PRIORITY,
-)
+_HEADERS, _END_STREAM, _END_HEADERS = frames.HEADERS, frames.END_STREAM, frames.END_HEADERS
+_HALF_CLOSED_REMOTE, _CALL, _OPENED = State.HALF_CLOSED_REMOTE, Kind.CALL, Kind.OPENED
+_UPDATE_BYTES = 1024 * 1024
+"""The client gets its connection window back whenever it has used so much of it, or a half."""
 
 
-class Kind(IntEnum):
-    """What an event says of its stream, and what comes with it."""
-
-    CALL = auto()
-    """It was opened and ended; its whole DATA."""
-    OPENED = auto()
-    """It was opened, more will follow; nothing."""
-    DATA = auto()
-    """Bytes of it. They count against the stream's window until `Connection.consumed` gives them back."""
-    ENDED = auto()
-    """The client has said all; nothing."""
-    RESET = auto()
-    """It is gone, by a frame of the client or a fault of it; nothing."""
-    SENT = auto()
-    """What it had to wait with is sent; nothing."""
-    LATE = auto()
-    """The client has not said all by `Stream.due_ns`; nothing."""
-
-
-Event = tuple[Kind, Stream, bytes]
-
-
-class Connection:
+class Connection(Streams):
     """`refused` counts streams that were not served, by cause."""
 
     def __init__(
         self, settings: GrpcSettings, methods: Mapping[bytes, Method], refused: Counter[str], now_ns: int
     ) -> None:
-        self._settings = settings
+        super().__init__(settings, refused, now_ns)
         self._heads = Heads(Decoder(), methods, settings.max_header_list_bytes)
         self._known_heads = self._heads.known
-        self._refused = refused
-        self.sender = Sender()
-        self.streams: dict[int, Stream] = {}
-        self.fault: ConnectionFault | None = None
-        """Why the connection has to end, once it has: what `sender.out` holds is to be sent first."""
-        self.opened_ns = self.heard_ns = self.idle_since_ns = self.now_ns = now_ns
+        self.opened_ns = self.heard_ns = now_ns
         self.greeted = False
         """The client's preface and first SETTINGS are here."""
         self.acknowledged = False
         """The client has taken up our SETTINGS."""
-        self.drained_ns = 0
-        """When `drain` was called; 0: it was not."""
         self.pinged_ns = 0
+        """When we sent the PING that is not answered yet; 0: there is none."""
         self._preface_left = frames.PREFACE
         self._partial = b""
-        self._events: list[Event] = []
-        self._last_id = 0
-        self._accepted_until = frames.LARGEST_STREAM_ID
-        self._reset_ids: dict[int, None] = {}
-        self._gaps: deque[tuple[int, int]] = deque(maxlen=_REMEMBERED_GAPS)
         self._window = self._full_window = settings.connection_window_bytes
-        self._low_window = max(self._full_window - 1024 * 1024, self._full_window // 2)
+        self._low_window = max(self._full_window - _UPDATE_BYTES, self._full_window // 2)
+        self._request_timeout_ns = int(settings.request_timeout_s * 1e9)
         self._block: _Block | None = None
-        self._resets = Allowance(settings.max_resets_per_s)
         self._pings = Allowance(settings.max_pings_per_s)
         self._settings_frames = Allowance(settings.max_settings_per_s)
         self._empty_frames = Allowance(settings.max_empty_frames_per_s)
@@ -115,9 +76,9 @@ class Connection:
     def _greet(self) -> None:
         """The server's preface: SETTINGS, and the rest of the connection's window, which no setting gives (3.4)."""
         values = {
-            frames.MAX_CONCURRENT_STREAMS: self._settings.max_concurrent_streams,
-            frames.INITIAL_WINDOW_SIZE: self._settings.stream_window_bytes,
-            frames.MAX_HEADER_LIST_SIZE: self._settings.max_header_list_bytes,
+            frames.MAX_CONCURRENT_STREAMS: self.settings.max_concurrent_streams,
+            frames.INITIAL_WINDOW_SIZE: self.settings.stream_window_bytes,
+            frames.MAX_HEADER_LIST_SIZE: self.settings.max_header_list_bytes,
         }
         self.sender.out.append(frames.settings(values))
         more = self._full_window - frames.DEFAULT_WINDOW_BYTES
@@ -157,45 +118,55 @@ class Connection:
             high, low, kind, flags, stream_id = frames.read_header(data, offset)
             length = high << 8 | low
             start = offset + 9
-            stop = start + length
-            if stop > end:
+            offset = start + length
+            if offset > end:
                 if length > frames.DEFAULT_FRAME_BYTES:
                     raise ConnectionFault(ErrorCode.FRAME_SIZE_ERROR, f"a frame of {length} bytes")
-                break
-            if kind == 1 and flags == _END_HEADERS and self._block is None and self.greeted:
-                head = self._known_heads.get(data[start:stop])
-                if head is not None and stream_id > self._last_id and stream_id & 1:
-                    offset = self._open_known(stream_id, head, data, stop, end)
-                    continue
-            self._dispatch(kind, flags, stream_id & 0x7FFFFFFF, data[start:stop])
-            offset = stop
+                return start - 9
+            payload = data[start:offset]
+            if self._block is None:
+                # The two frames that most calls consist of, in their plain form.
+                if kind == _HEADERS:
+                    head = self._known_heads.get(payload)
+                    if (
+                        head is not None
+                        and flags == _END_HEADERS
+                        and self._last_id < stream_id <= frames.LARGEST_STREAM_ID
+                        and stream_id & 1
+                    ):
+                        self._open_known(stream_id, head)
+                        continue
+                elif kind == 0 and flags == _END_STREAM:
+                    stream = self.streams.get(stream_id)
+                    if stream is not None and stream.silent and length <= frames.DEFAULT_FRAME_BYTES:
+                        self._take_whole(stream, payload)
+                        continue
+            self._dispatch(kind, flags, stream_id & 0x7FFFFFFF, payload)
         return offset
 
-    def _open_known(self, stream_id: int, head: Head, data: bytes, offset: int, end: int) -> int:
-        """A stream is opened by a block that was seen before; where the next frame begins.
-
-        If the next frame is DATA that ends the stream, both are one event.
-        """
+    def _open_known(self, stream_id: int, head: Head) -> None:
+        """A stream is opened by a block that was seen before. Of a hot one nobody hears before its data is here."""
         stream = self._open(stream_id, head)
         if stream is None:
-            return offset
-        if end - offset >= 9:
-            high, low, kind, flags, data_id = frames.read_header(data, offset)
-            length = high << 8 | low
-            stop: int = offset + 9 + length
-            # (kind, flags): DATA with END_STREAM and nothing else.
-            if not kind and flags == 1 and data_id == stream_id and stop <= end and length <= 16_384:
-                self._window -= length
-                if self._window < self._low_window:
-                    self._replenish()
-                if head.content_length < 0 or head.content_length == length:
-                    stream.state = State.HALF_CLOSED_REMOTE
-                    self._events.append((Kind.CALL, stream, data[offset + 9 : stop]))
-                else:
-                    self._stream_fault(stream_id, _content_length(head, length))
-                return stop
-        self._events.append((Kind.OPENED, stream, b""))
-        return offset
+            return
+        if head.hot:
+            stream.silent = True
+            stream.due_ns = self.now_ns + self._request_timeout_ns
+        else:
+            self._events.append((_OPENED, stream, b""))
+
+    def _take_whole(self, stream: Stream, data: bytes) -> None:
+        """All DATA of a stream in one frame, in front of which there was none."""
+        length = len(data)
+        self._window -= length
+        if self._window < self._low_window:
+            self._replenish()
+        expected = stream.head.content_length
+        if expected >= 0 and expected != length:
+            self._stream_fault(stream.id, _content_length(stream.head, length))
+            return
+        stream.state = _HALF_CLOSED_REMOTE
+        self._events.append((_CALL, stream, data))
 
     def _dispatch(self, kind: int, flags: int, stream_id: int, payload: bytes) -> None:
         """Any frame, by its type. Unknown types are ignored (section 5.5)."""
@@ -214,30 +185,6 @@ class Connection:
         except StreamFault as fault:
             self._stream_fault(stream_id, fault)
 
-    def _spend(self, allowance: Allowance, cause: str) -> None:
-        if not allowance.take(self.now_ns):
-            raise ConnectionFault(ErrorCode.ENHANCE_YOUR_CALM, cause.replace("_", " "), cause)
-
-    def _state(self, stream_id: int) -> State:
-        """The state of a stream that is not in `streams` (sections 5.1, 5.1.1)."""
-        if stream_id > self._last_id or any(first <= stream_id <= last for first, last in self._gaps):
-            return State.IDLE
-        return State.RESET if stream_id in self._reset_ids else State.CLOSED
-
-    def _step(self, stream_id: int, step: Step) -> Stream | None:
-        """The stream on which a frame came, its state moved on; None if the frame is to be ignored.
-
-        Raises:
-            ConnectionFault, StreamFault: the frame may not come in this state.
-        """
-        if not stream_id:
-            raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, f"{step.name} on stream 0")
-        stream = self.streams.get(stream_id)
-        state = after(self._state(stream_id) if stream is None else stream.state, step)
-        if stream is not None and state is not None:
-            stream.state = state
-        return stream
-
     # --- DATA, sections 6.1, 8.1.1 ----------------------------------------------------------------
 
     def _on_data(self, flags: int, stream_id: int, payload: bytes) -> None:
@@ -245,15 +192,16 @@ class Connection:
         self._window -= len(payload)
         if self._window < self._low_window:
             self._replenish()
-        data = _without_padding(payload) if flags & _PADDED else payload
+        data = _without_padding(payload) if flags & frames.PADDED else payload
         if not data and not flags & _END_STREAM:
             self._spend(self._empty_frames, "empty_frame_flood")
         stream = self._step(stream_id, Step.RECV_DATA)
         if stream is None:
             return
         stream.unread_bytes += len(payload)
-        if stream.unread_bytes > self._settings.stream_window_bytes:
+        if stream.unread_bytes > self.settings.stream_window_bytes:
             raise StreamFault(ErrorCode.FLOW_CONTROL_ERROR, "more DATA than the stream's window")
+        self._announce(stream)
         stream.received_bytes += len(data)
         expected = stream.head.content_length
         if 0 <= expected < stream.received_bytes:
@@ -272,19 +220,12 @@ class Connection:
         self.sender.out.append(frames.window_update(0, self._full_window - self._window))
         self._window = self._full_window
 
-    def consumed(self, stream: Stream, size: int) -> None:
-        """`size` bytes of the stream's DATA are taken up; the client hears of it when they are many (section 6.9)."""
-        stream.consumed_bytes += size
-        if stream.consumed_bytes * 2 >= self._settings.stream_window_bytes and stream.state is State.OPEN:
-            self.sender.out.append(frames.window_update(stream.id, stream.consumed_bytes))
-            stream.unread_bytes -= stream.consumed_bytes
-            stream.consumed_bytes = 0
-
     def _end(self, stream: Stream) -> None:
         """END_STREAM came."""
         if 0 <= stream.head.content_length != stream.received_bytes:
             raise _content_length(stream.head, stream.received_bytes)
         self._step(stream.id, Step.RECV_END)
+        self._announce(stream)
         self._events.append((Kind.ENDED, stream, b""))
 
     # --- HEADERS and CONTINUATION, sections 4.3, 6.2, 6.10 ----------------------------------------
@@ -292,8 +233,8 @@ class Connection:
     def _on_headers(self, flags: int, stream_id: int, payload: bytes) -> None:
         if not stream_id:
             raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "HEADERS on stream 0")
-        block = _without_padding(payload) if flags & _PADDED else payload
-        if flags & _PRIORITY:
+        block = _without_padding(payload) if flags & frames.PADDED else payload
+        if flags & frames.WITH_PRIORITY:
             if len(block) < 5:
                 raise ConnectionFault(ErrorCode.FRAME_SIZE_ERROR, "HEADERS without the priority that its flag says")
             block = block[5:]
@@ -309,7 +250,7 @@ class Connection:
         block.parts.append(payload)
         block.size += len(payload)
         # What comes compressed is seldom larger than the list; and a list over the limit can't be skipped (4.3).
-        if len(block.parts) - 1 > self._settings.max_continuations or block.size > self._settings.max_header_list_bytes:
+        if len(block.parts) - 1 > self.settings.max_continuations or block.size > self.settings.max_header_list_bytes:
             raise ConnectionFault(ErrorCode.ENHANCE_YOUR_CALM, "continuation flood", "continuation_flood")
         if flags & _END_HEADERS:
             self._block = None
@@ -355,30 +296,6 @@ class Connection:
             raise StreamFault(ErrorCode.PROTOCOL_ERROR, "trailers that do not end the stream")
         check_trailers(fields)
         self._end(stream)
-
-    def _take_id(self, stream_id: int) -> None:
-        if stream_id > self._last_id + 2:
-            self._gaps.append((self._last_id + 1, stream_id - 1))
-        self._last_id = stream_id
-
-    def _open(self, stream_id: int, head: Head) -> Stream | None:
-        """A new stream; None if it is refused (section 5.1.2), or came after the last that we promised to take."""
-        if stream_id != self._last_id + 2:
-            self._take_id(stream_id)
-        else:
-            self._last_id = stream_id
-        streams = self.streams
-        if len(streams) >= self._settings.max_concurrent_streams or stream_id > self._accepted_until:
-            self._refuse(stream_id)
-            return None
-        stream = streams[stream_id] = Stream(stream_id, head)
-        return stream
-
-    def _refuse(self, stream_id: int) -> None:
-        self._remember_reset(stream_id)
-        if stream_id <= self._accepted_until:
-            self._refused["too_many_streams"] += 1
-            self.sender.out.append(frames.rst_stream(stream_id, ErrorCode.REFUSED_STREAM))
 
     # --- the other frames -------------------------------------------------------------------------
 
@@ -445,7 +362,7 @@ class Connection:
         if not flags & frames.ACK:
             self._spend(self._pings, "ping_flood")
             self.sender.out.append(frames.ping(payload, frames.ACK))
-        elif payload == _DRAIN_PING:
+        elif payload == DRAIN_PING:
             self.finish_drain()
         self.pinged_ns = 0
 
@@ -474,119 +391,7 @@ class Connection:
             self.sender.widen_stream(stream, increment)
         self._pump()
 
-    # --- sending ----------------------------------------------------------------------------------
-
-    def answer(self, stream: Stream, message: bytes) -> None:
-        """All of a call that went well and has one message: in one go where it fits, which it mostly does.
-
-        Does nothing if the stream is gone.
-        """
-        size = len(message) + 5
-        sender = self.sender
-        if (
-            size <= sender.window
-            and size <= sender.initial_window + stream.send_offset
-            and size <= frames.DEFAULT_FRAME_BYTES
-            and stream.state is State.HALF_CLOSED_REMOTE
-        ):
-            sender.window -= size
-            sender.out.append(answers.whole(stream.id, message))
-            del self.streams[stream.id]
-            if not self.streams:
-                self.idle_since_ns = self.now_ns
-        elif stream.state is State.OPEN or stream.state is State.HALF_CLOSED_REMOTE:
-            self._answer_in_parts(stream, message)
-
-    def _answer_in_parts(self, stream: Stream, message: bytes) -> None:
-        self.send_headers(stream, answers.RESPONSE)
-        self.send_data(stream, b"\0" + len(message).to_bytes(4) + message)
-        self.send_trailers(stream, answers.OK_TRAILERS)
-
-    def send_headers(self, stream: Stream, block: bytes) -> None:
-        self.sender.out.append(frames.headers(stream.id, block, end_stream=False))
-
-    def send_data(self, stream: Stream, data: bytes) -> None:
-        """Data that does not fit the client's windows waits; the event SENT says when it is gone."""
-        self.sender.data(stream, data)
-
-    def send_trailers(self, stream: Stream, block: bytes) -> None:
-        """The last of a stream, sent behind its data."""
-        if stream.pending is not None:
-            stream.trailers = block
-            return
-        self.sender.out.append(frames.headers(stream.id, block, end_stream=True))
-        ended = stream.state is State.HALF_CLOSED_REMOTE
-        stream.state = after(stream.state, Step.SEND_END) or State.CLOSED
-        self._close(stream)
-        if not ended:
-            # The client need not go on with a request that is answered (section 8.1).
-            self._reset(stream.id, ErrorCode.NO_ERROR)
-
-    def reset(self, stream: Stream, code: ErrorCode) -> None:
-        """End a stream without an answer."""
-        self._close(stream)
-        self._reset(stream.id, code)
-
-    def _reset(self, stream_id: int, code: ErrorCode) -> None:
-        self._remember_reset(stream_id)
-        self.sender.out.append(frames.rst_stream(stream_id, code))
-
-    def _remember_reset(self, stream_id: int) -> None:
-        if len(self._reset_ids) >= _REMEMBERED_RESETS:
-            del self._reset_ids[next(iter(self._reset_ids))]
-        self._reset_ids[stream_id] = None
-
-    def _close(self, stream: Stream) -> None:
-        del self.streams[stream.id]
-        self.sender.forget(stream)
-        if not self.streams:
-            self.idle_since_ns = self.now_ns
-
-    def _pump(self) -> None:
-        for stream in self.sender.pump():
-            if stream.trailers is not None:
-                self.send_trailers(stream, stream.trailers)
-            else:
-                self._events.append((Kind.SENT, stream, b""))
-
-    def _stream_fault(self, stream_id: int, fault: StreamFault) -> None:
-        """Section 5.4.2. Faults that the client makes us reset for count as if it had reset itself."""
-        if stream_id > self._last_id:
-            raise ConnectionFault(fault.code, fault.problem)
-        self._spend(self._resets, "rapid_reset")
-        self._refused["malformed"] += 1
-        stream = self.streams.get(stream_id)
-        if stream is None:
-            self._reset(stream_id, fault.code)
-            return
-        self.reset(stream, fault.code)
-        self._events.append((Kind.RESET, stream, b""))
-
-    def fail(self, fault: ConnectionFault) -> None:
-        """Section 5.4.1: GOAWAY, and nothing is read any more."""
-        self.fault = fault
-        self.sender.out.append(frames.goaway(self._last_id, fault.code, fault.problem.encode()))
-
     # --- time and leaving -------------------------------------------------------------------------
-
-    def drain(self, now_ns: int) -> None:
-        """Ask the client to open no more streams, and take those that it opens until it has heard (section 6.8)."""
-        if self.drained_ns:
-            return
-        self.drained_ns = now_ns
-        self.sender.out.append(frames.goaway(frames.LARGEST_STREAM_ID, ErrorCode.NO_ERROR))
-        self.sender.out.append(frames.ping(_DRAIN_PING))
-
-    def finish_drain(self) -> None:
-        """The client has heard: from here on no stream is taken."""
-        if self.drained_ns and self._accepted_until == frames.LARGEST_STREAM_ID:
-            self._accepted_until = self._last_id
-            self.sender.out.append(frames.goaway(self._last_id, ErrorCode.NO_ERROR))
-
-    @property
-    def done(self) -> bool:
-        """It was asked to leave, has heard, and has no calls: the socket can be closed."""
-        return self._accepted_until != frames.LARGEST_STREAM_ID and not self.streams
 
     def tick(self, now_ns: int) -> list[Event]:
         """What the passing of time makes happen; to be called a few times a second."""
@@ -595,7 +400,7 @@ class Connection:
             return events
         self.now_ns = self.sender.now_ns = now_ns
         try:
-            self._check_times(self._settings, now_ns)
+            self._check_times(self.settings, now_ns)
         except ConnectionFault as fault:
             self.fail(fault)
         return events
@@ -606,11 +411,12 @@ class Connection:
             self.sender.out.append(frames.ping(_ALIVE_PING))
         times.check_stay(self, limits, now_ns)
         for stream in times.slow_readers(self, limits, now_ns):
-            self._refused["slow_reader"] += 1
+            self.refused["slow_reader"] += 1
             self.reset(stream, ErrorCode.CANCEL)
             self._events.append((Kind.RESET, stream, b""))
         for stream in times.slow_writers(self, now_ns):
-            self._refused["slow_writer"] += 1
+            self.refused["slow_writer"] += 1
+            self._announce(stream)
             self._events.append((Kind.LATE, stream, b""))
 
 

@@ -82,15 +82,19 @@ class Http2Protocol(asyncio.Protocol):
             self._loop.call_soon(self._flush)
 
     def _flush(self) -> None:
+        """Write what there is to send, and leave if that was all."""
         self._flush_due = False
+        self._write()
+        if self.connection.done:
+            self._leave()
+
+    def _write(self) -> None:
         out = self.connection.sender.out
         if out and not self._left_ns:
             self._transport.write(b"".join(out))
             if self._paused_ns and self._unsent_bytes() > self._service.settings.max_send_bytes:
                 self._abort("slow_reader")
         out.clear()
-        if self.connection.done:
-            self._leave()
 
     def _unsent_bytes(self) -> int:
         return self._transport.get_write_buffer_size() + self.connection.sender.pending_bytes
@@ -132,7 +136,7 @@ class Http2Protocol(asyncio.Protocol):
         fault = self.connection.fault
         if fault is not None and fault.cause not in (TOO_MANY, "shutdown"):
             self._connections.count_closed(fault.cause)
-        self._flush()
+        self._write()
         self._left_ns = time.monotonic_ns()
         self._calls.close()
         if self._transport.can_write_eof():

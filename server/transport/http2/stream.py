@@ -15,6 +15,8 @@ class Stream:
     """Its defaults stand on the class: a call that is answered at once sets hardly any of them."""
 
     state = State.OPEN
+    silent = False
+    """Nobody has heard of it yet."""
     call: object = None
     """Whatever the owner of the connection keeps of the call that is under way."""
     received_bytes = 0
