@@ -141,6 +141,10 @@ class DataPlane:
             return False
         return not self._settings.strict_readiness or all(entry.state == "READY" for entry in self._models.index())
 
+    def draining(self) -> bool:
+        """The server shuts down, so that nothing will be ready again."""
+        return self._lifecycle.state >= State.DRAINING
+
     def model_ready(self, name: str, version: str = "") -> bool:
         """Whether the model answers now. Raises UnknownModel."""
         try:

@@ -5,6 +5,7 @@
       PayloadTooLarge   TOO_LARGE     a body, picture or message is over its limit
       UnknownModel      NOT_FOUND     no such model, or no such version of it
       UnknownRoute      NOT_FOUND     no such path
+      UnknownService    NOT_FOUND     no such gRPC service, asked for its health
       ModelNotReady     UNAVAILABLE   the model exists and can't answer now
       Draining          UNAVAILABLE   the server is shutting down
       QueueFull         EXHAUSTED     more work is waiting than the model's queue takes
@@ -116,6 +117,18 @@ class UnknownRoute(ServingError):
     @property
     def public_message(self) -> str:
         return f"path: no such route: {self.path}"
+
+
+class UnknownService(ServingError):
+    code = Code.NOT_FOUND
+
+    def __init__(self, service: str) -> None:
+        super().__init__(service)
+        self.service = service
+
+    @property
+    def public_message(self) -> str:
+        return f"service: no such service: {self.service}"
 
 
 class ModelNotReady(ServingError):

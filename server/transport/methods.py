@@ -14,12 +14,14 @@ from inspect import iscoroutinefunction
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from google.protobuf.message import DecodeError, Message
+from grpc_health.v1 import health_pb2
 
 from server.call import Settled, answer, settle_into
 from server.errors import InvalidRequest, Unsupported
 from server.explain import Explanation, decoded
 from server.proto.forwardpass.v1 import prediction_pb2
 from server.proto.triton import service_pb2 as pb
+from server.transport import health, stream_infer
 from server.transport.codec import management, predict_grpc, statistics, v2_grpc
 from server.types import NO_DEADLINE
 
@@ -205,4 +207,27 @@ METHODS: tuple[Method, ...] = (
     _v2("RepositoryIndex", _repository_index),
     _v2("RepositoryModelLoad", _repository_model_load),
     _v2("RepositoryModelUnload", _repository_model_unload),
+    Method(
+        "/inference.GRPCInferenceService/ModelStreamInfer",
+        pb.ModelInferRequest,
+        pb.ModelStreamInferResponse,
+        stream_infer.stream_infer,
+        waits=True,
+        streams=True,
+    ),
+    Method(
+        "/grpc.health.v1.Health/Check",
+        health_pb2.HealthCheckRequest,
+        health_pb2.HealthCheckResponse,
+        health.check,
+        waits=False,
+    ),
+    Method(
+        "/grpc.health.v1.Health/Watch",
+        health_pb2.HealthCheckRequest,
+        health_pb2.HealthCheckResponse,
+        health.watch,
+        waits=True,
+        streams=True,
+    ),
 )

@@ -51,6 +51,7 @@ class FakeDataPlane:
     later: bool = False
     outcome: Outcome | None = None
     ready_now: bool = True
+    draining_now: bool = False
     single_input: TensorSpec | None = None
     answers: list[Tensor] | None = None
     requests: list[InferRequest] = field(default_factory=list)
@@ -113,6 +114,9 @@ class FakeDataPlane:
 
     def ready(self) -> bool:
         return self.ready_now
+
+    def draining(self) -> bool:
+        return self.draining_now
 
     def model_ready(self, name: str, version: str = "") -> bool:
         self._known(name, version)
