@@ -1,0 +1,421 @@
+"""gRPC over HTTP/2: heads, messages, statuses and refusals, in bytes, without a socket."""
+
+from __future__ import annotations
+
+import asyncio
+import gzip
+import zlib
+from collections import Counter
+from typing import Any
+
+import numpy as np
+import pytest
+from tritonclient.grpc import service_pb2 as pb
+
+from server.errors import InvalidRequest, QueueFull
+from server.proto.forwardpass.v1 import prediction_pb2 as ours
+from server.settings import GrpcSettings
+from server.transport.http2 import frames
+from server.transport.http2.answers import percent_encoded
+from server.transport.http2.calls import Calls, Service
+from server.transport.http2.frames import ErrorCode
+from server.transport.http2.head import parse_timeout
+from server.transport.http2.messages import MessageReader, inflate
+from server.types import NO_DEADLINE, Tensor
+from tests.support.fake_dataplane import MODEL, FakeDataPlane
+from tests.support.http2_client import (
+    END_HEADERS,
+    END_STREAM,
+    INFER,
+    LIVE,
+    STREAM,
+    Field,
+    Frame,
+    Peer,
+    call_fields,
+    data,
+    headers,
+    message,
+    reset_code,
+)
+
+PREDICT = b"/forwardpass.v1.PredictionService/Predict"
+
+
+def request(id: str = "x", model: str = MODEL, elements: int = 4) -> bytes:
+    asked = pb.ModelInferRequest(model_name=model, id=id)
+    for name in ("a", "b"):
+        asked.inputs.add(name=name, datatype="FP32", shape=[1, elements])
+        asked.raw_input_contents.append(np.arange(elements, dtype="<f4").tobytes())
+    return bytes(asked.SerializeToString())
+
+
+class Session(Peer):
+    """A peer whose connection has calls on it, over a scripted data plane."""
+
+    def __init__(self, **limits: Any) -> None:
+        super().__init__(**limits)
+        self.dataplane = FakeDataPlane()
+        self.service = Service(self.dataplane, self.connection.settings, Counter())
+        self.wakes = 0
+        self.calls = Calls(self.service, self.connection, self._woken)
+
+    def _woken(self) -> None:
+        self.wakes += 1
+
+    def send(self, *parts: bytes) -> list[Frame]:
+        """One read of the socket, and what goes out for it at once."""
+        super().send(*parts)
+        if hasattr(self, "calls"):
+            self.calls.handle(self.events)
+        return self.sent()
+
+    async def settled(self) -> list[Frame]:
+        """What goes out once the tasks have run."""
+        found: list[Frame] = []
+        for _ in range(20):
+            await asyncio.sleep(0)
+            found += self.sent()
+        return found
+
+    def call(self, path: bytes, body: bytes, *more: Field, stream_id: int = 1) -> list[Frame]:
+        return self.send(headers(stream_id, call_fields(path, *more)), data(stream_id, body, END_STREAM))
+
+    def status(self, sent: list[Frame]) -> tuple[int, str]:
+        """Of the trailers, which are the last frame of HEADERS."""
+        last = [f for f in sent if f.kind == frames.HEADERS][-1]
+        assert last.flags & END_STREAM
+        fields = self.fields(last)
+        return int(fields[b"grpc-status"]), fields.get(b"grpc-message", b"").decode()
+
+
+@pytest.fixture
+async def session() -> Session:
+    return Session()
+
+
+async def test_an_infer_call(session: Session) -> None:
+    """HEADERS with status 200, DATA with the one message, HEADERS with grpc-status 0."""
+    head, body, trailers = session.call(INFER, message(request()))
+    assert session.fields(head) == {b":status": b"200", b"content-type": b"application/grpc"}
+    assert (body.flags, body.payload[:1], int.from_bytes(body.payload[1:5])) == (0, b"\0", len(body.payload) - 5)
+    assert pb.ModelInferResponse.FromString(body.payload[5:]).id == "x"
+    assert (session.fields(trailers), trailers.flags) == ({b"grpc-status": b"0"}, END_STREAM | END_HEADERS)
+    assert not session.connection.streams
+
+
+async def test_calls_of_one_read_go_to_the_data_plane_together(session: Session) -> None:
+    """Whatever the order of their frames, and one that fails does not take the others with it."""
+    given: list[int] = []
+    submit = session.dataplane.submit
+    session.calls._submit = lambda requests: (given.append(len(requests)), submit(requests))[1]  # type: ignore[func-returns-value]
+    session.send(headers(101), data(101, message(request()), END_STREAM))
+    bodies = [data(i, message(b"\xff" if i == 105 else request(str(i))), END_STREAM) for i in range(103, 121, 2)]
+    sent = session.send(*[headers(i) for i in range(103, 121, 2)], *bodies)
+    assert given == [1, 8]
+    assert len([f for f in sent if f.kind == frames.DATA]) == 8
+
+
+@pytest.mark.parametrize("size", [1, 3, 5, 6, 100])
+async def test_a_message_in_pieces(session: Session, size: int) -> None:
+    """However its DATA is cut, and with empty frames between, the message is the same."""
+    whole = message(request())
+    session.send(headers())
+    pieces = [whole[i : i + size] for i in range(0, len(whole), size)]
+    sent = session.send(*[data(1, piece) + data(1) for piece in pieces], data(1, b"", END_STREAM))
+    assert session.status(sent) == (0, "")
+    assert len(session.dataplane.requests) == 1
+
+
+@pytest.mark.parametrize(
+    ("body", "code", "text"),
+    [
+        (b"", 12, "request: has no message"),
+        (message(request()) * 2, 12, "request: has more than one message"),
+        (message(request())[:-1], 3, "message: is cut off"),
+        (b"\0\0", 3, "message: is cut off"),
+        (b"\2" + message(request())[1:], 3, "message: has the compressed-flag 2"),
+        (message(b"\xff\xff"), 3, "message: is not a valid inference.ModelInferRequest"),
+        (message(request(), 1), 3, "message: is compressed, and grpc-encoding does not say how"),
+        (b"\0\xff\xff\xff\xff", 8, "message: 4294967295 bytes, over the limit"),
+        (message(request(model="y")), 5, "Request for unknown model: 'y' is not found"),
+    ],
+    ids=["none", "two", "cut off", "prefix cut", "flag 2", "no message", "compressed without", "length", "model"],
+)
+async def test_bad_requests(session: Session, body: bytes, code: int, text: str) -> None:
+    """Each is answered by its status alone, and the next call on the connection is served."""
+    sent = session.call(INFER, body) + await session.settled()
+    assert [f.kind for f in sent if f.kind != frames.RST_STREAM] == [frames.HEADERS]
+    status = session.status(sent)
+    assert status[0] == code
+    assert status[1].startswith(text)
+    assert session.status(session.call(INFER, message(request()), stream_id=3)) == (0, "")
+    assert session.calls.held_bytes == 0
+
+
+@pytest.mark.parametrize(
+    ("fields", "status"),
+    [
+        (call_fields(LIVE, without=[b"content-type"]), b"415"),
+        (call_fields(LIVE, (b"content-type", b"application/json"), without=[b"content-type"]), b"415"),
+        (call_fields(LIVE, (b"content-type", b"application/grpc-web"), without=[b"content-type"]), b"415"),
+        ([(b":method", b"GET"), (b":scheme", b"http"), (b":path", b"/"), (b":authority", b"x")], b"405"),
+        ([(b":method", b"CONNECT"), (b":authority", b"x")], b"405"),
+    ],
+    ids=["no content-type", "json", "grpc-web", "GET", "CONNECT"],
+)
+@pytest.mark.parametrize("body", [False, True], ids=["without a body", "with a body"])
+async def test_what_is_not_grpc(session: Session, fields: list[Field], status: bytes, body: bool) -> None:
+    """A request that is not gRPC's is answered in HTTP's words, whether it has a body or not."""
+    for stream_id in (1, 3):
+        flags = END_HEADERS if body else END_HEADERS | END_STREAM
+        sent = session.send(headers(stream_id, fields, flags), data(stream_id, b"x", END_STREAM) if body else b"")
+        told = session.fields(sent[0])
+        assert (told[b":status"], told[b"content-length"]) == (status, b"0")
+        assert sent[0].flags & END_STREAM
+        assert not session.connection.streams
+
+
+@pytest.mark.parametrize("content_type", [b"application/grpc", b"application/grpc+proto", b"application/grpc;x=y"])
+async def test_content_types(session: Session, content_type: bytes) -> None:
+    """gRPC with protobuf, under each of its names."""
+    fields = call_fields(LIVE, (b"content-type", content_type), without=[b"content-type"])
+    sent = session.send(headers(1, fields), data(1, message(), END_STREAM))
+    assert session.status(sent) == (0, "")
+
+
+async def test_an_unknown_method(session: Session) -> None:
+    """UNIMPLEMENTED, as Trailers-Only, and the stream is over at once."""
+    sent = session.send(headers(1, call_fields(b"/no.Such/Method")))
+    assert session.status(sent) == (12, "Method not found!")
+    assert reset_code(sent) is ErrorCode.NO_ERROR
+    assert session.send(data(1, b"x" * 100), data(1, b"", END_STREAM)) == []
+
+
+async def test_an_unknown_encoding(session: Session) -> None:
+    """UNIMPLEMENTED, and the answer says which encodings are known."""
+    sent = session.call(INFER, message(b"x", 1), (b"grpc-encoding", b"br"))
+    fields = session.fields(sent[0])
+    assert fields[b"grpc-status"] == b"12"
+    assert fields[b"grpc-accept-encoding"] == b"identity,deflate,gzip"
+
+
+@pytest.mark.parametrize("encoding", ["gzip", "deflate"])
+@pytest.mark.parametrize("accepts", [True, False], ids=["accepted", "not accepted"])
+async def test_compression(session: Session, encoding: str, accepts: bool) -> None:
+    """Compressed requests are read; their answers are compressed if the client takes it and they are large."""
+    compress = gzip.compress if encoding == "gzip" else zlib.compress
+    for elements, stream_id in ((4, 1), (5000, 3)):
+        more = [(b"grpc-encoding", encoding.encode())]
+        if accepts:
+            more.append((b"grpc-accept-encoding", b"identity, deflate, gzip"))
+        session.call(INFER, message(compress(request(elements=elements)), 1), *more, stream_id=stream_id)
+        await asyncio.sleep(0.05)
+        sent = await session.settled()
+        assert session.status(sent) == (0, "")
+        body = b"".join(f.payload for f in sent if f.kind == frames.DATA)
+        compressed = accepts and elements == 5000
+        assert body[0] == compressed
+        answer = inflate(encoding.encode(), body[5:], 10**6) if compressed else body[5:]
+        assert len(pb.ModelInferResponse.FromString(answer).raw_output_contents[0]) == elements * 4
+        assert session.fields(sent[0]).get(b"grpc-encoding") == (encoding.encode() if accepts else None)
+
+
+@pytest.mark.parametrize(
+    ("encoding", "body", "code"),
+    [
+        (b"gzip", gzip.compress(bytes(10**6)), 8),
+        (b"deflate", zlib.compress(bytes(10**6)), 8),
+        (b"gzip", gzip.compress(bytes(1000))[:-9], 3),
+        (b"gzip", b"not gzip", 3),
+        (b"identity", b"x", 3),
+    ],
+    ids=["gzip bomb", "deflate bomb", "cut off", "no gzip", "identity"],
+)
+async def test_bad_compression(encoding: bytes, body: bytes, code: int) -> None:
+    """A bomb is stopped at the limit of a message; what is no such encoding is the client's error."""
+    session = Session(max_message_bytes=100_000)
+    session.call(INFER, message(body, 1), (b"grpc-encoding", encoding))
+    assert session.status(await session.settled())[0] == code
+
+
+async def test_limits_of_messages() -> None:
+    """Too large a request is refused by its length alone; too large an answer by its own."""
+    session = Session(max_message_bytes=1000)
+    sent = session.send(headers(), data(1, message(bytes(2000))[:10]))
+    assert session.status(sent) == (8, "message: 2000 bytes, over the limit of 1000 bytes")
+    assert reset_code(sent) is ErrorCode.NO_ERROR
+    session.dataplane.answers = []
+    session.dataplane.outcome = None
+    big = request(elements=100)
+    assert session.status(session.call(INFER, message(big), stream_id=3))[0] == 0
+    session = Session(max_message_bytes=500)
+    assert len(request(elements=40)) < 500
+    session.dataplane.answers = [Tensor.from_numpy("sum", np.zeros(600, np.uint8))]
+    assert session.status(session.call(INFER, message(request(elements=40))))[0] == 8
+
+
+async def test_what_one_connection_holds_is_bounded() -> None:
+    """Unfinished requests of a connection share a limit; the one that goes over it is refused, its bytes let go."""
+    session = Session(max_received_bytes=50_000)
+    half = message(bytes(40_000))[:15_000]
+    for stream_id in (1, 3, 5):
+        assert session.send(headers(stream_id), data(stream_id, half)) == []
+    assert session.calls.held_bytes == 45_000
+    sent = session.send(headers(7), data(7, half))
+    assert session.status(sent) == (8, "connection: over the limit of 50000 bytes")
+    assert session.service.refused == {"too_much_received": 1}
+    assert session.calls.held_bytes == 45_000
+    session.send(*[frames.rst_stream(i, ErrorCode.CANCEL) for i in (1, 3, 5)])
+    assert session.calls.held_bytes == 0
+
+
+@pytest.mark.parametrize(
+    ("text", "ns"),
+    [(b"1n", 1), (b"5u", 5_000), (b"20m", 20_000_000), (b"3S", 3 * 10**9), (b"2M", 120 * 10**9), (b"1H", 3600 * 10**9)],
+)
+def test_timeouts(text: bytes, ns: int) -> None:
+    """Each unit of grpc-timeout."""
+    assert parse_timeout(text) == ns
+
+
+@pytest.mark.parametrize("text", [b"", b"5", b"S", b"-1S", b"1.5S", b"123456789S", b"1x", b" 1S"])
+def test_bad_timeouts(text: bytes) -> None:
+    """Anything else is refused."""
+    with pytest.raises(InvalidRequest, match="grpc-timeout"):
+        parse_timeout(text)
+
+
+async def test_deadlines(session: Session) -> None:
+    """grpc-timeout counts from the read of the socket; a bad one is refused."""
+    session.call(INFER, message(request()), (b"grpc-timeout", b"5S"))
+    session.call(INFER, message(request()), stream_id=3)
+    assert [r.deadline_ns for r in session.dataplane.requests] == [session.now_ns + 5 * 10**9, NO_DEADLINE]
+    assert session.status(session.call(INFER, message(request()), (b"grpc-timeout", b"x"), stream_id=5))[0] == 3
+
+
+async def test_a_deadline_ends_a_task(session: Session) -> None:
+    """A call that waits in a task ends when its time is over, though its client never says so."""
+    session.dataplane.held = True
+    asked = ours.PredictRequest(model_name=MODEL, inputs=[ours.Input(text="t")]).SerializeToString()
+    session.call(PREDICT, message(asked), (b"grpc-timeout", b"10m"))
+    await session.dataplane.gone.wait()
+    assert session.status(await session.settled()) == (4, "deadline exceeded")
+    assert session.wakes
+
+
+@pytest.mark.parametrize("how", ["reset", "connection lost"])
+async def test_cancellation(session: Session, how: str) -> None:
+    """A reset stream, or the loss of the connection, cancels the requests at once; nothing is sent for them."""
+    session.dataplane.held = True
+    session.send(
+        headers(), data(1, message(request()), END_STREAM), headers(3), data(3, message(request()), END_STREAM)
+    )
+    if how == "reset":
+        assert session.send(frames.rst_stream(1, ErrorCode.CANCEL), frames.rst_stream(3, ErrorCode.CANCEL)) == []
+    else:
+        session.calls.close()
+    assert session.dataplane.cancelled == session.dataplane.requests
+    assert session.sent() == []
+
+
+async def test_a_call_that_is_reset_in_the_same_read_is_not_begun(session: Session) -> None:
+    """What was cancelled before anybody saw it costs the data plane nothing."""
+    session.send(headers(), data(1, message(request()), END_STREAM), frames.rst_stream(1, ErrorCode.CANCEL))
+    session.send(headers(3), frames.rst_stream(3, ErrorCode.CANCEL))
+    assert session.dataplane.requests == []
+
+
+async def test_metadata(session: Session) -> None:
+    """x-tenant reaches the request, x-explain brings server-timing; both also where the message comes in pieces."""
+    whole = message(request())
+    session.call(INFER, whole, (b"x-tenant", b"ann"))
+    session.send(
+        headers(3, call_fields(INFER, (b"x-tenant", b"bob"))), data(3, whole[:9]), data(3, whole[9:], END_STREAM)
+    )
+    session.call(INFER, whole, (b"x-tenant", b"eve"), (b"x-explain", b"1"), stream_id=5)
+    sent = await session.settled()
+    assert [r.tenant for r in session.dataplane.requests] == ["ann", "bob", "eve"]
+    assert b"total;dur=" in session.fields(sent[-1])[b"server-timing"]
+    sent = session.call(INFER, whole, (b"x-explain", b"perhaps"), stream_id=7) + await session.settled()
+    assert session.status(sent) == (3, "X-Explain: must be 1 or 0")
+
+
+async def test_errors_carry_text_and_details(session: Session) -> None:
+    """The message is percent-encoded, the details are base64 without padding."""
+    session.dataplane.outcome = InvalidRequest("schön", "50% of it\n")
+    sent = session.call(INFER, message(request()))
+    assert session.fields(sent[0])[b"grpc-message"] == b"sch%C3%B6n: 50%25 of it%0A"
+    session.dataplane.outcome = QueueFull(MODEL, 4, 1200)
+    [only] = session.call(INFER, message(request()), stream_id=3)
+    details = session.fields(only)[b"grpc-status-details-bin"]
+    assert details
+    assert not details.endswith(b"=")
+
+
+@pytest.mark.parametrize(
+    ("text", "told"), [("", b""), ("plain ~ text", b"plain ~ text"), ("%\x7f\u20ac", b"%25%7F%E2%82%AC")]
+)
+def test_percent_encoding(text: str, told: bytes) -> None:
+    """Bytes beyond printable ASCII, and %, are escaped."""
+    assert percent_encoded(text) == told
+
+
+async def test_a_slow_writer_is_told_so() -> None:
+    """A unary request that does not come to its end is answered, and its bytes are let go."""
+    session = Session(request_timeout_s=5)
+    for start in ([headers()], [headers(3), data(3, message(request())[:20])]):
+        session.send(*start)
+    assert session.calls.held_bytes == 20
+    events = session.connection.tick(session.now_ns + 6 * 10**9)
+    session.calls.handle(events)
+    sent = session.sent()
+    assert session.status(sent) == (4, "request: not here as a whole after 5 s")
+    assert {f.stream_id for f in sent if f.kind == frames.HEADERS} == {1, 3}
+    assert session.calls.held_bytes == 0
+    assert not session.connection.streams
+
+
+async def test_shutting_down(session: Session) -> None:
+    """What is under way when the grace is over is UNAVAILABLE, and cancelled."""
+    session.dataplane.held = True
+    session.call(INFER, message(request()))
+    session.send(headers(3, call_fields(STREAM)))
+    session.calls.shut()
+    assert session.status(session.sent()) == (14, "the server is shutting down")
+    assert session.dataplane.cancelled == session.dataplane.requests
+    await session.settled()
+    assert not session.connection.streams
+
+
+async def test_a_stream_of_messages_is_held_up_by_its_windows() -> None:
+    """A client that gives no window gets no more, and what it sends is not taken up without bound."""
+    session = Session(stream_window_bytes=65_535)
+    session.send(frames.settings({frames.INITIAL_WINDOW_SIZE: 100}))
+    session.send(headers(1, call_fields(STREAM)))
+    asked = message(request(elements=1000))
+    await session.settled()
+    for _ in range(7):
+        session.send(data(1, asked))
+    sent = await session.settled()
+    assert sum(len(f.payload) for f in sent if f.kind == frames.DATA) == 100
+    assert session.connection.sender.pending_bytes > 0
+    session.send(frames.window_update(1, 10**6), data(1, b"", END_STREAM))
+    sent = session.sent() + await session.settled()
+    assert session.status(sent) == (0, "")
+    assert session.calls.held_bytes == 0
+
+
+def test_message_reader_limits() -> None:
+    """An empty message is one; the reader's own limit holds at its edge."""
+    reader = MessageReader(3)
+    assert reader.feed(message(b"") + message(b"abc") + message(b"")) == [(False, b""), (False, b"abc"), (False, b"")]
+    reader.end()
+    assert reader.feed(b"\0") == []
+    with pytest.raises(InvalidRequest):
+        reader.end()
+
+
+async def test_settings_are_those_of_the_server() -> None:
+    """The defaults hold in the core as they stand in the settings."""
+    assert Session().connection.settings == GrpcSettings()
