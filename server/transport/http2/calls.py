@@ -21,6 +21,7 @@ from server.transport.codec.v2_wire import decode_infer, encode_infer
 from server.transport.http2 import answers
 from server.transport.http2.connection import Connection
 from server.transport.http2.messages import IDENTITY, deflate, write_prefix
+from server.transport.http2.refused import RefusedCall
 from server.transport.http2.states import State
 from server.transport.http2.streaming import StreamsCall
 from server.transport.http2.streams import Event, Kind
@@ -176,7 +177,10 @@ class Calls:
         if stream.state not in (_OPEN, _HALF_CLOSED_REMOTE):
             return
         if head.refusal is not None:
-            self.connection.send_trailers(stream, head.refusal)
+            if head.speaks_grpc or stream.state is _HALF_CLOSED_REMOTE:
+                self.connection.send_trailers(stream, head.refusal)
+            else:
+                stream.call = RefusedCall(self, stream, head.refusal)
             return
         assert head.method is not None
         call = StreamsCall(self, stream, head.method) if head.method.streams else UnaryCall(self, stream, head.method)

@@ -32,7 +32,18 @@ _KEPT = 256
 class Head:
     """One per distinct header block, shared by its calls, so nothing here may change."""
 
-    __slots__ = ("accepts", "content_length", "encoding", "explain", "hot", "method", "refusal", "tenant", "timeout_ns")
+    __slots__ = (
+        "accepts",
+        "content_length",
+        "encoding",
+        "explain",
+        "hot",
+        "method",
+        "refusal",
+        "speaks_grpc",
+        "tenant",
+        "timeout_ns",
+    )
 
     def __init__(self) -> None:
         self.method: Method | None = None
@@ -46,6 +57,7 @@ class Head:
         self.tenant = ""
         self.hot = False
         """A plain ModelInfer: it goes to the data plane without a task of its own."""
+        self.speaks_grpc = True
         self.refusal: bytes | None = None
         """The header block that answers the call, whatever is in its body."""
 
@@ -105,12 +117,13 @@ def read_head(fields: Sequence[Field], methods: Mapping[bytes, Method]) -> Head:
     length = values.get(b"content-length")
     if length is not None:
         head.content_length = int(length)
-    if values[b":method"] != b"POST":
-        head.refusal = answers.http_error(405, (b"allow", b"POST"))
-    elif not _is_grpc(values.get(b"content-type", b"")):
-        head.refusal = answers.http_error(415)
-    else:
+    head.speaks_grpc = values[b":method"] == b"POST" and _is_grpc(values.get(b"content-type", b""))
+    if head.speaks_grpc:
         _read_call(head, values, methods)
+    elif values[b":method"] != b"POST":
+        head.refusal = answers.http_error(405, (b"allow", b"POST"))
+    else:
+        head.refusal = answers.http_error(415)
     return head
 
 
