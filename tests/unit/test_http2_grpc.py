@@ -185,11 +185,18 @@ async def test_content_types(session: Session, content_type: bytes) -> None:
 
 
 async def test_an_unknown_method(session: Session) -> None:
-    """UNIMPLEMENTED, as Trailers-Only, and the stream is over at once."""
-    sent = session.send(headers(1, call_fields(b"/no.Such/Method")))
+    """UNIMPLEMENTED, as Trailers-Only: at the end of the request, or after a moment if it does not end."""
+    sent = session.call(b"/no.Such/Method", message(b"x"), stream_id=101)
     assert session.status(sent) == (12, "Method not found!")
-    assert reset_code(sent) is ErrorCode.NO_ERROR
-    assert session.send(data(1, b"x" * 100), data(1, b"", END_STREAM)) == []
+    assert len(sent) == 1
+    assert session.send(headers(103, call_fields(b"/no.Such/Method")), data(103, b"x")) == []
+    assert len(session.send(data(103, b"x", END_STREAM))) == 1
+    assert session.send(headers(1001, call_fields(b"/no.Such/Method"))) == []
+    session.calls.handle(session.connection.tick(session.now_ns + 10**8 + 1))
+    sent = session.sent()
+    assert session.status(sent) == (12, "Method not found!")
+    assert reset_code(sent, 1001) is ErrorCode.NO_ERROR
+    assert session.send(data(1001, b"x" * 100), data(1001, b"", END_STREAM)) == []
 
 
 async def test_an_unknown_encoding(session: Session) -> None:
@@ -374,6 +381,7 @@ async def test_a_slow_writer_is_told_so() -> None:
     assert {f.stream_id for f in sent if f.kind == frames.HEADERS} == {1, 3}
     assert session.calls.held_bytes == 0
     assert not session.connection.streams
+    assert session.service.refused == {"slow_writer": 2}
 
 
 async def test_shutting_down(session: Session) -> None:

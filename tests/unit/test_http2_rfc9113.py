@@ -802,7 +802,6 @@ def test_a_slow_writer() -> None:
         assert peer.events == []
         peer.wait(2)
         assert peer.kinds[-1] is Kind.LATE
-        assert peer.refused == {"slow_writer": 1}
 
 
 def test_a_slow_reader() -> None:

@@ -177,7 +177,7 @@ class Calls:
         if stream.state not in (_OPEN, _HALF_CLOSED_REMOTE):
             return
         if head.refusal is not None:
-            if head.speaks_grpc or stream.state is _HALF_CLOSED_REMOTE:
+            if stream.state is _HALF_CLOSED_REMOTE:
                 self.connection.send_trailers(stream, head.refusal)
             else:
                 stream.call = RefusedCall(self, stream, head.refusal)

@@ -415,7 +415,6 @@ class Connection(Streams):
             self.reset(stream, ErrorCode.CANCEL)
             self._events.append((Kind.RESET, stream, b""))
         for stream in times.slow_writers(self, now_ns):
-            self.refused["slow_writer"] += 1
             self._announce(stream)
             self._events.append((Kind.LATE, stream, b""))
 

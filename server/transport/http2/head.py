@@ -57,7 +57,6 @@ class Head:
         self.tenant = ""
         self.hot = False
         """A plain ModelInfer: it goes to the data plane without a task of its own."""
-        self.speaks_grpc = True
         self.refusal: bytes | None = None
         """The header block that answers the call, whatever is in its body."""
 
@@ -117,13 +116,12 @@ def read_head(fields: Sequence[Field], methods: Mapping[bytes, Method]) -> Head:
     length = values.get(b"content-length")
     if length is not None:
         head.content_length = int(length)
-    head.speaks_grpc = values[b":method"] == b"POST" and _is_grpc(values.get(b"content-type", b""))
-    if head.speaks_grpc:
-        _read_call(head, values, methods)
-    elif values[b":method"] != b"POST":
+    if values[b":method"] != b"POST":
         head.refusal = answers.http_error(405, (b"allow", b"POST"))
-    else:
+    elif not _is_grpc(values.get(b"content-type", b"")):
         head.refusal = answers.http_error(415)
+    else:
+        _read_call(head, values, methods)
     return head
 
 

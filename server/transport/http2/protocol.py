@@ -139,7 +139,11 @@ class Http2Protocol(asyncio.Protocol):
         self._write()
         self._left_ns = time.monotonic_ns()
         self._calls.close()
-        if self._transport.can_write_eof():
-            self._transport.write_eof()
-        else:
-            self._transport.close()
+        try:
+            if self._transport.can_write_eof():
+                self._transport.write_eof()
+            else:
+                self._transport.close()
+        except OSError:
+            # The client is gone, and the loop has yet to notice.
+            self._transport.abort()

@@ -1,7 +1,7 @@
-"""A request that is not gRPC's, and has a body: it is read, up to a limit, before it is answered.
+"""A call that is refused by its header already: its body is read, for a moment, before it is told so.
 
-An answer amid the body, with the reset that follows it, is allowed; but curl, for one, reports that as a failed
-transfer and does not show the answer.
+An answer amid the body, with the reset that follows it, is allowed; but curl reports that as a failed transfer, and
+grpcio as an internal error if it comes while a message is being written.
 """
 
 from __future__ import annotations
@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from server.transport.http2.stream import Stream
 
 _PATIENCE_BYTES = 1024 * 1024
+_PATIENCE_NS = 100_000_000
+"""Short, for a client with a stream may wait for our word before it goes on."""
 
 
 class RefusedCall:
@@ -23,7 +25,7 @@ class RefusedCall:
         self._calls = calls
         self._stream = stream
         self._block = block
-        stream.due_ns = calls.connection.now_ns + int(calls.service.settings.request_timeout_s * 1e9)
+        stream.due_ns = calls.connection.now_ns + _PATIENCE_NS
 
     def data(self, data: bytes) -> None:
         self._calls.connection.consumed(self._stream, len(data))

@@ -83,6 +83,7 @@ class UnaryCall:
         self._calls.answered()
 
     def late(self) -> None:
+        self._calls.service.refused["slow_writer"] += 1
         self._fail(RequestTooSlow(self._calls.service.settings.request_timeout_s))
 
     def sent(self) -> None:
