@@ -68,8 +68,10 @@ class Server:
             self.dataplane, host, http.port, max_body_bytes=http.max_body_bytes, keep_alive_s=http.keep_alive_s
         )
         self.grpc = _grpc_server(self.dataplane, settings)
+        ours = self.grpc if isinstance(self.grpc, Http2Server) else None
+        closed = {"grpc": ours.connections.closed} if ours else {}
         self.metrics = AsgiServer(
-            metrics_app(Metrics(self.dataplane).expose),
+            metrics_app(Metrics(self.dataplane, closed, ours).expose),
             host,
             settings.metrics.port,
             keep_alive_s=http.keep_alive_s,

@@ -7,9 +7,9 @@ Triton's where they mean the same (``nv_inference_*``); ours are ``forwardpass_*
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import accumulate
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from prometheus_client import CollectorRegistry, PlatformCollector, ProcessCollector, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
@@ -130,12 +130,67 @@ def _counter(name: str, text: str, labels: tuple[str, ...], values: Iterable[tup
     return metric
 
 
+class GrpcLoad(Protocol):
+    """What our own gRPC transport knows of its clients."""
+
+    @property
+    def refused(self) -> Mapping[str, int]:
+        """Streams that were not served as they were asked, by cause."""
+
+    def open_connections(self) -> int: ...
+    def open_streams(self) -> int: ...
+    def held_bytes(self) -> int: ...
+
+
+class _Grpc(Collector):
+    def __init__(self, load: GrpcLoad) -> None:
+        self._load = load
+
+    def collect(self) -> Iterator[Metric]:
+        load = self._load
+        for name, text, value in (
+            ("forwardpass_grpc_connections", "Open gRPC connections", load.open_connections()),
+            ("forwardpass_grpc_streams", "Calls under way on them", load.open_streams()),
+            ("forwardpass_grpc_held_bytes", "Bytes of unfinished requests and of answers that wait", load.held_bytes()),
+        ):
+            yield GaugeMetricFamily(name, text, value=value)
+        refused = CounterMetricFamily(
+            "forwardpass_grpc_streams_refused_total", "Calls not served as they were asked, by cause", labels=("cause",)
+        )
+        for cause, count in list(load.refused.items()):
+            refused.add_metric((cause,), count)
+        yield refused
+
+
+class _Listeners(Collector):
+    def __init__(self, closed: Mapping[str, Mapping[str, int]]) -> None:
+        self._closed = closed
+
+    def collect(self) -> Iterator[Metric]:
+        family = CounterMetricFamily(
+            "forwardpass_connections_closed_total",
+            "Connections turned away, or ended for a fault of their peer, by cause",
+            labels=("listener", "cause"),
+        )
+        for listener, causes in self._closed.items():
+            for cause, count in list(causes.items()):
+                family.add_metric((listener, cause), count)
+        yield family
+
+
 class Metrics:
     """The registry of one server; `expose` is what a scrape gets."""
 
-    def __init__(self, dataplane: DataPlane) -> None:
+    def __init__(
+        self, dataplane: DataPlane, closed: Mapping[str, Mapping[str, int]], grpc: GrpcLoad | None = None
+    ) -> None:
+        """`closed` counts, by listener and cause, the connections that a listener ended for a fault of their peer;
+        `grpc` is our own transport, None where another serves gRPC."""
         self._registry = CollectorRegistry()
         self._registry.register(_Models(dataplane))
+        self._registry.register(_Listeners(closed))
+        if grpc is not None:
+            self._registry.register(_Grpc(grpc))
         ProcessCollector(registry=self._registry)
         PlatformCollector(registry=self._registry)
 

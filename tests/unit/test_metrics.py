@@ -14,6 +14,8 @@ from server.errors import Cancelled, DeadlineExceeded, Overloaded, QueueFull
 from server.observability.metrics import Metrics
 from server.scheduler.load import WINDOW_NS
 from server.scheduler.statistics import ModelStatistics
+from server.settings import GrpcSettings, TlsSettings
+from server.transport.http2.server import Http2Server
 from server.types import InferRequest
 from tests.support.fake_dataplane import FakeDataPlane
 
@@ -34,7 +36,8 @@ class Counted(FakeDataPlane):
 
 def exposed(counts: ModelStatistics) -> dict[str, tuple[str, list[Sample]]]:
     """Type and samples by the name in the TYPE line."""
-    text = Metrics(Counted(counts)).expose().decode()  # type: ignore[arg-type]
+    server = Http2Server(Counted(counts), "127.0.0.1", GrpcSettings(), TlsSettings())  # type: ignore[arg-type]
+    text = Metrics(Counted(counts), {"grpc": server.connections.closed}, server).expose().decode()  # type: ignore[arg-type]
     families = {family.name: family for family in text_string_to_metric_families(text)}
     found = {}
     for name, kind in re.findall(r"^# TYPE (\S+) (\S+)$", text, re.MULTILINE):
@@ -53,6 +56,18 @@ def test_the_readme_lists_what_is_exposed() -> None:
     rows = dict(re.findall(r"^\| `((?:nv|forwardpass)_\w+)` \| (\w+) \|", README.read_text(), re.MULTILINE))
     kinds = {name: kind for name, (kind, _) in exposed(ModelStatistics("m", "1")).items()}
     assert rows == {name: kind for name, kind in kinds.items() if not name.startswith(("process_", "python_"))}
+
+
+def test_the_grpc_transport_counts_by_cause() -> None:
+    """Connections ended and streams refused are told by their causes, what is open by gauges."""
+    server = Http2Server(FakeDataPlane(), "127.0.0.1", GrpcSettings(), TlsSettings())  # type: ignore[arg-type]
+    server.connections.count_closed("rapid_reset")
+    server.refused["slow_reader"] += 2
+    dataplane = Counted(ModelStatistics("m", "1"))
+    text = Metrics(dataplane, {"grpc": server.connections.closed}, server).expose().decode()  # type: ignore[arg-type]
+    assert 'forwardpass_connections_closed_total{cause="rapid_reset",listener="grpc"} 1.0' in text
+    assert 'forwardpass_grpc_streams_refused_total{cause="slow_reader"} 2.0' in text
+    assert "forwardpass_grpc_connections 0.0" in text
 
 
 def test_failures_are_told_by_what_became_of_the_request() -> None:

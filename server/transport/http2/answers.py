@@ -52,7 +52,7 @@ def http_error(status: int, *more: Field) -> bytes:
 
 def _failed(failure: Failure) -> list[Field]:
     fields = [
-        (b"grpc-status", b"%d" % failure.grpc.value[0]),
+        (b"grpc-status", b"%d" % failure.grpc),
         (b"grpc-message", percent_encoded(failure.message)),
     ]
     details = status_details(failure)

@@ -96,6 +96,10 @@ class Http2Protocol(asyncio.Protocol):
                 self._abort("slow_reader")
         out.clear()
 
+    def held_bytes(self) -> int:
+        """What the client makes us keep: requests that are not whole, answers that it does not take."""
+        return self._calls.held_bytes + self._unsent_bytes()
+
     def _unsent_bytes(self) -> int:
         return self._transport.get_write_buffer_size() + self.connection.sender.pending_bytes
 

@@ -37,6 +37,17 @@ class Http2Server:
         self._server: asyncio.Server | None = None
         self._ticking: asyncio.Task[None] | None = None
 
+    def open_connections(self) -> int:
+        return len(self.connections)
+
+    def open_streams(self) -> int:
+        """Calls under way on all connections."""
+        return sum(len(protocol.connection.streams) for protocol in self.connections)
+
+    def held_bytes(self) -> int:
+        """Bytes of requests that are not whole yet, and of answers that wait for their clients."""
+        return sum(protocol.held_bytes() for protocol in self.connections)
+
     async def start(self) -> int:
         """Listen, and return the port. Raises ListenFailed, also where the certificate can't be used."""
         context: ssl.SSLContext | None = tls_context(self._tls)
