@@ -134,7 +134,7 @@ class Connection(Streams):
                         and self._last_id < stream_id <= frames.LARGEST_STREAM_ID
                         and stream_id & 1
                     ):
-                        self._open_known(stream_id, head)
+                        self._begin(stream_id, head)
                         continue
                 elif kind == 0 and flags == _END_STREAM:
                     stream = self.streams.get(stream_id)
@@ -144,8 +144,8 @@ class Connection(Streams):
             self._dispatch(kind, flags, stream_id & 0x7FFFFFFF, payload)
         return offset
 
-    def _open_known(self, stream_id: int, head: Head) -> None:
-        """A stream is opened by a block that was seen before. Of a hot one nobody hears before its data is here."""
+    def _begin(self, stream_id: int, head: Head) -> None:
+        """A stream is opened by a head that is read. Of a hot one nobody hears before its data is here."""
         stream = self._open(stream_id, head)
         if stream is None:
             return
@@ -274,11 +274,9 @@ class Connection(Streams):
         except StreamFault:
             self._take_id(stream_id)
             raise
-        stream = self._open(stream_id, head)
-        if stream is None:
-            return
-        self._events.append((Kind.OPENED, stream, b""))
-        if end_stream:
+        self._begin(stream_id, head)
+        stream = self.streams.get(stream_id)
+        if stream is not None and end_stream:
             self._end(stream)
 
     def _on_trailers(self, stream_id: int, block: bytes, end_stream: bool) -> None:

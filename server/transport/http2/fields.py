@@ -33,6 +33,8 @@ _name = re.compile(rb"[!#$%&'*+\-.^_`|~0-9a-z]+").fullmatch
 _bad_value = re.compile(rb"[\x00\r\n]|^[ \t]|[ \t]$").search
 _target = re.compile(rb"/[^\x00-\x20\x7f#]*|\*").fullmatch
 
+_VARYING = frozenset((b"grpc-timeout", b"traceparent", b"tracestate", b"baggage", b"x-request-id"))
+"""Ordinary names whose values hardly come twice: to remember them would push out others."""
 _REMEMBERED = 2048
 _REMEMBERED_BYTES = 256
 _kinds: dict[Field, int] = {}
@@ -43,6 +45,9 @@ def check_request(fields: Sequence[Field]) -> None:
     seen = 0
     for field in fields:
         kind = _kinds.get(field) or _kind(field)
+        if kind == ORDINARY:
+            seen |= ORDINARY
+            continue
         if kind & _ONCE and (seen & kind or (kind & _PSEUDO and seen >= CONTENT_LENGTH)):
             raise _malformed(field, "comes twice, or behind a regular field")
         seen |= kind
@@ -58,6 +63,8 @@ def check_trailers(fields: Sequence[Field]) -> None:
 
 
 def _kind(field: Field) -> int:
+    if field[0] in _VARYING and not _bad_value(field[1]):
+        return ORDINARY
     kind = _classify(*field)
     if len(_kinds) >= _REMEMBERED:
         _kinds.clear()

@@ -25,8 +25,22 @@ _TIMEOUT_UNITS_NS = {
 }
 _TIMEOUT_DIGITS = 8
 _NO_METHOD = Failure(Code.UNSUPPORTED, "Method not found!")
+_new = object.__new__
+_READ = (
+    b":method",
+    b":path",
+    b"content-type",
+    b"content-length",
+    b"grpc-encoding",
+    b"grpc-accept-encoding",
+    b"x-explain",
+    b"x-tenant",
+)
+"""The fields that a head depends on, beside grpc-timeout."""
 _KEPT = 256
 """Blocks that are remembered; a client repeats a handful."""
+_KEPT_BYTES = 1024
+"""Of a block, so that a connection can't make much of being remembered."""
 
 
 class Head:
@@ -60,6 +74,20 @@ class Head:
         self.refusal: bytes | None = None
         """The header block that answers the call, whatever is in its body."""
 
+    def within(self, timeout_ns: int) -> Head:
+        """The same with a time-out."""
+        head = _new(Head)
+        head.method = self.method
+        head.content_length = self.content_length
+        head.timeout_ns = timeout_ns
+        head.encoding = self.encoding
+        head.accepts = self.accepts
+        head.explain = self.explain
+        head.tenant = self.tenant
+        head.hot = self.hot
+        head.refusal = self.refusal
+        return head
+
 
 class Heads:
     """The heads of one connection by the bytes of their blocks.
@@ -67,12 +95,14 @@ class Heads:
     What a block means depends on HPACK's dynamic table: the memory holds while the table does.
     """
 
-    __slots__ = ("_decoder", "_max_list_bytes", "_methods", "known")
+    __slots__ = ("_alike", "_decoder", "_max_list_bytes", "_methods", "known")
 
     def __init__(self, decoder: Decoder, methods: Mapping[bytes, Method], max_list_bytes: int) -> None:
         self._decoder = decoder
         self._methods = methods
         self._max_list_bytes = max_list_bytes
+        self._alike: dict[tuple[bytes | None, ...], Head] = {}
+        """Heads by what is read of their fields: new blocks mostly say, but for their time-out, what others said."""
         self.known: dict[bytes, Head] = {}
 
     def read(self, block: bytes) -> Head:
@@ -88,11 +118,31 @@ class Heads:
         except HeaderListTooLarge as error:
             return _refused(Failure(Code.TOO_LARGE, str(error)))
         check_request(fields)
-        head = read_head(fields, self._methods)
-        if self._decoder.insertions == before:
+        head = self._find(fields)
+        if self._decoder.insertions == before and len(block) <= _KEPT_BYTES:
             if len(self.known) >= _KEPT:
                 self.known.clear()
             self.known[block] = head
+        return head
+
+    def _find(self, fields: Sequence[Field]) -> Head:
+        values = dict(fields)
+        key = tuple(map(values.get, _READ))
+        head = self._alike.get(key) or self._make(key, values)
+        timeout = values.get(b"grpc-timeout")
+        if timeout is None or head.refusal is not None:
+            return head
+        try:
+            return head.within(parse_timeout(timeout))
+        except InvalidRequest as error:
+            return _refused(failure_of(error))
+
+    def _make(self, key: tuple[bytes | None, ...], values: Mapping[bytes, bytes]) -> Head:
+        head = read_head(values, self._methods)
+        if len(self._alike) >= _KEPT:
+            self._alike.clear()
+        if sum(len(value) for value in key if value) <= _KEPT_BYTES:
+            self._alike[key] = head
         return head
 
     def fields(self, block: bytes) -> Sequence[Field]:
@@ -109,9 +159,8 @@ class Heads:
                 self.known.clear()
 
 
-def read_head(fields: Sequence[Field], methods: Mapping[bytes, Method]) -> Head:
-    """The head that well-formed `fields` make; of a field that comes twice the last counts."""
-    values = dict(fields)
+def read_head(values: Mapping[bytes, bytes], methods: Mapping[bytes, Method]) -> Head:
+    """The head that the fields of a well-formed request make, without a time-out; of several alike the last counts."""
     head = Head()
     length = values.get(b"content-length")
     if length is not None:
@@ -142,14 +191,9 @@ def _read_call(head: Head, values: Mapping[bytes, bytes], methods: Mapping[bytes
         head.refusal = answers.trailers_only(Failure(Code.UNSUPPORTED, text), tell_encodings=True)
         return
     head.accepts = values.get(b"grpc-accept-encoding", b"")
-    try:
-        timeout = values.get(b"grpc-timeout")
-        head.timeout_ns = 0 if timeout is None else parse_timeout(timeout)
-    except InvalidRequest as error:
-        head.refusal = answers.trailers_only(failure_of(error))
     head.explain = values.get(b"x-explain", b"").decode("latin-1")
     head.tenant = values.get(b"x-tenant", b"").decode("latin-1")
-    head.hot = head.method.infers and not head.explain and head.encoding == IDENTITY and head.refusal is None
+    head.hot = head.method.infers and not head.explain and head.encoding == IDENTITY
 
 
 def parse_timeout(value: bytes) -> int:
