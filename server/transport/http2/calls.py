@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from server.transport.http2.stream import Stream
 
 _OPEN, _HALF_CLOSED_REMOTE = State.OPEN, State.HALF_CLOSED_REMOTE
+_CALL = Kind.CALL
 _COMPRESSED_FROM_BYTES = 1024
 """A smaller answer does not become smaller by much."""
 
@@ -81,7 +82,7 @@ class Calls:
         requests = self._requests = []
         on_settle = self._on_settle
         for kind, stream, data in events:
-            if kind is Kind.CALL:
+            if kind is _CALL:
                 head = stream.head
                 if not head.hot or data[:1] != b"\0" or int.from_bytes(data[1:5]) != len(data) - 5:
                     self._whole(stream, data)

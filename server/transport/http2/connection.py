@@ -18,7 +18,7 @@ from struct import unpack
 from server.settings import GrpcSettings
 from server.transport.http2 import frames, times
 from server.transport.http2.fields import check_trailers
-from server.transport.http2.frames import ConnectionFault, ErrorCode, StreamFault
+from server.transport.http2.frames import ConnectionFault, ErrorCode, StreamFault, read_header
 from server.transport.http2.head import Head, Heads
 from server.transport.http2.hpack import Decoder, HeaderListTooLarge, HpackError
 from server.transport.http2.limits import Allowance
@@ -30,6 +30,8 @@ from server.transport.methods import Method
 _ALIVE_PING = b"alive..?"
 _HEADERS, _END_STREAM, _END_HEADERS = frames.HEADERS, frames.END_STREAM, frames.END_HEADERS
 _HALF_CLOSED_REMOTE, _CALL, _OPENED = State.HALF_CLOSED_REMOTE, Kind.CALL, Kind.OPENED
+_FRAME_BYTES = frames.DEFAULT_FRAME_BYTES
+_LARGEST_STREAM_ID = frames.LARGEST_STREAM_ID
 _UPDATE_BYTES = 1024 * 1024
 """The client gets its connection window back whenever it has used so much of it, or a half."""
 
@@ -115,7 +117,7 @@ class Connection(Streams):
         """Reads all whole frames and returns where the rest begins (section 4.1)."""
         offset, end = 0, len(data)
         while end - offset >= 9:
-            high, low, kind, flags, stream_id = frames.read_header(data, offset)
+            high, low, kind, flags, stream_id = read_header(data, offset)
             length = high << 8 | low
             start = offset + 9
             offset = start + length
@@ -131,14 +133,14 @@ class Connection(Streams):
                     if (
                         head is not None
                         and flags == _END_HEADERS
-                        and self._last_id < stream_id <= frames.LARGEST_STREAM_ID
+                        and self._last_id < stream_id <= _LARGEST_STREAM_ID
                         and stream_id & 1
                     ):
                         self._begin(stream_id, head)
                         continue
                 elif kind == 0 and flags == _END_STREAM:
                     stream = self.streams.get(stream_id)
-                    if stream is not None and stream.silent and length <= frames.DEFAULT_FRAME_BYTES:
+                    if stream is not None and stream.silent and length <= _FRAME_BYTES:
                         self._take_whole(stream, payload)
                         continue
             self._dispatch(kind, flags, stream_id & 0x7FFFFFFF, payload)

@@ -10,6 +10,7 @@ from enum import IntEnum, auto
 
 from server.settings import GrpcSettings
 from server.transport.http2 import answers, frames
+from server.transport.http2.answers import whole
 from server.transport.http2.flow import Sender
 from server.transport.http2.frames import ConnectionFault, ErrorCode, StreamFault
 from server.transport.http2.head import Head
@@ -20,7 +21,8 @@ from server.transport.http2.stream import Stream
 _REMEMBERED_RESETS = 1024
 _REMEMBERED_GAPS = 16
 DRAIN_PING = b"draining"
-_HALF_CLOSED_REMOTE = State.HALF_CLOSED_REMOTE
+_OPEN, _HALF_CLOSED_REMOTE = State.OPEN, State.HALF_CLOSED_REMOTE
+_FRAME_BYTES = frames.DEFAULT_FRAME_BYTES
 
 
 class Kind(IntEnum):
@@ -63,6 +65,7 @@ class Streams:
         self._accepted_until = frames.LARGEST_STREAM_ID
         self._reset_ids: dict[int, None] = {}
         self._gaps: deque[tuple[int, int]] = deque(maxlen=_REMEMBERED_GAPS)
+        self._max_streams = settings.max_concurrent_streams
         self._resets = Allowance(settings.max_resets_per_s)
 
     def _spend(self, allowance: Allowance, cause: str) -> None:
@@ -107,7 +110,7 @@ class Streams:
         else:
             self._last_id = stream_id
         streams = self.streams
-        if len(streams) >= self.settings.max_concurrent_streams or stream_id > self._accepted_until:
+        if len(streams) >= self._max_streams or stream_id > self._accepted_until:
             self._refuse(stream_id)
             return None
         stream = streams[stream_id] = Stream(stream_id, head)
@@ -145,15 +148,15 @@ class Streams:
         if (
             size <= sender.window
             and size <= sender.initial_window + stream.send_offset
-            and size <= frames.DEFAULT_FRAME_BYTES
-            and stream.state is State.HALF_CLOSED_REMOTE
+            and size <= _FRAME_BYTES
+            and stream.state is _HALF_CLOSED_REMOTE
         ):
             sender.window -= size
-            sender.out.append(answers.whole(stream.id, message))
+            sender.out.append(whole(stream.id, message))
             del self.streams[stream.id]
             if not self.streams:
                 self.idle_since_ns = self.now_ns
-        elif stream.state is State.OPEN or stream.state is State.HALF_CLOSED_REMOTE:
+        elif stream.state is _OPEN or stream.state is _HALF_CLOSED_REMOTE:
             self._answer_in_parts(stream, message)
 
     def _answer_in_parts(self, stream: Stream, message: bytes) -> None:
