@@ -333,6 +333,16 @@ async def test_a_call_that_is_reset_in_the_same_read_is_not_begun(session: Sessi
     assert session.dataplane.requests == []
 
 
+async def test_an_answer_that_can_not_be_written(session: Session, caplog: pytest.LogCaptureFixture) -> None:
+    """It is that call's fault alone: whoever settles it goes on with the rest of the batch."""
+    session.dataplane.answers = [Tensor("sum", "no such datatype", (1,), b"1")]
+    sent = session.call(INFER, message(request()))
+    assert session.status(sent) == (13, "internal error")
+    assert "no such datatype" in caplog.text
+    session.dataplane.answers = None
+    assert session.status(session.call(INFER, message(request()), stream_id=3)) == (0, "")
+
+
 async def test_metadata(session: Session) -> None:
     """x-tenant reaches the request, x-explain brings server-timing; both also where the message comes in pieces."""
     whole = message(request())

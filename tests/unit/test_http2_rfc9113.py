@@ -382,7 +382,7 @@ def test_6_8_draining() -> None:
     """GOAWAY(2^31-1) and PING; streams on the way are taken; after the PING's ACK GOAWAY says the last one taken."""
     peer = Peer()
     peer.send(headers(1))
-    peer.connection.drain(peer.now_ns)
+    peer.connection.drain(peer.now_ns, 30)
     goaway, ping = peer.sent()
     assert (goaway.kind, goaway.payload[:4], goaway.code) == (frames.GOAWAY, pack(">I", 2**31 - 1), ErrorCode.NO_ERROR)
     assert peer.send(headers(3)) == []
@@ -400,7 +400,7 @@ def test_6_8_draining() -> None:
 def test_6_8_draining_a_client_that_does_not_answer() -> None:
     """The last GOAWAY does not wait for the ACK for ever."""
     peer = Peer()
-    peer.connection.drain(peer.now_ns)
+    peer.connection.drain(peer.now_ns, 30)
     peer.sent()
     assert goaway_code(peer.wait(1.5)) is ErrorCode.NO_ERROR
     assert peer.connection.done

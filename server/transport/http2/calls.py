@@ -121,18 +121,20 @@ class Calls:
             request.explanation = decoded(None, request.parameters, request.received_ns)
 
     def _on_settle(self, request: InferRequest, outcome: Outcome) -> None:
+        """Never raises: whoever settles has others of the same batch to settle."""
         stream = cast("Stream", request.caller)
-        if isinstance(outcome, InferResponse):
-            if request.explanation is not None:
+        try:
+            if not isinstance(outcome, InferResponse):
+                self.fail(stream, outcome)
+            elif request.explanation is not None:
                 self._explained(stream, request.explanation, request, outcome)
             else:
                 message = encode_infer(outcome)
                 if len(message) > self._max_bytes:
-                    self.fail(stream, PayloadTooLarge("message", self._max_bytes, len(message)))
-                else:
-                    self.connection.answer(stream, message)
-        elif stream.state in (_OPEN, _HALF_CLOSED_REMOTE):
-            self.fail(stream, outcome)
+                    raise PayloadTooLarge("message", self._max_bytes, len(message))
+                self.connection.answer(stream, message)
+        except Exception as error:  # noqa: BLE001 - the boundary where every error becomes a status
+            self.fail(stream, error)
         self.answered()
 
     def _explained(

@@ -49,7 +49,7 @@ class Sender:
             stream.pending = deque()
             stream.blocked_ns = self.now_ns
             self.blocked[stream] = None
-        stream.pending.append(data)
+        stream.pending.append(memoryview(data))
         stream.pending_bytes += size
         self.pending_bytes += size
         self.pump()

@@ -79,7 +79,7 @@ class StreamFault(Exception):
         self.problem = problem
 
 
-def frame(kind: int, flags: int, stream_id: int, payload: bytes = b"") -> bytes:
+def frame(kind: int, flags: int, stream_id: int, payload: bytes | memoryview = b"") -> bytes:
     length = len(payload)
     return _write_header(length >> 8, length & 0xFF, kind, flags, stream_id) + payload
 

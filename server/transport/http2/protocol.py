@@ -44,6 +44,8 @@ class Http2Protocol(asyncio.Protocol):
         else:
             self.connection.fail(ConnectionFault(ErrorCode.ENHANCE_YOUR_CALM, "too many connections", TOO_MANY))
             self._leave()
+            # Nobody will tell this one the time.
+            self._loop.call_later(_LINGER_NS / 1e9, self._transport.abort)
 
     def data_received(self, data: bytes) -> None:
         events = self.connection.receive(data, time.monotonic_ns())
@@ -60,13 +62,14 @@ class Http2Protocol(asyncio.Protocol):
 
     def connection_lost(self, _error: Exception | None) -> None:
         self._connections.discard(self)
+        self._left_ns = time.monotonic_ns()
         self._calls.close()
 
     def pause_writing(self) -> None:
         """The client reads more slowly than it asks: its requests wait until it has caught up."""
         self._paused_ns = time.monotonic_ns()
         self._calls.writable = False
-        if not self._left_ns:
+        if not self._transport.is_closing():
             self._transport.pause_reading()
 
     def resume_writing(self) -> None:
@@ -116,8 +119,9 @@ class Http2Protocol(asyncio.Protocol):
         elif self.connection.fault is not None or self.connection.done:
             self._leave()
 
-    def drain(self) -> None:
-        self.connection.drain(time.monotonic_ns())
+    def drain(self, grace_s: float) -> None:
+        """Ask the client to leave; after the grace the connection ends."""
+        self.connection.drain(time.monotonic_ns(), grace_s)
         self._flush()
 
     def shut(self) -> None:

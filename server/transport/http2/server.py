@@ -72,7 +72,7 @@ class Http2Server:
             return
         self._server.close()
         for connection in self.connections:
-            connection.drain()
+            connection.drain(grace_s)
         await self._until_empty(grace_s)
         for connection in self.connections:
             connection.shut()

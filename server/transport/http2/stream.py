@@ -27,8 +27,8 @@ class Stream:
     """Of `unread_bytes`, what will be given back with the next WINDOW_UPDATE."""
     send_offset = 0
     """What this stream's send window is more than the client's SETTINGS_INITIAL_WINDOW_SIZE."""
-    pending: deque[bytes] | None = None
-    """DATA that waits for a window, and behind it the trailers."""
+    pending: deque[memoryview] | None = None
+    """DATA that waits for a window, as views: what is left of a large message is not copied for each frame."""
     pending_bytes = 0
     trailers: bytes | None = None
     blocked_ns = 0

@@ -60,6 +60,7 @@ class Streams:
         self.now_ns = self.idle_since_ns = now_ns
         self.drained_ns = 0
         """When `drain` was called; 0: it was not."""
+        self.drain_until_ns = 0
         self._events: list[Event] = []
         self._last_id = 0
         self._accepted_until = frames.LARGEST_STREAM_ID
@@ -232,8 +233,12 @@ class Streams:
 
     # --- leaving ----------------------------------------------------------------------------------
 
-    def drain(self, now_ns: int) -> None:
-        """Ask the client to open no more streams, and take those that it opens until it has heard (section 6.8)."""
+    def drain(self, now_ns: int, grace_s: float) -> None:
+        """Ask the client to open no more streams, and take those that it opens until it has heard (section 6.8).
+
+        Asked again, only the grace is another.
+        """
+        self.drain_until_ns = now_ns + int(grace_s * 1e9)
         if self.drained_ns:
             return
         self.drained_ns = now_ns

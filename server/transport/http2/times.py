@@ -32,13 +32,15 @@ def check_client(connection: Connection, limits: GrpcSettings, now_ns: int) -> b
 
 def check_stay(connection: Connection, limits: GrpcSettings, now_ns: int) -> None:
     """Ask a connection that is old or idle to leave. Raises ConnectionFault if it does not."""
-    if passed(connection.drained_ns, limits.max_connection_age_grace_s, now_ns):
-        raise ConnectionFault(ErrorCode.NO_ERROR, "grace over", "grace_over")
-    if passed(connection.drained_ns, HEARING_S, now_ns):
-        connection.finish_drain()
+    if connection.drained_ns:
+        if now_ns > connection.drain_until_ns:
+            raise ConnectionFault(ErrorCode.NO_ERROR, "grace over", "grace_over")
+        if passed(connection.drained_ns, HEARING_S, now_ns):
+            connection.finish_drain()
+        return
     idle = not connection.streams and passed(connection.idle_since_ns, limits.idle_timeout_s, now_ns)
     if idle or passed(connection.opened_ns, limits.max_connection_age_s, now_ns):
-        connection.drain(now_ns)
+        connection.drain(now_ns, limits.max_connection_age_grace_s)
 
 
 def slow_readers(connection: Connection, limits: GrpcSettings, now_ns: int) -> list[Stream]:
