@@ -162,6 +162,9 @@ CODES: dict[str, tuple[grpc.StatusCode, grpc.StatusCode]] = {
 }
 """Codes that differ, by case: ours, grpcio's. Their answers differ too."""
 
+RACES = {"stream: too large"}
+"""What grpcio answered before the error may be lost with it."""
+
 EITHER = {"stream: deadline passes", "infer: deadline passes", "predict: deadline passes"}
 """Client and server both notice, and whoever is first has the word."""
 
@@ -210,5 +213,5 @@ async def test_both_transports_answer_alike(name: str) -> None:
         assert theirs[1].startswith(DIFFERENT[name][1])
     else:
         assert ours[1] == theirs[1]
-    if name not in CODES:
+    if name not in CODES and name not in RACES:
         assert ours[2:] == theirs[2:]
