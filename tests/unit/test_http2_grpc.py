@@ -20,6 +20,7 @@ from server.transport.http2.answers import percent_encoded
 from server.transport.http2.calls import Calls, Service
 from server.transport.http2.frames import ErrorCode
 from server.transport.http2.head import parse_timeout
+from server.transport.http2.hpack import encode
 from server.transport.http2.messages import MessageReader, inflate
 from server.types import NO_DEADLINE, Tensor
 from tests.support.fake_dataplane import MODEL, FakeDataPlane
@@ -65,10 +66,10 @@ class Session(Peer):
 
     def send(self, *parts: bytes) -> list[Frame]:
         """One read of the socket, and what goes out for it at once."""
-        super().send(*parts)
+        sent = super().send(*parts)
         if hasattr(self, "calls"):
             self.calls.handle(self.events)
-        return self.sent()
+        return sent + self.sent()
 
     async def settled(self) -> list[Frame]:
         """What goes out once the tasks have run."""
@@ -437,3 +438,29 @@ def test_message_reader_limits() -> None:
 async def test_settings_are_those_of_the_server() -> None:
     """The defaults hold in the core as they stand in the settings."""
     assert Session().connection.settings == GrpcSettings()
+
+
+async def test_blocks_that_differ_in_their_ends(session: Session) -> None:
+    """A block whose indexed start is known is read from there on, and means the same as it would as a whole."""
+    start = call_fields(INFER)
+    insert = b"".join(b"\x40" + bytes((len(n),)) + n + bytes((len(v),)) + v for n, v in start)
+    indexed = bytes(range(0x80 + 62 + len(start) - 1, 0x80 + 61, -1))
+    session.send(headers(101, block=insert), data(101, message(request()), END_STREAM))
+
+    def ask(stream_id: int, *more: Field) -> list[Frame]:
+        block = indexed + encode(more)
+        return session.send(headers(stream_id, block=block), data(stream_id, message(request()), END_STREAM))
+
+    for stream_id, timeout in ((103, 5), (105, 7), (107, 9)):
+        assert session.status(ask(stream_id, (b"grpc-timeout", b"%dS" % timeout), (b"traceparent", b"00-1"))) == (0, "")
+        assert session.dataplane.requests[-1].deadline_ns == session.now_ns + timeout * 10**9
+    assert session.status(ask(109, (b"traceparent", b"00-2"))) == (0, "")
+    assert session.dataplane.requests[-1].deadline_ns == NO_DEADLINE
+    assert session.status(ask(111, (b"grpc-timeout", b"soon")))[0] == 3
+    assert session.status(ask(113, (b"x-tenant", b"ann"), (b"grpc-timeout", b"1S"))) == (0, "")
+    assert session.dataplane.requests[-1].tenant == "ann"
+    for stream_id, bad in ((115, (b":path", b"/")), (117, (b"X", b"y")), (119, (b"traceparent", b" x"))):
+        assert reset_code(ask(stream_id, bad), stream_id) is ErrorCode.PROTOCOL_ERROR
+    # Once the table moves on, the same bytes are other fields.
+    session.send(headers(121, block=indexed + b"\x40\x01x\x01y"), data(121, message(request()), END_STREAM))
+    assert reset_code(ask(123, (b"grpc-timeout", b"1S")), 123) is ErrorCode.PROTOCOL_ERROR

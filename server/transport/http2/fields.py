@@ -30,10 +30,10 @@ _CONNECTION_SPECIFIC = frozenset(
 
 _name = re.compile(rb"[!#$%&'*+\-.^_`|~0-9a-z]+").fullmatch
 """A token without capital letters."""
-_bad_value = re.compile(rb"[\x00\r\n]|^[ \t]|[ \t]$").search
+bad_value = re.compile(rb"[\x00\r\n]|^[ \t]|[ \t]$").search
 _target = re.compile(rb"/[^\x00-\x20\x7f#]*|\*").fullmatch
 
-_VARYING = frozenset((b"grpc-timeout", b"traceparent", b"tracestate", b"baggage", b"x-request-id"))
+VARYING = frozenset((b"grpc-timeout", b"traceparent", b"tracestate", b"baggage", b"x-request-id"))
 """Ordinary names whose values hardly come twice: to remember them would push out others."""
 _REMEMBERED = 2048
 _REMEMBERED_BYTES = 256
@@ -63,7 +63,7 @@ def check_trailers(fields: Sequence[Field]) -> None:
 
 
 def _kind(field: Field) -> int:
-    if field[0] in _VARYING and not _bad_value(field[1]):
+    if field[0] in VARYING and not bad_value(field[1]):
         return ORDINARY
     kind = _classify(*field)
     if len(_kinds) >= _REMEMBERED:
@@ -75,7 +75,7 @@ def _kind(field: Field) -> int:
 
 def _classify(name: bytes, value: bytes) -> int:
     """The kind of a field. Raises StreamFault if it is malformed in itself."""
-    if _bad_value(value):
+    if bad_value(value):
         raise _malformed((name, value), "has a value with NUL, CR, LF or blanks around it")
     if name[:1] == b":":
         return _pseudo_kind(name, value)

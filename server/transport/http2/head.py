@@ -5,11 +5,12 @@ Source: gRPC "gRPC over HTTP2", Requests.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 
 from server.errors import Code, InvalidRequest
 from server.transport.http2 import answers
-from server.transport.http2.fields import Field, check_request
+from server.transport.http2.fields import VARYING, Field, bad_value, check_request
 from server.transport.http2.hpack import Decoder, HeaderListTooLarge
 from server.transport.http2.messages import ENCODINGS, IDENTITY
 from server.transport.methods import Method
@@ -26,6 +27,8 @@ _TIMEOUT_UNITS_NS = {
 _TIMEOUT_DIGITS = 8
 _NO_METHOD = Failure(Code.UNSUPPORTED, "Method not found!")
 _new = object.__new__
+_indexed = re.compile(rb"[\x81-\xfe]*").match
+"""Fields that are one octet each: the place of the field in the tables (RFC 7541 section 6.1)."""
 _READ = (
     b":method",
     b":path",
@@ -95,12 +98,15 @@ class Heads:
     What a block means depends on HPACK's dynamic table: the memory holds while the table does.
     """
 
-    __slots__ = ("_alike", "_decoder", "_max_list_bytes", "_methods", "known")
+    __slots__ = ("_alike", "_decoder", "_max_list_bytes", "_methods", "_starts", "known")
 
     def __init__(self, decoder: Decoder, methods: Mapping[bytes, Method], max_list_bytes: int) -> None:
         self._decoder = decoder
         self._methods = methods
         self._max_list_bytes = max_list_bytes
+        self._starts: dict[bytes, tuple[Head, Sequence[Field]]] = {}
+        """The indexed fields that blocks begin with, where what follows is known to differ: their bytes, what they
+        make without the rest, and what they are."""
         self._alike: dict[tuple[bytes | None, ...], Head] = {}
         """Heads by what is read of their fields: new blocks mostly say, but for their time-out, what others said."""
         self.known: dict[bytes, Head] = {}
@@ -112,6 +118,10 @@ class Heads:
             HpackError: the block can't be decoded, nor can any that follows.
             StreamFault: the request is malformed.
         """
+        end = _indexed(block).end()  # type: ignore[union-attr]  # it matches anything, if only nothing
+        start = self._starts.get(block[:end])
+        if start is not None:
+            return self._read_rest(block, end, start)
         before = self._decoder.insertions
         try:
             fields = self.fields(block)
@@ -122,20 +132,36 @@ class Heads:
         if self._decoder.insertions == before and len(block) <= _KEPT_BYTES:
             if len(self.known) >= _KEPT:
                 self.known.clear()
+                self._starts.clear()
             self.known[block] = head
+            if end and all(name in VARYING for name, _ in fields[end:]):
+                # Each octet of the start is a field of its own.
+                self._starts[block[:end]] = self._find(fields[:end]), fields[:end]
         return head
+
+    def _read_rest(self, block: bytes, end: int, start: tuple[Head, Sequence[Field]]) -> Head:
+        """The head in a block of which the first `end` octets are known: mostly only a time-out and a trace follow."""
+        head, known = start
+        try:
+            rest = self.fields(block[end:])
+        except HeaderListTooLarge as error:
+            return _refused(Failure(Code.TOO_LARGE, str(error)))
+        timeout = None
+        for name, value in rest:
+            if name not in VARYING or bad_value(value):
+                fields = [*known, *rest]
+                check_request(fields)
+                return self._find(fields)
+            if name == b"grpc-timeout":
+                timeout = value
+        return head if timeout is None else _within(head, timeout)
 
     def _find(self, fields: Sequence[Field]) -> Head:
         values = dict(fields)
         key = tuple(map(values.get, _READ))
         head = self._alike.get(key) or self._make(key, values)
         timeout = values.get(b"grpc-timeout")
-        if timeout is None or head.refusal is not None:
-            return head
-        try:
-            return head.within(parse_timeout(timeout))
-        except InvalidRequest as error:
-            return _refused(failure_of(error))
+        return head if timeout is None else _within(head, timeout)
 
     def _make(self, key: tuple[bytes | None, ...], values: Mapping[bytes, bytes]) -> Head:
         head = read_head(values, self._methods)
@@ -157,6 +183,7 @@ class Heads:
         finally:
             if self._decoder.insertions != before:
                 self.known.clear()
+                self._starts.clear()
 
 
 def read_head(values: Mapping[bytes, bytes], methods: Mapping[bytes, Method]) -> Head:
@@ -172,6 +199,15 @@ def read_head(values: Mapping[bytes, bytes], methods: Mapping[bytes, Method]) ->
     else:
         _read_call(head, values, methods)
     return head
+
+
+def _within(head: Head, timeout: bytes) -> Head:
+    if head.refusal is not None:
+        return head
+    try:
+        return head.within(parse_timeout(timeout))
+    except InvalidRequest as error:
+        return _refused(failure_of(error))
 
 
 def _is_grpc(content_type: bytes) -> bool:
