@@ -66,21 +66,17 @@ def percent_encoded(message: str) -> bytes:
     return _to_escape.sub(lambda found: b"%%%02X" % found[0][0], message.encode("utf-8", "replace"))
 
 
-_LARGEST_WHOLE_BYTES = frames.DEFAULT_FRAME_BYTES - 5
-
 _whole = Struct(f">5sI{len(RESPONSE)}sHHBI BI").pack
 _end = Struct(f">5sI{len(OK_TRAILERS)}s").pack
 _RESPONSE_START = frames.frame(frames.HEADERS, frames.END_HEADERS, 0, RESPONSE)[:5]
 _TRAILERS_START = frames.frame(frames.HEADERS, frames.END_HEADERS | frames.END_STREAM, 0, OK_TRAILERS)[:5]
 
 
-def fits_a_frame(message: bytes) -> bool:
-    """Whether `whole` can be used."""
-    return len(message) <= _LARGEST_WHOLE_BYTES
-
-
 def whole(stream_id: int, message: bytes) -> bytes:
-    """All frames of a call that went well: HEADERS, DATA with the one message, HEADERS with the status."""
+    """All frames of a call that went well: HEADERS, DATA with the one message, HEADERS with the status.
+
+    `message` and its prefix of 5 bytes must fit the client's largest frame and its windows.
+    """
     size = len(message)
     data = size + 5
     # The type and flags of DATA are both 0: a 24-bit length and they are two 16-bit numbers and one of 8 bits.
