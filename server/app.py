@@ -32,10 +32,10 @@ from server.pipeline.load import load_pipeline
 from server.repository.repository import Repository
 from server.scheduler.share import Share
 from server.settings import RepositorySettings, Settings
-from server.transport.asgi import AsgiServer
 from server.transport.grpcio import GrpcioServer
+from server.transport.http1.server import Http1Server
 from server.transport.listen import ListenFailed
-from server.transport.metrics import metrics_app
+from server.transport.metrics import MetricsApp
 from server.transport.rest import RestServer
 from server.types import IndexEntry
 
@@ -60,16 +60,10 @@ class Server:
             self.models, self.lifecycle, settings.repository, settings.pipeline.threads or available_cores()
         )
         host, http, grpc = settings.host, settings.http, settings.grpc
-        self.rest = RestServer(
-            self.dataplane, host, http.port, max_body_bytes=http.max_body_bytes, keep_alive_s=http.keep_alive_s
-        )
+        self.rest = RestServer(self.dataplane, host, http)
         self.grpc = GrpcioServer(self.dataplane, host, grpc.port, max_message_bytes=grpc.max_message_bytes)
-        self.metrics = AsgiServer(
-            metrics_app(Metrics(self.dataplane).expose),
-            host,
-            settings.metrics.port,
-            keep_alive_s=http.keep_alive_s,
-        )
+        metrics = Metrics(self.dataplane, {"http": self.rest.closed})
+        self.metrics = Http1Server(MetricsApp(metrics.expose), host, settings.metrics.port, http)
         self.ports: dict[str, int] = {}
         self._poll: asyncio.Task[None] | None = None
 

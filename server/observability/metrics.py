@@ -7,7 +7,7 @@ Triton's where they mean the same (``nv_inference_*``); ours are ``forwardpass_*
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import accumulate
 from typing import TYPE_CHECKING
 
@@ -130,12 +130,30 @@ def _counter(name: str, text: str, labels: tuple[str, ...], values: Iterable[tup
     return metric
 
 
+class _Listeners(Collector):
+    def __init__(self, closed: Mapping[str, Mapping[str, int]]) -> None:
+        self._closed = closed
+
+    def collect(self) -> Iterator[Metric]:
+        family = CounterMetricFamily(
+            "forwardpass_connections_closed_total",
+            "Connections turned away, or ended for a fault of their peer, by cause",
+            labels=("listener", "cause"),
+        )
+        for listener, causes in self._closed.items():
+            for cause, count in list(causes.items()):
+                family.add_metric((listener, cause), count)
+        yield family
+
+
 class Metrics:
     """The registry of one server; `expose` is what a scrape gets."""
 
-    def __init__(self, dataplane: DataPlane) -> None:
+    def __init__(self, dataplane: DataPlane, closed: Mapping[str, Mapping[str, int]]) -> None:
+        """`closed` counts, by listener and cause, the connections that a listener ended for a fault of their peer."""
         self._registry = CollectorRegistry()
         self._registry.register(_Models(dataplane))
+        self._registry.register(_Listeners(closed))
         ProcessCollector(registry=self._registry)
         PlatformCollector(registry=self._registry)
 

@@ -34,7 +34,7 @@ class Counted(FakeDataPlane):
 
 def exposed(counts: ModelStatistics) -> dict[str, tuple[str, list[Sample]]]:
     """Type and samples by the name in the TYPE line."""
-    text = Metrics(Counted(counts)).expose().decode()  # type: ignore[arg-type]
+    text = Metrics(Counted(counts), {}).expose().decode()  # type: ignore[arg-type]
     families = {family.name: family for family in text_string_to_metric_families(text)}
     found = {}
     for name, kind in re.findall(r"^# TYPE (\S+) (\S+)$", text, re.MULTILINE):
