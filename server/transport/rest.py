@@ -55,7 +55,7 @@ class RestApp:
         requests: list[InferRequest] = []
         for turn in turns:
             plan = turn.head.plan  # type: ignore[union-attr]  # a turn that is taken has a head
-            if type(plan) is InferPlan and plan.on_loop(turn):
+            if type(plan) is InferPlan and not (plan.encoding and plan.on_thread(turn)):
                 request = self._infer.request(turn, plan)
                 if request is not None:
                     requests.append(request)

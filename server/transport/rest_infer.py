@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 class InferPlan:
     """What the head of an infer request says. Raises ServingError for what it says wrong."""
 
-    __slots__ = ("encoding", "explains", "target", "timeout_ns")
+    __slots__ = ("encoding", "explains", "plain", "target", "timeout_ns")
 
     def __init__(self, head: Head, names: Mapping[str, str]) -> None:
         """`names` are the model and, where the path has one, the version."""
@@ -42,10 +42,12 @@ class InferPlan:
         self.timeout_ns = timeout_ns(head)
         self.encoding = content_encoding(head)
         self.explains = asked_by(head.header(REQUEST_KEY.encode()))
+        self.plain = not (self.encoding or self.explains or header_length == 0) and self.timeout_ns == NO_DEADLINE
+        """It says no more than which model, and for whom."""
 
-    def on_loop(self, turn: Turn) -> bool:
-        """Whether the body is ready to be read, or soon inflated."""
-        return not self.encoding or len(turn.body) <= INFLATE_ON_LOOP_BYTES
+    def on_thread(self, turn: Turn) -> bool:
+        """Whether the body takes so long to inflate that the event loop should not do it."""
+        return bool(self.encoding) and len(turn.body) > INFLATE_ON_LOOP_BYTES
 
 
 class RestInfer:
@@ -54,25 +56,35 @@ class RestInfer:
     def __init__(self, dataplane: DataPlane, max_body_bytes: int) -> None:
         self._dataplane = dataplane
         self._max_body_bytes = max_body_bytes
-        self._codec = InferCodec()
+        codec = InferCodec()
+        # A method that is looked up once costs nothing where it is called.
+        self._decode = codec.decode
+        self._encode = codec.encode
+        self._on_settle = self._settled
 
     def request(self, turn: Turn, plan: InferPlan, inflated: bytes | None = None) -> InferRequest | None:
         """The request to submit; None if the turn was answered with what is wrong."""
         try:
-            request = self._decode(turn, plan, inflated)
+            if plan.plain:
+                request, turn.formats = self._decode(plan.target, turn.body, self._on_settle, turn.received_ns, turn)
+            else:
+                request = self._unusual(turn, plan, inflated)
+            if request.parameters and request.explanation is None:
+                request.explanation = decoded(None, request.parameters, turn.received_ns)
         except Exception as error:  # noqa: BLE001 - the boundary where every error becomes a status
             turn.reply(failure_reply(error))
             return None
+        turn.body = b""  # The tensors are views on it, or copies.
         turn.work = request
         return request
 
-    def _decode(self, turn: Turn, plan: InferPlan, inflated: bytes | None) -> InferRequest:
+    def _unusual(self, turn: Turn, plan: InferPlan, inflated: bytes | None) -> InferRequest:
+        """Of a head that says more than which model."""
         received_ns = turn.received_ns
         explanation = Explanation(received_ns) if plan.explains else None
         body = turn.body if inflated is None else inflated
         if plan.encoding and inflated is None:
             body = inflate(body, plan.encoding, self._max_body_bytes)
-        turn.body = b""
         if explanation is not None:
             explanation.mark("receive")
         deadline_ns = NO_DEADLINE
@@ -81,22 +93,15 @@ class RestInfer:
         if plan.target.header_length == 0:
             request = self._raw(turn, plan.target, body, deadline_ns)
         else:
-            request, turn.formats = self._codec.decode(
-                plan.target,
-                body,
-                on_settle=self._settled,
-                received_ns=received_ns,
-                deadline_ns=deadline_ns,
-                caller=turn,
-            )
-        if explanation is not None or request.parameters:
+            request, turn.formats = self._decode(plan.target, body, self._on_settle, received_ns, turn, deadline_ns)
+        if explanation is not None:
             request.explanation = decoded(explanation, request.parameters, received_ns)
         return request
 
     def _raw(self, turn: Turn, target: Target, body: bytes, deadline_ns: int) -> InferRequest:
         specs = self._dataplane.model_metadata(target.model_name, target.model_version).inputs
         call = v2_rest.Call(
-            *target[:2], self._settled, turn.received_ns, deadline_ns, tenant=target.tenant, caller=turn
+            *target[:2], self._on_settle, turn.received_ns, deadline_ns, tenant=target.tenant, caller=turn
         )
         request, turn.formats = v2_rest.decode_raw_infer(call, body, specs)
         return request
@@ -104,14 +109,15 @@ class RestInfer:
     def _settled(self, request: InferRequest, outcome: Outcome) -> None:
         turn: Turn = request.caller  # type: ignore[assignment]  # set above
         explanation = request.explanation
-        if not isinstance(outcome, InferResponse):
+        if type(outcome) is not InferResponse:
             # Whoever was given up and is still here was so because the listener closes.
+            assert isinstance(outcome, BaseException)
             turn.reply(failure_reply(Draining() if isinstance(outcome, Cancelled) else outcome))
             return
         if explanation is not None:
             explanation.mark_pass(request.enqueued_ns, outcome.timing)
         try:
-            parts = self._codec.encode(outcome, turn.formats)
+            parts = self._encode(outcome, turn.formats)
         except ServingError as error:
             turn.reply(failure_reply(error))
             return

@@ -109,11 +109,10 @@ class InferCodec:
         self,
         target: Target,
         body: bytes,
-        *,
         on_settle: Callable[[InferRequest, Outcome], None],
         received_ns: int,
-        deadline_ns: int = NO_DEADLINE,
         caller: object = None,
+        deadline_ns: int = NO_DEADLINE,
     ) -> tuple[InferRequest, OutputFormat | Layout]:
         """The request, and what `encode` has to know of it. Raises as `decode_infer`."""
         model_name, model_version, header_length, tenant = target

@@ -62,6 +62,7 @@ class Connection:
         "_wants_continue",
         "fault",
         "phase",
+        "refuses",
         "unread",
     )
 
@@ -81,6 +82,8 @@ class Connection:
         self._left = 0
         self._wants_continue = False
         self.phase = Phase.IDLE
+        self.refuses = False
+        """Among the requests were some whose head decides the answer; whoever answers them puts this back."""
         self.unread = False
         """The peer has sent, or may be sending, what nobody will read."""
         self.fault: Refused | None = None
@@ -150,7 +153,7 @@ class Connection:
         self._head = head  # Whoever writes the answer wants to know whether this was HEAD.
 
     def _messages(self, data: bytes, now_ns: int, room: int, received: list[Received]) -> None:
-        at, size = 0, len(data)
+        at, size, known = 0, len(data), self._heads.known
         while at < size:
             if data[at] == 13 and data[at : at + 2] in (b"\r\n", b"\r"):
                 if size - at < 2:
@@ -163,7 +166,7 @@ class Connection:
                 break
             if len(received) >= room:
                 break
-            head = self._heads.find(data[at:end])
+            head = known.get(data[at:end]) or self._heads.find(data[at:end])
             at = end + head.length
             if at > size or head.chunked or head.refusal is not None:
                 data = self._begin_body(head, data[end:], now_ns, received)
@@ -187,6 +190,7 @@ class Connection:
         if head.refusal is not None and (head.expects_continue or head.length > self._settings.max_body_bytes):
             # Nobody can tell whether the body will come, or it is too long to be waited for.
             received.append((head, b"", now_ns))
+            self.refuses = True
             self.phase = Phase.OVER
             self.unread = True
             return b""
@@ -206,6 +210,8 @@ class Connection:
         if rest is None:
             return b""
         received.append((head, self._body_here.getvalue(), self._head_ns))
+        if head.refusal is not None:
+            self.refuses = True
         self._forget_body()
         if head.keep_alive:
             self.phase = Phase.IDLE

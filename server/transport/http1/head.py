@@ -94,17 +94,18 @@ class Heads:
     def __init__(self, settings: HttpSettings, plan: Callable[[Head], None]) -> None:
         self._settings = settings
         self._plan = plan
-        self._known: dict[bytes, Head] = {}
+        self.known: dict[bytes, Head] = {}
+        """By their bytes; to be looked at, not changed."""
 
     def find(self, data: bytes) -> Head:
         """The head whose bytes, with the empty line, are `data`. Raises Refused."""
-        head = self._known.get(data)
+        head = self.known.get(data)
         if head is None:
             head = self._read(data)
             if len(data) <= _MAX_REMEMBERED_BYTES:
-                if len(self._known) >= _MAX_REMEMBERED:
-                    self._known.clear()
-                self._known[data] = head
+                if len(self.known) >= _MAX_REMEMBERED:
+                    self.known.clear()
+                self.known[data] = head
         return head
 
     def check_begin(self, data: bytes) -> None:

@@ -79,8 +79,10 @@ class Http1Protocol(asyncio.Protocol):
     """Made by `Http1Server` for each connection."""
 
     __slots__ = (
+        "_clock",
         "_closing",
         "_connection",
+        "_max_pipelined",
         "_paused_bytes",
         "_paused_ns",
         "_phase",
@@ -93,6 +95,8 @@ class Http1Protocol(asyncio.Protocol):
 
     def __init__(self, server: Http1Server) -> None:
         self.server = server
+        self._clock = server.clock
+        self._max_pipelined = server.settings.max_pipelined_requests
         self._transport: asyncio.Transport | None = None
         self._connection = Connection(server.heads, server.settings, server.memory)
         self._turns: deque[Turn] = deque()
@@ -123,8 +127,9 @@ class Http1Protocol(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         now_ns = time.monotonic_ns()
-        if now_ns >= self.server.clock.stale_ns:
-            self.server.clock.tick(now_ns)
+        clock = self._clock
+        if now_ns >= clock.stale_ns:
+            clock.tick(now_ns)
         if not self._closing:
             self._receive(data, now_ns)
 
@@ -156,39 +161,43 @@ class Http1Protocol(asyncio.Protocol):
     # --- requests in ----------------------------------------------------------------------------------
 
     def _receive(self, data: bytes, now_ns: int) -> None:
-        server, connection, waiting = self.server, self._connection, self._turns
-        received = connection.receive(data, now_ns, server.settings.max_pipelined_requests - len(waiting))
+        connection, waiting = self._connection, self._turns
+        received = connection.receive(data, now_ns, self._max_pipelined - len(waiting))
         phase = connection.phase
-        if received or phase is not self._phase:
-            self._since_ns = now_ns
         if received:
+            self._since_ns = now_ns
             turns = [Turn(self, head, body, received_ns) for head, body, received_ns in received]
             waiting.extend(turns)
-            if phase is Phase.OVER and self._phase is not Phase.OVER:
-                self._last_words()
-            self._phase = phase
-            refused = [turn for turn in turns if turn.head.refusal is not None]  # type: ignore[union-attr]
-            server.app.take([turn for turn in turns if turn not in refused] if refused else turns)
-            for turn in refused:
-                self._refuse(turn)
-        elif phase is Phase.OVER and self._phase is not Phase.OVER:
-            self._last_words()
-        self._phase = phase
+            if phase is not self._phase:
+                self._enter(phase)
+            if connection.refuses:
+                turns = self._refuse(turns)
+            self.server.app.take(turns)
+        elif phase is not self._phase:
+            self._since_ns = now_ns
+            self._enter(phase)
         if phase is not Phase.IDLE or len(waiting) > 1:
             self._go_on()
 
-    def _refuse(self, turn: Turn) -> None:
-        assert turn.head is not None
-        assert turn.head.refusal is not None
-        if turn.head.refusal.status == 413:
-            self.server.connections.count_closed("body_too_large")
-        turn.reply(turn.head.refusal)
+    def _refuse(self, turns: list[Turn]) -> list[Turn]:
+        """Answer those whose head decides the answer; returns the others."""
+        self._connection.refuses = False
+        others: list[Turn] = []
+        for turn in turns:
+            refusal = turn.head.refusal if turn.head is not None else None
+            if refusal is None:
+                others.append(turn)
+                continue
+            if refusal.status == 413:
+                self.server.connections.count_closed("body_too_large")
+            turn.reply(refusal)
+        return others
 
-    def _last_words(self) -> None:
+    def _enter(self, phase: Phase) -> None:
         """If the connection ends with a fault, its answer goes behind those of all requests."""
+        self._phase = phase
         fault = self._connection.fault
-        self._phase = Phase.OVER
-        if fault is not None:
+        if phase is Phase.OVER and fault is not None:
             self.server.connections.count_closed(fault.cause)
             turn = Turn(self, self._connection.head, b"", 0)
             self._turns.append(turn)
@@ -253,7 +262,7 @@ class Http1Protocol(asyncio.Protocol):
         """Read only while the peer takes its answers and has not too many requests under way."""
         if self._transport is None or self._closing:
             return
-        full = len(self._turns) >= self.server.settings.max_pipelined_requests
+        full = len(self._turns) >= self._max_pipelined
         reading = not (self._paused_ns or full)
         if reading != self._reading:
             self._reading = reading
@@ -320,7 +329,7 @@ class Http1Protocol(asyncio.Protocol):
 
     def _time_out(self, cause: str, problem: str) -> None:
         self._connection.give_up(Refused(408, cause, problem))
-        self._last_words()
+        self._enter(Phase.OVER)
         self._go_on()
 
     def _check_reader(self, now_ns: int) -> None:
@@ -334,8 +343,8 @@ class Http1Protocol(asyncio.Protocol):
 
 
 def _write(transport: asyncio.Transport, parts: Sequence[Any]) -> None:
-    data = b"".join(parts) if len(parts) < 2 or sum(map(len, parts)) <= _JOIN_BYTES else None
-    if data is not None:
-        transport.write(data)
+    few = len(parts) <= 3 and len(parts[-1]) <= _JOIN_BYTES
+    if few or sum(map(len, parts)) <= _JOIN_BYTES:
+        transport.write(b"".join(parts))
     else:
         transport.writelines(parts)
