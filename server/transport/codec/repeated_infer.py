@@ -7,11 +7,13 @@ plain way of `v2_rest`, and so does everything that is wrong: both ways give the
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import NamedTuple
 
 import orjson
 
+from server.transport.codec.recent import Recent
 from server.transport.codec.v2_rest import Call, OutputFormat, decode_infer, encode_infer, load_json
 from server.types import (
     DATATYPES,
@@ -25,9 +27,12 @@ from server.types import (
     Tensor,
 )
 
-_MAX_REMEMBERED = 256
 _MAX_REMEMBERED_BYTES = 4096
-"""Longer JSON is parsed each time: what is remembered is about a MiB at most."""
+"""Longer JSON is parsed each time."""
+_MEMORY = 1024 * 1024
+"""Bytes of JSON that are remembered, twice at most; what was made of it takes a few times as much."""
+_LAYOUT_BYTES = 1024
+"""What an entry weighs beside its JSON."""
 _COPIED_BYTES = 4096
 """A tensor up to here is copied out of its body, which costs less than a view."""
 _ID = b'{"id":"'
@@ -58,7 +63,7 @@ class Layout:
             self.inputs.append((tensor.name, tensor.datatype, tensor.shape, begin, end))
         self.binary_bytes = end
         self.outputs: Sequence[str] = request.outputs
-        self.parameters: dict[str, Parameter] | None = dict(request.parameters) or None
+        self.parameters: Mapping[str, Parameter] = MappingProxyType(dict(request.parameters))
         self.formats = formats
         self.form = Form()
         self.answer: _AnswerLayout | None = None
@@ -103,7 +108,7 @@ class InferCodec:
     """Decodes requests and encodes their answers, remembering what repeats."""
 
     def __init__(self) -> None:
-        self._layouts: dict[tuple[str, str, bytes], Layout] = {}
+        self._layouts: Recent[tuple[str, str, bytes], Layout] = Recent(_MEMORY)
 
     def decode(
         self,
@@ -123,20 +128,20 @@ class InferCodec:
                 request_id, json = _without_id(json)
                 layout = self._layouts.get((model_name, model_version, json))
             if layout is not None and len(body) - header_length == layout.binary_bytes:
-                request = InferRequest(
+                request = InferRequest.received(
                     model_name,
+                    model_version,
+                    request_id,
                     _tensors(layout, body, header_length),
-                    on_settle=on_settle,
-                    received_ns=received_ns,
-                    model_version=model_version,
-                    id=request_id,
-                    outputs=layout.outputs,
-                    parameters=layout.parameters,
-                    deadline_ns=deadline_ns,
-                    tenant=tenant,
-                    form=layout.form,
-                    caller=caller,
+                    layout.outputs,
+                    layout.parameters,
+                    on_settle,
+                    received_ns,
+                    deadline_ns,
+                    layout.form,
+                    caller,
                 )
+                request.tenant = tenant
                 return request, layout
         call = Call(model_name, model_version, on_settle, received_ns, deadline_ns, tenant, caller)
         request, formats = decode_infer(call, body, header_length)
@@ -155,10 +160,8 @@ class InferCodec:
         # An id in another place, or twice, is found by the plain way alone.
         if request_id != request.id or "id" in load_json("body", json):
             return formats
-        if len(self._layouts) >= _MAX_REMEMBERED:
-            self._layouts.clear()
         layout = Layout(request, formats)
-        self._layouts[request.model_name, request.model_version, json] = layout
+        self._layouts.put((request.model_name, request.model_version, json), layout, len(json) + _LAYOUT_BYTES)
         request.form = layout.form
         return layout
 

@@ -153,7 +153,7 @@ class Connection:
         self._head = head  # Whoever writes the answer wants to know whether this was HEAD.
 
     def _messages(self, data: bytes, now_ns: int, room: int, received: list[Received]) -> None:
-        at, size, known = 0, len(data), self._heads.known
+        at, size = 0, len(data)
         while at < size:
             if data[at] == 13 and data[at : at + 2] in (b"\r\n", b"\r"):
                 if size - at < 2:
@@ -166,7 +166,7 @@ class Connection:
                 break
             if len(received) >= room:
                 break
-            head = known.get(data[at:end]) or self._heads.find(data[at:end])
+            head = self._heads.find(data[at:end])
             at = end + head.length
             if at > size or head.chunked or head.refusal is not None:
                 data = self._begin_body(head, data[end:], now_ns, received)

@@ -15,6 +15,7 @@ import httptools
 
 from server.errors import PayloadTooLarge
 from server.settings import HttpSettings
+from server.transport.codec.recent import Recent
 from server.transport.http1.reply import Headers, Reply, error_reply
 
 END = b"\r\n\r\n"
@@ -24,9 +25,12 @@ _ABSOLUTE = re.compile(rb"https?://[^/?#@\\]+", re.IGNORECASE)
 _LENGTH = re.compile(rb"[0-9]{1,18}")
 _SLACK_BYTES = 64
 """Of a request line beside its target: the longest method that is known, the version, the spaces."""
-_MAX_REMEMBERED = 1024
-_MAX_REMEMBERED_BYTES = 2048
-"""Longer heads are read anew each time: what is remembered is at most 2 MiB of heads."""
+_MAX_REMEMBERED_BYTES = 4096
+"""Longer heads are read anew each time."""
+_MEMORY = 1024 * 1024
+"""Bytes of heads that are remembered, twice at most; what was made of them takes a few times as much."""
+_HEAD_BYTES = 1024
+"""What an entry weighs beside its bytes."""
 
 
 class Refused(Exception):
@@ -94,18 +98,15 @@ class Heads:
     def __init__(self, settings: HttpSettings, plan: Callable[[Head], None]) -> None:
         self._settings = settings
         self._plan = plan
-        self.known: dict[bytes, Head] = {}
-        """By their bytes; to be looked at, not changed."""
+        self._known: Recent[bytes, Head] = Recent(_MEMORY)
 
     def find(self, data: bytes) -> Head:
         """The head whose bytes, with the empty line, are `data`. Raises Refused."""
-        head = self.known.get(data)
+        head = self._known.get(data)
         if head is None:
             head = self._read(data)
             if len(data) <= _MAX_REMEMBERED_BYTES:
-                if len(self.known) >= _MAX_REMEMBERED:
-                    self.known.clear()
-                self.known[data] = head
+                self._known.put(data, head, len(data) + _HEAD_BYTES)
         return head
 
     def check_begin(self, data: bytes) -> None:
