@@ -73,11 +73,12 @@ class Layout:
 class _AnswerLayout:
     """What answers have in common whose outputs have the same names, datatypes and shapes, all of them binary."""
 
-    __slots__ = ("_after_id", "_before_id", "_binary_bytes", "_block", "_model", "_outputs")
+    __slots__ = ("_after_id", "_before_id", "_binary_bytes", "_block", "_model_name", "_model_version", "_outputs")
 
     def __init__(self, response: InferResponse, json: bytes) -> None:
         """`json` is that of the response without its id."""
-        self._model = (response.model_name, response.model_version)
+        self._model_name = response.model_name
+        self._model_version = response.model_version
         self._outputs = [(t.name, t.datatype, t.shape, len(t.data)) for t in response.outputs]
         self._binary_bytes = sum([size for _, _, _, size in self._outputs])
         document = {"model_name": response.model_name, "model_version": response.model_version}
@@ -89,9 +90,9 @@ class _AnswerLayout:
         outputs = response.outputs
         if len(outputs) != len(self._outputs) or response.parameters:
             return False
-        if (response.model_name, response.model_version) != self._model:
+        if response.model_version != self._model_version or response.model_name != self._model_name:
             return False
-        for tensor, (name, datatype, shape, size) in zip(outputs, self._outputs, strict=True):
+        for tensor, (name, datatype, shape, size) in zip(outputs, self._outputs, strict=False):
             if tensor.shape != shape or tensor.name != name or len(tensor.data) != size or tensor.datatype != datatype:
                 return False
         return True

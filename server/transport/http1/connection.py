@@ -25,6 +25,10 @@ class Phase(Enum):
     """Nothing that would be read."""
 
 
+# Names of the module: CPython 3.11 takes ten times as long to find a member through its class.
+IDLE, HEAD, BODY, OVER = Phase.IDLE, Phase.HEAD, Phase.BODY, Phase.OVER
+
+
 class Memory:
     """Bytes of bodies that are under way, over all connections of a listener: `limit` at most."""
 
@@ -81,7 +85,7 @@ class Connection:
         self._body_here = BytesIO()
         self._left = 0
         self._wants_continue = False
-        self.phase = Phase.IDLE
+        self.phase: Phase = IDLE
         self.refuses = False
         """Among the requests were some whose head decides the answer; whoever answers them puts this back."""
         self.unread = False
@@ -113,7 +117,7 @@ class Connection:
     @property
     def crowded(self) -> bool:
         """There may be requests for which there was no room."""
-        return self.phase is Phase.HEAD and END in self._rest
+        return self.phase is HEAD and END in self._rest
 
     def receive(self, data: bytes, now_ns: int, room: int) -> list[Received]:
         """The requests that are complete with `data`, at most `room`; what follows them waits for the next call.
@@ -121,7 +125,7 @@ class Connection:
         Sets `fault` where the bytes are no HTTP, or over a limit; requests before the fault are good.
         """
         received: list[Received] = []
-        if self.phase is Phase.OVER:
+        if self.phase is OVER:
             self.unread = True
             return received
         try:
@@ -141,7 +145,7 @@ class Connection:
 
     def close(self) -> None:
         """The connection is gone."""
-        self.phase = Phase.OVER
+        self.phase = OVER
         self._forget_body()
         self._rest = b""
 
@@ -171,16 +175,16 @@ class Connection:
             if at > size or head.chunked or head.refusal is not None:
                 data = self._begin_body(head, data[end:], now_ns, received)
                 at, size = 0, len(data)
-                if self.phase in (Phase.BODY, Phase.OVER):
+                if self.phase in (BODY, OVER):
                     return
                 continue
             received.append((head, data[end:at] if head.length else b"", now_ns))
             if not head.keep_alive:
-                self.phase = Phase.OVER
+                self.phase = OVER
                 self.unread = at < size
                 return
         self._rest = data[at:] if at else data
-        self.phase = Phase.HEAD if self._rest else Phase.IDLE
+        self.phase = HEAD if self._rest else IDLE
 
     # --- bodies that do not come at once --------------------------------------------------------------
 
@@ -191,11 +195,11 @@ class Connection:
             # Nobody can tell whether the body will come, or it is too long to be waited for.
             received.append((head, b"", now_ns))
             self.refuses = True
-            self.phase = Phase.OVER
+            self.phase = OVER
             self.unread = True
             return b""
         self._head = head
-        self.phase = Phase.BODY
+        self.phase = BODY
         self._wants_continue = head.expects_continue
         self._left = head.length
         if head.chunked:
@@ -214,9 +218,9 @@ class Connection:
             self.refuses = True
         self._forget_body()
         if head.keep_alive:
-            self.phase = Phase.IDLE
+            self.phase = IDLE
             return rest
-        self.phase = Phase.OVER
+        self.phase = OVER
         self.unread = bool(rest)
         return b""
 

@@ -14,7 +14,7 @@ from collections import deque
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from server.transport.http1.connection import Connection, Phase
+from server.transport.http1.connection import BODY, HEAD, IDLE, OVER, Connection, Phase
 from server.transport.http1.head import Head, Refused
 from server.transport.http1.reply import CONTINUE, Reply, error_reply, render
 
@@ -101,7 +101,7 @@ class Http1Protocol(asyncio.Protocol):
         self._connection = Connection(server.heads, server.settings, server.memory)
         self._turns: deque[Turn] = deque()
         """Requests whose answer was not written yet."""
-        self._phase = Phase.IDLE
+        self._phase: Phase = IDLE
         self._since_ns = 0
         """Since when the peer is waited for: for its next request, its head, its body, or its close."""
         self._reading = True
@@ -176,7 +176,7 @@ class Http1Protocol(asyncio.Protocol):
         elif phase is not self._phase:
             self._since_ns = now_ns
             self._enter(phase)
-        if phase is not Phase.IDLE or len(waiting) > 1:
+        if phase is not IDLE or len(waiting) > 1:
             self._go_on()
 
     def _refuse(self, turns: list[Turn]) -> list[Turn]:
@@ -197,7 +197,7 @@ class Http1Protocol(asyncio.Protocol):
         """If the connection ends with a fault, its answer goes behind those of all requests."""
         self._phase = phase
         fault = self._connection.fault
-        if phase is Phase.OVER and fault is not None:
+        if phase is OVER and fault is not None:
             self.server.connections.count_closed(fault.cause)
             turn = Turn(self, self._connection.head, b"", 0)
             self._turns.append(turn)
@@ -219,7 +219,7 @@ class Http1Protocol(asyncio.Protocol):
     def _is_last(self, turn: Turn) -> bool:
         if not self._turns or turn is not self._turns[-1]:
             return False
-        return self._connection.phase is Phase.OVER or (self.server.draining and self._connection.phase is Phase.IDLE)
+        return self._connection.phase is OVER or (self.server.draining and self._connection.phase is IDLE)
 
     def answered(self, turn: Turn) -> None:
         """Write the answers whose turn it is."""
@@ -229,7 +229,7 @@ class Http1Protocol(asyncio.Protocol):
         if len(turns) == 1:
             turns.clear()
             _write(transport, turn.answer)  # type: ignore[arg-type]  # it has one
-            if self._phase is not Phase.IDLE or self.server.draining:
+            if self._phase is not IDLE or self.server.draining:
                 self._go_on()
             return
         while turns and turns[0].answer is not None:
@@ -242,10 +242,10 @@ class Http1Protocol(asyncio.Protocol):
         if self._closing or self._transport is None:
             return
         if not self._turns:
-            if connection.phase is Phase.OVER:
+            if connection.phase is OVER:
                 self._close()
                 return
-            if self.server.draining and connection.phase is Phase.IDLE:
+            if self.server.draining and connection.phase is IDLE:
                 self._transport.close()
                 return
             if connection.waits_for_continue:
@@ -291,7 +291,7 @@ class Http1Protocol(asyncio.Protocol):
 
     def drain(self) -> None:
         """Take no new request; what is under way is answered, and the connection closed behind it."""
-        if self._transport is not None and not self._turns and self._connection.phase is Phase.IDLE:
+        if self._transport is not None and not self._turns and self._connection.phase is IDLE:
             self._transport.close()
 
     def cut_off(self) -> None:
@@ -315,21 +315,21 @@ class Http1Protocol(asyncio.Protocol):
         elif self._closing:
             if waited_s > (settings.linger_s if connection.unread else settings.write_timeout_s):
                 self.abort()
-        elif self._turns and (phase is not Phase.BODY or connection.waits_for_continue):
+        elif self._turns and (phase is not BODY or connection.waits_for_continue):
             self._since_ns = now_ns
-        elif phase is Phase.IDLE and waited_s > settings.keep_alive_s:
+        elif phase is IDLE and waited_s > settings.keep_alive_s:
             if self._transport is not None:
                 self._transport.close()
-        elif phase is Phase.HEAD and waited_s > settings.head_timeout_s:
+        elif phase is HEAD and waited_s > settings.head_timeout_s:
             self._time_out("slow_head", f"request head: not complete after {settings.head_timeout_s:g} s")
-        elif phase is Phase.BODY:
+        elif phase is BODY:
             allowed_s = settings.body_timeout_s + connection.body_bytes / settings.min_bytes_per_s
             if waited_s > allowed_s:
                 self._time_out("slow_body", f"body: {connection.body_bytes} bytes after {waited_s:.0f} s, too slow")
 
     def _time_out(self, cause: str, problem: str) -> None:
         self._connection.give_up(Refused(408, cause, problem))
-        self._enter(Phase.OVER)
+        self._enter(OVER)
         self._go_on()
 
     def _check_reader(self, now_ns: int) -> None:
