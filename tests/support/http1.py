@@ -67,6 +67,7 @@ class MemoryTransport(asyncio.Transport):
         self.aborted = False
         self.eof = False
         self.buffered = 0
+        self.high: int | None = None
         self.protocol: Http1Protocol | None = None
 
     def write(self, data: Any) -> None:
@@ -85,7 +86,7 @@ class MemoryTransport(asyncio.Transport):
         self.reading = True
 
     def set_write_buffer_limits(self, high: int | None = None, low: int | None = None) -> None:
-        pass
+        self.high = high
 
     def get_write_buffer_size(self) -> int:
         return self.buffered

@@ -350,7 +350,8 @@ def later(peer: Peer, seconds: float) -> None:
 
 async def test_a_slow_reader_is_not_read(app: Echo) -> None:
     """Nothing is read from a peer that does not take its answers, until it does."""
-    peer = Peer(app)
+    peer = Peer(app, max_unsent_bytes=1234)
+    assert peer.transport.high == 1234
     peer.protocol.pause_writing()
     assert not peer.transport.reading
     peer.protocol.resume_writing()

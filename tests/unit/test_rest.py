@@ -6,7 +6,9 @@ import asyncio
 import gzip
 import json
 import re
+import shutil
 import socket
+import ssl
 import sys
 import time
 import tracemalloc
@@ -585,3 +587,62 @@ async def test_a_port_that_is_taken(dataplane: FakeDataPlane) -> None:
         with pytest.raises(ListenFailed, match=f"127.0.0.1:{port}: .*in use"):
             await server.start()
         await server.stop(1)
+
+
+async def run(*command: str) -> tuple[int, bytes]:
+    program = await asyncio.create_subprocess_exec(*command, stdout=asyncio.subprocess.PIPE)
+    out, _ = await program.communicate()
+    assert program.returncode is not None
+    return program.returncode, out
+
+
+@pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")
+@pytest.mark.parametrize(
+    "flags",
+    [(), ("-0",), ("-H", "Transfer-Encoding: chunked"), ("-H", "Expect: 100-continue"), ("-H", "Connection: close")],
+    ids=["HTTP/1.1", "HTTP/1.0", "chunked", "told to wait", "close"],
+)
+async def test_curl(served: tuple[RestServer, int], tmp_path: Path, flags: tuple[str, ...]) -> None:
+    """curl gets its answers, in every way in which it sends a body; twice over one connection where it is kept."""
+    body = tmp_path / "body"
+    body.write_bytes(document(parameters={"p": "x" * 50_000}))
+    url = f"http://127.0.0.1:{served[1]}{INFER}"
+    rest = ("-sS", "--max-time", "20", "--data-binary", f"@{body}", *flags, url, url, "-w", "%{http_code} ")
+    status, out = await run("curl", *rest)
+    assert (status, out.count(b"[11.0,22.0,33.0,44.0]"), out.count(b"200 ")) == (0, 2, 2)
+
+
+async def test_urllib3(served: tuple[RestServer, int]) -> None:
+    """Its pool keeps the connection over good answers and errors alike."""
+    program = (
+        "import sys, urllib3\n"
+        "pool = urllib3.PoolManager()\n"
+        "for _ in range(3):\n"
+        "    for path, body, status in (('infer', sys.argv[2], 200), ('infer', '{', 400), ('nothing', '{', 404)):\n"
+        "        answer = pool.request('POST', sys.argv[1] + path, body=body.encode())\n"
+        "        assert answer.status == status, answer.data\n"
+        "[connections] = [p.num_connections for p in [pool.connection_from_url(sys.argv[1])]]\n"
+        "assert connections == 1, connections\n"
+    )
+    url = f"http://127.0.0.1:{served[1]}/v2/models/{MODEL}/"
+    status, _ = await run(sys.executable, "-c", program, url, document().decode())
+    assert status == 0
+
+
+@pytest.mark.skipif(shutil.which("openssl") is None, reason="openssl is not installed")
+async def test_tls(dataplane: FakeDataPlane, tmp_path: Path) -> None:
+    """The same over TLS: answers, a body over the limit, and the way out."""
+    key, certificate = tmp_path / "key.pem", tmp_path / "certificate.pem"
+    subject = ("-subj", "/CN=localhost", "-addext", "subjectAltName=IP:127.0.0.1", "-days", "1")
+    made = ("openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes")
+    assert (await run(*made, "-keyout", str(key), "-out", str(certificate), *subject))[0] == 0
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate, key)
+    server = RestServer(dataplane, "127.0.0.1", HttpSettings(port=0, max_body_bytes=LIMIT), context)
+    port = await server.start()
+    trust = ssl.create_default_context(cafile=str(certificate))
+    async with httpx.AsyncClient(base_url=f"https://127.0.0.1:{port}", verify=trust) as client:
+        assert (await client.post(INFER, content=document())).status_code == 200
+        assert (await client.post(INFER, content=b"x" * 300_000)).status_code == 413
+        assert (await client.get("/v2/health/live")).status_code == 200
+    await server.stop(1)

@@ -118,7 +118,7 @@ class Http1Protocol(asyncio.Protocol):
         self._since_ns = time.monotonic_ns()
         if server.draining or not server.connections.admit(self):
             self._closing = True
-            reply = error_reply(503, "the server has as many connections as it may have, try again later")
+            reply = error_reply(503, "the server takes no more connections now, try again later")
             transport.write(render(reply, server.clock.date, _CLOSE, head_only=False))
             transport.close()
             return
