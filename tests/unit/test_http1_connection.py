@@ -86,6 +86,16 @@ async def test_bytes_may_come_one_by_one(app: Echo, size: int) -> None:
     assert [answer.body for answer in peer.answers(*METHODS)] == BODIES
 
 
+async def test_rfc_9112_2_2_empty_lines(app: Echo) -> None:
+    """A few before a request line are skipped, also in pieces; a flood of them is no request."""
+    peer = Peer(app)
+    peer.send(b"\r\n\r\n" + get("/1") + b"\r")
+    peer.send(b"\n" + get("/2"))
+    assert [answer.status for answer in peer.answers()] == [200, 200]
+    peer.send(b"\r\n" * 10_000)
+    assert [answer.status for answer in peer.answers()] == [400]
+
+
 async def test_answers_wait_for_those_before_them(app: Echo) -> None:
     """RFC 9112 9.3.2: a later answer that is ready first is kept back."""
     app.held = True

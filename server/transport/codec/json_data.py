@@ -64,7 +64,7 @@ def unpack_json(field: str, tensor: Tensor) -> Array | list[str]:
             return [element.decode() for element in array]
         except UnicodeDecodeError as error:
             raise Unsupported(field, f"output {quoted(tensor.name)} is no UTF-8, ask for it as binary_data") from error
-    # A search in the bytes costs a quarter of `all()` where there are few.
+    # A search in the bytes costs half of `all()` where there are few.
     if array.dtype.kind == "f" and b"\0" in np.isfinite(array).tobytes():
         raise Unsupported(
             field, f"output {quoted(tensor.name)} holds NaN or infinity, JSON has neither: ask for it as binary_data"

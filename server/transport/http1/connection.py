@@ -12,7 +12,7 @@ from io import BytesIO
 
 from server.settings import HttpSettings
 from server.transport.http1.chunked import Chunked
-from server.transport.http1.head import END, Head, Heads, Refused
+from server.transport.http1.head import END, Head, Heads, Refused, malformed
 
 
 class Phase(Enum):
@@ -24,6 +24,9 @@ class Phase(Enum):
     OVER = auto()
     """Nothing that would be read."""
 
+
+_MAX_EMPTY_LINES = 64
+"""That arrive together: they are passed over one by one, and nobody has a use for them."""
 
 # Names of the module: CPython 3.11 takes ten times as long to find a member through its class.
 IDLE, HEAD, BODY, OVER = Phase.IDLE, Phase.HEAD, Phase.BODY, Phase.OVER
@@ -157,12 +160,15 @@ class Connection:
         self._head = head  # Whoever writes the answer wants to know whether this was HEAD.
 
     def _messages(self, data: bytes, now_ns: int, room: int, received: list[Received]) -> None:
-        at, size = 0, len(data)
+        at, size, empty_lines = 0, len(data), 0
         while at < size:
             if data[at] == 13 and data[at : at + 2] in (b"\r\n", b"\r"):
                 if size - at < 2:
                     break
-                at += 2  # Empty lines before a request line are skipped. Source: RFC 9112, section 2.2.
+                # A few empty lines before a request line are skipped. Source: RFC 9112, section 2.2.
+                at, empty_lines = at + 2, empty_lines + 1
+                if empty_lines > _MAX_EMPTY_LINES:
+                    raise malformed("has too many empty lines before it")
                 continue
             end = data.find(END, at) + 4
             if end < 4:

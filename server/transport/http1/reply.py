@@ -36,10 +36,9 @@ def with_headers(reply: Reply, *headers: tuple[bytes, bytes]) -> Reply:
 
 
 class Clock:
-    """The time as of the last look at it, and the answers' date, made once a second."""
+    """The date of the answers, made once a second."""
 
     def __init__(self) -> None:
-        self.now_ns = 0
         self.stale_ns = 0
         """When the date has to be made anew, by `time.monotonic_ns`."""
         self.date = b""
@@ -48,7 +47,6 @@ class Clock:
         self.tick(time.monotonic_ns())
 
     def tick(self, now_ns: int) -> None:
-        self.now_ns = now_ns
         self.stale_ns = now_ns + _SECOND_NS
         self.date = b"date: " + formatdate(usegmt=True).encode() + b"\r\n"
         self.ok = b"HTTP/1.1 200 OK\r\n" + self.date

@@ -110,4 +110,6 @@ class Http1Server:
 
     def _look_now(self) -> None:
         self._look_later()
-        self.look(time.monotonic_ns())
+        now_ns = time.monotonic_ns()
+        self.clock.tick(now_ns)
+        self.look(now_ns)
