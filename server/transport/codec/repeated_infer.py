@@ -86,23 +86,23 @@ class _AnswerLayout:
         self._after_id = json[len(self._before_id) :]
         self._block = fields(len(json), len(json) + self._binary_bytes) + json
 
-    def fits(self, response: InferResponse) -> bool:
+    def parts(self, response: InferResponse) -> list[Buffer] | None:
+        """The answer with this response's data and id; None if it is laid out otherwise."""
         outputs = response.outputs
         if len(outputs) != len(self._outputs) or response.parameters:
-            return False
+            return None
         if response.model_version != self._model_version or response.model_name != self._model_name:
-            return False
+            return None
+        parts: list[Buffer] = [self._block]
         for tensor, (name, datatype, shape, size) in zip(outputs, self._outputs, strict=False):
-            if tensor.shape != shape or tensor.name != name or len(tensor.data) != size or tensor.datatype != datatype:
-                return False
-        return True
-
-    def parts(self, response: InferResponse) -> list[Buffer]:
-        data = [tensor.data for tensor in response.outputs]
-        if not response.id:
-            return [self._block, *data]
-        json = b"".join((self._before_id, b',"id":', orjson.dumps(response.id), self._after_id))
-        return [fields(len(json), len(json) + self._binary_bytes), json, *data]
+            data = tensor.data
+            if tensor.shape != shape or tensor.name != name or len(data) != size or tensor.datatype != datatype:
+                return None
+            parts.append(data)
+        if response.id:
+            json = b"".join((self._before_id, b',"id":', orjson.dumps(response.id), self._after_id))
+            parts[0] = fields(len(json), len(json) + self._binary_bytes) + json
+        return parts
 
 
 class InferCodec:
@@ -174,8 +174,9 @@ class InferCodec:
         """
         if type(formats) is Layout:
             answer = formats.answer
-            if answer is not None and answer.fits(response):
-                return answer.parts(response)
+            repeated = answer.parts(response) if answer is not None else None
+            if repeated is not None:
+                return repeated
             formats.answer = _answer_layout(response, formats.formats)
         plain = formats.formats if isinstance(formats, Layout) else formats
         parts, json_length = encode_infer(response, plain)
@@ -193,13 +194,10 @@ def fields(json_length: int | None, size: int) -> bytes:
 
 
 def _tensors(layout: Layout, body: bytes, offset: int) -> list[Tensor]:
-    if layout.binary_bytes <= _COPIED_BYTES:
-        return [
-            Tensor(name, datatype, shape, body[offset + begin : offset + end])
-            for name, datatype, shape, begin, end in layout.inputs
-        ]
-    view = memoryview(body)[offset:]
-    return [Tensor(name, datatype, shape, view[begin:end]) for name, datatype, shape, begin, end in layout.inputs]
+    view = body if layout.binary_bytes <= _COPIED_BYTES else memoryview(body)
+    return [
+        Tensor(name, datatype, shape, view[offset + b : offset + e]) for name, datatype, shape, b, e in layout.inputs
+    ]
 
 
 def _without_id(json: bytes) -> tuple[str, bytes]:

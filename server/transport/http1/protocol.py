@@ -30,7 +30,7 @@ _KEEP_ALIVE = b"connection: keep-alive\r\n"
 class Turn:
     """One request, and the place of its answer in the order of its connection."""
 
-    __slots__ = ("_answer", "_protocol", "body", "formats", "head", "received_ns", "work")
+    __slots__ = ("_protocol", "answer", "body", "formats", "head", "received_ns", "work")
 
     def __init__(self, protocol: Http1Protocol, head: Head | None, body: bytes, received_ns: int) -> None:
         """`head` is None for an answer to bytes that were no request."""
@@ -43,36 +43,33 @@ class Turn:
         """What the application needs to abandon it."""
         self.formats: Any = None
         """What the application needs to answer it."""
-        self._answer: Sequence[Any] | None = None
+        self.answer: Sequence[Any] | None = None
+        """Its bytes, in parts, once it was answered."""
 
     def reply(self, reply: Reply) -> None:
         """Answer. Whatever comes after the first answer, or after the connection is gone, is dropped."""
-        if self._answer is not None:
+        if self.answer is not None:
             return
         head, protocol = self.head, self._protocol
         connection = protocol.connection_header(self)
         head_only = head is not None and head.method == "HEAD"
-        self._answer = (render(reply, protocol.server.clock.date, connection, head_only=head_only),)
+        self.answer = (render(reply, protocol.server.clock.date, connection, head_only=head_only),)
         self.work = None
         protocol.answered(self)
 
     def reply_ok(self, parts: Sequence[Any]) -> None:
         """Answer 200 to a request that is not HEAD. `parts` are the header fields but for `Connection` and
         `Date`, an empty line, and the body; they must not change afterwards."""
-        if self._answer is not None:
+        if self.answer is not None:
             return
         protocol = self._protocol
         server = protocol.server
         if self.head.plain and not server.draining:  # type: ignore[union-attr]  # only Turns of requests get here
-            self._answer = (server.clock.ok, *parts)
+            self.answer = (server.clock.ok, *parts)
         else:
-            self._answer = (server.clock.ok, protocol.connection_header(self), *parts)
+            self.answer = (server.clock.ok, protocol.connection_header(self), *parts)
         self.work = None
         protocol.answered(self)
-
-    @property
-    def answer(self) -> Sequence[Any] | None:
-        return self._answer
 
 
 class Http1Protocol(asyncio.Protocol):
@@ -166,8 +163,11 @@ class Http1Protocol(asyncio.Protocol):
         phase = connection.phase
         if received:
             self._since_ns = now_ns
-            turns = [Turn(self, head, body, received_ns) for head, body, received_ns in received]
-            waiting.extend(turns)
+            turns: list[Turn] = []
+            for head, body, received_ns in received:
+                turn = Turn(self, head, body, received_ns)
+                turns.append(turn)
+                waiting.append(turn)
             if phase is not self._phase:
                 self._enter(phase)
             if connection.refuses:
@@ -227,7 +227,7 @@ class Http1Protocol(asyncio.Protocol):
         if not turns or turns[0] is not turn or transport is None:
             return
         if len(turns) == 1:
-            turns.clear()
+            turns.pop()
             _write(transport, turn.answer)  # type: ignore[arg-type]  # it has one
             if self._phase is not IDLE or self.server.draining:
                 self._go_on()

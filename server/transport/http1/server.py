@@ -62,7 +62,10 @@ class Http1Server:
         listener = listen(self._host, self._port)
         port: int = listener.getsockname()[1]
         loop = asyncio.get_running_loop()
-        self._listener = await loop.create_server(lambda: Http1Protocol(self), sock=listener, ssl=self._tls)
+        handshake_s = self.settings.head_timeout_s if self._tls else None
+        self._listener = await loop.create_server(
+            lambda: Http1Protocol(self), sock=listener, ssl=self._tls, ssl_handshake_timeout=handshake_s
+        )
         self._look_later()
         return port
 
