@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from server.errors import Draining
+from server.transport.codec.recent import Recent
 from server.transport.exchange import Exchange, failure_reply
 from server.transport.http1.reply import error_reply, with_headers
 from server.transport.http1.server import Http1Server
@@ -24,6 +25,12 @@ if TYPE_CHECKING:
     from server.transport.http1.protocol import Turn
 
 
+_ROUTES_BYTES = 256 * 1024
+"""Of the paths whose route is remembered, twice at most."""
+_ROUTE_BYTES = 256
+"""What a route weighs beside its path."""
+
+
 class _Plan(NamedTuple):
     """Of a head whose route is answered by a coroutine."""
 
@@ -38,18 +45,28 @@ class RestApp:
         self._dataplane = dataplane
         self._max_body_bytes = max_body_bytes
         self._router = Router()
+        # Heads that differ in other things mostly have a path that was seen before.
+        self._routes: Recent[tuple[str, bytes], tuple[Handler | None, Mapping[str, str]]] = Recent(_ROUTES_BYTES)
         self._infer = RestInfer(dataplane, max_body_bytes)
         self._tasks: set[asyncio.Task[None]] = set()
 
     def plan(self, head: Head) -> None:
         try:
-            handler, names = self._router.find(head.method, head.path)
+            handler, names = self._find(head)
             head.plan = _Plan(handler, names) if handler else InferPlan(head, names)
         except MethodNotAllowed as error:
             reply = error_reply(405, "method: not allowed for this path")
             head.refusal = with_headers(reply, (b"allow", error.allow.encode()))
         except Exception as error:  # noqa: BLE001 - the boundary where every error becomes a status
             head.refusal = failure_reply(error)
+
+    def _find(self, head: Head) -> tuple[Handler | None, Mapping[str, str]]:
+        key = (head.method, head.path)
+        route = self._routes.get(key)
+        if route is None:
+            route = self._router.find(*key)
+            self._routes.put(key, route, len(head.path) + _ROUTE_BYTES)
+        return route
 
     def take(self, turns: Sequence[Turn]) -> None:
         requests: list[InferRequest] = []

@@ -49,6 +49,7 @@ class Head:
     __slots__ = (
         "chunked",
         "expects_continue",
+        "fields",
         "headers",
         "keep_alive",
         "length",
@@ -67,7 +68,9 @@ class Head:
         self.path, _, self.query = _origin_form(target).partition(b"?")
         self.version = version
         self.headers = headers
-        self.keep_alive = _keep_alive(version, tokens(headers, b"connection"))
+        self.fields = dict(reversed(headers))
+        """The first value of each."""
+        self.keep_alive = _keep_alive(version, tokens(self, b"connection"))
         self.plain = self.keep_alive and version == (1, 1)
         """Its answer needs no `Connection` header."""
         self.chunked = False
@@ -80,16 +83,23 @@ class Head:
 
     def header(self, name: bytes) -> str:
         """The value of the first header of that name (in lower case), empty if it is not there."""
-        for key, value in self.headers:
-            if key == name:
-                return value.decode("latin-1").strip()
-        return ""
+        value = self.fields.get(name)
+        return value.decode("latin-1").strip() if value is not None else ""
+
+    def values(self, name: bytes) -> list[bytes]:
+        """Of every header of that name."""
+        return [value for key, value in self.headers if key == name] if name in self.fields else []
 
 
-def tokens(headers: Headers, name: bytes) -> list[bytes]:
+def tokens(head: Head, name: bytes) -> list[bytes]:
     """The elements of a list header, in lower case, over all of its lines."""
-    values = b",".join([value for key, value in headers if key == name])
-    return [token for item in values.lower().split(b",") if (token := item.strip(b" \t"))]
+    if name not in head.fields:
+        return []
+    return _elements(head.values(name))
+
+
+def _elements(values: list[bytes]) -> list[bytes]:
+    return [token for item in b",".join(values).lower().split(b",") if (token := item.strip(b" \t"))]
 
 
 class Heads:
@@ -134,8 +144,9 @@ class Heads:
             pass  # Upgrades may be ignored, and are. Source: RFC 9110, section 7.8.
         except httptools.HttpParserError as error:
             # Of a transfer coding that it does not know it says only that it is wrong.
-            if any(name == b"transfer-encoding" for name, _ in fields.headers):
-                _check_codings(tokens(fields.headers, b"transfer-encoding"), version)
+            codings = [value for name, value in fields.headers if name == b"transfer-encoding"]
+            if codings:
+                _check_codings(_elements(codings), version)
             raise malformed(str(error)) from error
         if not fields.complete:
             raise malformed("has no end")
@@ -214,11 +225,11 @@ def _keep_alive(version: tuple[int, int], connection: list[bytes]) -> bool:
 
 def _read_framing(head: Head) -> None:
     """How long the body is. Whatever two readers could read in two ways is refused. Source: RFC 9112, section 6."""
-    lengths = [value for name, value in head.headers if name == b"content-length"]
-    if any(name == b"transfer-encoding" for name, _ in head.headers):
+    lengths = head.values(b"content-length")
+    if b"transfer-encoding" in head.fields:
         if lengths:
             raise malformed("has both Content-Length and Transfer-Encoding")
-        _check_codings(tokens(head.headers, b"transfer-encoding"), head.version)
+        _check_codings(tokens(head, b"transfer-encoding"), head.version)
         head.chunked = True
     elif lengths:
         value = lengths[0].strip(b" \t")
@@ -238,7 +249,7 @@ def _check_codings(codings: list[bytes], version: tuple[int, int]) -> None:
 
 def _check_host(head: Head) -> None:
     """Source: RFC 9112, section 3.2."""
-    hosts = [value for name, value in head.headers if name == b"host"]
+    hosts = head.values(b"host")
     if len(hosts) > 1 or (not hosts and head.version >= (1, 1)):
         raise malformed("Host must be there once")
     if hosts and not _AUTHORITY.fullmatch(hosts[0].strip(b" \t")):
@@ -247,7 +258,7 @@ def _check_host(head: Head) -> None:
 
 def _read_expectation(head: Head) -> None:
     """An expectation of HTTP/1.0 is ignored. Source: RFC 9110, section 10.1.1."""
-    expectations = tokens(head.headers, b"expect")
+    expectations = tokens(head, b"expect")
     if not expectations or head.version < (1, 1):
         return
     if expectations != [b"100-continue"]:
