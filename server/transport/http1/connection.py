@@ -160,16 +160,12 @@ class Connection:
         self._head = head  # Whoever writes the answer wants to know whether this was HEAD.
 
     def _messages(self, data: bytes, now_ns: int, room: int, received: list[Received]) -> None:
-        at, size, empty_lines = 0, len(data), 0
+        at, size = 0, len(data)
         while at < size:
-            if data[at] == 13 and data[at : at + 2] in (b"\r\n", b"\r"):
-                if size - at < 2:
+            if data[at] == 13:
+                at = _past_empty_lines(data, at)
+                if at >= size - 1:
                     break
-                # A few empty lines before a request line are skipped. Source: RFC 9112, section 2.2.
-                at, empty_lines = at + 2, empty_lines + 1
-                if empty_lines > _MAX_EMPTY_LINES:
-                    raise malformed("has too many empty lines before it")
-                continue
             end = data.find(END, at) + 4
             if end < 4:
                 self._heads.check_begin(data[at:])
@@ -178,13 +174,15 @@ class Connection:
                 break
             head = self._heads.find(data[at:end])
             at = end + head.length
-            if at > size or head.chunked or head.refusal is not None:
+            if at > size or head.chunked or (head.refusal is not None and head.length):
                 data = self._begin_body(head, data[end:], now_ns, received)
                 at, size = 0, len(data)
                 if self.phase in (BODY, OVER):
                     return
                 continue
             received.append((head, data[end:at] if head.length else b"", now_ns))
+            if head.refusal is not None:
+                self.refuses = True
             if not head.keep_alive:
                 self.phase = OVER
                 self.unread = at < size
@@ -252,3 +250,13 @@ class Connection:
         self._body_here = BytesIO()
         self._left = 0
         self._wants_continue = False
+
+
+def _past_empty_lines(data: bytes, at: int) -> int:
+    """A few empty lines before a request line are skipped. Source: RFC 9112, section 2.2."""
+    end = at
+    while data.startswith(b"\r\n", end):
+        end += 2
+    if end - at > 2 * _MAX_EMPTY_LINES:
+        raise malformed("has too many empty lines before it")
+    return end

@@ -145,7 +145,8 @@ class Http1Protocol(asyncio.Protocol):
         self.server.lost(self)
 
     def pause_writing(self) -> None:
-        assert self._transport is not None
+        if self._transport is None:
+            return  # It was turned away.
         self._paused_ns = time.monotonic_ns()
         self._paused_bytes = self._transport.get_write_buffer_size()
         self._steer()
