@@ -11,7 +11,7 @@ BENCH ?=
 REPORTS ?= build/bench
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test check format types lint bench bench-quick bench-simulate bench-overload bench-cap bench-prediction bench-collector bench-decode bench-startup bench-share models proto lock clean
+.PHONY: help serve test check format types lint bench bench-quick bench-simulate bench-overload bench-cap bench-prediction bench-collector bench-decode bench-startup bench-share bench-rest models proto lock clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -62,6 +62,9 @@ bench-share: $(VENV)/.dev ## two models on the same cores, one of them overloade
 
 bench-prediction: $(VENV)/.dev ## how far passes are from what was foreseen, with real models, a minute
 	$(BIN)/python -m loadtests.benchmarks.prediction --out $(REPORTS) $(BENCH)
+
+bench-rest: $(VENV)/.dev ## what an infer request over REST costs the server, binary and JSON, half a minute on two quiet cores
+	$(BIN)/python -m loadtests.benchmarks.rest --out $(REPORTS) $(BENCH)
 
 models: $(VENV)/.dev ## train, verify and publish the committed models anew: digits, breast_cancer, fraud
 	$(BIN)/python -m exporter train image-classification --data digits --name digits --replace

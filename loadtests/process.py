@@ -22,6 +22,9 @@ _SAMPLE = re.compile(r"^(\w+)(?:\{([^}]*)\})? (\S+)$", re.MULTILINE)
 
 @dataclass(frozen=True)
 class Server:
+    pid: int
+    http: str
+    """host:port"""
     grpc: str
     """host:port"""
     metrics_url: str
@@ -56,7 +59,8 @@ def serving(repository: Path, folder: Path, core: int) -> Iterator[Server]:
         process = subprocess.Popen(command, cwd=_ROOT, stdout=stdout, stderr=stderr)  # noqa: S603 - our own command
     try:
         banner = _banner(process, out, log)
-        yield Server(f"127.0.0.1:{_port(banner, 'gRPC')}", f"http://127.0.0.1:{_port(banner, 'metrics')}/metrics")
+        http, grpc, metrics = (f"127.0.0.1:{_port(banner, name)}" for name in ("REST", "gRPC", "metrics"))
+        yield Server(process.pid, http, grpc, f"http://{metrics}/metrics")
     finally:
         process.terminate()
         try:

@@ -33,10 +33,10 @@ from server.pipeline.load import load_pipeline
 from server.repository.repository import Repository
 from server.scheduler.share import Share
 from server.settings import RepositorySettings, Settings
-from server.transport.asgi import AsgiServer
+from server.transport.http1.server import Http1Server
 from server.transport.http2.server import Http2Server
 from server.transport.listen import ListenFailed
-from server.transport.metrics import metrics_app
+from server.transport.metrics import MetricsApp
 from server.transport.rest import RestServer
 from server.types import IndexEntry
 
@@ -64,18 +64,12 @@ class Server:
             self.models, self.lifecycle, settings.repository, settings.pipeline.threads or available_cores()
         )
         host, http = settings.host, settings.http
-        self.rest = RestServer(
-            self.dataplane, host, http.port, max_body_bytes=http.max_body_bytes, keep_alive_s=http.keep_alive_s
-        )
+        self.rest = RestServer(self.dataplane, host, http)
         self.grpc = _grpc_server(self.dataplane, settings)
         ours = self.grpc if isinstance(self.grpc, Http2Server) else None
-        closed = {"grpc": ours.connections.closed} if ours else {}
-        self.metrics = AsgiServer(
-            metrics_app(Metrics(self.dataplane, closed, ours).expose),
-            host,
-            settings.metrics.port,
-            keep_alive_s=http.keep_alive_s,
-        )
+        closed = {"http": self.rest.closed, **({"grpc": ours.connections.closed} if ours else {})}
+        metrics = Metrics(self.dataplane, closed, ours)
+        self.metrics = Http1Server(MetricsApp(metrics.expose), host, settings.metrics.port, http)
         self.ports: dict[str, int] = {}
         self._poll: asyncio.Task[None] | None = None
 

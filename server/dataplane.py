@@ -112,6 +112,7 @@ class DataPlane:
             deadline_ns=request.deadline_ns,
             parameters=request.parameters,
             explanation=request.explanation,
+            tenant=request.tenant,
         )
         if inner.explanation is not None:
             inner.explanation.mark("loop", inner.received_ns)

@@ -54,8 +54,32 @@ class HttpSettings(Section):
     """REST; 0 picks a free port."""
     max_body_bytes: Annotated[int, Field(gt=0, json_schema_extra=flag("--http-max-input-size"))] = 64 * 1024 * 1024
     """Bytes of a request's body, after decompression."""
+    max_bodies_bytes: Annotated[int, Field(gt=0)] = 1024 * 1024 * 1024
+    """Bytes of bodies that are still arriving, over all connections; a body beyond them is answered 503."""
+    max_connections: Annotated[int, Field(gt=0)] = 8192
+    """Connections open at a time; further ones are answered 503 and closed."""
+    max_pipelined_requests: Annotated[int, Field(gt=0)] = 64
+    """Requests of one connection under way at a time; it is not read while it has as many."""
+    max_head_bytes: Annotated[int, Field(gt=0)] = 32 * 1024
+    """Bytes of a request line with its header fields (431), and of trailers; four times what browsers send."""
+    max_target_bytes: Annotated[int, Field(gt=0)] = 8 * 1024
+    """Bytes of a request's target (414): what RFC 9110 asks for, and no route needs more."""
+    max_headers: Annotated[int, Field(gt=0)] = 100
+    """Header fields of a request (431)."""
+    max_unsent_bytes: Annotated[int, Field(gt=0)] = 256 * 1024
+    """Bytes of answers that may wait for their client to take them; while there are more, it is not read from."""
     keep_alive_s: Annotated[int, Field(gt=0)] = 75
     """Seconds that an idle connection is kept; longer than the 60 s of common proxies, so that they close first."""
+    head_timeout_s: Annotated[float, Field(gt=0)] = 20.0
+    """Seconds from the first byte of a request to the end of its header fields (408)."""
+    body_timeout_s: Annotated[float, Field(gt=0)] = 20.0
+    """Seconds for a request's body (408), beside those that it earns by `min_bytes_per_s`."""
+    write_timeout_s: Annotated[float, Field(gt=0)] = 20.0
+    """Seconds for a client to take its answers once they wait, beside those that it earns; then it is cut off."""
+    min_bytes_per_s: Annotated[int, Field(gt=0)] = 16 * 1024
+    """Bytes, sent or taken, that earn a client one more second; slow mobile networks give more."""
+    linger_s: Annotated[float, Field(gt=0)] = 2.0
+    """Seconds that a client may go on sending what nobody reads, so that it comes to see its last answer."""
 
 
 class GrpcSettings(Section):

@@ -410,6 +410,8 @@ class PredictRequest:
     deadline_ns: int = NO_DEADLINE
     parameters: Mapping[str, Parameter] | None = None
     explanation: Explanation | None = None
+    tenant: str = ""
+    """As of an `InferRequest`."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -118,6 +118,7 @@ async def _model_infer(dataplane: DataPlane, message: Any, info: CallInfo) -> An
 
 async def _predict(dataplane: DataPlane, message: Any, info: CallInfo) -> Any:
     request = predict_grpc.decode_predict(message, info.deadline_ns)
+    request.tenant = info.tenant
     request.explanation = decoded(info.explanation, request.parameters, info.received_ns)
     return predict_grpc.encode_predict(await dataplane.predict(request))
 

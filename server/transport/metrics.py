@@ -1,25 +1,36 @@
-"""The listener of Prometheus: GET /metrics, and nothing else."""
+"""What Prometheus asks: GET /metrics, and nothing else."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
-from server.transport.asgi import AsgiApp, Receive, Scope, Send
+from server.transport.http1.reply import Reply
+
+if TYPE_CHECKING:
+    from server.transport.http1.head import Head
+    from server.transport.http1.protocol import Turn
 
 _CONTENT_TYPE = b"text/plain; version=0.0.4; charset=utf-8"
+_NOT_FOUND = Reply(404, b"not found: metrics are at /metrics\n", [(b"content-type", b"text/plain")])
+_NOT_ALLOWED = Reply(405, b"", [(b"allow", b"GET, HEAD")])
 
 
-def metrics_app(expose: Callable[[], bytes]) -> AsgiApp:
-    """An app that answers each scrape with what `expose` gives, in Prometheus' text format."""
+class MetricsApp:
+    """Answers each scrape with what `expose` gives, in Prometheus' text format."""
 
-    async def app(scope: Scope, receive: Receive, send: Send) -> None:
-        found = scope["path"] == "/metrics"
-        body = expose() if found else b"not found: metrics are at /metrics\n"
-        headers = [
-            (b"content-type", _CONTENT_TYPE if found else b"text/plain"),
-            (b"content-length", str(len(body)).encode()),
-        ]
-        await send({"type": "http.response.start", "status": 200 if found else 404, "headers": headers})
-        await send({"type": "http.response.body", "body": b"" if scope["method"] == "HEAD" else body})
+    def __init__(self, expose: Callable[[], bytes]) -> None:
+        self._expose = expose
 
-    return app
+    def plan(self, head: Head) -> None:
+        if head.path != b"/metrics":
+            head.refusal = _NOT_FOUND
+        elif head.method not in ("GET", "HEAD"):
+            head.refusal = _NOT_ALLOWED
+
+    def take(self, turns: Sequence[Turn]) -> None:
+        for turn in turns:
+            turn.reply(Reply(200, self._expose(), [(b"content-type", _CONTENT_TYPE)]))
+
+    def abandon(self, turn: Turn) -> None:
+        """Nothing is ever under way."""

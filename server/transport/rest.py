@@ -1,98 +1,131 @@
-"""The REST transport: a bare ASGI app over the table of routes."""
+"""The REST transport: the table of routes over HTTP/1.1."""
 
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Any
-from urllib.parse import quote
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, NamedTuple
 
 from server.errors import Draining
-from server.transport.asgi import AsgiServer, Receive, Scope, Send
-from server.transport.exchange import Exchange, Headers, Reply, json_reply
-from server.transport.routes import MethodNotAllowed, Router
-from server.transport.status import failure_of
+from server.transport.codec.recent import Recent
+from server.transport.exchange import Exchange, failure_reply
+from server.transport.http1.reply import error_reply, with_headers
+from server.transport.http1.server import Http1Server
+from server.transport.rest_infer import InferPlan, RestInfer
+from server.transport.routes import Handler, MethodNotAllowed, Router
+from server.types import InferRequest
 
 if TYPE_CHECKING:
-    from server.dataplane import DataPlane
+    import ssl
+    from collections import Counter
 
-_WATCH_AFTER_S = 0.005
-"""Seconds after which a call is watched for its client's leaving. Most are answered before: a watch costs a
-task, and a cancellation spares nothing by then."""
+    from server.dataplane import DataPlane
+    from server.settings import HttpSettings
+    from server.transport.http1.head import Head
+    from server.transport.http1.protocol import Turn
+
+
+_ROUTES_BYTES = 256 * 1024
+"""Of the paths whose route is remembered, twice at most."""
+_ROUTE_BYTES = 256
+"""What a route weighs beside its path."""
+
+
+class _Plan(NamedTuple):
+    """Of a head whose route is answered by a coroutine."""
+
+    handler: Handler
+    names: Mapping[str, str]
 
 
 class RestApp:
-    """The ASGI app. It answers every call itself: no exception reaches the listener."""
+    """Answers every turn itself: no exception reaches the listener. infer is plain calls, all else is a task."""
 
     def __init__(self, dataplane: DataPlane, *, max_body_bytes: int) -> None:
         self._dataplane = dataplane
         self._max_body_bytes = max_body_bytes
         self._router = Router()
+        # Heads that differ in other things mostly have a path that was seen before.
+        self._routes: Recent[tuple[str, bytes], tuple[Handler | None, Mapping[str, str]]] = Recent(_ROUTES_BYTES)
+        self._infer = RestInfer(dataplane, max_body_bytes)
+        self._tasks: set[asyncio.Task[None]] = set()
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        watch = _DisconnectWatch(receive)
+    def plan(self, head: Head) -> None:
         try:
-            reply = await self._reply(scope, receive, watch)
-        except asyncio.CancelledError:
-            # By the listener at the end of its grace, or by the watch, and then nobody gets this.
-            reply = _error_reply(Draining())
-        except Exception as error:  # noqa: BLE001 - the boundary where every error becomes a status
-            reply = _error_reply(error)
-        finally:
-            watch.close()
-        if not watch.disconnected:
-            await _send(_closing(reply, scope), send)
-
-    async def _reply(self, scope: Scope, receive: Receive, watch: _DisconnectWatch) -> Reply:
-        raw_path = scope.get("raw_path") or quote(scope["path"]).encode()
-        try:
-            handler, names = self._router.find(scope["method"], raw_path)
+            handler, names = self._find(head)
+            head.plan = _Plan(handler, names) if handler else InferPlan(head, names)
         except MethodNotAllowed as error:
-            allow = (b"allow", error.allow.encode())
-            return _with_headers(json_reply({"error": "method: not allowed for this path"}, 405), allow)
-        exchange = Exchange(self._dataplane, scope, receive, names, self._max_body_bytes, watch.start)
-        return await handler(exchange)
+            reply = error_reply(405, "method: not allowed for this path")
+            head.refusal = with_headers(reply, (b"allow", error.allow.encode()))
+        except Exception as error:  # noqa: BLE001 - the boundary where every error becomes a status
+            head.refusal = failure_reply(error)
 
+    def _find(self, head: Head) -> tuple[Handler | None, Mapping[str, str]]:
+        key = (head.method, head.path)
+        route = self._routes.get(key)
+        if route is None:
+            route = self._router.find(*key)
+            self._routes.put(key, route, len(head.path) + _ROUTE_BYTES)
+        return route
 
-class _DisconnectWatch:
-    """Cancels the task of a call when its client goes away while it waits for the data plane."""
+    def take(self, turns: Sequence[Turn]) -> None:
+        requests: list[InferRequest] = []
+        for turn in turns:
+            plan = turn.head.plan  # type: ignore[union-attr]  # a turn that is taken has a head
+            if type(plan) is InferPlan and not (plan.encoding and plan.on_thread(turn)):
+                request = self._infer.request(turn, plan)
+                if request is not None:
+                    requests.append(request)
+            else:
+                self._start(turn, plan)
+        if requests:
+            self._dataplane.submit(requests)
 
-    __slots__ = ("_call", "_receive", "_timer", "_watcher", "disconnected")
+    def abandon(self, turn: Turn) -> None:
+        work = turn.work
+        if isinstance(work, InferRequest):
+            self._dataplane.cancel(work)
+        elif work is not None:
+            work.cancel()
 
-    def __init__(self, receive: Receive) -> None:
-        self._receive = receive
-        self._call: asyncio.Task[Any] | None = None
-        self._timer: asyncio.TimerHandle | None = None
-        self._watcher: asyncio.Task[None] | None = None
-        self.disconnected = False
+    def _start(self, turn: Turn, plan: _Plan | InferPlan) -> None:
+        answering = self._inflate(turn, plan) if isinstance(plan, InferPlan) else self._answer(turn, plan)
+        turn.work = task = asyncio.get_running_loop().create_task(answering)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
-    def start(self) -> None:
-        """To be called once the body is complete: `receive` can only tell of the end from then on."""
-        self._call = asyncio.current_task()
-        self._timer = asyncio.get_running_loop().call_later(_WATCH_AFTER_S, self._watch)
+    async def _answer(self, turn: Turn, plan: _Plan) -> None:
+        try:
+            reply = await plan.handler(Exchange(self._dataplane, turn, plan.names, self._max_body_bytes))
+        except asyncio.CancelledError:
+            # By the listener at the end of its grace; or the client is gone, and then nobody gets this.
+            reply = failure_reply(Draining())
+        except Exception as error:  # noqa: BLE001 - the boundary where every error becomes a status
+            reply = failure_reply(error)
+        turn.reply(reply)
 
-    def close(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-        if self._watcher is not None:
-            self._watcher.cancel()
-
-    def _watch(self) -> None:
-        self._watcher = asyncio.get_running_loop().create_task(self._until_disconnected())
-
-    async def _until_disconnected(self) -> None:
-        while (await self._receive())["type"] != "http.disconnect":
-            pass
-        self.disconnected = True
-        if self._call is not None:
-            self._call.cancel()
+    async def _inflate(self, turn: Turn, plan: InferPlan) -> None:
+        """An infer request whose body is inflated on a thread before it goes the way of all others."""
+        try:
+            body = await Exchange(self._dataplane, turn, {}, self._max_body_bytes).body()
+        except asyncio.CancelledError:
+            turn.reply(failure_reply(Draining()))
+        except Exception as error:  # noqa: BLE001 - the boundary where every error becomes a status
+            turn.reply(failure_reply(error))
+        else:
+            request = self._infer.request(turn, plan, body)
+            if request is not None:
+                self._dataplane.submit((request,))
 
 
 class RestServer:
     """The REST listener. A started server is stopped once, and not started again."""
 
-    def __init__(self, dataplane: DataPlane, host: str, port: int, *, max_body_bytes: int, keep_alive_s: int) -> None:
-        app = RestApp(dataplane, max_body_bytes=max_body_bytes)
-        self._listener = AsgiServer(app, host, port, keep_alive_s=keep_alive_s)
+    def __init__(
+        self, dataplane: DataPlane, host: str, settings: HttpSettings, tls: ssl.SSLContext | None = None
+    ) -> None:
+        app = RestApp(dataplane, max_body_bytes=settings.max_body_bytes)
+        self._listener = Http1Server(app, host, settings.port, settings, tls)
 
     async def start(self) -> int:
         """Listen, and return the port. Raises ListenFailed."""
@@ -102,31 +135,7 @@ class RestServer:
         """Close the listener and idle connections, answer what is in flight; what is left after `grace_s` gets 503."""
         await self._listener.stop(grace_s)
 
-
-def _error_reply(error: BaseException) -> Reply:
-    failure = failure_of(error)
-    reply = json_reply({"error": failure.message}, failure.http)
-    if failure.retry_after_ms > 0:
-        return _with_headers(reply, (b"retry-after", str(failure.retry_after_s).encode()))
-    return reply
-
-
-def _closing(reply: Reply, scope: Scope) -> Reply:
-    """Close the connection where nobody can tell whether the client, told to wait, will still send the body.
-
-    Otherwise an error that comes before the end of the body leaves the rest to the listener, which drops it:
-    a client that is cut off while it sends would see a reset connection and not its answer.
-    """
-    if reply.status >= 400 and any(name == b"expect" for name, _ in scope["headers"]):
-        return _with_headers(reply, (b"connection", b"close"))
-    return reply
-
-
-def _with_headers(reply: Reply, *headers: tuple[bytes, bytes]) -> Reply:
-    return reply._replace(headers=[*reply.headers, *headers])
-
-
-async def _send(reply: Reply, send: Send) -> None:
-    headers: Headers = [*reply.headers, (b"content-length", str(len(reply.body)).encode())]
-    await send({"type": "http.response.start", "status": reply.status, "headers": headers})
-    await send({"type": "http.response.body", "body": reply.body})
+    @property
+    def closed(self) -> Counter[str]:
+        """Connections that were turned away or ended for a fault of their peer, and refused bodies, by cause."""
+        return self._listener.connections.closed

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, NamedTuple
 from urllib.parse import unquote_to_bytes
 
-from server.call import Settled, answer, settle_into
 from server.errors import InvalidRequest, UnknownRoute
 from server.explain import ANSWER_KEY, REQUEST_KEY, Explanation, asked_by, decoded
 from server.transport.codec import management, predict_rest, statistics, v2_rest
-from server.transport.exchange import Exchange, Headers, Reply, json_reply
+from server.transport.exchange import Exchange
+from server.transport.http1.reply import Reply, json_reply
 
 Handler = Callable[[Exchange], Awaitable[Reply]]
 
-_BINARY_TYPE = (b"content-type", b"application/octet-stream")
 _JSON_TYPE = (b"content-type", b"application/json")
 _REQUEST_HEADER = REQUEST_KEY.encode()
 _ANSWER_HEADER = ANSWER_KEY.encode()
@@ -67,38 +65,18 @@ def _statistics_reply(exchange: Exchange, name: str = "", version: str = "") -> 
     return json_reply(management.to_json(message))
 
 
-async def _infer(exchange: Exchange) -> Reply:
-    explanation = _explanation(exchange)
-    body = await exchange.body()
-    if explanation is not None:
-        explanation.mark("receive")
-    settled: Settled = asyncio.get_running_loop().create_future()
-    model_name, model_version = exchange.model
-    call = v2_rest.Call(model_name, model_version, settle_into(settled), exchange.received_ns, exchange.deadline_ns())
-    header = exchange.header(b"inference-header-content-length")
-    header_length = v2_rest.parse_header_length(header) if header else None
-    if header_length == 0:
-        specs = exchange.dataplane.model_metadata(model_name, model_version).inputs
-        request, formats = v2_rest.decode_raw_infer(call, body, specs)
-    else:
-        request, formats = v2_rest.decode_infer(call, body, header_length)
-    request.explanation = decoded(explanation, request.parameters, exchange.received_ns)
-    exchange.dataplane.submit((request,))
-    response = await answer(request, settled, exchange.dataplane.cancel)
-    parts, json_length = v2_rest.encode_infer(response, formats)
-    if json_length is None:
-        return _explained(Reply(200, parts[0], [_JSON_TYPE]), request.explanation)
-    headers: Headers = [_BINARY_TYPE, (b"inference-header-content-length", str(json_length).encode())]
-    return _explained(Reply(200, b"".join(parts), headers), request.explanation)
-
-
 async def _predict(exchange: Exchange) -> Reply:
     explanation = _explanation(exchange)
     body = await exchange.body()
     if explanation is not None:
         explanation.mark("receive")
     request = predict_rest.decode_predict(
-        *exchange.model, body, exchange.header(b"content-type"), exchange.query(), exchange.deadline_ns()
+        *exchange.model,
+        body,
+        exchange.header(b"content-type"),
+        exchange.query(),
+        exchange.deadline_ns(),
+        exchange.tenant,
     )
     request.explanation = decoded(explanation, request.parameters, exchange.received_ns)
     reply = Reply(200, predict_rest.encode_predict(await exchange.dataplane.predict(request)), [_JSON_TYPE])
@@ -156,12 +134,13 @@ async def _options(exchange: Exchange) -> dict[str, Any]:
 class Route(NamedTuple):
     method: str
     pattern: str
-    handler: Handler
+    handler: Handler | None
+    """None for infer, which is answered by plain calls (`rest_infer.py`)."""
 
 
 ROUTES: tuple[Route, ...] = (
-    Route("POST", "/v2/models/{model}/infer", _infer),
-    Route("POST", "/v2/models/{model}/versions/{version}/infer", _infer),
+    Route("POST", "/v2/models/{model}/infer", None),
+    Route("POST", "/v2/models/{model}/versions/{version}/infer", None),
     Route("POST", "/v2/models/{model}/predict", _predict),
     Route("POST", "/v2/models/{model}/versions/{version}/predict", _predict),
     Route("GET", "/v2", _server_metadata),
@@ -200,8 +179,8 @@ class Router:
             segments = route.pattern.encode().split(b"/")
             self._by_length.setdefault(len(segments), []).append((route, segments))
 
-    def find(self, method: str, raw_path: bytes) -> tuple[Handler, Mapping[str, str]]:
-        """The handler, and the placeholders' values. HEAD is answered as GET.
+    def find(self, method: str, raw_path: bytes) -> tuple[Handler | None, Mapping[str, str]]:
+        """The route's handler, and the placeholders' values. HEAD is answered as GET.
 
         Raises:
             UnknownRoute: no route has this path.

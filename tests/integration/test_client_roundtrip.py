@@ -12,7 +12,7 @@ import pytest
 
 from server.client import AsyncClient, Client, ClientError, IndexEntry
 from server.errors import Code, DeadlineExceeded, PayloadTooLarge, QueueFull
-from server.settings import GrpcSettings, TlsSettings
+from server.settings import GrpcSettings, HttpSettings, TlsSettings
 from server.transport.http2.server import Http2Server
 from server.transport.rest import RestServer
 from server.types import NO_DEADLINE, Classification, ImageInput, RowInput, Score, Tensor, TensorSpec, TextInput
@@ -31,7 +31,7 @@ def dataplane() -> FakeDataPlane:
 async def url(request: pytest.FixtureRequest, dataplane: FakeDataPlane) -> AsyncIterator[str]:
     server: RestServer | Http2Server
     if request.param == "http":
-        server = RestServer(dataplane, "127.0.0.1", 0, max_body_bytes=LIMIT, keep_alive_s=75)
+        server = RestServer(dataplane, "127.0.0.1", HttpSettings(port=0, max_body_bytes=LIMIT))
     else:
         server = Http2Server(dataplane, "127.0.0.1", GrpcSettings(port=0, max_message_bytes=LIMIT), TlsSettings())
     yield f"{request.param}://127.0.0.1:{await server.start()}"

@@ -431,7 +431,7 @@ sys.argv = ["server", "version"]
 try:
     runpy.run_module("server", run_name="__main__", alter_sys=True)
 except SystemExit as end:
-    heavy = {"torch", "lightning", "onnxruntime", "uvicorn", "grpc", "httpx", "numpy", "pandas"} & set(sys.modules)
+    heavy = {"torch", "lightning", "onnxruntime", "httptools", "grpc", "httpx", "numpy", "pandas"} & set(sys.modules)
     sys.exit(str(heavy) if heavy or end.code else 0)
 """
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)

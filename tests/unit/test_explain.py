@@ -31,6 +31,7 @@ from server.transport.http2.server import Http2Server
 from server.transport.rest import RestApp
 from server.types import InferRequest, InferResponse, Timing
 from tests.support.fake_dataplane import MODEL, FakeDataPlane
+from tests.support.http1 import Peer
 
 INFER = f"/v2/models/{MODEL}/infer"
 PREDICT = f"/v2/models/{MODEL}/predict"
@@ -223,17 +224,15 @@ async def rest(
     dataplane: FakeDataPlane, path: str, body: dict[str, Any], *headers: tuple[bytes, bytes]
 ) -> tuple[int, dict[bytes, bytes]]:
     """The status and the headers of an answer."""
-    sent: list[Any] = []
-
-    async def receive() -> dict[str, Any]:
-        return {"type": "http.request", "body": json.dumps(body).encode(), "more_body": False}
-
-    async def send(message: Any) -> None:
-        sent.append(message)
-
-    scope = {"type": "http", "method": "POST", "path": path, "raw_path": path.encode(), "headers": list(headers)}
-    await RestApp(dataplane, max_body_bytes=10_000)(scope, receive, send)
-    return sent[0]["status"], dict(sent[0]["headers"])
+    peer = Peer(RestApp(dataplane, max_body_bytes=10_000))  # type: ignore[arg-type]
+    text = json.dumps(body).encode()
+    fields = b"".join(b"%s: %s\r\n" % header for header in headers)
+    peer.send(
+        b"POST %s HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n%s\r\n" % (path.encode(), len(text), fields) + text
+    )
+    await peer.transport.written.wait()
+    [answer] = peer.answers()
+    return answer.status, {name.encode(): value.encode() for name, value in answer.headers.items()}
 
 
 @pytest.mark.parametrize(("path", "inputs"), [(INFER, [ROW]), (PREDICT, [[1]])], ids=["infer", "predict"])

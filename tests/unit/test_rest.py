@@ -6,14 +6,16 @@ import asyncio
 import gzip
 import json
 import re
+import shutil
 import socket
+import ssl
 import sys
 import time
 import tracemalloc
 import zlib
 from collections.abc import AsyncIterator, Iterable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import httpx
 import numpy as np
@@ -21,12 +23,15 @@ import pytest
 
 import server.transport.rest as rest_module
 from server.errors import DeadlineExceeded, Draining, PayloadTooLarge, QueueFull
+from server.settings import HttpSettings
 from server.transport.exchange import inflate
+from server.transport.http1.server import Http1Server
 from server.transport.listen import ListenFailed
 from server.transport.rest import RestApp, RestServer
 from server.transport.routes import ROUTES
 from server.types import NO_DEADLINE, ImageInput, RowInput, Tensor, TensorSpec
 from tests.support.fake_dataplane import MODEL, FakeDataPlane
+from tests.support.http1 import Answer, Peer
 
 LIMIT = 2000
 INFER = f"/v2/models/{MODEL}/infer"
@@ -34,28 +39,30 @@ PREDICT = f"/v2/models/{MODEL}/predict"
 README = Path(rest_module.__file__).with_name("README.md")
 
 
-class Answer(NamedTuple):
-    status: int
-    headers: dict[str, str]
-    body: bytes
-
-    @property
-    def json(self) -> Any:
-        return json.loads(self.body)
-
-    @property
-    def error(self) -> str:
-        [(key, text)] = self.json.items()
-        assert key == "error"
-        return str(text)
-
-
 class Client:
-    """Calls the app in memory. `more` is what `receive` gives after the body, forever nothing if it is None."""
+    """Calls the app over connections in memory, each with one request."""
 
     def __init__(self, dataplane: FakeDataPlane, limit: int = LIMIT) -> None:
-        self.app = RestApp(dataplane, max_body_bytes=limit)
-        self.received = 0
+        self.app = RestApp(dataplane, max_body_bytes=limit)  # type: ignore[arg-type]
+        self.server = Http1Server(self.app, "127.0.0.1", 0, HttpSettings(max_body_bytes=limit))
+        self.peer: Peer | None = None
+
+    def send(self, method: str, path: str, body: bytes | Iterable[bytes], headers: dict[str, str]) -> Peer:
+        """The request on its way. A body in several pieces is chunked."""
+        fields = {"Host": "x", **headers}
+        if isinstance(body, bytes):
+            fields.setdefault("Content-Length", str(len(body)))
+            pieces = [body]
+        else:
+            fields["Transfer-Encoding"] = "chunked"
+            pieces = [b"%x\r\n%s\r\n" % (len(piece), piece) for piece in body]
+            pieces.append(b"0\r\n\r\n")
+        lines = [f"{method} {path} HTTP/1.1", *(f"{name}: {value}" for name, value in fields.items())]
+        peer = Peer(self.app, self.server)
+        peer.send("\r\n".join([*lines, "", ""]).encode() + pieces[0])
+        for piece in pieces[1:]:
+            peer.send(piece)
+        return peer
 
     async def __call__(
         self,
@@ -66,41 +73,17 @@ class Client:
         *,
         disconnect: bool = False,
     ) -> Answer:
-        chunks = [body] if isinstance(body, bytes) else list(body)
-        events = [
-            {"type": "http.request", "body": chunk, "more_body": index + 1 < len(chunks)}
-            for index, chunk in enumerate(chunks)
-        ]
-        sent: list[dict[str, Any]] = []
-
-        async def receive() -> dict[str, Any]:
-            if events:
-                event = events.pop(0)
-                self.received += len(event["body"])
-                return event
-            if not disconnect:
-                await asyncio.Event().wait()
-            return {"type": "http.disconnect"}
-
-        async def send(message: Any) -> None:
-            sent.append(message)
-
-        raw_path, _, query = path.partition("?")
-        scope = {
-            "type": "http",
-            "method": method,
-            "path": raw_path,
-            "raw_path": raw_path.encode(),
-            "query_string": query.encode(),
-            "headers": [(name.lower().encode(), value.encode()) for name, value in (headers or {}).items()],
-        }
-        await self.app(scope, receive, send)
-        if not sent:
+        self.peer = peer = self.send(method, path, body, headers or {})
+        if disconnect:
+            await asyncio.sleep(0)  # A task has to begin before it can be cancelled.
+            peer.protocol.connection_lost(None)
+            for _ in range(3):
+                await asyncio.sleep(0)
+            assert not peer.transport.sent
             return Answer(0, {}, b"")
-        start, end = sent
-        reply_headers = {name.decode(): value.decode() for name, value in start["headers"]}
-        assert reply_headers["content-length"] == str(len(end["body"]))
-        return Answer(start["status"], reply_headers, end["body"])
+        await peer.transport.written.wait()
+        [answer] = peer.answers(method)
+        return answer
 
 
 @pytest.fixture
@@ -173,7 +156,8 @@ async def test_predict(dataplane: FakeDataPlane, call: Client) -> None:
 @pytest.mark.parametrize("path", ["/v2/health/live", "/v2/health/ready", f"/v2/models/{MODEL}/ready"])
 async def test_health_can_fail(dataplane: FakeDataPlane, call: Client, path: str) -> None:
     """Health is 200 or 503, with no body."""
-    assert await call("GET", path) == Answer(200, {"content-length": "0"}, b"")
+    answer = await call("GET", path)
+    assert (answer.status, answer.headers["content-length"], answer.body) == (200, "0", b"")
     dataplane.ready_now = False
     assert (await call("GET", path)).status == 503
 
@@ -349,17 +333,20 @@ async def test_an_output_that_json_can_not_carry(dataplane: FakeDataPlane, call:
 # --- bodies -------------------------------------------------------------------------------------------
 
 
-async def test_a_declared_length_over_the_limit(call: Client) -> None:
-    """A Content-Length over the limit is 413 before a byte is read."""
-    answer = await call("POST", INFER, b"x" * (LIMIT + 1), {"Content-Length": str(LIMIT + 1)})
-    assert (answer.status, call.received) == (413, 0)
+async def test_a_declared_length_over_the_limit(dataplane: FakeDataPlane, call: Client) -> None:
+    """A Content-Length over the limit is 413 before a byte is here."""
+    answer = await call("POST", INFER, b"", {"Content-Length": str(LIMIT + 1)})
+    assert answer.status == 413
     assert answer.error == f"body: {LIMIT + 1} bytes, over the limit of {LIMIT} bytes"
+    assert answer.headers["connection"] == "close"
+    assert not dataplane.requests
 
 
 async def test_chunks_over_the_limit(call: Client) -> None:
-    """Without a length the chunks are counted, and no more than one past the limit is taken."""
-    answer = await call("POST", INFER, [b" " * 900] * 100)
-    assert (answer.status, call.received) == (413, 2700)
+    """Without a length the chunks are counted, and what goes over the limit is not waited for."""
+    peer = call.send("POST", INFER, [b" " * 900] * 3, {})
+    [answer] = peer.answers()
+    assert (answer.status, answer.error) == (413, f"body: over the limit of {LIMIT} bytes")
 
 
 async def test_a_body_at_the_limit(call: Client) -> None:
@@ -368,13 +355,6 @@ async def test_a_body_at_the_limit(call: Client) -> None:
     assert (await call("POST", INFER, body, {"Content-Length": str(LIMIT)})).status == 200
     assert (await call("POST", INFER, [body[i : i + 100] for i in range(0, LIMIT, 100)])).status == 200
     assert (await call("POST", INFER, body + b" ")).status == 413
-
-
-async def test_a_client_told_to_wait_is_disconnected(call: Client) -> None:
-    """After an error, a client that waits for "100 Continue" may or may not send its body: the connection ends."""
-    headers = {"Content-Length": str(LIMIT + 1), "Expect": "100-continue"}
-    assert (await call("POST", INFER, b"", headers)).headers["connection"] == "close"
-    assert "connection" not in (await call("POST", INFER, b"", {"Content-Length": str(LIMIT + 1)})).headers
 
 
 COMPRESSED = {"gzip": gzip.compress, "deflate": zlib.compress}
@@ -485,34 +465,34 @@ async def test_a_client_that_leaves_cancels_its_predict(dataplane: FakeDataPlane
     assert dataplane.cancelled_predicts == 1
 
 
-async def test_a_client_that_leaves_before_its_body_ends(dataplane: FakeDataPlane) -> None:
+async def test_a_client_that_leaves_before_its_body_ends(dataplane: FakeDataPlane, call: Client) -> None:
     """Half a body is no request."""
-    sent = []
-
-    async def receive() -> dict[str, Any]:
-        return {"type": "http.disconnect"}
-
-    async def send(message: Any) -> None:
-        sent.append(message["type"])
-
-    scope = {"type": "http", "method": "POST", "path": INFER, "query_string": b"", "headers": []}
-    await RestApp(dataplane, max_body_bytes=LIMIT)(scope, receive, send)
+    await call("POST", INFER, b"{", {"Content-Length": "100"}, disconnect=True)
     assert not dataplane.requests
 
 
-async def test_a_slow_answer_is_not_lost_to_the_watch(dataplane: FakeDataPlane, call: Client) -> None:
-    """A call that is watched for a disconnect is answered as any other."""
+async def test_a_slow_answer(dataplane: FakeDataPlane, call: Client) -> None:
+    """A request that is settled later is answered then."""
     dataplane.held = True
-    task = asyncio.create_task(call("POST", INFER, document()))
-    await dataplane.arrived.wait()
-    asyncio.get_running_loop().call_later(rest_module._WATCH_AFTER_S * 3, dataplane.release)
-    assert (await task).status == 200
+    peer = call.send("POST", INFER, document(), {})
+    assert not peer.transport.sent
+    dataplane.release()
+    [answer] = peer.answers()
+    assert answer.status == 200
     assert not dataplane.cancelled
+
+
+async def test_the_tenant(dataplane: FakeDataPlane, call: Client) -> None:
+    """X-Tenant says on whose behalf it is asked, for infer and predict; without it nobody's."""
+    for headers in ({"X-Tenant": "blue"}, {}):
+        await call("POST", INFER, document(), headers)
+        await call("POST", PREDICT, b'{"inputs": ["t"]}', headers)
+    assert [r.tenant for r in dataplane.requests] == [r.tenant for r in dataplane.predicts] == ["blue", ""]
 
 
 async def test_head_is_get_without_the_body(dataplane: FakeDataPlane) -> None:
     """HEAD gives the headers of GET, with the length of the body that it leaves out."""
-    server = RestServer(dataplane, "127.0.0.1", 0, max_body_bytes=LIMIT, keep_alive_s=5)
+    server = RestServer(dataplane, "127.0.0.1", HttpSettings(port=0, max_body_bytes=LIMIT))
     port = await server.start()
     async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}") as client:
         got, head = await client.get("/v2"), await client.head("/v2")
@@ -528,7 +508,7 @@ async def test_head_is_get_without_the_body(dataplane: FakeDataPlane) -> None:
 
 @pytest.fixture
 async def served(dataplane: FakeDataPlane) -> AsyncIterator[tuple[RestServer, int]]:
-    server = RestServer(dataplane, "127.0.0.1", 0, max_body_bytes=1_000_000, keep_alive_s=5)
+    server = RestServer(dataplane, "127.0.0.1", HttpSettings(port=0, max_body_bytes=1_000_000))
     port = await server.start()
     yield server, port
     await server.stop(1)
@@ -580,8 +560,7 @@ async def test_stop_answers_what_is_in_flight(served: tuple[RestServer, int], da
         with pytest.raises(ConnectionRefusedError):
             await asyncio.open_connection("127.0.0.1", port)
         assert not stopping.done()
-        # Well after the listener has turned to waiting for its connections.
-        asyncio.get_running_loop().call_later(0.5, dataplane.release)
+        dataplane.release()
         answer = await waiting
         assert (answer.status_code, answer.headers["connection"]) == (200, "close")
         await stopping
@@ -604,7 +583,66 @@ async def test_a_port_that_is_taken(dataplane: FakeDataPlane) -> None:
     """A port that can't be had is an error that names it."""
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        server = RestServer(dataplane, "127.0.0.1", port, max_body_bytes=LIMIT, keep_alive_s=5)
+        server = RestServer(dataplane, "127.0.0.1", HttpSettings(port=port, max_body_bytes=LIMIT))
         with pytest.raises(ListenFailed, match=f"127.0.0.1:{port}: .*in use"):
             await server.start()
         await server.stop(1)
+
+
+async def run(*command: str) -> tuple[int, bytes]:
+    program = await asyncio.create_subprocess_exec(*command, stdout=asyncio.subprocess.PIPE)
+    out, _ = await program.communicate()
+    assert program.returncode is not None
+    return program.returncode, out
+
+
+@pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")
+@pytest.mark.parametrize(
+    "flags",
+    [(), ("-0",), ("-H", "Transfer-Encoding: chunked"), ("-H", "Expect: 100-continue"), ("-H", "Connection: close")],
+    ids=["HTTP/1.1", "HTTP/1.0", "chunked", "told to wait", "close"],
+)
+async def test_curl(served: tuple[RestServer, int], tmp_path: Path, flags: tuple[str, ...]) -> None:
+    """curl gets its answers, in every way in which it sends a body; twice over one connection where it is kept."""
+    body = tmp_path / "body"
+    body.write_bytes(document(parameters={"p": "x" * 50_000}))
+    url = f"http://127.0.0.1:{served[1]}{INFER}"
+    rest = ("-sS", "--max-time", "20", "--data-binary", f"@{body}", *flags, url, url, "-w", "%{http_code} ")
+    status, out = await run("curl", *rest)
+    assert (status, out.count(b"[11.0,22.0,33.0,44.0]"), out.count(b"200 ")) == (0, 2, 2)
+
+
+async def test_urllib3(served: tuple[RestServer, int]) -> None:
+    """Its pool keeps the connection over good answers and errors alike."""
+    program = (
+        "import sys, urllib3\n"
+        "pool = urllib3.PoolManager()\n"
+        "for _ in range(3):\n"
+        "    for path, body, status in (('infer', sys.argv[2], 200), ('infer', '{', 400), ('nothing', '{', 404)):\n"
+        "        answer = pool.request('POST', sys.argv[1] + path, body=body.encode())\n"
+        "        assert answer.status == status, answer.data\n"
+        "[connections] = [p.num_connections for p in [pool.connection_from_url(sys.argv[1])]]\n"
+        "assert connections == 1, connections\n"
+    )
+    url = f"http://127.0.0.1:{served[1]}/v2/models/{MODEL}/"
+    status, _ = await run(sys.executable, "-c", program, url, document().decode())
+    assert status == 0
+
+
+@pytest.mark.skipif(shutil.which("openssl") is None, reason="openssl is not installed")
+async def test_tls(dataplane: FakeDataPlane, tmp_path: Path) -> None:
+    """The same over TLS: answers, a body over the limit, and the way out."""
+    key, certificate = tmp_path / "key.pem", tmp_path / "certificate.pem"
+    subject = ("-subj", "/CN=localhost", "-addext", "subjectAltName=IP:127.0.0.1", "-days", "1")
+    made = ("openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes")
+    assert (await run(*made, "-keyout", str(key), "-out", str(certificate), *subject))[0] == 0
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate, key)
+    server = RestServer(dataplane, "127.0.0.1", HttpSettings(port=0, max_body_bytes=LIMIT), context)
+    port = await server.start()
+    trust = ssl.create_default_context(cafile=str(certificate))
+    async with httpx.AsyncClient(base_url=f"https://127.0.0.1:{port}", verify=trust) as client:
+        assert (await client.post(INFER, content=document())).status_code == 200
+        assert (await client.post(INFER, content=b"x" * 300_000)).status_code == 413
+        assert (await client.get("/v2/health/live")).status_code == 200
+    await server.stop(1)

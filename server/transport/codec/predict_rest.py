@@ -41,6 +41,7 @@ def decode_predict(
     content_type: str = "",
     query: Mapping[str, str] | None = None,
     deadline_ns: int = NO_DEADLINE,
+    tenant: str = "",
 ) -> PredictRequest:
     """A request from JSON, or from one image if `content_type` says so (image/* or application/octet-stream).
 
@@ -70,6 +71,7 @@ def decode_predict(
         top_k=_top_k(options.get("top_k", 0)),
         deadline_ns=deadline_ns,
         parameters=parameters or None,
+        tenant=tenant,
     )
 
 

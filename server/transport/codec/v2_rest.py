@@ -55,6 +55,8 @@ class Call(NamedTuple):
     on_settle: Callable[[InferRequest, Outcome], None]
     received_ns: int
     deadline_ns: int = NO_DEADLINE
+    tenant: str = ""
+    caller: object = None
 
 
 def decode_infer(call: Call, body: bytes, header_length: int | None = None) -> tuple[InferRequest, OutputFormat]:
@@ -204,6 +206,8 @@ def _request(
         outputs=outputs,
         parameters=parameters,
         deadline_ns=call.deadline_ns,
+        tenant=call.tenant,
+        caller=call.caller,
     )
 
 
