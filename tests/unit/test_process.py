@@ -13,6 +13,8 @@ ROOT = Path(__file__).parents[2]
 NOT_FOR_SERVING = (
     "PIL",
     "exporter",
+    "grpc",
+    "grpc.aio",
     "httpx",
     "lightning",
     "ml_dtypes",
