@@ -71,9 +71,21 @@ class Admission:
         self._known: dict[object, Known] = {}
         """By signature, until the next pass has taught something."""
 
-    def learn_cost(self) -> None:
-        """Look again at the largest batches that are worth forming, and at what a row then takes of an instance."""
+    def learn_pass(self, requests: Sequence[InferRequest], pass_ns: int, ended_ns: int) -> None:
+        """A pass succeeded and was learned by its cost model: what is known is known anew, and how well foreseen."""
         self._known.clear()
+        foreseen_ns = min([request.predicted_ns for request in requests if request.predicted_ns], default=0)
+        if foreseen_ns:
+            self.margin.learn(ended_ns - foreseen_ns, pass_ns)
+
+    def learn_expiry(self, request: InferRequest, now_ns: int) -> None:
+        """Somebody who was admitted will not be answered: the margin was too small."""
+        if request.predicted_ns:
+            self.margin.learn(now_ns - request.predicted_ns, self.alone_ns(request))
+
+    def alone_ns(self, request: InferRequest) -> int:
+        """A pass for the request alone; 0: not known."""
+        return self._costs.for_signature(request.signature).predict_ns(request.rows) or 0
 
     def known(self, signature: object) -> Known:
         """What is known of requests of one signature, since the last pass."""

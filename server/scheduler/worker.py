@@ -51,6 +51,11 @@ class Pass:
         return self.padding_elements / self.input_elements if self.input_elements else 0.0
 
     @property
+    def durations_ns(self) -> tuple[int, int, int]:
+        """Of input, infer and output."""
+        return self.compute_input_ns, self.compute_infer_ns, self.compute_output_ns
+
+    @property
     def compute_ns(self) -> int:
         return self.compute_input_ns + self.compute_infer_ns + self.compute_output_ns
 

@@ -199,7 +199,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         self.set_expiry(book, request, timeout)
         book.queue_was_full = self.is_full(book)
         # A pass whose end the loop has not heard yet is still ahead.
-        book.nobody_ahead = bool(self.bench.batcher._idle) and not self.bench.batcher.pending
+        book.nobody_ahead = bool(self.bench.batcher._instances.idle) and not self.bench.batcher.pending
         book.came_while_draining = self.draining_since is not None
         self.books[request] = book
         self.bench.batcher.submit((request,))
@@ -418,13 +418,13 @@ class SchedulerMachine(RuleBasedStateMachine):
         statistics = self.bench.statistics
         assert (statistics.execution_count, statistics.inference_count) == (self.passes_run, self.rows_run)
         held = {request for runner in self.bench.runners if runner.job for request in runner.job[0]}
-        if self.bench.batcher._in_order is not None:
-            held |= set(self.bench.batcher._in_order._ready)
+        if self.bench.batcher._settling._in_order is not None:
+            held |= set(self.bench.batcher._settling._in_order._ready)
         still = {request: book for request, book in waiting.items() if request not in held}
         assert self.bench.batcher.pending == statistics.pending == len(still)
         for request, book in still.items():
             assert (request.deadline_ns if book.runs else book.rejects_ns) > now_ns, "expired and not told"
-        turn = self.bench.batcher._turn
+        turn = self.bench.batcher._instances.turn
         if turn.waiting:
             assert self.share is not None
             assert self.bench.batcher.pending
@@ -461,7 +461,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         self.statistics_tell_what_happened()
         assert self.bench.batcher.pending == self.bench.statistics.pending == 0
         if self.share is not None:
-            assert (self.share.used, self.bench.batcher._turn.waiting) == (0, False), "tokens are lost"
+            assert (self.share.used, self.bench.batcher._instances.turn.waiting) == (0, False), "tokens are lost"
         if self.drain is not None:
             try:
                 self.drain.send(None)

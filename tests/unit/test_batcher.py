@@ -466,7 +466,7 @@ def test_a_bug_in_the_tick_settles_everybody_once_and_is_logged_once(caplog: pyt
     healthy, bench.batcher._limits = bench.batcher._limits, Broken()  # type: ignore[assignment]
     requests = [bench.caller.request([n]) for n in (1, 2)]
     for request in requests:
-        admit(bench.batcher._queue, request, bench.clock.now_ns)
+        admit(bench.batcher._backlog.queue, request, bench.clock.now_ns)
     bench.batcher._tick()
     assert all(isinstance(bench.caller.outcome(request), EngineFailure) for request in requests)
     assert len(caplog.records) == 1
@@ -687,7 +687,7 @@ def test_the_cost_is_learned_from_passes() -> None:
     bench.submit(bench.caller.request([1, 2]))
     bench.loop.run()
     bench.complete()
-    assert bench.batcher._costs.for_signature(1).predict_ns(2) == 7 * MS
+    assert bench.batcher._instances._costs.for_signature(1).predict_ns(2) == 7 * MS
     assert bench.statistics.compute_infer.ns == 7 * MS
 
 

@@ -49,7 +49,7 @@ def test_each_device_learns_from_its_own_passes() -> None:
     slow.instance.run = disturbed
     slow.complete()
     made.loop.run()
-    costs = made.batcher._costs
+    costs = made.batcher._instances._costs
     assert (costs.on("cpu").for_signature(1).predict_ns(1) or 0) > 11 * MS
     assert costs.on("gpu0").for_signature(1).predict_ns(1) == MS
 
@@ -78,7 +78,7 @@ def test_admission_foresees_with_the_rates_of_all() -> None:
     for _ in range(2):
         made.submit(made.caller.request([1]))
         made.loop.run()
-    outlook = made.batcher._look_out(made.clock.now_ns)
+    outlook = made.batcher._door.look_out(made.clock.now_ns)
     assert outlook.instances == pytest.approx(1.1)
     assert outlook.left_ns == pytest.approx(MS + 10 * MS * 0.1)
     # Eleven passes of the GPU are 10 ms of both.

@@ -116,10 +116,10 @@ def test_while_it_waits_the_last_request_may_go() -> None:
     pair = Pair()
     pair.ask(pair.a)
     request = pair.ask(pair.b)
-    assert pair.b.batcher._turn.waiting
+    assert pair.b.batcher._instances.turn.waiting
     pair.b.batcher.cancel(request)
     pair.b.loop.run()
-    assert not pair.b.batcher._turn.waiting
+    assert not pair.b.batcher._instances.turn.waiting
     end(pair.a)
     pair.ask(pair.a)
     assert running(pair.a) == 1
