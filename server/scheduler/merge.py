@@ -23,7 +23,6 @@ from server.types import (
     DATATYPES,
     Array,
     Batch,
-    Buffer,
     InferRequest,
     InferResponse,
     Tensor,
@@ -158,18 +157,31 @@ def _checked(name: str, array: Array, batch: Batch, batched: bool, received: Map
 
 def _cut(name: str, datatype: str, array: Array, requests: Sequence[InferRequest]) -> list[Tensor]:
     """Each request's rows of one output; views, but for BYTES, whose elements have no fixed size."""
+    if datatype == "BYTES":
+        return _cut_bytes(name, array, requests)
     tail = array.shape[1:]
     row_bytes = prod(tail) * DATATYPES[datatype].size
-    data = b"" if datatype == "BYTES" else array.reshape(-1).view(np.uint8).data
+    data = array.reshape(-1).view(np.uint8).data
+    cuts: list[Tensor] = []
+    start, rows, shape, size = 0, -1, tail, 0
+    for request in requests:
+        # Neighbours mostly have the same number of rows: then they share a shape.
+        if request.rows != rows:
+            rows = request.rows
+            shape, size = (rows, *tail), rows * row_bytes
+        stop = start + size
+        cuts.append(Tensor(name, datatype, shape, data[start:stop]))
+        start = stop
+    return cuts
+
+
+def _cut_bytes(name: str, array: Array, requests: Sequence[InferRequest]) -> list[Tensor]:
+    tail = array.shape[1:]
     cuts: list[Tensor] = []
     start = 0
     for request in requests:
         stop = start + request.rows
-        part: Buffer
-        if row_bytes:
-            part = data[start * row_bytes : stop * row_bytes]
-        else:
-            part = pack_bytes(array[start:stop].reshape(-1).tolist()) if datatype == "BYTES" else b""
-        cuts.append(Tensor(name, datatype, (request.rows, *tail), part))
+        part = pack_bytes(array[start:stop].reshape(-1).tolist())
+        cuts.append(Tensor(name, "BYTES", (request.rows, *tail), part))
         start = stop
     return cuts
