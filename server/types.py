@@ -163,8 +163,7 @@ class InferResponse:
         self.timing = timing
 
 
-@dataclass(frozen=True, slots=True)
-class Timing:
+class Timing(NamedTuple):
     """Where a request's time went, in nanoseconds; the compute parts are those of its whole batch."""
 
     queue_ns: int
@@ -323,8 +322,7 @@ class InferRequest:
         return True
 
 
-@dataclass(frozen=True, slots=True)
-class Batch:
+class Batch(NamedTuple):
     """What an engine sees: whole input arrays of `rows` rows, never a request."""
 
     model_name: str
