@@ -118,14 +118,14 @@ class Admission:
         self._statistics.admitted += 1
         return None
 
-    def admit_all(self, requests: Sequence[InferRequest], now_ns: int) -> None:
-        """Count in requests of one signature that go at once, without queueing."""
+    def admit_all(self, requests: Sequence[InferRequest], rows: int, now_ns: int) -> None:
+        """Count in requests of one signature, of so many rows together, that go at once, without queueing."""
         for request in requests:
             request.enqueued_ns = now_ns
         self._statistics.admitted += len(requests)
         row_ns = self.known(requests[0].signature).row_ns
         if row_ns:
-            self._statistics.load.arrive(row_ns * sum([request.rows for request in requests]), now_ns)
+            self._statistics.load.arrive(row_ns * rows, now_ns)
 
     def _in_time(self, request: InferRequest, wait_ns: int, outlook: Outlook) -> bool:
         now_ns = outlook.now_ns

@@ -67,8 +67,10 @@ class Backlog:
         self.arrived = []
         return everybody
 
-    def count(self) -> None:
-        """Tell the statistics what changed: they may be those of a predecessor too, which still drains."""
+    def count(self) -> int:
+        """How many wait for a pass; tells the statistics too what changed: a predecessor may still drain into them."""
         held = len(self)
-        self._statistics.pending += held - self._counted
-        self._counted = held
+        if held != self._counted:
+            self._statistics.pending += held - self._counted
+            self._counted = held
+        return held

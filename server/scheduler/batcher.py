@@ -200,10 +200,9 @@ class Batcher:
             self._explain(now_ns)
         if self._door.shut:
             wake_ns = min(wake_ns, self._check_drained(now_ns))
-        if self._backlog:
+        if self._backlog.count():
             wake_ns = min(wake_ns, self._backlog.next_expiry_ns())
         self._alarm.set(wake_ns, now_ns)
-        self._backlog.count()
 
     def _take_in(self, now_ns: int) -> None:
         run = self._door.straight_on(now_ns)
@@ -227,8 +226,8 @@ class Batcher:
         backlog, instances = self._backlog, self._instances
         turn = instances.turn
         wake_ns = NO_DEADLINE
-        while instances.idle:
-            if turn.waiting and backlog and turn.must_wait(instances.idle, now_ns):
+        while instances.idle and backlog:
+            if turn.must_wait(instances.idle, now_ns):
                 return turn.again_ns
             if backlog.reruns:
                 requests: Sequence[InferRequest] = [backlog.reruns[0]]
@@ -264,7 +263,7 @@ class Batcher:
             if queued:
                 self._backlog.take(requests)
             else:
-                self._admission.admit_all(requests, run.begun_ns)
+                self._admission.admit_all(requests, run.rows, run.begun_ns)
             run.requests = requests = [request for request in requests if not request.settled]
             if not requests:
                 self._instances.release(runner, run.begun_ns)

@@ -181,10 +181,10 @@ class CostModel:
 
     def _count(self, rows: int, ns: int) -> None:
         # A trial is over once it was filled; one that found too few to fill it is made again.
-        if any(rows > best and rows >= min(2 * best, largest) for largest, best in self._best.items()):
-            self._since_trial_ns = 0.0
-        else:
-            self._since_trial_ns += ns
+        self._since_trial_ns += ns
+        for largest, best in self._best.items():
+            if rows > best and rows >= min(2 * best, largest):
+                self._since_trial_ns = 0.0
         self._seen[rows] = self._seen.get(rows, 0) + 1
         if sum(self._seen.values()) >= _PERIOD:
             self._follow_drift()

@@ -26,7 +26,7 @@ from server.types import InferRequest
 class Run:
     """A pass that may begin, or is under way."""
 
-    __slots__ = ("begun_ns", "compute_ns", "cost", "inline", "lease", "predicted_ns", "requests", "runner")
+    __slots__ = ("begun_ns", "compute_ns", "cost", "inline", "lease", "predicted_ns", "requests", "rows", "runner")
 
     def __init__(self, requests: Sequence[InferRequest], runner: Runner, begun_ns: int, cost: CostModel) -> None:
         self.requests = requests
@@ -37,7 +37,7 @@ class Run:
         """Its tokens of the share."""
         self.inline = False
         """On the loop itself."""
-        rows = sum([request.rows for request in requests])
+        self.rows = rows = sum([request.rows for request in requests])
         self.predicted_ns = cost.predict_ns(rows)
         self.compute_ns = cost.compute_ns(rows)
         """As predicted, without what a thread costs."""
