@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import struct
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from types import MappingProxyType
@@ -69,7 +69,10 @@ _NAME_OF_NUMPY = {d.numpy: d.name for d in DATATYPES.values()}
 
 def datatype_of(array: Array) -> str:
     """The v2 datatype of a numpy array; any string or object array is BYTES. Raises KeyError for others."""
-    return "BYTES" if array.dtype.kind in "OSU" else _NAME_OF_NUMPY[array.dtype.newbyteorder("<")]
+    name = _NAME_OF_NUMPY.get(array.dtype)
+    if name is None:  # big endian, strings of a fixed length, or unknown
+        name = "BYTES" if array.dtype.kind in "SU" else _NAME_OF_NUMPY[array.dtype.newbyteorder("<")]
+    return name
 
 
 def pack_bytes(elements: Sequence[Any]) -> bytes:
@@ -123,6 +126,29 @@ class Tensor:
         flat = np.ascontiguousarray(little).reshape(-1).view(np.uint8)
         return cls(name, datatype, array.shape, flat.data)
 
+    @staticmethod
+    def cut(name: str, datatype: str, dims: tuple[int, ...], data: memoryview, rows: Sequence[int]) -> list[Tensor]:
+        """Tensors of so many rows each, one behind the other in `data`; a row has `dims` and a fixed size.
+
+        Made without a call of the class, which would be half of the cost.
+        """
+        row_bytes = prod(dims) * DATATYPES[datatype].size
+        cuts: list[Tensor] = []
+        start, stop, last, shape = 0, 0, -1, dims
+        for count in rows:
+            # Neighbours mostly have the same number of rows: then they share a shape.
+            if count != last:
+                last, shape = count, (count, *dims)
+            stop = start + count * row_bytes
+            cut: Tensor = _new(Tensor)
+            cut.name = name
+            cut.datatype = datatype
+            cut.shape = shape
+            cut.data = data[start:stop]
+            cuts.append(cut)
+            start = stop
+        return cuts
+
     def numpy(self) -> Array:
         """An array of `shape`: a read-only view on `data`, or for BYTES an object array of bytes."""
         if self.datatype == "BYTES":
@@ -161,6 +187,23 @@ class InferResponse:
         self.id = id
         self.parameters = _NO_PARAMETERS if parameters is None else parameters
         self.timing = timing
+
+    @staticmethod
+    def each(
+        model_name: str, model_version: str, outputs: Iterable[Sequence[Tensor]], requests: Sequence[InferRequest]
+    ) -> list[InferResponse]:
+        """The answers to the requests of one pass, made without a call of the class for each. One of `outputs` each."""
+        answers: list[InferResponse] = []
+        for request, tensors in zip(requests, outputs, strict=True):
+            answer: InferResponse = _new(InferResponse)
+            answer.model_name = model_name
+            answer.model_version = model_version
+            answer.outputs = tensors
+            answer.id = request.id
+            answer.parameters = _NO_PARAMETERS
+            answer.timing = None
+            answers.append(answer)
+        return answers
 
 
 class Timing(NamedTuple):

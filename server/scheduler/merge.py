@@ -128,8 +128,7 @@ def split(
         parts = [_chosen(batch, cuts, index, request) for index, request in enumerate(requests)]
     else:
         parts = zip(*cuts.values(), strict=True)
-    name, version = batch.model_name, batch.model_version
-    return [InferResponse(name, version, tensors, request.id) for request, tensors in zip(requests, parts, strict=True)]
+    return InferResponse.each(batch.model_name, batch.model_version, parts, requests)
 
 
 def _chosen(batch: Batch, cuts: Mapping[str, list[Tensor]], index: int, request: InferRequest) -> list[Tensor]:
@@ -159,20 +158,8 @@ def _cut(name: str, datatype: str, array: Array, requests: Sequence[InferRequest
     """Each request's rows of one output; views, but for BYTES, whose elements have no fixed size."""
     if datatype == "BYTES":
         return _cut_bytes(name, array, requests)
-    tail = array.shape[1:]
-    row_bytes = prod(tail) * DATATYPES[datatype].size
     data = array.reshape(-1).view(np.uint8).data
-    cuts: list[Tensor] = []
-    start, rows, shape, size = 0, -1, tail, 0
-    for request in requests:
-        # Neighbours mostly have the same number of rows: then they share a shape.
-        if request.rows != rows:
-            rows = request.rows
-            shape, size = (rows, *tail), rows * row_bytes
-        stop = start + size
-        cuts.append(Tensor(name, datatype, shape, data[start:stop]))
-        start = stop
-    return cuts
+    return Tensor.cut(name, datatype, array.shape[1:], data, [request.rows for request in requests])
 
 
 def _cut_bytes(name: str, array: Array, requests: Sequence[InferRequest]) -> list[Tensor]:

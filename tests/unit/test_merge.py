@@ -10,7 +10,7 @@ import pytest
 
 from server.errors import EngineFailure
 from server.scheduler.merge import merge, split
-from server.types import Array, Batch, InferRequest, InferResponse, Tensor
+from server.types import DATATYPES, Array, Batch, InferRequest, InferResponse, Tensor, datatype_of
 
 
 def request(
@@ -225,3 +225,35 @@ def test_an_answer_does_not_change_with_the_received_buffer(batched: bool) -> No
     (answer,) = split({"y": batch.inputs["x"]}, [single], batch, batched=batched)
     received[:] = bytes(8)
     assert answer.outputs[0].numpy().tolist() == [[1, 2]]
+
+
+def test_answers_are_whole_although_no_class_was_called() -> None:
+    """Answers and their tensors, made in one go, have every field that the class itself would have set."""
+    requests = [request(rows, tensor("x", [[0]] * rows), id=str(rows)) for rows in (1, 1, 2, 1)]
+    outputs = {"y": np.arange(10, dtype="<f4").reshape(5, 2)}
+    starts = (0, 1, 2, 4)
+    for made, of, start in zip(cut(outputs, requests), requests, starts, strict=True):
+        rows = outputs["y"][start : start + of.rows]
+        same = InferResponse("m", "1", (Tensor.from_numpy("y", rows),), of.id)
+        assert {name: getattr(made, name) for name in InferResponse.__slots__} == {
+            name: getattr(same, name) for name in InferResponse.__slots__
+        }
+
+
+def test_rows_without_elements_are_cut_to_nothing() -> None:
+    """An output that has a dimension of 0 gives each request its rows of it, of no bytes."""
+    parts = cut({"y": np.zeros((3, 0), "<f4")}, [request(1, tensor("x", [[0]])), request(2, tensor("x", [[0], [0]]))])
+    assert [(part.outputs[0].shape, len(part.outputs[0].data)) for part in parts] == [((1, 0), 0), ((2, 0), 0)]
+
+
+@pytest.mark.parametrize("name", [name for name in DATATYPES if name != "BYTES"])
+def test_a_datatype_is_found_in_either_byte_order(name: str) -> None:
+    """What an array holds does not hang on how the machine that made it lays bytes."""
+    dtype = DATATYPES[name].numpy
+    assert [datatype_of(np.zeros(1, kind)) for kind in (dtype, dtype.newbyteorder(">"))] == [name, name]
+
+
+@pytest.mark.parametrize("array", [np.array(["a"]), np.array([b"a"]), np.array([b"a"], object)], ids=["U", "S", "O"])
+def test_any_array_of_strings_is_bytes(array: Array) -> None:
+    """Whether numpy keeps them as text, as bytes of a fixed length, or as objects."""
+    assert datatype_of(array) == "BYTES"
