@@ -72,7 +72,6 @@ class Batcher:
         `buckets`: the lengths that the requests of one signature are padded to.
         """
         self.model_name = model_name
-        self.model_version = model_version
         self.statistics = statistics
         self._limits = limits
         self._loop = loop

@@ -43,7 +43,7 @@ class Fleet(Generic[T]):
 
     def first(self, idle: Sequence[T], signature: object, rows: int) -> T:
         """Of the `idle` ones the one that answers first."""
-        return idle[-1] if self.alike else self._fastest_first(idle, signature, rows)[0]
+        return self._fastest_first(idle, signature, rows)[0]
 
     def plan(
         self, idle: Sequence[T], running: Iterable[T], queue: RequestQueue, now_ns: int, limits: Limits
