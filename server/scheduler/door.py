@@ -45,8 +45,8 @@ class Door:
         self._instances = instances
         self._settling = settling
         self._waits = waits
-        companionable = bool(limits.max_queue_delay_ns or limits.preferred_batch_size)
-        self._plain = backlog.queue.plain and instances.alike and not (companionable or settling.preserve_ordering)
+        for_company = bool(limits.max_queue_delay_ns or limits.preferred_batch_size)
+        self._plain = backlog.queue.plain and instances.alike and not (for_company or settling.preserve_ordering)
         """Whoever finds an idle instance and nobody waiting goes at once."""
 
     def straight_on(self, now_ns: int) -> Run | None:
