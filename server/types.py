@@ -134,7 +134,7 @@ class Tensor:
         """
         row_bytes = prod(dims) * DATATYPES[datatype].size
         cuts: list[Tensor] = []
-        start, stop, last, shape = 0, 0, -1, dims
+        start, last, shape = 0, -1, dims
         for count in rows:
             # Neighbours mostly have the same number of rows: then they share a shape.
             if count != last:
