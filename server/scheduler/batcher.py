@@ -35,6 +35,9 @@ from server.types import NO_DEADLINE, InferRequest
 
 log = logging.getLogger(__name__)
 
+_LEARN_EVERY_NS = 500_000
+"""Of passes on the loop, which take microseconds, one in a while is learned from: to learn from each would take as long
+as the passes do."""
 STALL_NS = 5_000_000_000
 """A request that waits this long beyond its window while every instance is idle: the queue does not move."""
 
@@ -99,6 +102,8 @@ class Batcher:
         self._alarm = Alarm(loop, self._tick)
         self._tick_due = False
         self._drain_until_ns = NO_DEADLINE
+        self._learns_ns = 0
+        """When the next pass on the loop is learned from."""
         self._drained: list[asyncio.Future[None]] = []
 
     # --- what others call --------------------------------------------------------------------------
@@ -295,8 +300,9 @@ class Batcher:
         """What this pass says of the next ones, and of how well its requests' answers were foreseen."""
         whole_ns = ended_ns - run.begun_ns
         self.statistics.count_end(run.predicted_ns, whole_ns)
-        if result.error is not None:
+        if result.error is not None or (run.inline and ended_ns < self._learns_ns):
             return
+        self._learns_ns = ended_ns + _LEARN_EVERY_NS
         self._instances.learn(run, result, ended_ns)
         self._admission.learn_pass(run.requests, whole_ns, ended_ns)
 

@@ -1,44 +1,67 @@
 """Where a pass runs: on its instance's thread, or on the event loop itself. No clock, no I/O.
 
 Giving a pass to a thread and back costs some tens of microseconds, more when the loop is busy and holds the
-interpreter's lock; a pass that is shorter than that runs on the loop, which gains nothing from being free meanwhile.
-How long that would be can't be read off passes on a thread: they also wait for the lock, on caches that another
-thread has used. So the loop's own passes tell, and where there are none a trial now and then: otherwise a model
-that one disturbance has sent to its thread would stay there.
+interpreter's lock. So a pass whose time in the engine is shorter than that runs on the loop, which gains nothing from
+being free meanwhile: merging and splitting hold the lock wherever they run, and only the engine lets go of it.
+How long the engine takes can't be read off passes on a thread, for they wait for the lock before it is over: a
+busy loop would make every model look long, and send it to its thread for good. What the warm-up measured is where it
+begins; then the loop's own passes tell, and where there are none a trial now and then.
 """
 
 from __future__ import annotations
 
+from copy import deepcopy
+
+from server.scheduler.cost import CostModel
+
 HANDOFF_NS = 50_000
-"""A pass on the loop may take this long."""
+"""The engine's part of a pass on the loop may take this long."""
 _TRIAL_NS = 4 * HANDOFF_NS
 """A pass that is expected to take longer is no candidate: not even a trial may hold the loop up for it."""
 _TRIAL_EVERY = 64
 _WEIGHT = 8
 
 
+class _Known:
+    """Of the passes of one cost model: as they were expected before the first, and what became of that."""
+
+    __slots__ = ("before", "on_thread", "share")
+
+    def __init__(self, cost: CostModel) -> None:
+        self.before = deepcopy(cost)
+        self.share = 1.0
+        """What the engine takes on the loop over what was expected."""
+        self.on_thread = 0
+        """Candidates since the last pass on the loop."""
+
+
 class Handoff:
     """Of one model version. An unknown cost is never taken for a small one."""
 
-    __slots__ = ("_on_thread", "_share")
+    __slots__ = ("_known",)
 
     def __init__(self) -> None:
-        self._share = 1.0
-        """A pass on the loop over what is expected of a pass."""
-        self._on_thread = 0
-        """Candidates since the last pass on the loop."""
+        self._known: dict[CostModel, _Known] = {}
 
-    def inline(self, expected_ns: int | None) -> bool:
-        """Whether a pass whose compute is expected to take so long runs on the loop."""
-        if expected_ns is None or expected_ns >= _TRIAL_NS:
-            return False
-        if expected_ns * self._share < HANDOFF_NS:
+    def inline(self, cost: CostModel, rows: int) -> bool:
+        """Whether a pass of so many rows, whose times are those of `cost`, runs on the loop."""
+        known = self._known.get(cost)
+        if known is None:
+            if not cost.sizes:
+                return False
+            known = self._known[cost] = _Known(cost)
+        expected_ns = (known.before.compute_ns(rows) or 0) * known.share
+        if expected_ns < HANDOFF_NS:
             return True
-        self._on_thread += 1
-        return self._on_thread >= _TRIAL_EVERY
+        if expected_ns >= _TRIAL_NS:
+            return False
+        known.on_thread += 1
+        return known.on_thread >= _TRIAL_EVERY
 
-    def learn(self, expected_ns: int, took_ns: int) -> None:
-        """A pass on the loop took so long. It may be disturbed, never shorter by accident: so believe the shorter."""
-        self._on_thread = 0
-        share = took_ns / max(1, expected_ns)
-        self._share = min(share, self._share + max(0.0, share - self._share) / _WEIGHT)
+    def learn(self, cost: CostModel, rows: int, engine_ns: int) -> None:
+        """The engine took so long for a pass on the loop. It may be disturbed, never shorter by accident: so a
+        shorter time is believed at once, a longer one little by little."""
+        known = self._known[cost]
+        known.on_thread = 0
+        share = engine_ns / max(1, known.before.compute_ns(rows) or 0)
+        known.share = min(share, known.share + max(0.0, share - known.share) / _WEIGHT)

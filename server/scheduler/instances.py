@@ -26,7 +26,7 @@ from server.types import InferRequest
 class Run:
     """A pass that may begin, or is under way."""
 
-    __slots__ = ("begun_ns", "compute_ns", "cost", "inline", "lease", "predicted_ns", "requests", "rows", "runner")
+    __slots__ = ("begun_ns", "cost", "inline", "lease", "predicted_ns", "requests", "rows", "runner")
 
     def __init__(self, requests: Sequence[InferRequest], runner: Runner, begun_ns: int, cost: CostModel) -> None:
         self.requests = requests
@@ -39,8 +39,6 @@ class Run:
         """On the loop itself."""
         self.rows = rows = sum([request.rows for request in requests])
         self.predicted_ns = cost.predict_ns(rows)
-        self.compute_ns = cost.compute_ns(rows)
-        """As predicted, without what a thread costs."""
 
     def left_ns(self, now_ns: int) -> int:
         return max(0, self.begun_ns + (self.predicted_ns or 0) - now_ns)
@@ -105,7 +103,7 @@ class Instances:
     def reserve(self, requests: Sequence[InferRequest], runner: Runner, now_ns: int) -> Run | None:
         """The pass of these requests, which must begin now; None: passes of other models go first."""
         run = Run(requests, runner, now_ns, self._fleet.costs(runner).for_signature(requests[0].signature))
-        run.inline = self._handoff.inline(run.compute_ns)
+        run.inline = self._handoff.inline(run.cost, run.rows)
         if not run.inline:
             lease = self.turn.take(runner, requests, run.predicted_ns, now_ns)
             if lease is None:
@@ -132,7 +130,7 @@ class Instances:
         """What a pass that succeeded says of the next ones."""
         compute_ns = result.compute_ns
         if run.inline:
-            self._handoff.learn(run.compute_ns or 0, compute_ns)
+            self._handoff.learn(run.cost, run.rows, result.compute_infer_ns)
         run.cost.observe(result.rows, compute_ns, max(0, ended_ns - run.begun_ns - compute_ns))
 
     # --- what the others must know ---------------------------------------------------------------------
