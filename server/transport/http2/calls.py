@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol, cast
 
-from server.errors import Draining, PayloadTooLarge
+from server.errors import Draining, Overloaded, PayloadTooLarge
 from server.explain import ANSWER_KEY, Explanation, asked_by, decoded
 from server.settings import GrpcSettings
 from server.transport.codec.v2_wire import decode_infer, encode_infer
@@ -72,6 +72,8 @@ class Calls:
         """Of requests that are not yet complete, or not yet taken up."""
         self.writable = True
         """The socket takes more. Streams wait while it does not."""
+        self.refused_ns = 0
+        """The time that a request had left which was refused, since this was last put back, for there are too many."""
         self._submit = service.dataplane.submit
         self._requests: list[InferRequest] = []
         self._max_bytes = service.settings.max_message_bytes
@@ -125,6 +127,8 @@ class Calls:
         stream = cast("Stream", request.caller)
         try:
             if not isinstance(outcome, InferResponse):
+                if isinstance(outcome, Overloaded):
+                    self.refused_ns = request.deadline_ns - request.received_ns
                 self.fail(stream, outcome)
             elif request.explanation is not None:
                 self._explained(stream, request.explanation, request, outcome)

@@ -17,6 +17,13 @@ _LINGER_NS = 1_000_000_000
 """How long a client may take to close its side, once ours is. Closing at once could reset what it has yet to read."""
 
 
+_HOLD_PART = 0.04
+_SHORTEST_HOLD_NS, _LONGEST_HOLD_NS = 1_000_000, 5_000_000
+"""A client that is told that it asks for too much is heard again after this part of the time that its request had, and
+what it sent meanwhile is read together. To wake for each request that is refused, and to drive the passes' data out of
+the core's cache, would take a tenth of the core from those that are answered."""
+
+
 class Http2Protocol(asyncio.Protocol):
     def __init__(
         self, service: Service, methods: Mapping[bytes, Method], connections: Connections[Http2Protocol]
@@ -28,6 +35,10 @@ class Http2Protocol(asyncio.Protocol):
         self._loop = asyncio.get_running_loop()
         self._flush_due = False
         self._paused_ns = 0
+        self._held_ns = 0
+        """Since when the client is not heard, or was not before `_heard_ns`."""
+        self._heard_ns = 0
+        self._hold: asyncio.TimerHandle | None = None
         self._left_ns = 0
         """When our side was closed; 0: it is open."""
         self._transport: asyncio.Transport
@@ -48,7 +59,11 @@ class Http2Protocol(asyncio.Protocol):
             self._loop.call_later(_LINGER_NS / 1e9, self._transport.abort)
 
     def data_received(self, data: bytes) -> None:
-        events = self.connection.receive(data, time.monotonic_ns())
+        now_ns = time.monotonic_ns()
+        if now_ns < self._heard_ns:
+            # It may have waited in the socket all the time, and its deadlines are as old.
+            now_ns = self._held_ns
+        events = self.connection.receive(data, now_ns)
         if events:
             self._calls.handle(events)
         if self.connection.sender.out and not self._flush_due:
@@ -63,6 +78,8 @@ class Http2Protocol(asyncio.Protocol):
     def connection_lost(self, _error: Exception | None) -> None:
         self._connections.discard(self)
         self._left_ns = time.monotonic_ns()
+        if self._hold is not None:
+            self._hold.cancel()
         self._calls.close()
 
     def pause_writing(self) -> None:
@@ -76,8 +93,25 @@ class Http2Protocol(asyncio.Protocol):
         self._paused_ns = 0
         self._calls.writable = True
         if not self._transport.is_closing():
-            self._transport.resume_reading()
+            if self._hold is None:
+                self._transport.resume_reading()
             self._calls.resume()
+
+    def _hold_back(self) -> None:
+        """The client asks for more than can be done: do not hear it for a moment."""
+        hold_ns = min(self._calls.refused_ns * _HOLD_PART, _LONGEST_HOLD_NS)
+        self._calls.refused_ns = 0
+        if hold_ns < _SHORTEST_HOLD_NS or self._paused_ns or self._hold is not None or self._transport.is_closing():
+            return
+        self._held_ns = time.monotonic_ns()
+        self._transport.pause_reading()
+        self._hold = self._loop.call_later(hold_ns / 1e9, self._hear)
+
+    def _hear(self) -> None:
+        self._hold = None
+        if not self._paused_ns and not self._transport.is_closing():
+            self._heard_ns = time.monotonic_ns() + _SHORTEST_HOLD_NS
+            self._transport.resume_reading()
 
     def _answered(self) -> None:
         if not self._flush_due:
@@ -88,6 +122,8 @@ class Http2Protocol(asyncio.Protocol):
         """Write what there is to send, and leave if that was all."""
         self._flush_due = False
         self._write()
+        if self._calls.refused_ns:
+            self._hold_back()
         if self.connection.done:
             self._leave()
 

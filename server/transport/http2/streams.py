@@ -207,6 +207,8 @@ class Streams:
             self.idle_since_ns = self.now_ns
 
     def _pump(self) -> None:
+        if not self.sender.blocked:
+            return
         for stream in self.sender.pump():
             if stream.trailers is not None:
                 self.send_trailers(stream, stream.trailers)

@@ -1,0 +1,125 @@
+"""A client that asks for more than can be done is not heard for a moment, and loses nothing by it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from typing import Any
+
+import pytest
+
+from server.errors import Overloaded, QueueFull, ServingError
+from server.settings import GrpcSettings
+from server.transport.connections import Connections
+from server.transport.http2 import frames
+from server.transport.http2.calls import Service
+from server.transport.http2.protocol import Http2Protocol
+from server.transport.methods import METHODS
+from tests.support.fake_dataplane import FakeDataPlane
+from tests.support.http2_client import END_STREAM, INFER, call_fields, data, headers, message
+from tests.unit.test_http2_grpc import request
+
+
+class Socket(asyncio.Transport):
+    """Keeps what is written, and tells when it is read from again."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.reading = True
+        self.resumed = asyncio.Event()
+        self.sent = b""
+
+    def write(self, data: Any) -> None:
+        self.sent += bytes(data)
+
+    def pause_reading(self) -> None:
+        self.reading = False
+        self.resumed.clear()
+
+    def resume_reading(self) -> None:
+        self.reading = True
+        self.resumed.set()
+
+    def set_write_buffer_limits(self, high: int | None = None, low: int | None = None) -> None:
+        return
+
+    def get_write_buffer_size(self) -> int:
+        return 0
+
+    def is_closing(self) -> bool:
+        return False
+
+
+class Client:
+    def __init__(self, outcome: ServingError) -> None:
+        self.dataplane = FakeDataPlane(outcome=outcome)
+        service = Service(self.dataplane, GrpcSettings(), Counter())  # type: ignore[arg-type]
+        methods = {method.name.encode(): method for method in METHODS}
+        self.socket = Socket()
+        self.protocol = Http2Protocol(service, methods, Connections(1))
+        self.protocol.connection_made(self.socket)
+        self.protocol.data_received(frames.PREFACE + frames.settings({}) + frames.SETTINGS_ACK)
+
+    def ask(self, stream_id: int, timeout: bytes) -> None:
+        call = call_fields(INFER, (b"grpc-timeout", timeout))
+        self.protocol.data_received(headers(stream_id, call) + data(stream_id, message(request()), END_STREAM))
+
+    async def settle(self) -> None:
+        """What is answered is written in the next turn of the loop."""
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+
+
+async def test_who_is_told_of_overload_is_heard_again_a_little_later() -> None:
+    """The refusal itself goes out at once; what comes meanwhile is read together afterwards."""
+    client = Client(Overloaded("add", 200, 90))
+    before = len(client.socket.sent)
+    client.ask(1, b"100m")
+    await client.settle()
+    assert len(client.socket.sent) > before
+    assert not client.socket.reading
+    async with asyncio.timeout(10):
+        await client.socket.resumed.wait()
+    assert client.socket.reading
+
+
+async def test_what_has_waited_in_the_socket_is_as_old_as_it_may_be() -> None:
+    """Its deadline counts from the moment at which the server ceased to listen."""
+    client = Client(Overloaded("add", 200, 90))
+    client.ask(1, b"100m")
+    await client.settle()
+    async with asyncio.timeout(10):
+        await client.socket.resumed.wait()
+    client.ask(3, b"100m")
+    first, second = client.dataplane.requests
+    assert second.received_ns == client.protocol._held_ns
+    assert second.received_ns >= first.received_ns
+    assert second.deadline_ns == second.received_ns + 100_000_000
+
+
+@pytest.mark.parametrize(
+    ("outcome", "left"),
+    [(QueueFull("add", 1), b"100m"), (Overloaded("add", 9, 1), b"10m")],
+    ids=["for another reason", "with hardly any time left"],
+)
+async def test_others_are_heard_all_the_time(outcome: ServingError, left: bytes) -> None:
+    """A moment is a part of the request's own time: where that is short, to wait would be too dear."""
+    client = Client(outcome)
+    client.ask(1, left)
+    await client.settle()
+    assert client.socket.reading
+
+
+async def test_a_slow_reader_is_not_heard_because_the_moment_is_over() -> None:
+    """Two reasons not to listen: it takes the end of both."""
+    client = Client(Overloaded("add", 200, 90))
+    client.ask(1, b"100m")
+    await client.settle()
+    client.protocol.pause_writing()
+    hold = client.protocol._hold
+    assert hold is not None
+    hold.cancel()
+    client.protocol._hear()
+    assert not client.socket.reading
+    client.protocol.resume_writing()
+    assert client.socket.reading
