@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import asyncio
 import math
-import zlib
 from typing import TYPE_CHECKING
 from urllib.parse import parse_qsl
 
-from server.errors import InvalidRequest, PayloadTooLarge, Unsupported
+from server.errors import InvalidRequest, Unsupported
 from server.transport.codec.tensors import quoted
 from server.transport.http1.reply import Reply, json_reply, with_headers
+from server.transport.inflate import WINDOW_BITS, inflated
 from server.transport.status import failure_of
 from server.types import NO_DEADLINE
 
@@ -20,10 +19,6 @@ if TYPE_CHECKING:
     from server.dataplane import DataPlane
     from server.transport.http1.head import Head
     from server.transport.http1.protocol import Turn
-
-_WINDOW_BITS = {"gzip": zlib.MAX_WBITS | 16, "deflate": zlib.MAX_WBITS}
-INFLATE_ON_LOOP_BYTES = 4096
-"""Compressed bodies up to here are inflated at once (to at most 4 MiB, a few ms); larger ones on a thread."""
 
 
 class Exchange:
@@ -76,9 +71,7 @@ class Exchange:
         encoding, data = content_encoding(self._head), self._turn.body
         if not encoding:
             return data
-        if len(data) <= INFLATE_ON_LOOP_BYTES:
-            return inflate(data, encoding, self._max_body_bytes)
-        return await asyncio.to_thread(inflate, data, encoding, self._max_body_bytes)
+        return await inflated("body", data, encoding, self._max_body_bytes)
 
 
 def timeout_ns(head: Head) -> int:
@@ -109,7 +102,7 @@ def content_encoding(head: Head) -> str:
     encoding = head.header(b"content-encoding").lower()
     if encoding in ("", "identity"):
         return ""
-    if encoding not in _WINDOW_BITS:
+    if encoding not in WINDOW_BITS:
         raise Unsupported("Content-Encoding", f"{quoted(encoding)} is not supported, use gzip or deflate")
     return encoding
 
@@ -121,24 +114,3 @@ def failure_reply(error: BaseException) -> Reply:
     if failure.retry_after_ms > 0:
         return with_headers(reply, (b"retry-after", str(failure.retry_after_s).encode()))
     return reply
-
-
-def inflate(data: bytes, encoding: str, limit: int) -> bytes:
-    """Decompress a body (`encoding` is gzip or deflate), never making more than `limit` bytes of it.
-
-    Raises:
-        PayloadTooLarge: there is more.
-        InvalidRequest: `data` is not one whole stream of that encoding.
-    """
-    decompressor = zlib.decompressobj(_WINDOW_BITS[encoding])
-    try:
-        inflated = decompressor.decompress(data, limit + 1)
-    except zlib.error as error:
-        raise InvalidRequest("body", f"is not {encoding}: {error}") from error
-    if len(inflated) > limit:
-        raise PayloadTooLarge("body", limit)
-    if not decompressor.eof:
-        raise InvalidRequest("body", f"is not {encoding}: it ends too early")
-    if decompressor.unused_data:
-        raise InvalidRequest("body", f"is not {encoding}: {len(decompressor.unused_data)} bytes follow its end")
-    return inflated

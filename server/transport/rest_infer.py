@@ -12,13 +12,12 @@ from server.explain import ANSWER_KEY, REQUEST_KEY, Explanation, asked_by, decod
 from server.transport.codec import v2_rest
 from server.transport.codec.repeated_infer import InferCodec, Target
 from server.transport.exchange import (
-    INFLATE_ON_LOOP_BYTES,
     content_encoding,
     failure_reply,
-    inflate,
     tenant,
     timeout_ns,
 )
+from server.transport.inflate import ON_LOOP_BYTES, inflate
 from server.types import NO_DEADLINE, InferRequest, InferResponse, Outcome
 
 if TYPE_CHECKING:
@@ -47,7 +46,7 @@ class InferPlan:
 
     def on_thread(self, turn: Turn) -> bool:
         """Whether the body takes so long to inflate that the event loop should not do it."""
-        return bool(self.encoding) and len(turn.body) > INFLATE_ON_LOOP_BYTES
+        return bool(self.encoding) and len(turn.body) > ON_LOOP_BYTES
 
 
 class RestInfer:
@@ -84,7 +83,7 @@ class RestInfer:
         explanation = Explanation(received_ns) if plan.explains else None
         body = turn.body if inflated is None else inflated
         if plan.encoding and inflated is None:
-            body = inflate(body, plan.encoding, self._max_body_bytes)
+            body = inflate("body", body, plan.encoding, self._max_body_bytes)
         if explanation is not None:
             explanation.mark("receive")
         deadline_ns = NO_DEADLINE

@@ -21,7 +21,8 @@ from server.transport.http2.calls import Calls, Service
 from server.transport.http2.frames import ErrorCode
 from server.transport.http2.head import parse_timeout
 from server.transport.http2.hpack import encode
-from server.transport.http2.messages import MessageReader, inflate
+from server.transport.http2.messages import MessageReader
+from server.transport.inflate import inflate
 from server.types import NO_DEADLINE, Tensor
 from tests.support.fake_dataplane import MODEL, FakeDataPlane
 from tests.support.http2_client import (
@@ -224,7 +225,7 @@ async def test_compression(session: Session, encoding: str, accepts: bool) -> No
         body = b"".join(f.payload for f in sent if f.kind == frames.DATA)
         compressed = accepts and elements == 5000
         assert body[0] == compressed
-        answer = inflate(encoding.encode(), body[5:], 10**6) if compressed else body[5:]
+        answer = inflate("message", body[5:], encoding, 10**6) if compressed else body[5:]
         assert len(pb.ModelInferResponse.FromString(answer).raw_output_contents[0]) == elements * 4
         assert session.fields(sent[0]).get(b"grpc-encoding") == (encoding.encode() if accepts else None)
 

@@ -24,8 +24,8 @@ import pytest
 import server.transport.rest as rest_module
 from server.errors import DeadlineExceeded, Draining, PayloadTooLarge, QueueFull
 from server.settings import HttpSettings
-from server.transport.exchange import inflate
 from server.transport.http1.server import Http1Server
+from server.transport.inflate import inflate
 from server.transport.listen import ListenFailed
 from server.transport.rest import RestApp, RestServer
 from server.transport.routes import ROUTES
@@ -400,7 +400,7 @@ def test_a_bomb_takes_no_memory(encoding: str) -> None:
     tracemalloc.start()
     try:
         with pytest.raises(PayloadTooLarge):
-            inflate(bomb, encoding, LIMIT)
+            inflate("body", bomb, encoding, LIMIT)
         _, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()

@@ -5,20 +5,17 @@ Source: gRPC "gRPC over HTTP2", Length-Prefixed-Message; "Compression".
 
 from __future__ import annotations
 
-import asyncio
 import gzip
 import zlib
 from struct import Struct
 
 from server.errors import InvalidRequest, PayloadTooLarge
+from server.transport import inflate
 
 PREFIX_BYTES = 5
 IDENTITY = b"identity"
 
-_WINDOW_BITS = {b"gzip": zlib.MAX_WBITS | 16, b"deflate": zlib.MAX_WBITS}
-_INFLATE_ON_LOOP_BYTES = 4096
-"""Compressed messages up to here are inflated at once (to at most 4 MiB, a few ms); larger ones on a thread."""
-ENCODINGS = frozenset((IDENTITY, *_WINDOW_BITS))
+ENCODINGS = frozenset((IDENTITY, *(name.encode() for name in inflate.WINDOW_BITS)))
 
 read_prefix = Struct(">BI").unpack_from
 write_prefix = Struct(">BI").pack
@@ -80,33 +77,16 @@ class MessageReader:
             raise InvalidRequest("message", "is cut off by the end of the stream")
 
 
-def inflate(encoding: bytes, data: bytes, max_bytes: int) -> bytes:
+async def inflated(encoding: bytes, data: bytes, max_bytes: int) -> bytes:
     """A message that came compressed.
 
     Raises:
         PayloadTooLarge: it would be over `max_bytes`, of which no more than these are made.
         InvalidRequest: `data` is not of that encoding, or the call has none.
     """
-    bits = _WINDOW_BITS.get(encoding)
-    if bits is None:
+    if encoding == IDENTITY:
         raise InvalidRequest("message", "is compressed, and grpc-encoding does not say how")
-    inflater = zlib.decompressobj(bits)
-    try:
-        message = inflater.decompress(data, max_bytes + 1)
-    except zlib.error as error:
-        raise InvalidRequest("message", f"is not {encoding.decode()}: {error}") from error
-    if len(message) > max_bytes:
-        raise PayloadTooLarge("message", max_bytes)
-    if not inflater.eof:
-        raise InvalidRequest("message", f"is cut off inside of its {encoding.decode()}")
-    return message
-
-
-async def inflated(encoding: bytes, data: bytes, max_bytes: int) -> bytes:
-    """As `inflate`, on a thread where it would take long."""
-    if len(data) <= _INFLATE_ON_LOOP_BYTES:
-        return inflate(encoding, data, max_bytes)
-    return await asyncio.get_running_loop().run_in_executor(None, inflate, encoding, data, max_bytes)
+    return await inflate.inflated("message", data, encoding.decode(), max_bytes)
 
 
 def deflate(encoding: bytes, message: bytes) -> bytes:
