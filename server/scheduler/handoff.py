@@ -1,6 +1,6 @@
 """Where a pass runs: on its instance's thread, or on the event loop itself. No clock, no I/O.
 
-Giving a pass to a thread and back costs some tens of microseconds, more when the loop is busy and holds the
+Giving a pass to a thread and back costs up to a hundred microseconds, more when the loop is busy and holds the
 interpreter's lock. So a pass whose time in the engine is shorter than that runs on the loop, which gains nothing from
 being free meanwhile: merging and splitting hold the lock wherever they run, and only the engine lets go of it.
 How long the engine takes can't be read off passes on a thread, for they wait for the lock before it is over: a
@@ -14,7 +14,7 @@ from copy import deepcopy
 
 from server.scheduler.cost import CostModel
 
-HANDOFF_NS = 50_000
+HANDOFF_NS = 100_000
 """The engine's part of a pass on the loop may take this long."""
 _TRIAL_NS = 4 * HANDOFF_NS
 """A pass that is expected to take longer is no candidate: not even a trial may hold the loop up for it."""

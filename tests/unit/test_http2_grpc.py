@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import gzip
 import zlib
 from collections import Counter
@@ -23,7 +24,7 @@ from server.transport.http2.head import parse_timeout
 from server.transport.http2.hpack import encode
 from server.transport.http2.messages import MessageReader
 from server.transport.inflate import inflate
-from server.types import NO_DEADLINE, Tensor
+from server.types import NO_DEADLINE, InferRequest, Tensor
 from tests.support.fake_dataplane import MODEL, FakeDataPlane
 from tests.support.http2_client import (
     END_HEADERS,
@@ -465,3 +466,21 @@ async def test_blocks_that_differ_in_their_ends(session: Session) -> None:
     # Once the table moves on, the same bytes are other fields.
     session.send(headers(121, block=indexed + b"\x40\x01x\x01y"), data(121, message(request()), END_STREAM))
     assert reset_code(ask(123, (b"grpc-timeout", b"1S")), 123) is ErrorCode.PROTOCOL_ERROR
+
+
+def test_an_answered_call_leaves_nothing_to_the_garbage_collector() -> None:
+    """Call and stream know each other while it is under way; a pair that kept doing so would be freed by the
+    collector alone, which stops everybody for milliseconds."""
+    session = Session()
+    session.call(INFER, message(request()))
+    gc.collect()
+    gc.disable()
+    try:
+        for number in range(20):
+            session.call(INFER, message(request()), stream_id=2 * number + 3)
+        assert len(session.dataplane.requests) == 21
+        session.dataplane.requests.clear()
+        session.events.clear()
+        assert not [thing for thing in gc.get_objects() if type(thing) is InferRequest]
+    finally:
+        gc.enable()

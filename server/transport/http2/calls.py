@@ -125,6 +125,8 @@ class Calls:
     def _on_settle(self, request: InferRequest, outcome: Outcome) -> None:
         """Never raises: whoever settles has others of the same batch to settle."""
         stream = cast("Stream", request.caller)
+        # They hold each other: left so, each pair would wait for the garbage collector, which stops everybody for ms.
+        stream.call = request.caller = None
         try:
             if not isinstance(outcome, InferResponse):
                 if isinstance(outcome, Overloaded):
