@@ -33,7 +33,7 @@ import numpy as np
 
 from loadtests.cores import cores
 from loadtests.models import Network, between, cnn, mlp
-from loadtests.report import table
+from loadtests.report import publish, table
 from server.engine.onnxruntime import OnnxRuntimeEngine
 from server.model_control import ModelControl, Served, costs_of
 from server.pipeline.load import load_pipeline
@@ -203,10 +203,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     os.sched_setaffinity(0, {cores()[0]})
     lines = asyncio.run(measure(options.rounds, options.seconds, options.learn))
     text = "# Rows a second by batch size, on one core\n\n" + table(HEADER, lines)
-    sys.stdout.write(text)
-    if options.out:
-        options.out.mkdir(parents=True, exist_ok=True)
-        (options.out / "batch_cap.md").write_text(text)
+    publish(text, "batch_cap.md", options.out)
     return 0
 
 

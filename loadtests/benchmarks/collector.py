@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 
 from loadtests.cores import cores
-from loadtests.report import table
+from loadtests.report import publish, table
 from server.app import Server
 from server.settings import load_settings
 from server.types import InferRequest, InferResponse, Outcome, Tensor
@@ -161,10 +161,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     os.sched_setaffinity(0, {cores()[0]})
     lines = asyncio.run(measure(options.rounds, options.seconds))
     text = f"# The garbage collector on the hot path, {CALLERS} callers, one core\n\n" + table(HEADER, lines)
-    sys.stdout.write(text)
-    if options.out:
-        options.out.mkdir(parents=True, exist_ok=True)
-        (options.out / "collector.md").write_text(text)
+    publish(text, "collector.md", options.out)
     return 0
 
 

@@ -38,7 +38,7 @@ from PIL import Image
 
 from loadtests.cores import cores
 from loadtests.models import photo_classifier
-from loadtests.report import table
+from loadtests.report import publish, table
 from server.app import Server
 from server.pipeline.classification import ClassificationSpec, write_labels
 from server.pipeline.image import ImageSteps
@@ -241,10 +241,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.sched_setaffinity(0, {cores()[0]})
         lines = uvloop.run(end_to_end(options.rounds, options.seconds))
         text += f"# JPEG to label on one core, {CALLERS} callers\n\n" + table(END_HEADER, lines)
-    sys.stdout.write(text)
-    if options.out:
-        options.out.mkdir(parents=True, exist_ok=True)
-        (options.out / "decode.md").write_text(text)
+    publish(text, "decode.md", options.out)
     return 0
 
 

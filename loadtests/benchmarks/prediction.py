@@ -25,7 +25,7 @@ import numpy as np
 
 from loadtests.cores import cores
 from loadtests.models import cnn, mlp, save_encoder
-from loadtests.report import table
+from loadtests.report import publish, table
 from server.engine.onnxruntime import OnnxRuntimeEngine
 from server.model_control import ModelControl, Served, costs_of
 from server.pipeline.load import load_pipeline
@@ -155,10 +155,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     clock = time.monotonic_ns if options.wall else time.process_time_ns
     lines = asyncio.run(measure(options.warm, options.passes, clock))
     text = "# The error of foreseen passes, on one core\n\n" + table(HEADER, lines)
-    sys.stdout.write(text)
-    if options.out:
-        options.out.mkdir(parents=True, exist_ok=True)
-        (options.out / "prediction.md").write_text(text)
+    publish(text, "prediction.md", options.out)
     return 0
 
 

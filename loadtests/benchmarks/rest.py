@@ -26,7 +26,7 @@ import uvloop
 from loadtests.cores import cores
 from loadtests.models import tiny_mlp
 from loadtests.process import Server, serving
-from loadtests.report import table
+from loadtests.report import publish, table
 
 MODEL = "tiny"
 HEADER = ("request", "in flight", "requests/s", "server's CPU, us a request", "of it in the kernel", "rows a pass")
@@ -152,10 +152,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             for form, requests in forms().items():
                 lines += [measure(server, form, requests, in_flight, options.seconds) for in_flight in (1, 32)]
     text = "# infer over REST, closed loop, the server on one core\n\n" + table(HEADER, lines)
-    sys.stdout.write(text)
-    if options.out:
-        options.out.mkdir(parents=True, exist_ok=True)
-        (options.out / "rest.md").write_text(text)
+    publish(text, "rest.md", options.out)
     return 0
 
 

@@ -26,7 +26,7 @@ import uvloop
 
 from loadtests.cores import cores
 from loadtests.models import tiny_mlp
-from loadtests.report import table
+from loadtests.report import publish, table
 from server.engine.onnxruntime import OnnxRuntimeEngine
 from server.model_control import ModelControl, Served
 from server.pipeline.load import load_pipeline
@@ -136,10 +136,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     os.sched_setaffinity(0, {cores()[0]})
     lines = uvloop.run(measure(options.rounds, options.requests))
     text = "# CPU time of a request without a transport\n\n" + table(HEADER, lines)
-    sys.stdout.write(text)
-    if options.out:
-        options.out.mkdir(parents=True, exist_ok=True)
-        (options.out / "scheduler_cost.md").write_text(text)
+    publish(text, "scheduler_cost.md", options.out)
     return 0
 
 

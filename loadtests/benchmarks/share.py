@@ -25,7 +25,7 @@ import numpy as np
 from loadtests.arrivals import poisson
 from loadtests.cores import cores
 from loadtests.models import Network, cnn
-from loadtests.report import table
+from loadtests.report import publish, table
 from server.engine.onnxruntime import OnnxRuntimeEngine
 from server.model_control import ModelControl, Served
 from server.pipeline.load import load_pipeline
@@ -214,10 +214,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         lines += [[title, *line] for line in compared]
     text = f"# Two models on {len(cores())} cores, A offered {options.load:g} times what they can do\n\n"
     text += table(HEADER, lines)
-    sys.stdout.write(text)
-    if options.out:
-        options.out.mkdir(parents=True, exist_ok=True)
-        (options.out / "share.md").write_text(text)
+    publish(text, "share.md", options.out)
     return 0
 
 

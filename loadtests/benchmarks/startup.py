@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 
-from loadtests.report import table
+from loadtests.report import publish, table
 
 _ROOT = Path(__file__).parents[2]
 _START_S = 30.0
@@ -138,10 +138,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     report = measure(options.repository, options.starts, options.port)
     text = f"# From the start of a process to READY, medians of {options.starts} starts\n\n{report}"
-    sys.stdout.write(text)
-    if options.out:
-        options.out.mkdir(parents=True, exist_ok=True)
-        (options.out / "startup.md").write_text(text)
+    publish(text, "startup.md", options.out)
     return 0
 
 
