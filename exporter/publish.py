@@ -22,7 +22,8 @@ from server.pipeline.classification import LABELS_FILE
 from server.repository import certificate
 from server.repository.certificate import Manifest, VersionRecord
 from server.repository.model_config import CONFIG_FILE, read_model_config, write_model_config
-from server.types import DATATYPES, Array, RawInput, TensorSpec
+from server.tensor import DATATYPES, Array, TensorSpec
+from server.types import RawInput
 
 MODEL_FILE = "model.onnx"
 SAME_IN_EVERY_VERSION = (CONFIG_FILE, PROCESSING_FILE, LABELS_FILE)

@@ -31,7 +31,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from exporter.errors import RunError
 from exporter.recipes.base import Arrays, Hyperparameters, Predict, Split, Task
-from server.types import Array
+from server.tensor import Array
 
 CHECKPOINT_FILE = "checkpoint.pt"
 EVALUATION_BATCH = 256

@@ -13,7 +13,7 @@ import onnxruntime as ort
 from exporter.errors import VerifyError
 from exporter.recipes.base import Arrays, Predict, Task, Tolerance
 from server.repository import certificate
-from server.types import Array, TensorSpec
+from server.tensor import Array, TensorSpec
 
 _ORT_TYPES = {
     "FP32": "tensor(float)",

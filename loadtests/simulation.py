@@ -19,7 +19,8 @@ from server.scheduler.plan import Limits
 from server.scheduler.queue import QueuePolicy
 from server.scheduler.statistics import ModelStatistics
 from server.scheduler.worker import Done, Pass
-from server.types import Array, Batch, InferRequest, InferResponse, Outcome
+from server.tensor import Array
+from server.types import Batch, InferRequest, InferResponse, Outcome
 from tests.support.scheduler import ManualClock, ManualLoop
 
 _MODEL, _VERSION = "simulated", "1"

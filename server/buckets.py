@@ -15,7 +15,7 @@ from bisect import bisect_left
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from server.types import Tensor
+from server.tensor import Tensor
 
 
 @dataclass(frozen=True, slots=True)

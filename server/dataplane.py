@@ -22,8 +22,8 @@ from server.pipeline.base import Pipeline
 from server.proto.triton import model_config_pb2
 from server.scheduler.statistics import ModelStatistics
 from server.settings import RepositorySettings
+from server.tensor import Array, Tensor, TensorSpec
 from server.types import (
-    Array,
     IndexEntry,
     InferRequest,
     InferResponse,
@@ -31,8 +31,6 @@ from server.types import (
     PredictRequest,
     PredictResponse,
     ServerMetadata,
-    Tensor,
-    TensorSpec,
 )
 
 SERVER_NAME = "forwardpass"

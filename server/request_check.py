@@ -14,7 +14,8 @@ from operator import is_
 from server.buckets import Buckets
 from server.errors import InvalidRequest, Unsupported
 from server.repository.model_config import ModelConfig
-from server.types import InferRequest, Tensor, TensorSpec, unpack_bytes
+from server.tensor import Tensor, TensorSpec, unpack_bytes
+from server.types import InferRequest
 
 _SEQUENCE_PARAMETERS = ("sequence_id", "sequence_start", "sequence_end")
 LONGEST_TENANT = 128

@@ -27,7 +27,8 @@ from typing import TYPE_CHECKING, Annotated, Protocol
 from pydantic import BaseModel, ConfigDict, Field
 
 from server.pipeline.classification import DecisionThreshold
-from server.types import Array, RawInput, TensorSpec
+from server.tensor import Array, TensorSpec
+from server.types import RawInput
 
 if TYPE_CHECKING:
     import torch

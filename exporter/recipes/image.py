@@ -37,7 +37,8 @@ from server.pipeline.classification import ClassificationSpec, write_labels
 from server.pipeline.image import ImageSteps
 from server.pipeline.image_spec import Decode, Foreground, ImageSpec, Normalize, Resize
 from server.pipeline.load import write_spec
-from server.types import Array, ImageInput, RawInput, TensorSpec
+from server.tensor import Array, TensorSpec
+from server.types import ImageInput, RawInput
 
 OUTPUT = "logits"
 NUM_GOLDEN = 10

@@ -34,7 +34,8 @@ from server.pipeline.classification import ClassificationSpec, Classifier, Decis
 from server.pipeline.columns import Column, NumericColumn
 from server.pipeline.load import write_spec
 from server.pipeline.tabular import TASK, RowEncoder, TabularSpec
-from server.types import Array, RawInput, RowInput, TensorSpec
+from server.tensor import Array, TensorSpec
+from server.types import RawInput, RowInput
 
 OUTPUT = "logits"
 MAX_BATCH_SIZE = 256

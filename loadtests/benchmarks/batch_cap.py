@@ -44,7 +44,8 @@ from server.scheduler.costs import Costs
 from server.scheduler.plan import Limits
 from server.scheduler.queue import QueuePolicy
 from server.scheduler.statistics import ModelStatistics
-from server.types import InferRequest, InferResponse, Outcome, Tensor
+from server.tensor import Tensor
+from server.types import InferRequest, InferResponse, Outcome
 
 SIZES = (1, 2, 4, 8, 16, 32)
 CALLERS = 2 * max(SIZES)

@@ -26,7 +26,8 @@ from loadtests.cores import cores
 from loadtests.report import publish, table
 from server.app import Server
 from server.settings import load_settings
-from server.types import InferRequest, InferResponse, Outcome, Tensor
+from server.tensor import Tensor
+from server.types import InferRequest, InferResponse, Outcome
 
 MODEL = "breast_cancer"
 CALLERS = 256

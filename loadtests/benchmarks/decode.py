@@ -45,7 +45,8 @@ from server.pipeline.image import ImageSteps
 from server.pipeline.image_spec import Decode, ImageSpec, Normalize, Resize
 from server.pipeline.load import write_spec
 from server.settings import load_settings
-from server.types import Array, Batch, ImageInput, PredictRequest
+from server.tensor import Array
+from server.types import Batch, ImageInput, PredictRequest
 
 PHOTOS = ((640, 480), (1920, 1080), (4000, 3000))
 MODEL_SIZES = (64, 224)

@@ -23,12 +23,13 @@ from loadtests.benchmarks.hpack import REQUEST, differing
 from loadtests.client import message
 from loadtests.report import table
 from server.settings import GrpcSettings
+from server.tensor import Tensor
 from server.transport.codec.v2_wire import decode_infer, encode_infer
 from server.transport.http2 import frames
 from server.transport.http2.calls import Calls, Service
 from server.transport.http2.connection import Connection
 from server.transport.methods import METHODS
-from server.types import InferRequest, InferResponse, Tensor
+from server.types import InferRequest, InferResponse
 
 if TYPE_CHECKING:
     from server.dataplane import DataPlane

@@ -34,7 +34,8 @@ from server.scheduler.batcher import Batcher
 from server.scheduler.plan import Limits
 from server.scheduler.queue import QueuePolicy
 from server.scheduler.statistics import ModelStatistics
-from server.types import Array, InferRequest, InferResponse, Outcome, Tensor
+from server.tensor import Array, Tensor
+from server.types import InferRequest, InferResponse, Outcome
 
 HEADER = ("model", "passes", "median error", "90 % quantile", "foreseen/took, all together")
 LONGEST = 160

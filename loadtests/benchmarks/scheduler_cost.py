@@ -31,7 +31,8 @@ from server.engine.onnxruntime import OnnxRuntimeEngine
 from server.model_control import ModelControl, Served
 from server.pipeline.load import load_pipeline
 from server.repository.repository import Repository
-from server.types import NO_DEADLINE, Form, InferRequest, InferResponse, Outcome, Tensor
+from server.tensor import Tensor
+from server.types import NO_DEADLINE, Form, InferRequest, InferResponse, Outcome
 
 MODEL = "tiny"
 TOGETHER = (1, 8, 32)

@@ -31,7 +31,8 @@ from server.model_control import ModelControl, Served
 from server.pipeline.load import load_pipeline
 from server.repository.repository import Repository
 from server.scheduler.share import Share
-from server.types import InferRequest, InferResponse, Outcome, Tensor
+from server.tensor import Tensor
+from server.types import InferRequest, InferResponse, Outcome
 
 MS = 1_000_000
 INSTANCES = 4

@@ -21,10 +21,11 @@ import numpy as np
 from tritonclient.grpc import service_pb2 as pb
 
 from loadtests.report import table
+from server.tensor import Tensor
 from server.transport.codec import v2_grpc
 from server.transport.codec.wire_request import Forms
 from server.transport.codec.wire_response import Templates
-from server.types import InferRequest, InferResponse, Outcome, Tensor
+from server.types import InferRequest, InferResponse, Outcome
 
 MESSAGES = 64
 HEADER = ("case", "protobuf", "bytes", "times faster")

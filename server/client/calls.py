@@ -9,7 +9,8 @@ from typing import Any, Generic, Protocol, TypeVar
 from server.client.errors import ClientError
 from server.errors import Code
 from server.explain import Explained, parse_server_timing
-from server.types import Array, IndexEntry, ModelMetadata, PredictResponse, RawInput, Tensor
+from server.tensor import Array, Tensor
+from server.types import IndexEntry, ModelMetadata, PredictResponse, RawInput
 
 T = TypeVar("T")
 

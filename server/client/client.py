@@ -14,7 +14,8 @@ from server.client.calls import AsyncTransport, Call, Messages, OnExplained, Tra
 from server.client.errors import ClientError
 from server.client.inputs import Input, invalid, raw_inputs, tensors
 from server.errors import Code
-from server.types import Array, IndexEntry, ModelMetadata, PredictResponse
+from server.tensor import Array
+from server.types import IndexEntry, ModelMetadata, PredictResponse
 
 _SCHEMES = ("http", "https", "grpc")
 

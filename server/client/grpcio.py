@@ -22,9 +22,8 @@ from server.errors import Code
 from server.explain import ANSWER_KEY, REQUEST_KEY
 from server.proto.forwardpass.v1 import prediction_pb2
 from server.proto.triton import service_pb2
+from server.tensor import DATATYPES, Array, Tensor, TensorSpec
 from server.types import (
-    DATATYPES,
-    Array,
     Classification,
     ImageInput,
     IndexEntry,
@@ -32,8 +31,6 @@ from server.types import (
     PredictResponse,
     RawInput,
     Score,
-    Tensor,
-    TensorSpec,
     TextInput,
 )
 

@@ -12,7 +12,8 @@ import numpy as np
 
 from server.client.errors import ClientError
 from server.errors import Code
-from server.types import DATATYPES, Array, ImageInput, RawInput, RowInput, Tensor, TextInput, datatype_of
+from server.tensor import DATATYPES, Array, Tensor, datatype_of
+from server.types import ImageInput, RawInput, RowInput, TextInput
 
 Input = Path | bytes | bytearray | memoryview | str | Mapping[str, Any] | Sequence[Any] | RawInput
 """A picture's file or its bytes, a ``.json`` file of rows, a text, or a row as a mapping or a sequence."""

@@ -20,9 +20,8 @@ from server.client.errors import ClientError, code_of_http, seconds_of
 from server.client.inputs import invalid
 from server.errors import Code
 from server.explain import ANSWER_KEY, REQUEST_KEY
+from server.tensor import DATATYPES, Array, Tensor, TensorSpec
 from server.types import (
-    DATATYPES,
-    Array,
     Classification,
     ImageInput,
     IndexEntry,
@@ -31,8 +30,6 @@ from server.types import (
     RawInput,
     RowInput,
     Score,
-    Tensor,
-    TensorSpec,
 )
 
 T = TypeVar("T")

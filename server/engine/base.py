@@ -12,7 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
-from server.types import Array, Batch, TensorSpec
+from server.tensor import Array, TensorSpec
+from server.types import Batch
 
 
 @dataclass(frozen=True, slots=True)

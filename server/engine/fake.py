@@ -16,7 +16,8 @@ import numpy as np
 
 from server.engine.base import EngineSpec
 from server.errors import EngineFailure, ModelLoadFailed
-from server.types import DATATYPES, Array, Batch
+from server.tensor import DATATYPES, Array
+from server.types import Batch
 
 Act = Literal["answer", "fail", "hang", "nan"]
 Answer = Callable[[EngineSpec, Batch], Mapping[str, Array]]

@@ -29,7 +29,8 @@ from server.engine.cores import available_cores, visible_gpus
 from server.engine.session import CONFIG_FILE, Parameters, Placement, no_gpu, parse_parameters, place
 from server.engine.tensors import check_tensors
 from server.errors import EngineFailure, ModelLoadFailed, ServingError
-from server.types import Array, Batch
+from server.tensor import Array
+from server.types import Batch
 
 __all__ = ["OnnxRuntimeEngine", "available_cores", "map_exceptions"]
 

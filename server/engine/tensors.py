@@ -7,7 +7,7 @@ from typing import Protocol
 
 from server.engine.base import EngineSpec
 from server.errors import ModelLoadFailed
-from server.types import TensorSpec
+from server.tensor import TensorSpec
 
 _DATATYPES = {
     "tensor(bool)": "BOOL",

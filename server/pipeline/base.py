@@ -10,7 +10,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Protocol
 
-from server.types import Array, Prediction, RawInput
+from server.tensor import Array
+from server.types import Prediction, RawInput
 
 PROCESSING_FILE = "processing.yaml"
 

@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
 from server.errors import EngineFailure, InvalidRequest, ModelLoadFailed
-from server.types import Array, Classification, Prediction, Score
+from server.tensor import Array
+from server.types import Classification, Prediction, Score
 
 LABELS_FILE = "labels.txt"
 

@@ -23,7 +23,7 @@ from pydantic import Field, FiniteFloat, model_validator
 
 from server.errors import InvalidRequest
 from server.pipeline.classification import SpecModel
-from server.types import Array
+from server.tensor import Array
 
 MISSING_INDEX = 0
 UNKNOWN_INDEX = 1

@@ -23,7 +23,8 @@ from server.pipeline.classification import Classifier
 from server.pipeline.decode import PictureDecoder
 from server.pipeline.foreground import Blank, isolate
 from server.pipeline.image_spec import ImageSpec
-from server.types import Array, ImageInput, Prediction, RawInput
+from server.tensor import Array
+from server.types import ImageInput, Prediction, RawInput
 
 
 class ImagePipeline:

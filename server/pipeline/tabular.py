@@ -16,7 +16,8 @@ from server.errors import InvalidRequest, ModelLoadFailed
 from server.pipeline.base import PROCESSING_FILE
 from server.pipeline.classification import ClassificationSpec, Classifier, SpecModel
 from server.pipeline.columns import CategoricalColumn, Column, ColumnTransform, NumericColumn, Values, shortened
-from server.types import Array, Prediction, RawInput, RowInput
+from server.tensor import Array
+from server.types import Prediction, RawInput, RowInput
 
 TASK: Literal["tabular-classification"] = "tabular-classification"
 

@@ -23,7 +23,8 @@ from typing import Any
 import numpy as np
 
 from server.errors import ModelLoadFailed
-from server.types import Array, ImageInput, RawInput, RowInput, TextInput, pack_bytes, unpack_bytes
+from server.tensor import Array, pack_bytes, unpack_bytes
+from server.types import ImageInput, RawInput, RowInput, TextInput
 
 GOLDEN_FOLDER = "golden"
 RAW_FILE = f"{GOLDEN_FOLDER}/raw.json"

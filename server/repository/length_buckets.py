@@ -9,7 +9,7 @@ from typing import NoReturn, Protocol
 import numpy as np
 
 from server.buckets import Buckets
-from server.types import DATATYPES, TensorSpec
+from server.tensor import DATATYPES, TensorSpec
 
 LENGTH_BUCKETS = "length_buckets"
 PAD_VALUE = "pad_value"

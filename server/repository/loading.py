@@ -20,7 +20,8 @@ from server.repository.model_config import All, ModelConfig, Specific, read_mode
 from server.repository.replay import replay, replay_padded, replay_preprocessing
 from server.repository.tensors import misfit
 from server.repository.warmup import Costs, WarmUp, warm_up
-from server.types import Array, Batch
+from server.tensor import Array
+from server.types import Batch
 
 log = logging.getLogger(__name__)
 

@@ -20,7 +20,7 @@ from server.proto.triton import model_config_pb2 as pb
 from server.repository.config_text import CONFIG_FILE, parse_text, write_model_config
 from server.repository.honoured import unhonoured
 from server.repository.length_buckets import LENGTH_BUCKETS, PAD_VALUE, Refuse, read_buckets
-from server.types import DATATYPES, TensorSpec
+from server.tensor import DATATYPES, TensorSpec
 
 __all__ = [
     "CONFIG_FILE",

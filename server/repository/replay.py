@@ -13,7 +13,8 @@ from server.pipeline.base import PROCESSING_FILE, Pipeline
 from server.repository.config_text import CONFIG_FILE
 from server.repository.golden import RAW_FILE, Golden, golden_file
 from server.repository.length_buckets import LENGTH_BUCKETS
-from server.types import Array, RawInput
+from server.tensor import Array
+from server.types import RawInput
 
 Run = Callable[[Mapping[str, Array]], Mapping[str, Array]]
 """A forward pass over whole arrays of any number of rows."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from server.types import Array, TensorSpec, datatype_of
+from server.tensor import Array, TensorSpec, datatype_of
 
 
 def misfit(array: Array, spec: TensorSpec, max_batch_size: int) -> str:

@@ -23,7 +23,8 @@ from server.engine.base import Instance
 from server.errors import EngineFailure, ModelLoadFailed
 from server.repository.model_config import ModelConfig
 from server.repository.tensors import misfit
-from server.types import DATATYPES, Array, Batch, TensorSpec
+from server.tensor import DATATYPES, Array, TensorSpec
+from server.types import Batch
 
 log = logging.getLogger(__name__)
 

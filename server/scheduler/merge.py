@@ -19,17 +19,8 @@ import numpy as np
 
 from server.errors import EngineFailure
 from server.scheduler.pad import Padding, cut_back, join_padded
-from server.types import (
-    DATATYPES,
-    Array,
-    Batch,
-    InferRequest,
-    InferResponse,
-    Tensor,
-    datatype_of,
-    pack_bytes,
-    unpack_bytes,
-)
+from server.tensor import DATATYPES, Array, Tensor, datatype_of, pack_bytes, unpack_bytes
+from server.types import Batch, InferRequest, InferResponse
 
 
 def merge(

@@ -13,7 +13,8 @@ import numpy as np
 
 from server.buckets import Buckets
 from server.errors import EngineFailure
-from server.types import DATATYPES, Array, Batch, InferRequest, Tensor
+from server.tensor import DATATYPES, Array, Tensor
+from server.types import Batch, InferRequest
 
 
 @dataclass(frozen=True, slots=True)

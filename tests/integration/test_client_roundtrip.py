@@ -13,9 +13,10 @@ import pytest
 from server.client import AsyncClient, Client, ClientError, IndexEntry
 from server.errors import Code, DeadlineExceeded, PayloadTooLarge, QueueFull
 from server.settings import GrpcSettings, HttpSettings, TlsSettings
+from server.tensor import Tensor, TensorSpec
 from server.transport.http2.server import Http2Server
 from server.transport.rest import RestServer
-from server.types import NO_DEADLINE, Classification, ImageInput, RowInput, Score, Tensor, TensorSpec, TextInput
+from server.types import NO_DEADLINE, Classification, ImageInput, RowInput, Score, TextInput
 from tests.support.fake_dataplane import MODEL, FakeDataPlane
 
 Ask = Callable[..., Awaitable[Any]]

@@ -17,10 +17,10 @@ from tritonclient.grpc import service_pb2 as pb
 from server.errors import DeadlineExceeded, Draining, InvalidRequest, QueueFull, UnknownModel
 from server.proto.forwardpass.v1 import prediction_pb2
 from server.settings import GrpcSettings, TlsSettings
+from server.tensor import Tensor
 from server.transport.grpcio import GrpcioServer
 from server.transport.http2.server import Http2Server
 from server.transport.methods import METHODS
-from server.types import Tensor
 from tests.support.fake_dataplane import MODEL, FakeDataPlane
 
 V2 = "/inference.GRPCInferenceService/"

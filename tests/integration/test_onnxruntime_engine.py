@@ -21,7 +21,8 @@ from server.engine.cores import available_cores, visible_gpus
 from server.engine.onnxruntime import OnnxRuntimeEngine
 from server.engine.session import CPU, CUDA, TENSORRT, parse_parameters, place
 from server.errors import EngineFailure, ModelLoadFailed
-from server.types import Array, Batch, TensorSpec
+from server.tensor import Array, TensorSpec
+from server.types import Batch
 from tests.support.onnx_models import WEIGHTS, linear, save, tensor
 
 

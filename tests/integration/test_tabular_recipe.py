@@ -17,7 +17,8 @@ from exporter.recipes.base import Evaluation, Hyperparameters, RunConfig, Split
 from exporter.recipes.tabular import TabularRecipe, TabularTask
 from exporter.recipes.tabular_metrics import choose_threshold
 from server.pipeline.tabular import TabularPipeline, TabularSpec
-from server.types import Array, Classification, RowInput
+from server.tensor import Array
+from server.types import Classification, RowInput
 
 # Lightning 2.6 trips over a deprecation in PyTorch 2.13; the exporter silences it for people, not for pytest.
 pytestmark = pytest.mark.filterwarnings("ignore:.*LeafSpec.*:FutureWarning")

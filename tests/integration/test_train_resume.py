@@ -13,7 +13,7 @@ import torch
 from exporter import run
 from exporter.errors import RunError
 from exporter.recipes.base import Arrays, Hyperparameters, Split
-from server.types import Array
+from server.tensor import Array
 from tests.support.models import Killed, PointsTask
 
 EPOCHS = 6

@@ -16,7 +16,7 @@ from exporter.errors import ExportError, VerifyError
 from exporter.recipes.base import Arrays, Predict, Split, Tolerance
 from exporter.run import predictor
 from exporter.verify import verify
-from server.types import TensorSpec
+from server.tensor import TensorSpec
 from tests.support.models import PointsTask
 
 

@@ -14,8 +14,9 @@ from hypothesis.extra import numpy as hnp
 from tritonclient.grpc import service_pb2 as pb
 
 from server.errors import ServingError
+from server.tensor import DATATYPES, Tensor
 from server.transport.codec import predict_rest, v2_grpc, v2_rest
-from server.types import DATATYPES, InferRequest, InferResponse, Outcome, Tensor
+from server.types import InferRequest, InferResponse, Outcome
 
 untimed = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 """A busy machine is no failure of a codec."""

@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from server.scheduler.merge import merge, split
-from server.types import DATATYPES, InferRequest, Tensor, pack_bytes
+from server.tensor import DATATYPES, Tensor, pack_bytes
+from server.types import InferRequest
 
 dims = st.lists(st.integers(0, 3), max_size=3).map(tuple)
 

@@ -17,7 +17,8 @@ from server.engine.onnxruntime import OnnxRuntimeEngine
 from server.repository.model_config import ModelConfig, read_model_config
 from server.request_check import RequestCheck
 from server.scheduler.worker import Model, forward
-from server.types import Array, InferRequest, InferResponse, Tensor
+from server.tensor import Array, Tensor
+from server.types import InferRequest, InferResponse
 from tests.support.onnx_models import masked_folder
 
 

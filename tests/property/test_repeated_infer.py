@@ -11,9 +11,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from server.errors import ServingError
+from server.tensor import DATATYPES, Tensor, pack_bytes
 from server.transport.codec import v2_rest
 from server.transport.codec.repeated_infer import InferCodec, Layout, Target, fields
-from server.types import DATATYPES, InferRequest, InferResponse, Outcome, Tensor, pack_bytes
+from server.types import InferRequest, InferResponse, Outcome
 
 untimed = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 

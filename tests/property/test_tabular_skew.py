@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from server.pipeline.columns import CategoricalColumn, NumericColumn
 from server.pipeline.tabular import RowEncoder, TabularSpec
-from server.types import Array, RowInput
+from server.tensor import Array
+from server.types import RowInput
 
 FINITE = st.floats(-1e6, 1e6, allow_nan=False)
 SMALL_TEXTS = st.text(max_size=3)

@@ -11,12 +11,13 @@ from hypothesis import strategies as st
 from tritonclient.grpc import service_pb2 as pb
 
 from server.errors import ServingError
+from server.tensor import DATATYPES, Tensor, pack_bytes
 from server.transport.codec import v2_grpc
 from server.transport.codec.varint import varint
 from server.transport.codec.wire_request import Forms
 from server.transport.codec.wire_response import Templates
 from server.transport.methods import METHODS
-from server.types import DATATYPES, InferRequest, InferResponse, Outcome, Parameter, Tensor, pack_bytes
+from server.types import InferRequest, InferResponse, Outcome, Parameter
 
 untimed = settings(deadline=None, max_examples=300, suppress_health_check=[HealthCheck.too_slow])
 """A busy machine is no failure of a codec."""

@@ -12,6 +12,7 @@ from tritonclient.grpc import model_config_pb2
 
 from server.errors import Cancelled, ModelLoadFailed, UnknownModel
 from server.scheduler.statistics import ModelStatistics
+from server.tensor import Tensor, TensorSpec
 from server.types import (
     Classification,
     ImageInput,
@@ -24,8 +25,6 @@ from server.types import (
     PredictResponse,
     Score,
     ServerMetadata,
-    Tensor,
-    TensorSpec,
 )
 
 MODEL = "add"

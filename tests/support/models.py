@@ -14,7 +14,8 @@ from exporter.recipes.base import Arrays, DataReport, Evaluation, Predict, Split
 from server.pipeline.classification import ClassificationSpec, write_labels
 from server.pipeline.image_spec import ImageSpec, Normalize, Resize
 from server.pipeline.load import write_spec
-from server.types import Array, RawInput, RowInput, TensorSpec
+from server.tensor import Array, TensorSpec
+from server.types import RawInput, RowInput
 from tests.support.drawn_digits import encode
 
 SMALL_SPEC = ImageSpec(

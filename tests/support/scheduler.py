@@ -19,7 +19,8 @@ from server.scheduler.plan import Limits
 from server.scheduler.queue import QueuePolicy, RequestQueue
 from server.scheduler.statistics import ModelStatistics
 from server.scheduler.worker import Done, Model, Pass, forward
-from server.types import NO_DEADLINE, Array, Batch, InferRequest, InferResponse, Outcome, Parameter, Tensor
+from server.tensor import Array, Tensor
+from server.types import NO_DEADLINE, Batch, InferRequest, InferResponse, Outcome, Parameter
 
 MS = 1_000_000
 POISON = -1

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from server.repository.certificate import read_golden, read_manifest
-from server.types import datatype_of
+from server.tensor import datatype_of
 
 ROWS = 3
 

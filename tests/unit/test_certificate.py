@@ -33,7 +33,8 @@ from server.repository.certificate import (
     write_manifest,
     write_raw,
 )
-from server.types import Array, ImageInput, RawInput, RowInput, TextInput
+from server.tensor import Array
+from server.types import ImageInput, RawInput, RowInput, TextInput
 
 LOOSE = Tolerance(atol=0.1, rtol=0.0)
 

@@ -26,8 +26,9 @@ from server.client.errors import code_of_grpc, code_of_http
 from server.client.inputs import raw_inputs, tensors
 from server.errors import Code
 from server.proto.forwardpass.v1 import prediction_pb2
+from server.tensor import TensorSpec, pack_bytes
 from server.transport.status import STATUS, Failure, status_details
-from server.types import Classification, ImageInput, RowInput, Score, TensorSpec, TextInput, pack_bytes
+from server.types import Classification, ImageInput, RowInput, Score, TextInput
 
 V2 = "/inference.GRPCInferenceService/"
 PREDICT = "/forwardpass.v1.PredictionService/Predict"

@@ -11,8 +11,9 @@ import pytest
 from tritonclient.grpc import service_pb2 as pb
 
 from server.errors import Code, InvalidRequest, ServingError
+from server.tensor import Tensor
 from server.transport.codec.v2_grpc import decode_infer, encode_infer
-from server.types import InferRequest, InferResponse, Outcome, Tensor
+from server.types import InferRequest, InferResponse, Outcome
 
 
 def _ignore(_request: InferRequest, _outcome: Outcome) -> None:

@@ -10,6 +10,7 @@ import orjson
 import pytest
 
 from server.errors import Code, InvalidRequest, ServingError, Unsupported
+from server.tensor import DATATYPES, Tensor, TensorSpec
 from server.transport.codec.v2_rest import (
     Call,
     OutputFormat,
@@ -18,7 +19,7 @@ from server.transport.codec.v2_rest import (
     encode_infer,
     parse_header_length,
 )
-from server.types import DATATYPES, InferRequest, InferResponse, Outcome, Tensor, TensorSpec
+from server.types import InferRequest, InferResponse, Outcome
 
 
 def _ignore(_request: InferRequest, _outcome: Outcome) -> None:

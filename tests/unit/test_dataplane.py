@@ -28,17 +28,8 @@ from server.lifecycle import Lifecycle, State
 from server.model_control import ModelControl
 from server.repository.repository import Repository
 from server.settings import RepositorySettings
-from server.types import (
-    Array,
-    Classification,
-    InferRequest,
-    Outcome,
-    Prediction,
-    PredictRequest,
-    RawInput,
-    RowInput,
-    Tensor,
-)
+from server.tensor import Array, Tensor
+from server.types import Classification, InferRequest, Outcome, Prediction, PredictRequest, RawInput, RowInput
 
 CONFIG = """
 platform: "onnxruntime_onnx" max_batch_size: 4

@@ -23,12 +23,13 @@ import server.transport.methods as methods_module
 from server.errors import DeadlineExceeded, Draining, InvalidRequest, QueueFull
 from server.proto.forwardpass.v1 import prediction_pb2, prediction_pb2_grpc
 from server.settings import GrpcSettings, TlsSettings
+from server.tensor import Tensor
 from server.transport.grpcio import GrpcioServer
 from server.transport.http2.server import Http2Server
 from server.transport.listen import ListenFailed
 from server.transport.methods import METHODS
 from server.transport.status import STATUS_DETAILS_KEY
-from server.types import NO_DEADLINE, RowInput, Tensor
+from server.types import NO_DEADLINE, RowInput
 from tests.support.fake_dataplane import MODEL, FakeDataPlane
 
 LIMIT = 100_000

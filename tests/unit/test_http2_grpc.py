@@ -16,6 +16,7 @@ from tritonclient.grpc import service_pb2 as pb
 from server.errors import InvalidRequest, QueueFull
 from server.proto.forwardpass.v1 import prediction_pb2 as ours
 from server.settings import GrpcSettings
+from server.tensor import Tensor
 from server.transport.http2 import frames
 from server.transport.http2.answers import percent_encoded
 from server.transport.http2.calls import Calls, Service
@@ -24,7 +25,7 @@ from server.transport.http2.head import parse_timeout
 from server.transport.http2.hpack import encode
 from server.transport.http2.messages import MessageReader
 from server.transport.inflate import inflate
-from server.types import NO_DEADLINE, InferRequest, Tensor
+from server.types import NO_DEADLINE, InferRequest
 from tests.support.fake_dataplane import MODEL, FakeDataPlane
 from tests.support.http2_client import (
     END_HEADERS,

@@ -31,6 +31,7 @@ FLOORS = {
     "server.offload": 1,
     "server.process": 1,
     "server.settings": 1,
+    "server.tensor": 1,
     "server.types": 1,
     "server.buckets": 1,
     "server.explain": 1,
@@ -131,7 +132,14 @@ def test_the_server_knows_neither_the_exporter_nor_its_packages(path: Path) -> N
 @pytest.mark.parametrize("path", modules("exporter"), ids=dotted)
 def test_the_exporter_reads_only_what_the_server_reads(path: Path) -> None:
     """Training shares the repository's formats and the pipelines with serving, and nothing else."""
-    allowed = ("server.repository", "server.pipeline", "server.types", "server.errors", "server.engine.base")
+    allowed = (
+        "server.repository",
+        "server.pipeline",
+        "server.tensor",
+        "server.types",
+        "server.errors",
+        "server.engine.base",
+    )
     trespass = [n for n in imports(path) if n.startswith("server.") and not n.startswith(allowed)]
 
     assert trespass == []

@@ -10,7 +10,8 @@ from server.buckets import Buckets
 from server.errors import InvalidRequest, ModelLoadFailed
 from server.repository.model_config import ModelConfig, from_message, parse_text
 from server.request_check import RequestCheck
-from server.types import InferRequest, Tensor
+from server.tensor import Tensor
+from server.types import InferRequest
 
 INPUTS = """
 input { name: "ids" data_type: TYPE_INT64 dims: -1 }

@@ -10,7 +10,8 @@ import pytest
 
 from server.errors import EngineFailure
 from server.scheduler.merge import merge, split
-from server.types import DATATYPES, Array, Batch, InferRequest, InferResponse, Tensor, datatype_of
+from server.tensor import DATATYPES, Array, Tensor, datatype_of
+from server.types import Batch, InferRequest, InferResponse
 
 
 def request(

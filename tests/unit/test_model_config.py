@@ -26,7 +26,7 @@ from server.repository.model_config import (
     read_model_config,
     write_model_config,
 )
-from server.types import TensorSpec
+from server.tensor import TensorSpec
 
 BASE = """
 backend: "onnxruntime"

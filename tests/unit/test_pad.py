@@ -11,7 +11,8 @@ from server.buckets import Buckets
 from server.errors import EngineFailure
 from server.scheduler.merge import merge, split
 from server.scheduler.pad import Padding, elements, padding_of
-from server.types import Array, Batch, InferRequest, Tensor
+from server.tensor import Array, Tensor
+from server.types import Batch, InferRequest
 
 BUCKETS = Buckets((4, 8), {"ids": 0}, {"tokens": (0,), "pairs": (0, 1)}, {"ids": 9})
 

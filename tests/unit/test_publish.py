@@ -18,7 +18,8 @@ from server.pipeline.load import load_pipeline
 from server.repository import certificate
 from server.repository.certificate import DataRecord, RowCounts, Tolerance, VersionRecord
 from server.repository.model_config import read_model_config
-from server.types import ImageInput, RawInput, TensorSpec
+from server.tensor import TensorSpec
+from server.types import ImageInput, RawInput
 from tests.support.drawn_digits import STYLES, draw, encode
 from tests.support.models import SMALL_SPEC, write_image_model
 

@@ -18,7 +18,8 @@ from server.repository.certificate import write_golden, write_raw
 from server.repository.model_config import DynamicBatching, ModelConfig, from_message, parse_text
 from server.repository.repository import Repository
 from server.repository.warmup import WarmUp, batch_sizes, warm_up
-from server.types import Array, Batch, IndexEntry, RawInput, RowInput
+from server.tensor import Array
+from server.types import Batch, IndexEntry, RawInput, RowInput
 from tests.support.onnx_models import CONFIG
 
 

@@ -9,7 +9,8 @@ from tritonclient.grpc import model_config_pb2
 from server.errors import InvalidRequest, Unsupported
 from server.repository.model_config import from_message
 from server.request_check import LONGEST_TENANT, RequestCheck
-from server.types import Form, InferRequest, Parameter, Tensor, pack_bytes
+from server.tensor import Tensor, pack_bytes
+from server.types import Form, InferRequest, Parameter
 
 CONFIG = """
 name: "m" platform: "onnxruntime_onnx" max_batch_size: 4

@@ -24,12 +24,13 @@ import pytest
 import server.transport.rest as rest_module
 from server.errors import DeadlineExceeded, Draining, PayloadTooLarge, QueueFull
 from server.settings import HttpSettings
+from server.tensor import Tensor, TensorSpec
 from server.transport.http1.server import Http1Server
 from server.transport.inflate import inflate
 from server.transport.listen import ListenFailed
 from server.transport.rest import RestApp, RestServer
 from server.transport.routes import ROUTES
-from server.types import NO_DEADLINE, ImageInput, RowInput, Tensor, TensorSpec
+from server.types import NO_DEADLINE, ImageInput, RowInput
 from tests.support.fake_dataplane import MODEL, FakeDataPlane
 from tests.support.http1 import Answer, Peer
 

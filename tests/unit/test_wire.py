@@ -10,12 +10,13 @@ import pytest
 from tritonclient.grpc import service_pb2 as pb
 
 from server.errors import InvalidRequest
+from server.tensor import Tensor
 from server.transport.codec import v2_wire
 from server.transport.codec.recent import Recent
 from server.transport.codec.varint import read_length, varint
 from server.transport.codec.wire_request import Forms
 from server.transport.codec.wire_response import Templates
-from server.types import InferRequest, InferResponse, Outcome, Tensor
+from server.types import InferRequest, InferResponse, Outcome
 
 
 def _ignore(_request: InferRequest, _outcome: Outcome) -> None:

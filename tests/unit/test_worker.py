@@ -16,7 +16,8 @@ from server.scheduler.plan import Limits
 from server.scheduler.queue import QueuePolicy
 from server.scheduler.statistics import ModelStatistics
 from server.scheduler.worker import Model, Pass, Worker, forward
-from server.types import Array, Batch, InferRequest, InferResponse, Outcome
+from server.tensor import Array
+from server.types import Batch, InferRequest, InferResponse, Outcome
 from tests.support.scheduler import POISON, Caller, Doubler, ManualClock
 
 MODEL = Model("doubler", "1", batched=True)

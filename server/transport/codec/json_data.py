@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 
 from server.errors import InvalidRequest, Unsupported
+from server.tensor import DATATYPES, Array, Datatype, Tensor, pack_bytes
 from server.transport.codec.tensors import quoted
-from server.types import DATATYPES, Array, Datatype, Tensor, pack_bytes
 
 _JSON_TYPES: dict[str, tuple[frozenset[type], str]] = {
     "b": (frozenset({bool}), "true or false"),

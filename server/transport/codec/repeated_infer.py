@@ -13,19 +13,10 @@ from typing import NamedTuple
 
 import orjson
 
+from server.tensor import DATATYPES, Buffer, Tensor
 from server.transport.codec.recent import Recent
 from server.transport.codec.v2_rest import Call, OutputFormat, decode_infer, encode_infer, load_json
-from server.types import (
-    DATATYPES,
-    NO_DEADLINE,
-    Buffer,
-    Form,
-    InferRequest,
-    InferResponse,
-    Outcome,
-    Parameter,
-    Tensor,
-)
+from server.types import NO_DEADLINE, Form, InferRequest, InferResponse, Outcome, Parameter
 
 _MAX_REMEMBERED_BYTES = 4096
 """Longer JSON is parsed each time."""

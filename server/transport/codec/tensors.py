@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 
 from server.errors import InvalidRequest, Unsupported
-from server.types import DATATYPES, Buffer, Datatype, unpack_bytes
+from server.tensor import DATATYPES, Buffer, Datatype, unpack_bytes
 
 _MAX_ELEMENTS = sys.maxsize
 _QUOTED = 64

@@ -9,6 +9,7 @@ import numpy as np
 
 from server.errors import InvalidRequest
 from server.proto.triton import service_pb2 as pb
+from server.tensor import Datatype, Tensor, pack_bytes
 from server.transport.codec.tensors import (
     check_datatype,
     check_name,
@@ -17,16 +18,7 @@ from server.transport.codec.tensors import (
     count_elements,
     quoted,
 )
-from server.types import (
-    NO_DEADLINE,
-    Datatype,
-    InferRequest,
-    InferResponse,
-    Outcome,
-    Parameter,
-    Tensor,
-    pack_bytes,
-)
+from server.types import NO_DEADLINE, InferRequest, InferResponse, Outcome, Parameter
 
 _CONTENTS = {
     "BOOL": "bool_contents",

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import orjson
 
 from server.errors import InvalidRequest
+from server.tensor import DATATYPES, Tensor, TensorSpec, pack_bytes
 from server.transport.codec.json_data import pack_json, unpack_json
 from server.transport.codec.tensors import (
     check_datatype,
@@ -22,17 +23,7 @@ from server.transport.codec.tensors import (
     count_elements,
     quoted,
 )
-from server.types import (
-    DATATYPES,
-    NO_DEADLINE,
-    InferRequest,
-    InferResponse,
-    Outcome,
-    Parameter,
-    Tensor,
-    TensorSpec,
-    pack_bytes,
-)
+from server.types import NO_DEADLINE, InferRequest, InferResponse, Outcome, Parameter
 
 HEADER_LENGTH = "Inference-Header-Content-Length"
 

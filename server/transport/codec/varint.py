@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from server.types import Buffer
+from server.tensor import Buffer
 
 ONE_BYTE = 0x80
 """Lengths below this are one byte, the length itself; in longer ones this bit says that another byte follows."""

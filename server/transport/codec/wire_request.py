@@ -24,11 +24,12 @@ from google.protobuf.message import DecodeError
 
 from server.errors import InvalidRequest
 from server.proto.triton import service_pb2 as pb
+from server.tensor import DATATYPES, Buffer, Tensor
 from server.transport.codec import v2_grpc
 from server.transport.codec.recent import Recent
 from server.transport.codec.tensors import check_raw
 from server.transport.codec.varint import ONE_BYTE, read_length, varint
-from server.types import DATATYPES, NO_DEADLINE, Buffer, Form, InferRequest, Outcome, Parameter, Tensor
+from server.types import NO_DEADLINE, Form, InferRequest, Outcome, Parameter
 
 _MODEL_NAME, _MODEL_VERSION, _ID, _PARAMETERS, _INPUTS, _OUTPUTS, _RAW = (number << 3 | 2 for number in range(1, 8))
 """The tags of a request's fields; what each of them has is a length, then so many bytes."""

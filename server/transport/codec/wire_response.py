@@ -13,9 +13,10 @@ from dataclasses import dataclass
 from math import prod
 
 from server.proto.triton import service_pb2 as pb
+from server.tensor import DATATYPES, Buffer, Tensor
 from server.transport.codec import v2_grpc
 from server.transport.codec.varint import ONE_BYTE, varint
-from server.types import DATATYPES, Buffer, InferResponse, Tensor
+from server.types import InferResponse
 
 _ID, _RAW = (bytes((number << 3 | 2,)) for number in (3, 6))
 _ID_MARKS = [_ID + varint(size) for size in range(ONE_BYTE)]
