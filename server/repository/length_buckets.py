@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import NoReturn, Protocol
 
 import numpy as np
 
 from server.buckets import Buckets
+from server.repository.refuse import Refuse
 from server.tensor import DATATYPES, TensorSpec
 
 LENGTH_BUCKETS = "length_buckets"
@@ -16,10 +16,6 @@ PAD_VALUE = "pad_value"
 _MOST_BUCKETS = 64
 """Each is warmed up in every batch size."""
 _LONGEST = 2**31 - 1
-
-
-class Refuse(Protocol):
-    def __call__(self, path: str, problem: str) -> NoReturn: ...
 
 
 def read_buckets(

@@ -8,19 +8,24 @@ model_config.proto adds included. proto3 keeps no difference between a scalar's 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import Any, Literal, NoReturn
+from typing import NoReturn
 
 from server.buckets import Buckets
 from server.engine.base import Accelerator, EngineSpec, InstanceGroup
 from server.errors import ModelLoadFailed
 from server.proto.triton import model_config_pb2 as pb
+from server.repository.batching import DynamicBatching, QueuePolicyConfig, read_dynamic_batching
 from server.repository.config_text import CONFIG_FILE, parse_text, write_model_config
 from server.repository.honoured import unhonoured
-from server.repository.length_buckets import LENGTH_BUCKETS, PAD_VALUE, Refuse, read_buckets
-from server.tensor import DATATYPES, TensorSpec
+from server.repository.instance_groups import read_instance_groups
+from server.repository.length_buckets import LENGTH_BUCKETS, PAD_VALUE, read_buckets
+from server.repository.refuse import Refuse
+from server.repository.tensor_specs import read_tensors
+from server.repository.version_policy import LATEST, All, Latest, Specific, VersionPolicy, read_version_policy
+from server.tensor import TensorSpec
 
 __all__ = [
     "CONFIG_FILE",
@@ -38,7 +43,6 @@ __all__ = [
 ]
 
 DEFAULT_MODEL_FILENAME = "model.onnx"
-_DATATYPE_OF = {d.config: d.name for d in DATATYPES.values()}
 _PLATFORM = "onnxruntime_onnx"
 _BACKEND = "onnxruntime"
 _SLO = "slo_ms"
@@ -47,54 +51,6 @@ _TENANT = "tenant"
 _OURS = (_SLO, _FAIR_BY, LENGTH_BUCKETS, PAD_VALUE)
 """Parameters that are the scheduler's and do not reach the engine."""
 _LONGEST_SLO_MS = 86_400_000
-_MOST_LEVELS = 256
-"""Every level has its own queue, which planning looks into."""
-
-
-@dataclass(frozen=True, slots=True)
-class Latest:
-    """The `num_versions` highest versions. Source: ModelVersionPolicy.Latest."""
-
-    num_versions: int = 1
-
-
-@dataclass(frozen=True, slots=True)
-class All:
-    """Every version."""
-
-
-@dataclass(frozen=True, slots=True)
-class Specific:
-    """Just these versions, ascending; one that is not there is reported as failed."""
-
-    versions: tuple[int, ...]
-
-
-VersionPolicy = Latest | All | Specific
-
-
-@dataclass(frozen=True, slots=True)
-class QueuePolicyConfig:
-    """Source: ModelQueuePolicy. Zeros mean no time-out and no limit."""
-
-    timeout_action: Literal["REJECT", "DELAY"] = "REJECT"
-    default_timeout_microseconds: int = 0
-    allow_timeout_override: bool = False
-    max_queue_size: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class DynamicBatching:
-    """Source: ModelDynamicBatching."""
-
-    preferred_batch_size: tuple[int, ...] = ()
-    max_queue_delay_microseconds: int = 0
-    default_queue_policy: QueuePolicyConfig = QueuePolicyConfig()
-    priority_levels: int = 0
-    """1 is the most urgent level; 0: none."""
-    default_priority_level: int = 0
-    priority_queue_policy: Mapping[int, QueuePolicyConfig] = field(default_factory=dict)
-    preserve_ordering: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +66,7 @@ class ModelConfig:
     outputs: tuple[TensorSpec, ...]
     message: pb.ModelConfig = field(compare=False, repr=False)
     instance_groups: tuple[InstanceGroup, ...] = (InstanceGroup(),)
-    version_policy: VersionPolicy = Latest()
+    version_policy: VersionPolicy = LATEST
     dynamic_batching: DynamicBatching | None = None
     """None: requests are never merged."""
     gpu_accelerators: tuple[Accelerator, ...] = ()
@@ -189,7 +145,7 @@ def from_message(message: pb.ModelConfig, folder_name: str) -> ModelConfig:
     if message.optimization.graph.level not in (-1, 0, 1, 2):
         refuse("optimization.graph.level", f"is {message.optimization.graph.level}, it must be -1, 0, 1 or 2")
     accelerators = message.optimization.execution_accelerators
-    inputs, outputs = _tensors("input", message.input, refuse), _tensors("output", message.output, refuse)
+    inputs, outputs = read_tensors("input", message.input, refuse), read_tensors("output", message.output, refuse)
     parameters = {key: value.string_value for key, value in message.parameters.items()}
     merges = message.max_batch_size > 0 and message.HasField("dynamic_batching")
     return ModelConfig(
@@ -200,9 +156,9 @@ def from_message(message: pb.ModelConfig, folder_name: str) -> ModelConfig:
         inputs=inputs,
         outputs=outputs,
         message=message,
-        instance_groups=_instance_groups(message, refuse),
-        version_policy=_version_policy(message, refuse),
-        dynamic_batching=_dynamic_batching(message, refuse),
+        instance_groups=read_instance_groups(message, refuse),
+        version_policy=read_version_policy(message, refuse),
+        dynamic_batching=read_dynamic_batching(message, refuse),
         gpu_accelerators=tuple(Accelerator(a.name, dict(a.parameters)) for a in accelerators.gpu_execution_accelerator),
         cpu_accelerators=tuple(Accelerator(a.name, dict(a.parameters)) for a in accelerators.cpu_execution_accelerator),
         graph_level=message.optimization.graph.level,
@@ -243,126 +199,6 @@ _FOREIGN = {
     "openvino": "an OpenVINO model needs Triton Inference Server",
 }
 _ONLY_ONNX = f'; the embedded engine serves ONNX files: backend "{_BACKEND}" (platform "{_PLATFORM}")'
-
-
-def _tensors(kind: str, messages: Iterable[Any], refuse: Refuse) -> tuple[TensorSpec, ...]:
-    specs: dict[str, TensorSpec] = {}
-    for index, message in enumerate(messages):
-        path = f"{kind}[{index}]"
-        if not message.name:
-            refuse(f"{path}.name", "is empty")
-        if message.name in specs:
-            refuse(f"{path}.name", f"'{message.name}' is there twice")
-        specs[message.name] = TensorSpec(message.name, _datatype(path, message, refuse), _dims(path, message, refuse))
-    if not specs:
-        refuse(kind, f"a model needs at least one {kind}; write its name, data_type and dims")
-    return tuple(specs.values())
-
-
-def _datatype(path: str, message: Any, refuse: Refuse) -> str:
-    name = pb.DataType.Name(message.data_type) if message.data_type in pb.DataType.values() else str(message.data_type)
-    if name == "TYPE_BF16":
-        refuse(f"{path}.data_type", "TYPE_BF16 has no numpy type; export the model with FP32 inputs and outputs")
-    if name not in _DATATYPE_OF:
-        problem = "is not set" if message.data_type == pb.TYPE_INVALID else f"{name} is not a datatype"
-        refuse(f"{path}.data_type", f"{problem}; write one of {', '.join(_DATATYPE_OF)}")
-    return _DATATYPE_OF[name]
-
-
-def _dims(path: str, message: Any, refuse: Refuse) -> tuple[int, ...]:
-    dims = tuple(message.dims)
-    if not dims:
-        refuse(f"{path}.dims", "is not set; write the shape without the batch dimension, -1 for any size")
-    wrong = [size for size in dims if size < 1 and size != -1]
-    if wrong:
-        refuse(f"{path}.dims", f"has {wrong[0]}; a dimension is 1 or more, or -1 for any size")
-    if getattr(message, "format", pb.ModelInput.FORMAT_NONE) != pb.ModelInput.FORMAT_NONE and len(dims) != 3:
-        refuse(f"{path}.format", f"needs 3 dims (a picture without the batch dimension), there are {len(dims)}")
-    return dims
-
-
-def _instance_groups(message: pb.ModelConfig, refuse: Refuse) -> tuple[InstanceGroup, ...]:
-    groups = []
-    for index, group in enumerate(message.instance_group):
-        path = f"instance_group[{index}]"
-        kinds = pb.ModelInstanceGroup.Kind
-        kind = kinds.Name(group.kind) if group.kind in kinds.values() else str(group.kind)
-        if kind not in ("KIND_AUTO", "KIND_CPU", "KIND_GPU"):
-            refuse(f"{path}.kind", f"{kind} is not served here; write KIND_CPU, KIND_GPU or KIND_AUTO")
-        if group.count < 0:
-            refuse(f"{path}.count", f"is {group.count}, it must be 1 or more")
-        if group.gpus and kind == "KIND_CPU":
-            refuse(f"{path}.gpus", "is set on a group of KIND_CPU")
-        if any(gpu < 0 for gpu in group.gpus):
-            refuse(f"{path}.gpus", "has a negative device number")
-        groups.append(InstanceGroup(kind, group.count or 1, tuple(group.gpus), group.name))
-    return tuple(groups) or (InstanceGroup(),)
-
-
-def _version_policy(message: pb.ModelConfig, refuse: Refuse) -> VersionPolicy:
-    policy = message.version_policy
-    choice = policy.WhichOneof("policy_choice")
-    if choice == "all":
-        return All()
-    if choice == "specific":
-        versions = tuple(sorted(set(policy.specific.versions)))
-        if not versions or versions[0] < 1:
-            refuse("version_policy.specific.versions", "needs at least one version, each 1 or more")
-        return Specific(versions)
-    return Latest(policy.latest.num_versions or 1)
-
-
-def _dynamic_batching(message: pb.ModelConfig, refuse: Refuse) -> DynamicBatching | None:
-    if not message.HasField("dynamic_batching"):
-        return None
-    batching = message.dynamic_batching
-    for index, size in enumerate(batching.preferred_batch_size):
-        if not 1 <= size <= message.max_batch_size:
-            refuse(
-                f"dynamic_batching.preferred_batch_size[{index}]",
-                f"is {size}, it must be 1 to max_batch_size, which is {message.max_batch_size}",
-            )
-    _check_priorities(batching, refuse)
-    return DynamicBatching(
-        preferred_batch_size=tuple(batching.preferred_batch_size),
-        max_queue_delay_microseconds=batching.max_queue_delay_microseconds,
-        default_queue_policy=_queue_policy(
-            "dynamic_batching.default_queue_policy", batching.default_queue_policy, refuse
-        ),
-        priority_levels=batching.priority_levels,
-        default_priority_level=batching.default_priority_level,
-        priority_queue_policy={
-            level: _queue_policy(f"dynamic_batching.priority_queue_policy[{level}]", policy, refuse)
-            for level, policy in batching.priority_queue_policy.items()
-        },
-        preserve_ordering=batching.preserve_ordering,
-    )
-
-
-def _queue_policy(path: str, policy: Any, refuse: Refuse) -> QueuePolicyConfig:
-    if policy.timeout_action not in pb.ModelQueuePolicy.TimeoutAction.values():
-        refuse(f"{path}.timeout_action", "must be REJECT or DELAY")
-    return QueuePolicyConfig(
-        timeout_action="DELAY" if policy.timeout_action == pb.ModelQueuePolicy.DELAY else "REJECT",
-        default_timeout_microseconds=policy.default_timeout_microseconds,
-        allow_timeout_override=policy.allow_timeout_override,
-        max_queue_size=policy.max_queue_size,
-    )
-
-
-def _check_priorities(batching: Any, refuse: Refuse) -> None:
-    levels, default = batching.priority_levels, batching.default_priority_level
-    if levels > _MOST_LEVELS:
-        refuse("dynamic_batching.priority_levels", f"is {levels}, the most are {_MOST_LEVELS}")
-    if levels and not 1 <= default <= levels:
-        refuse("dynamic_batching.default_priority_level", f"is {default}, it must be 1 to priority_levels ({levels})")
-    if default and not levels:
-        refuse("dynamic_batching.default_priority_level", "is set, and priority_levels is not")
-    for level in batching.priority_queue_policy:
-        if not 1 <= level <= levels:
-            refuse(f"dynamic_batching.priority_queue_policy[{level}]", f"is no level: priority_levels is {levels}")
-    if batching.preserve_ordering and levels > 1:
-        refuse("dynamic_batching.preserve_ordering", "contradicts priority_levels, which exist to change the order")
 
 
 def _slo_ms(message: pb.ModelConfig, refuse: Refuse) -> float:
