@@ -15,6 +15,7 @@ import os
 import signal
 import sys
 import time
+from ipaddress import ip_address
 from typing import TYPE_CHECKING
 
 import uvloop
@@ -33,6 +34,7 @@ from server.pipeline.load import load_pipeline
 from server.repository.repository import Repository
 from server.scheduler.share import Share
 from server.settings import RepositorySettings, Settings
+from server.shared_memory.requests import SharedMemory
 from server.transport.http1.server import Http1Server
 from server.transport.http2.server import Http2Server
 from server.transport.listen import ListenFailed
@@ -61,7 +63,11 @@ class Server:
             share=Share(available_cores()),
         )
         self.dataplane = DataPlane(
-            self.models, self.lifecycle, settings.repository, settings.pipeline.threads or available_cores()
+            self.models,
+            self.lifecycle,
+            settings.repository,
+            settings.pipeline.threads or available_cores(),
+            SharedMemory(settings.shared_memory, enabled=allows_shared_memory(settings)),
         )
         host, http = settings.host, settings.http
         self.rest = RestServer(self.dataplane, host, http)
@@ -114,6 +120,16 @@ class Server:
         self.dataplane.close()
         await self.metrics.stop(_LAST_ANSWERS_S)
         self.lifecycle.advance(State.STOPPED)
+
+
+def allows_shared_memory(settings: Settings) -> bool:
+    """Whether clients may pass tensors in shared memory; where that is left open, for those on this machine alone."""
+    if settings.shared_memory.allow != "auto":
+        return settings.shared_memory.allow == "true"
+    try:
+        return ip_address(settings.host).is_loopback
+    except ValueError:
+        return settings.host == "localhost"
 
 
 def _grpc_server(dataplane: DataPlane, settings: Settings) -> Http2Server | GrpcioServer:

@@ -21,7 +21,8 @@ from server.offload import Offload
 from server.pipeline.base import Pipeline
 from server.proto.triton import model_config_pb2
 from server.scheduler.statistics import ModelStatistics
-from server.settings import RepositorySettings
+from server.settings import RepositorySettings, SharedMemorySettings
+from server.shared_memory.requests import SharedMemory
 from server.tensor import Array, Tensor, TensorSpec
 from server.types import (
     IndexEntry,
@@ -46,25 +47,32 @@ EXTENSIONS = (
 """Triton's names for the extensions of v2 that are served; `predict` is ours."""
 
 
-_model_of = attrgetter("model_name", "model_version")
+_model_of = attrgetter("model_name", "model_version", "shared")
 
 
 class DataPlane:
     """The surface of the server behind its transports. All methods run on the event loop."""
 
     def __init__(
-        self, models: ModelControl, lifecycle: Lifecycle, settings: RepositorySettings, pipeline_threads: int
+        self,
+        models: ModelControl,
+        lifecycle: Lifecycle,
+        settings: RepositorySettings,
+        pipeline_threads: int,
+        shared_memory: SharedMemory | None = None,
     ) -> None:
+        """`shared_memory`: of the clients; None: they may not use any."""
         self._models = models
         self._lifecycle = lifecycle
         self._settings = settings
         self._pipelines = Offload(pipeline_threads, "pipeline")
+        self.shared_memory = shared_memory or SharedMemory(SharedMemorySettings(), enabled=False)
 
     # --- requests ---------------------------------------------------------------------------------
 
     def submit(self, requests: Sequence[InferRequest]) -> None:
         """Take in requests that arrived together. Each is settled exactly once, maybe before this returns."""
-        for (name, version), group in groupby(requests, _model_of):
+        for (name, version, shared), group in groupby(requests, _model_of):
             same = list(group)
             try:
                 served = self._models.resolve(name, version)
@@ -72,7 +80,11 @@ class DataPlane:
                 for request in same:
                     request.settle(error)
             else:
-                served.submit(same)
+                if shared is None:
+                    served.submit(same)
+                    continue
+                for request in same:  # It comes back here with its tensors.
+                    self.shared_memory.take(request, shared, self.submit)
 
     def cancel(self, request: InferRequest) -> None:
         """The caller went away: the request is settled as Cancelled, and not executed if it still waits."""
@@ -155,7 +167,8 @@ class DataPlane:
         return self._lifecycle.state is State.READY and served.batcher.healthy()
 
     def server_metadata(self) -> ServerMetadata:
-        return ServerMetadata(SERVER_NAME, __version__, EXTENSIONS)
+        shared_memory = ("system_shared_memory",) if self.shared_memory.enabled else ()
+        return ServerMetadata(SERVER_NAME, __version__, (*EXTENSIONS, *shared_memory))
 
     def model_metadata(self, name: str, version: str = "") -> ModelMetadata:
         """Raises UnknownModel, ModelNotReady."""
@@ -208,8 +221,9 @@ class DataPlane:
             raise Unsupported(action, "models are controlled by requests only with --model-control-mode explicit")
 
     def close(self) -> None:
-        """Let the pipeline threads end."""
+        """Let the threads of pipelines and shared memory end."""
         self._pipelines.close()
+        self.shared_memory.close()
 
 
 def _with_batch(specs: tuple[TensorSpec, ...], max_batch_size: int) -> tuple[TensorSpec, ...]:

@@ -3,13 +3,17 @@
     ServingError
       InvalidRequest    INVALID_ARG   the request contradicts the protocol or the model's config
       PayloadTooLarge   TOO_LARGE     a body, picture or message is over its limit
+      SharedMemoryTooSmall  INVALID_ARG   an output is larger than the place that it was given
       UnknownModel      NOT_FOUND     no such model, or no such version of it
       UnknownRoute      NOT_FOUND     no such path
       UnknownService    NOT_FOUND     no such gRPC service, asked for its health
+      UnknownRegion     NOT_FOUND     no such shared memory region
+      RegionExists      EXISTS        a shared memory region of that name is registered
       ModelNotReady     UNAVAILABLE   the model exists and can't answer now
       Draining          UNAVAILABLE   the server is shutting down
       QueueFull         EXHAUSTED     more work is waiting than the model's queue takes
       Overloaded        EXHAUSTED     the answer would come after the request's deadline
+      SharedMemoryBusy  EXHAUSTED     tensors in shared memory, more bytes under way than may be
       DeadlineExceeded  DEADLINE      the caller's time ran out before a forward pass was started for it
       CallExpired       DEADLINE      the caller's time ran out, wherever its call was
       RequestTooSlow    DEADLINE      the request did not arrive as a whole in time
@@ -33,6 +37,7 @@ class Code(StrEnum):
 
     INVALID_ARG = "INVALID_ARG"
     NOT_FOUND = "NOT_FOUND"
+    EXISTS = "EXISTS"
     UNAVAILABLE = "UNAVAILABLE"
     UNSUPPORTED = "UNSUPPORTED"
     INTERNAL = "INTERNAL"
@@ -129,6 +134,66 @@ class UnknownService(ServingError):
     @property
     def public_message(self) -> str:
         return f"service: no such service: {self.service}"
+
+
+class UnknownRegion(ServingError):
+    """`kind` is what was looked for, where one kind alone was: "system " or "cuda ";
+    `but` what the region is instead."""
+
+    code = Code.NOT_FOUND
+
+    def __init__(self, name: str, kind: str = "", but: str = "") -> None:
+        super().__init__(name, kind, but)
+        self.name = name
+        self.kind = kind
+        self.but = but
+
+    @property
+    def public_message(self) -> str:
+        return f"Unable to find {self.kind}shared memory region: '{self.name}' {self.but}".rstrip()
+
+
+class RegionExists(ServingError):
+    code = Code.EXISTS
+
+    def __init__(self, name: str) -> None:
+        super().__init__(name)
+        self.name = name
+
+    @property
+    def public_message(self) -> str:
+        return f"shared memory region '{self.name}' already in manager"
+
+
+class SharedMemoryTooSmall(ServingError):
+    """The place given to `output` has `place_bytes`, the output `output_bytes`."""
+
+    code = Code.INVALID_ARG
+
+    def __init__(self, output: str, place_bytes: int, output_bytes: int) -> None:
+        super().__init__(output, place_bytes, output_bytes)
+        self.output = output
+        self.place_bytes = place_bytes
+        self.output_bytes = output_bytes
+
+    @property
+    def public_message(self) -> str:
+        return (
+            f"shared memory size specified with the request for output '{self.output}' ({self.place_bytes} bytes) "
+            f"should be at least {self.output_bytes} bytes to hold the results"
+        )
+
+
+class SharedMemoryBusy(ServingError):
+    code = Code.EXHAUSTED
+
+    def __init__(self, limit_bytes: int) -> None:
+        super().__init__(limit_bytes)
+        self.limit_bytes = limit_bytes
+
+    @property
+    def public_message(self) -> str:
+        return f"shared memory: requests under way use {self.limit_bytes} bytes of it, which is the limit"
 
 
 class ModelNotReady(ServingError):

@@ -22,6 +22,7 @@ ModelControlMode = Literal["none", "poll", "explicit"]
 GrpcTransport = Literal["http2", "grpcio"]
 LogFormat = Literal["text", "json"]
 LogLevel = Literal["debug", "info", "warning", "error"]
+ClientSharedMemory = Literal["auto", "true", "false"]
 
 
 def flag(name: str) -> dict[str, Any]:
@@ -147,6 +148,19 @@ class MetricsSettings(Section):
     """Prometheus metrics at /metrics; 0 picks a free port."""
 
 
+class SharedMemorySettings(Section):
+    allow: Annotated[ClientSharedMemory, Field(json_schema_extra=flag("--allow-client-shm"))] = "auto"
+    """Whether clients may pass tensors in POSIX shared memory. auto: where the server listens on a loopback address,
+    for whoever reaches it may then have any file of /dev/shm read and written that the server may."""
+    max_regions: Annotated[int, Field(ge=1)] = 256
+    """Regions registered at a time; each is an open file."""
+    max_registered_bytes: Annotated[int, Field(ge=1)] = 16 * 1024 * 1024 * 1024
+    """Bytes of all registered regions."""
+    max_in_flight_bytes: Annotated[int, Field(ge=1)] = 1024 * 1024 * 1024
+    """Bytes of inputs and outputs in shared memory of all requests under way, of which the server has copies; a request
+    beyond them is refused."""
+
+
 class SchedulerSettings(Section):
     default_max_queue_size: Annotated[int, Field(ge=1)] = 8192
     """Requests that may wait for one version of a model whose config.pbtxt sets no max_queue_size. Triton's
@@ -191,6 +205,7 @@ class Settings(Section):
     grpc: GrpcSettings = GrpcSettings()
     tls: TlsSettings = TlsSettings()
     metrics: MetricsSettings = MetricsSettings()
+    shared_memory: SharedMemorySettings = SharedMemorySettings()
     scheduler: SchedulerSettings = SchedulerSettings()
     engine: EngineSettings = EngineSettings()
     pipeline: PipelineSettings = PipelineSettings()

@@ -15,6 +15,7 @@ from server.tensor import Array, Tensor, TensorSpec
 
 if TYPE_CHECKING:
     from server.explain import Explanation
+    from server.shared_memory.references import Reference, SharedTensors
 
 Parameter = bool | int | float | str
 
@@ -29,7 +30,7 @@ _new = object.__new__
 class InferResponse:
     """The answer to one `InferRequest`: its own rows of the batch's outputs, in the order it asked for."""
 
-    __slots__ = ("id", "model_name", "model_version", "outputs", "parameters", "timing")
+    __slots__ = ("id", "model_name", "model_version", "outputs", "parameters", "shared", "timing")
 
     def __init__(
         self,
@@ -46,6 +47,8 @@ class InferResponse:
         self.id = id
         self.parameters = _NO_PARAMETERS if parameters is None else parameters
         self.timing = timing
+        self.shared: Mapping[str, Reference] | None = None
+        """The outputs whose data is not here but in shared memory, and where; None: all is here."""
 
     @staticmethod
     def each(
@@ -60,6 +63,7 @@ class InferResponse:
             answer.outputs = tensors
             answer.id = request.id
             answer.parameters = _NO_PARAMETERS
+            answer.shared = None
             answer.timing = None
             answers.append(answer)
         return answers
@@ -130,6 +134,7 @@ class InferRequest:
         "received_ns",
         "rows",
         "settled",
+        "shared",
         "signature",
         "tenant",
     )
@@ -175,6 +180,8 @@ class InferRequest:
         """Whatever the transport needs to find the one who waits for the outcome."""
         self.holder: Holder | None = None
         """Who admitted it, and so must hear of a cancellation; set by the data plane."""
+        self.shared: SharedTensors | None = None
+        """Its tensors that are in shared memory, if any; set by the transport. None again once they are seen to."""
         self.settled = False
         self._on_settle = on_settle
 
@@ -211,9 +218,15 @@ class InferRequest:
         self.form = form
         self.caller = caller
         self.holder = None
+        self.shared = None
         self.settled = False
         self._on_settle = on_settle
         return self
+
+    def divert(self, on_settle: Callable[[InferRequest, Outcome], None]) -> Callable[[InferRequest, Outcome], None]:
+        """Let `on_settle` have the outcome instead of whoever was to have it, who is returned."""
+        before, self._on_settle = self._on_settle, on_settle
+        return before
 
     def settle(self, outcome: Outcome) -> bool:
         """Give the caller its outcome. Returns False, and does nothing, if it was settled before."""

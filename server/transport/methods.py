@@ -21,7 +21,7 @@ from server.errors import InvalidRequest, Unsupported
 from server.explain import Explanation, decoded
 from server.proto.forwardpass.v1 import prediction_pb2
 from server.proto.triton import service_pb2 as pb
-from server.transport import health, stream_infer
+from server.transport import health, shared_memory, stream_infer
 from server.transport.codec import management, predict_grpc, statistics, v2_grpc
 from server.types import NO_DEADLINE
 
@@ -208,6 +208,12 @@ METHODS: tuple[Method, ...] = (
     _v2("RepositoryIndex", _repository_index),
     _v2("RepositoryModelLoad", _repository_model_load),
     _v2("RepositoryModelUnload", _repository_model_unload),
+    _v2("SystemSharedMemoryStatus", shared_memory.system_status),
+    _v2("SystemSharedMemoryRegister", shared_memory.system_register),
+    _v2("SystemSharedMemoryUnregister", shared_memory.system_unregister),
+    _v2("CudaSharedMemoryStatus", shared_memory.cuda_status),
+    _v2("CudaSharedMemoryRegister", shared_memory.cuda_register),
+    _v2("CudaSharedMemoryUnregister", shared_memory.cuda_unregister),
     Method(
         "/inference.GRPCInferenceService/ModelStreamInfer",
         pb.ModelInferRequest,

@@ -8,6 +8,7 @@ from urllib.parse import unquote_to_bytes
 
 from server.errors import InvalidRequest, UnknownRoute
 from server.explain import ANSWER_KEY, REQUEST_KEY, Explanation, asked_by, decoded
+from server.transport import shared_memory
 from server.transport.codec import management, predict_rest, statistics, v2_rest
 from server.transport.exchange import Exchange
 from server.transport.http1.reply import Reply, json_reply
@@ -159,6 +160,16 @@ ROUTES: tuple[Route, ...] = (
     Route("POST", "/v2/repository/index", _index),
     Route("POST", "/v2/repository/models/{model}/load", _load),
     Route("POST", "/v2/repository/models/{model}/unload", _unload),
+    Route("GET", "/v2/systemsharedmemory/status", shared_memory.get_system_status),
+    Route("GET", "/v2/systemsharedmemory/region/{region}/status", shared_memory.get_system_status),
+    Route("POST", "/v2/systemsharedmemory/region/{region}/register", shared_memory.post_system_register),
+    Route("POST", "/v2/systemsharedmemory/unregister", shared_memory.post_system_unregister),
+    Route("POST", "/v2/systemsharedmemory/region/{region}/unregister", shared_memory.post_system_unregister),
+    Route("GET", "/v2/cudasharedmemory/status", shared_memory.get_cuda_status),
+    Route("GET", "/v2/cudasharedmemory/region/{region}/status", shared_memory.get_cuda_status),
+    Route("POST", "/v2/cudasharedmemory/region/{region}/register", shared_memory.post_cuda_register),
+    Route("POST", "/v2/cudasharedmemory/unregister", shared_memory.post_cuda_unregister),
+    Route("POST", "/v2/cudasharedmemory/region/{region}/unregister", shared_memory.post_cuda_unregister),
 )
 
 

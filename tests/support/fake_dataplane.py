@@ -12,6 +12,8 @@ from tritonclient.grpc import model_config_pb2
 
 from server.errors import Cancelled, ModelLoadFailed, UnknownModel
 from server.scheduler.statistics import ModelStatistics
+from server.settings import SharedMemorySettings
+from server.shared_memory.requests import SharedMemory
 from server.tensor import Tensor, TensorSpec
 from server.types import (
     Classification,
@@ -58,11 +60,15 @@ class FakeDataPlane:
     cancelled: list[InferRequest] = field(default_factory=list)
     cancelled_predicts: int = 0
     control: list[tuple[str, str]] = field(default_factory=list)
+    shared_memory: SharedMemory = field(default_factory=lambda: SharedMemory(SharedMemorySettings(), enabled=True))
     arrived: asyncio.Event = field(default_factory=asyncio.Event)
     gone: asyncio.Event = field(default_factory=asyncio.Event)
 
     def submit(self, requests: Sequence[InferRequest]) -> None:
         for request in requests:
+            if request.shared is not None:
+                self.shared_memory.take(request, request.shared, self.submit)
+                continue
             self.requests.append(request)
             self.arrived.set()
             if self.held:
@@ -88,6 +94,8 @@ class FakeDataPlane:
 
     def cancel(self, request: InferRequest) -> None:
         self.cancelled.append(request)
+        if request.holder is not None:
+            request.holder.cancel(request)
         request.settle(Cancelled())
         self.gone.set()
 

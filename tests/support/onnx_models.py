@@ -116,3 +116,26 @@ def masked_folder(
     text = MASKED_CONFIG.format(name=name, max_batch_size=max_batch_size, buckets=buckets, more=more)
     (folder / "config.pbtxt").write_text(text)
     return folder
+
+
+IDENTITY_CONFIG = """
+name: "{name}"
+backend: "onnxruntime"
+max_batch_size: 8
+input [{{ name: "x" data_type: TYPE_FP32 dims: -1 }}, {{ name: "s" data_type: TYPE_STRING dims: -1 }}]
+output [{{ name: "y" data_type: TYPE_FP32 dims: -1 }}, {{ name: "t" data_type: TYPE_STRING dims: -1 }}]
+dynamic_batching {{ }}
+"""
+
+
+def identity_folder(root: Path, name: str) -> Path:
+    """A model folder whose outputs are its inputs: y is x, numbers, and t is s, text."""
+    folder = root / name
+    save(
+        folder / "1" / "model.onnx",
+        [helper.make_node("Identity", ["x"], ["y"]), helper.make_node("Identity", ["s"], ["t"])],
+        [tensor("x", ["batch", "n"]), tensor("s", ["batch", "m"], TensorProto.STRING)],
+        [tensor("y", ["batch", "n"]), tensor("t", ["batch", "m"], TensorProto.STRING)],
+    )
+    (folder / "config.pbtxt").write_text(IDENTITY_CONFIG.format(name=name))
+    return folder

@@ -101,6 +101,13 @@ def edited(edit: Callable[[Any], object]) -> Any:
     return message
 
 
+def shared(message: Any, byte_size: int, offset: int = 0) -> None:
+    parameters = message.inputs[0].parameters
+    parameters["shared_memory_region"].string_param = "r"
+    parameters["shared_memory_byte_size"].int64_param = byte_size
+    parameters["shared_memory_offset"].int64_param = offset
+
+
 def with_shape(*shape: int) -> Any:
     return edited(lambda m: m.inputs[0].shape.__setitem__(slice(None), shape))
 
@@ -194,13 +201,32 @@ MALFORMED = {
         edited(lambda m: setattr(m.outputs.add(name="sum").parameters["classification"], "int64_param", 3)),
         "outputs[0].parameters.classification:",
     ),
-    "an output in shared memory": (
+    "an output in shared memory without its size": (
         edited(lambda m: setattr(m.outputs.add(name="sum").parameters["shared_memory_region"], "string_param", "r")),
-        "outputs[0].parameters.shared_memory_region:",
+        "outputs[0].parameters.shared_memory_byte_size:",
     ),
-    "an input in shared memory": (
+    "an input in shared memory without its size": (
         edited(lambda m: setattr(m.inputs[0].parameters["shared_memory_region"], "string_param", "r")),
+        "inputs[0].parameters.shared_memory_byte_size:",
+    ),
+    "a region that is a number": (
+        edited(lambda m: setattr(m.inputs[0].parameters["shared_memory_region"], "int64_param", 1)),
         "inputs[0].parameters.shared_memory_region:",
+    ),
+    "an input in shared memory and raw": (edited(lambda m: shared(m, 8)), "raw_input_contents:"),
+    "an input in shared memory and typed": (
+        edited(
+            lambda m: (shared(m, 8), m.ClearField("raw_input_contents"), m.inputs[0].contents.fp32_contents.append(1))
+        ),
+        "inputs[0].contents:",
+    ),
+    "a size that is not the shape's": (
+        edited(lambda m: (shared(m, 9), m.ClearField("raw_input_contents"))),
+        "inputs[0].parameters.shared_memory_byte_size:",
+    ),
+    "an offset below zero": (
+        edited(lambda m: (shared(m, 8, -1), m.ClearField("raw_input_contents"))),
+        "inputs[0].parameters.shared_memory_offset:",
     ),
     "a size in shared memory": (
         edited(lambda m: setattr(m.inputs[0].parameters["shared_memory_byte_size"], "int64_param", 8)),

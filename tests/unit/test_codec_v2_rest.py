@@ -149,6 +149,8 @@ def rest(**changes: Any) -> tuple[bytes, None]:
     return document(**changes), None
 
 
+SHARED = {"shared_memory_region": "r", "shared_memory_byte_size": 8}
+
 MALFORMED: dict[str, tuple[tuple[bytes, int | None], str]] = {
     "an empty body": (doc(""), "body:"),
     "no JSON": (doc("inputs=1"), "body:"),
@@ -230,13 +232,45 @@ MALFORMED: dict[str, tuple[tuple[bytes, int | None], str]] = {
         rest(outputs=[{"name": "s", "parameters": {"classification": 3}}]),
         "outputs[0].parameters.classification:",
     ),
-    "an output in shared memory": (
+    "an output in shared memory without its size": (
         rest(outputs=[{"name": "s", "parameters": {"shared_memory_region": "r"}}]),
-        "outputs[0].parameters.shared_memory_region:",
+        "outputs[0].parameters.shared_memory_byte_size:",
     ),
-    "an input in shared memory": (
-        one(data=..., parameters={"shared_memory_region": "r", "shared_memory_byte_size": 8}),
+    "an input in shared memory with data": (
+        one(parameters={"shared_memory_region": "r", "shared_memory_byte_size": 8}),
+        "inputs[0].data:",
+    ),
+    "an input in shared memory and binary": (
+        with_raw(b"12345678", tensor(data=..., parameters={**SHARED, "binary_data_size": 8})),
+        "inputs[0].parameters.binary_data_size:",
+    ),
+    "a size in shared memory alone": (
+        one(parameters={"shared_memory_byte_size": 8}),
+        "inputs[0].parameters.shared_memory_byte_size:",
+    ),
+    "a size in shared memory that is text": (
+        one(data=..., parameters={**SHARED, "shared_memory_byte_size": "8"}),
+        "inputs[0].parameters.shared_memory_byte_size:",
+    ),
+    "a size in shared memory that is true": (
+        one(data=..., shape=[1], datatype="BOOL", parameters={**SHARED, "shared_memory_byte_size": True}),
+        "inputs[0].parameters.shared_memory_byte_size:",
+    ),
+    "a size in shared memory that is not the shape's": (
+        one(data=..., parameters={**SHARED, "shared_memory_byte_size": 12}),
+        "inputs[0].parameters.shared_memory_byte_size:",
+    ),
+    "an offset in shared memory beyond 64 bits": (
+        one(data=..., parameters={**SHARED, "shared_memory_offset": 2**63}),
+        "inputs[0].parameters.shared_memory_offset:",
+    ),
+    "a region with an empty name": (
+        one(data=..., parameters={**SHARED, "shared_memory_region": ""}),
         "inputs[0].parameters.shared_memory_region:",
+    ),
+    "an output in shared memory and classified": (
+        rest(outputs=[{"name": "s", "parameters": {**SHARED, "classification": 2}}]),
+        "outputs[0].parameters:",
     ),
     "input parameters that are text": (one(parameters="p"), "inputs[0].parameters:"),
     "a binary size without bytes": ((document(binary(8)), None), "inputs[0].parameters.binary_data_size:"),

@@ -24,6 +24,8 @@ FLOORS = {
     "server.engine": 2,
     "server.pipeline": 2,
     "server.call": 2,
+    "server.shared_memory": 2,
+    "server.shared_memory.references": 1,
     "server.lifecycle": 1,
     "server.observability.logging": 1,
     "server.settings_doc": 1,

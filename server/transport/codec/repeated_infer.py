@@ -143,6 +143,8 @@ class InferCodec:
 
     def _remember(self, request: InferRequest, formats: OutputFormat, json: bytes) -> OutputFormat | Layout:
         """The layout of a request that was decoded the plain way, if others may follow it."""
+        if request.shared is not None:
+            return formats
         if not all(type(t.data) is memoryview and DATATYPES[t.datatype].size for t in request.inputs):
             return formats
         # The bytes of a BOOL have to be looked at each time.

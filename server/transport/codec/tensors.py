@@ -14,9 +14,6 @@ _MAX_ELEMENTS = sys.maxsize
 _QUOTED = 64
 
 _UNSUPPORTED_PARAMETERS = {
-    "shared_memory_region": "shared memory is not supported, send the tensor's data",
-    "shared_memory_byte_size": "shared memory is not supported, send the tensor's data",
-    "shared_memory_offset": "shared memory is not supported, send the tensor's data",
     "classification": "the classification extension is not supported, use predict",
 }
 """Tensor parameters of Triton's extensions that would change the answer; to ignore them would be wrong."""

@@ -10,6 +10,7 @@ import numpy as np
 from server.errors import InvalidRequest
 from server.proto.triton import service_pb2 as pb
 from server.tensor import Datatype, Tensor, pack_bytes
+from server.transport.codec.shared_memory import SharedParts, parameters_of, reference_of
 from server.transport.codec.tensors import (
     check_datatype,
     check_name,
@@ -50,57 +51,89 @@ def decode_infer(
 
     Raises:
         InvalidRequest: the message contradicts itself (lengths, datatypes, shapes, both kinds of contents).
-        Unsupported: shared memory, classification, BF16.
+        Unsupported: classification, BF16.
     """
     if not message.model_name:
         raise InvalidRequest("model_name", "is empty")
-    raw = message.raw_input_contents
-    if raw and len(raw) != len(message.inputs):
-        raise InvalidRequest("raw_input_contents", f"{len(raw)} entries for {len(message.inputs)} inputs")
-    if not message.inputs:
+    shared = SharedParts()
+    inputs = _Inputs(message, shared).decode()
+    if not inputs:
         raise InvalidRequest("inputs", "is empty")
-    inputs = [_input(index, tensor, raw) for index, tensor in enumerate(message.inputs)]
-    return InferRequest(
+    outputs = _outputs(message.outputs, shared) if message.outputs else ()
+    request = InferRequest(
         message.model_name,
         inputs,
         on_settle=on_settle,
         received_ns=received_ns,
         model_version=message.model_version,
         id=message.id,
-        outputs=_outputs(message.outputs) if message.outputs else (),
-        parameters=_parameters(message.parameters) if message.parameters else None,
+        outputs=outputs,
+        parameters=_parameters("parameters", message.parameters) if message.parameters else None,
         deadline_ns=deadline_ns,
     )
+    request.shared = shared.gathered()
+    return request
 
 
 def encode_infer(response: InferResponse) -> Any:
-    """A ModelInferResponse; its tensors are always raw."""
+    """A ModelInferResponse; its tensors are always raw. Those in shared memory have an empty entry, as Triton's."""
     message = pb.ModelInferResponse(
         model_name=response.model_name, model_version=response.model_version, id=response.id
     )
     for tensor in response.outputs:
-        message.outputs.add(name=tensor.name, datatype=tensor.datatype, shape=tensor.shape)
+        output = message.outputs.add(name=tensor.name, datatype=tensor.datatype, shape=tensor.shape)
+        if response.shared and tensor.name in response.shared:
+            for key, place in parameters_of(response.shared[tensor.name]).items():
+                _set_parameter(output.parameters[key], place)
         message.raw_output_contents.append(bytes(tensor.data))
     for name, value in response.parameters.items():
         _set_parameter(message.parameters[name], value)
     return message
 
 
-def _input(index: int, tensor: Any, raw: Any) -> Tensor:
-    field = f"inputs[{index}]"
-    name = check_name(field, tensor.name)
-    datatype = check_datatype(field, tensor.datatype)
-    shape = tuple(tensor.shape)
-    count = count_elements(field, shape)
-    if tensor.parameters:
-        check_tensor_parameters(field, tensor.parameters)
-    if not raw:
-        return Tensor(name, datatype.name, shape, _typed(field, datatype, count, tensor.contents))
-    if tensor.HasField("contents") and tensor.contents.ByteSize():
-        raise InvalidRequest(f"{field}.contents", "must not be set together with raw_input_contents")
-    data = raw[index]
-    check_raw(f"raw_input_contents[{index}]", datatype, count, data)
-    return Tensor(name, datatype.name, shape, data)
+class _Inputs:
+    """Reads the inputs of one message: those in shared memory have no entry of raw_input_contents."""
+
+    __slots__ = ("_inputs", "_next", "_raw", "_shared")
+
+    def __init__(self, message: Any, shared: SharedParts) -> None:
+        self._inputs = message.inputs
+        self._raw = message.raw_input_contents
+        self._next = 0
+        self._shared = shared
+
+    def decode(self) -> list[Tensor]:
+        tensors = [self._input(index, tensor) for index, tensor in enumerate(self._inputs)]
+        if self._raw and self._next != len(self._raw):
+            raise InvalidRequest("raw_input_contents", f"{len(self._raw)} entries for {self._next} inputs")
+        return tensors
+
+    def _input(self, index: int, tensor: Any) -> Tensor:
+        field = f"inputs[{index}]"
+        name = check_name(field, tensor.name)
+        datatype = check_datatype(field, tensor.datatype)
+        shape = tuple(tensor.shape)
+        count = count_elements(field, shape)
+        has_contents = tensor.HasField("contents") and tensor.contents.ByteSize()
+        if tensor.parameters:
+            check_tensor_parameters(field, tensor.parameters)
+            reference = reference_of(field, name, _parameters(f"{field}.parameters", tensor.parameters))
+            if reference is not None:
+                if has_contents:
+                    problem = f"unexpected 'content' provided when using shared memory for input tensor {quoted(name)}"
+                    raise InvalidRequest(f"{field}.contents", problem)
+                self._shared.input(index, field, datatype, count, reference)
+                return Tensor(name, datatype.name, shape, b"")
+        if not self._raw:
+            return Tensor(name, datatype.name, shape, _typed(field, datatype, count, tensor.contents))
+        if has_contents:
+            raise InvalidRequest(f"{field}.contents", "must not be set together with raw_input_contents")
+        at, self._next = self._next, self._next + 1
+        if at >= len(self._raw):
+            raise InvalidRequest("raw_input_contents", f"{len(self._raw)} entries for {len(self._inputs)} inputs")
+        data = self._raw[at]
+        check_raw(f"raw_input_contents[{at}]", datatype, count, data)
+        return Tensor(name, datatype.name, shape, data)
 
 
 def _typed(field: str, datatype: Datatype, count: int, contents: Any) -> bytes:
@@ -124,22 +157,27 @@ def _typed(field: str, datatype: Datatype, count: int, contents: Any) -> bytes:
     return np.fromiter(values, datatype.numpy, count).tobytes()
 
 
-def _outputs(requested: Any) -> list[str]:
+def _outputs(requested: Any, shared: SharedParts) -> list[str]:
     names = []
     for index, output in enumerate(requested):
         field = f"outputs[{index}]"
-        names.append(check_name(field, output.name))
+        name = check_name(field, output.name)
+        names.append(name)
         if output.parameters:
-            check_tensor_parameters(field, output.parameters)
+            parameters = _parameters(f"{field}.parameters", output.parameters)
+            reference = reference_of(field, name, parameters)
+            check_tensor_parameters(field, parameters)
+            if reference is not None:
+                shared.output(name, reference)
     return names
 
 
-def _parameters(parameters: Mapping[str, Any]) -> dict[str, Parameter]:
+def _parameters(field: str, parameters: Mapping[str, Any]) -> dict[str, Parameter]:
     values: dict[str, Parameter] = {}
     for name, parameter in parameters.items():
         choice = parameter.WhichOneof("parameter_choice")
         if choice is None:
-            raise InvalidRequest(f"parameters[{quoted(name)}]", "has no value")
+            raise InvalidRequest(f"{field}[{quoted(name)}]", "has no value")
         values[name] = getattr(parameter, choice)
     return values
 

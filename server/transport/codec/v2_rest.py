@@ -15,6 +15,7 @@ import orjson
 from server.errors import InvalidRequest
 from server.tensor import DATATYPES, Tensor, TensorSpec, pack_bytes
 from server.transport.codec.json_data import pack_json, unpack_json
+from server.transport.codec.shared_memory import SharedParts, parameters_of, reference_of
 from server.transport.codec.tensors import (
     check_datatype,
     check_name,
@@ -55,21 +56,24 @@ def decode_infer(call: Call, body: bytes, header_length: int | None = None) -> t
 
     Raises:
         InvalidRequest: the body is no JSON, contradicts itself, or its lengths do not add up.
-        Unsupported: shared memory, classification, BF16.
+        Unsupported: classification, BF16.
     """
     view = memoryview(body)
     size = len(view) if header_length is None else header_length
     if size > len(view):
         raise InvalidRequest(HEADER_LENGTH, f"is {size}, the body has {len(view)} bytes")
     document = _object("body", load_json("body", view[:size]))
-    inputs = _Inputs(view, size).decode(document)
+    shared = SharedParts()
+    inputs = _Inputs(view, size, shared).decode(document)
     parameters = _parameters("parameters", document.get("parameters"))
     default = _flag("parameters.binary_data_output", parameters.pop("binary_data_output", False))
-    outputs, by_name = _outputs(document.get("outputs"))
+    outputs, by_name = _outputs(document.get("outputs"), shared)
     request_id = document.get("id", "")
     if not isinstance(request_id, str):
         raise InvalidRequest("id", "must be a string")
-    return _request(call, inputs, request_id, outputs, parameters), OutputFormat(default, by_name)
+    request = _request(call, inputs, request_id, outputs, parameters)
+    request.shared = shared.gathered()
+    return request, OutputFormat(default, by_name)
 
 
 def decode_raw_infer(call: Call, body: bytes, specs: Sequence[TensorSpec]) -> tuple[InferRequest, OutputFormat]:
@@ -102,7 +106,9 @@ def encode_infer(response: InferResponse, format: OutputFormat) -> tuple[list[by
     outputs, binary = [], []
     for index, tensor in enumerate(response.outputs):
         output: dict[str, object] = {"name": tensor.name, "datatype": tensor.datatype, "shape": tensor.shape}
-        if format.binary(tensor.name):
+        if response.shared and tensor.name in response.shared:
+            output["parameters"] = parameters_of(response.shared[tensor.name])
+        elif format.binary(tensor.name):
             output["parameters"] = {"binary_data_size": len(tensor.data)}
             binary.append(bytes(tensor.data))
         else:
@@ -136,15 +142,16 @@ def load_json(field: str, data: bytes | memoryview) -> Any:
 class _Inputs:
     """Reads the inputs of one body: `offset` is where its next binary tensor starts."""
 
-    __slots__ = ("_body", "_offset")
+    __slots__ = ("_body", "_offset", "_shared")
 
-    def __init__(self, body: memoryview, offset: int) -> None:
+    def __init__(self, body: memoryview, offset: int, shared: SharedParts) -> None:
         self._body = body
         self._offset = offset
+        self._shared = shared
 
     def decode(self, document: dict[str, Any]) -> list[Tensor]:
         tensors = [
-            self._input(f"inputs[{i}]", entry) for i, entry in enumerate(_list("inputs", document.get("inputs")))
+            self._input(i, f"inputs[{i}]", entry) for i, entry in enumerate(_list("inputs", document.get("inputs")))
         ]
         if not tensors:
             raise InvalidRequest("inputs", "is empty")
@@ -153,7 +160,7 @@ class _Inputs:
             raise InvalidRequest("body", f"{left} bytes follow the last binary tensor")
         return tensors
 
-    def _input(self, field: str, entry: object) -> Tensor:
+    def _input(self, index: int, field: str, entry: object) -> Tensor:
         tensor = _object(field, entry)
         name = check_name(field, tensor.get("name"))
         datatype = check_datatype(field, tensor.get("datatype"))
@@ -162,6 +169,13 @@ class _Inputs:
         parameters = _parameters(f"{field}.parameters", tensor.get("parameters"))
         check_tensor_parameters(field, parameters)
         size = parameters.get("binary_data_size")
+        reference = reference_of(field, name, parameters) if parameters else None
+        if reference is not None:
+            if "data" in tensor or size is not None:
+                given = "data" if "data" in tensor else "parameters.binary_data_size"
+                raise InvalidRequest(f"{field}.{given}", "must not be there together with shared_memory_region")
+            self._shared.input(index, field, datatype, count, reference)
+            return Tensor(name, datatype.name, shape, b"")
         if size is None:
             if "data" not in tensor:
                 raise InvalidRequest(f"{field}.data", "is missing, and so is parameters.binary_data_size")
@@ -202,7 +216,7 @@ def _request(
     )
 
 
-def _outputs(entries: object) -> tuple[list[str], dict[str, bool]]:
+def _outputs(entries: object, shared: SharedParts) -> tuple[list[str], dict[str, bool]]:
     if entries is None:
         return [], {}
     names, by_name = [], {}
@@ -211,7 +225,10 @@ def _outputs(entries: object) -> tuple[list[str], dict[str, bool]]:
         output = _object(field, entry)
         name = check_name(field, output.get("name"))
         parameters = _parameters(f"{field}.parameters", output.get("parameters"))
+        reference = reference_of(field, name, parameters)
         check_tensor_parameters(field, parameters)
+        if reference is not None:
+            shared.output(name, reference)
         binary = parameters.get("binary_data")
         if binary is not None:
             by_name[name] = _flag(f"{field}.parameters.binary_data", binary)

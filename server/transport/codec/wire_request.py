@@ -24,6 +24,7 @@ from google.protobuf.message import DecodeError
 
 from server.errors import InvalidRequest
 from server.proto.triton import service_pb2 as pb
+from server.shared_memory.references import SharedTensors
 from server.tensor import DATATYPES, Buffer, Tensor
 from server.transport.codec import v2_grpc
 from server.transport.codec.recent import Recent
@@ -74,6 +75,8 @@ class _Key:
     form: Form | None
     """None for what is not known: nobody will see its form again."""
     run: _Run | None = None
+    shared: SharedTensors | None = None
+    """Of what is not known alone."""
 
 
 @dataclass(slots=True)
@@ -146,7 +149,7 @@ class Forms:
                     key, request_id, inputs = _several(run, "", tail) or self._by_key(data)
                 else:
                     key, request_id, inputs = run.key, "", [_tensor(run.first, tail)]
-        return _received(
+        request = _received(
             key.model_name,
             key.model_version,
             request_id,
@@ -159,6 +162,9 @@ class Forms:
             key.form,
             caller,
         )
+        if key.shared is not None:
+            request.shared = key.shared
+        return request
 
     def _with_id(self, data: bytes) -> _Found | None:
         """A message of a run, if it has a short id right behind the model's names."""
@@ -193,7 +199,7 @@ class Forms:
         key = self._keys.get(key_bytes)
         if key is None:
             found = _parse(data)
-            if self._seen_before(key_bytes):
+            if found[0].shared is None and self._seen_before(key_bytes):
                 self._learn(key_bytes, found)
             return found
         inputs = _inputs(data, raw, key.inputs)
@@ -291,6 +297,7 @@ def _parse(data: bytes | memoryview) -> _Found:
         raise InvalidRequest("message", f"is not a valid {pb.ModelInferRequest.DESCRIPTOR.full_name}") from error
     request = v2_grpc.decode_infer(message, on_settle=_nobody, received_ns=0)
     key = _Key(request.model_name, request.model_version, request.outputs, request.parameters, [], None)
+    key.shared = request.shared
     return key, request.id, list(request.inputs)
 
 

@@ -48,7 +48,7 @@ class Templates:
 
     def encode(self, response: InferResponse) -> bytes:
         """The bytes of a ModelInferResponse, tensors always raw. They are copied once."""
-        if len(response.outputs) != 1 or response.parameters:
+        if len(response.outputs) != 1 or response.parameters or response.shared:
             return b"".join(self.encode_parts(response))
         tensor = response.outputs[0]
         key = response.model_name, response.model_version, tensor.name, tensor.datatype, tensor.shape
@@ -66,7 +66,7 @@ class Templates:
 
     def encode_parts(self, response: InferResponse) -> list[Buffer]:
         """The same bytes as a list, in which the tensors are not copied. `len` of each part is its bytes."""
-        if response.parameters:
+        if response.parameters or response.shared:
             return [bytes(v2_grpc.encode_infer(response).SerializeToString())]
         key = _key(response)
         template = self._templates.get(key) or self._make(key, response)
