@@ -25,11 +25,12 @@ from server.banner import banner
 from server.dataplane import DataPlane
 from server.engine.cores import available_cores
 from server.engine.onnxruntime import OnnxRuntimeEngine
-from server.errors import ModelLoadFailed
+from server.errors import InvalidRequest, ModelLoadFailed
 from server.lifecycle import Lifecycle, State
 from server.model_control import ModelControl
-from server.observability.logging import configure_logging
+from server.observability.log_control import LogControl
 from server.observability.metrics import Metrics
+from server.observability.tracing import Tracing
 from server.pipeline.load import load_pipeline
 from server.repository.repository import Repository
 from server.scheduler.share import Share
@@ -54,7 +55,8 @@ _LAST_ANSWERS_S = 1.0
 class Server:
     """One server in one event loop: `start`, then `drain`."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, logs: LogControl | None = None) -> None:
+        """`logs`: of the process, which clients may change; None: what they change is nobody's."""
         self.settings = settings
         self.lifecycle = Lifecycle()
         self.models = ModelControl(
@@ -68,6 +70,8 @@ class Server:
             settings.repository,
             settings.pipeline.threads or available_cores(),
             SharedMemory(settings.shared_memory, enabled=allows_shared_memory(settings)),
+            Tracing(settings.trace),
+            logs,
         )
         host, http = settings.host, settings.http
         self.rest = RestServer(self.dataplane, host, http)
@@ -117,6 +121,7 @@ class Server:
     async def close(self) -> None:
         """Free what is left: engines, threads, the metrics listener."""
         await self.models.close()
+        await self.dataplane.tracing.close()
         self.dataplane.close()
         await self.metrics.stop(_LAST_ANSWERS_S)
         self.lifecycle.advance(State.STOPPED)
@@ -172,16 +177,21 @@ def check(settings: Settings) -> list[IndexEntry]:
 
 def run(settings: Settings) -> int:
     """Serve until SIGTERM or SIGINT; the exit status. A second signal ends the process at once."""
-    configure_logging(settings.log)
-    return uvloop.run(_serve(settings))
+    logs = LogControl(settings.log)
+    logs.install()
+    return uvloop.run(_serve(settings, logs))
 
 
-async def _serve(settings: Settings) -> int:
+async def _serve(settings: Settings, logs: LogControl) -> int:
     log.info("settings: %s", settings.model_dump_json())
     stop = asyncio.Event()
     _on_signals(stop)
     began_ns = time.monotonic_ns()
-    server = Server(settings)
+    try:
+        server = Server(settings, logs)
+    except InvalidRequest as error:
+        log.error("can't start: %s", error)
+        return 1
     try:
         await server.start()
     except (OSError, ListenFailed) as error:

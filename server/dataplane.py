@@ -17,11 +17,14 @@ from server.call import Settled, answer, settle_into
 from server.errors import InvalidRequest, ServingError, UnknownModel, Unsupported
 from server.lifecycle import Lifecycle, State
 from server.model_control import ModelControl, Served
+from server.observability.log_control import LogControl
+from server.observability.trace_settings import Change
+from server.observability.tracing import Tracing
 from server.offload import Offload
 from server.pipeline.base import Pipeline
 from server.proto.triton import model_config_pb2
 from server.scheduler.statistics import ModelStatistics
-from server.settings import RepositorySettings, SharedMemorySettings
+from server.settings import LogSettings, RepositorySettings, SharedMemorySettings, TraceSettings
 from server.shared_memory.requests import SharedMemory
 from server.tensor import Array, Tensor, TensorSpec
 from server.types import (
@@ -42,6 +45,8 @@ EXTENSIONS = (
     "parameters",
     "schedule_policy",
     "statistics",
+    "trace",
+    "logging",
     "predict",
 )
 """Triton's names for the extensions of v2 that are served; `predict` is ours."""
@@ -60,12 +65,16 @@ class DataPlane:
         settings: RepositorySettings,
         pipeline_threads: int,
         shared_memory: SharedMemory | None = None,
+        tracing: Tracing | None = None,
+        logs: LogControl | None = None,
     ) -> None:
-        """`shared_memory`: of the clients; None: they may not use any."""
+        """`shared_memory`: of the clients; None: they may not use any. `tracing`, `logs`: which they may change."""
         self._models = models
         self._lifecycle = lifecycle
         self._settings = settings
         self._pipelines = Offload(pipeline_threads, "pipeline")
+        self.tracing = tracing or Tracing(TraceSettings())
+        self.logs = logs or LogControl(LogSettings())
         self.shared_memory = shared_memory or SharedMemory(SharedMemorySettings(), enabled=False)
 
     # --- requests ---------------------------------------------------------------------------------
@@ -81,6 +90,8 @@ class DataPlane:
                     request.settle(error)
             else:
                 if shared is None:
+                    if self.tracing.active:
+                        self.tracing.watch(same, name, served.model.version)
                     served.submit(same)
                     continue
                 for request in same:  # It comes back here with its tensors.
@@ -126,6 +137,8 @@ class DataPlane:
         )
         if inner.explanation is not None:
             inner.explanation.mark("loop", inner.received_ns)
+        if self.tracing.active:
+            self.tracing.watch((inner,), request.model_name, served.model.version)
         served.submit((inner,))
         return await answer(inner, settled, self.cancel)
 
@@ -199,6 +212,18 @@ class DataPlane:
             return [self._models.resolve(name, version).statistics]
         self._models.resolve(name)
         return [served.statistics for served in self._models.versions(name)]
+
+    def trace_settings(self, model_name: str, changes: Mapping[str, Change]) -> dict[str, list[str]]:
+        """Change trace settings, and tell them; of all models where `model_name` is empty.
+
+        Raises:
+            UnknownModel: the repository has no such model.
+            InvalidRequest, Unsupported: a change that can't be made; then none is.
+        """
+        if model_name and all(entry.name != model_name for entry in self._models.index()):
+            raise UnknownModel(model_name)
+        self.tracing.update(changes, model_name)
+        return self.tracing.told(model_name)
 
     # --- model control ----------------------------------------------------------------------------
 

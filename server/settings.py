@@ -22,6 +22,7 @@ ModelControlMode = Literal["none", "poll", "explicit"]
 GrpcTransport = Literal["http2", "grpcio"]
 LogFormat = Literal["text", "json"]
 LogLevel = Literal["debug", "info", "warning", "error"]
+TraceLevel = Literal["OFF", "TIMESTAMPS"]
 ClientSharedMemory = Literal["auto", "true", "false"]
 
 
@@ -188,6 +189,19 @@ class ShutdownSettings(Section):
     """Seconds in which everything admitted is answered before the rest is settled as UNAVAILABLE."""
 
 
+class TraceSettings(Section):
+    file: Annotated[str, Field(json_schema_extra=flag("--trace-file"))] = ""
+    """Where traces are written, with .0, .1 and so on behind it if there is a log frequency; empty: there are none."""
+    level: Annotated[TraceLevel, Field(json_schema_extra=flag("--trace-level"))] = "OFF"
+    """TIMESTAMPS: when a request came, waited, ran and was answered."""
+    rate: Annotated[int, Field(ge=1, le=2**32 - 1, json_schema_extra=flag("--trace-rate"))] = 1000
+    """One of so many requests is traced."""
+    count: Annotated[int, Field(ge=-1, le=2**31 - 1, json_schema_extra=flag("--trace-count"))] = -1
+    """So many requests are traced in all; -1: no limit."""
+    log_frequency: Annotated[int, Field(ge=0, le=10_000, json_schema_extra=flag("--trace-log-frequency"))] = 0
+    """Traces of one file; 0: all are in one."""
+
+
 class LogSettings(Section):
     level: Annotated[LogLevel, Field(json_schema_extra=flag("--log-level"))] = "info"
     """The least severe level that is written."""
@@ -210,6 +224,7 @@ class Settings(Section):
     engine: EngineSettings = EngineSettings()
     pipeline: PipelineSettings = PipelineSettings()
     shutdown: ShutdownSettings = ShutdownSettings()
+    trace: TraceSettings = TraceSettings()
     log: LogSettings = LogSettings()
 
 

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from server.settings import LogSettings
 
 _TEXT = "%(asctime)s.%(msecs)03d %(levelname)-7s %(name)s: %(message)s"
+_ISO_TEXT = "%(asctime)s.%(msecs)03dZ %(levelname)-7s %(name)s: %(message)s"
 
 
 class JsonFormatter(logging.Formatter):
@@ -29,13 +30,23 @@ class JsonFormatter(logging.Formatter):
         return json.dumps(entry, ensure_ascii=False)
 
 
-def configure_logging(settings: LogSettings) -> None:
-    """Send every logger of the process to standard error, once and in one format."""
+def text_formatter(*, iso: bool = False) -> logging.Formatter:
+    """Text for people: the time of day; `iso`: date and time in UTC, as ISO 8601."""
+    if not iso:
+        return logging.Formatter(_TEXT, "%H:%M:%S")
+    formatter = logging.Formatter(_ISO_TEXT, "%Y-%m-%dT%H:%M:%S")
+    formatter.converter = time.gmtime
+    return formatter
+
+
+def configure_logging(settings: LogSettings) -> logging.Handler:
+    """Send every logger of the process to standard error, once and in one format; by the handler that is returned."""
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(JsonFormatter() if settings.format == "json" else logging.Formatter(_TEXT, "%H:%M:%S"))
+    handler.setFormatter(JsonFormatter() if settings.format == "json" else text_formatter())
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(settings.level.upper())
     # Libraries that log every request or frame at info. Uvicorn's level is set where it is started.
     for name in ("grpc", "httpx"):
         logging.getLogger(name).setLevel(max(root.level, logging.WARNING))
+    return handler

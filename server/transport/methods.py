@@ -21,7 +21,7 @@ from server.errors import InvalidRequest, Unsupported
 from server.explain import Explanation, decoded
 from server.proto.forwardpass.v1 import prediction_pb2
 from server.proto.triton import service_pb2 as pb
-from server.transport import health, shared_memory, stream_infer
+from server.transport import health, observing, shared_memory, stream_infer
 from server.transport.codec import management, predict_grpc, statistics, v2_grpc
 from server.types import NO_DEADLINE
 
@@ -214,6 +214,8 @@ METHODS: tuple[Method, ...] = (
     _v2("CudaSharedMemoryStatus", shared_memory.cuda_status),
     _v2("CudaSharedMemoryRegister", shared_memory.cuda_register),
     _v2("CudaSharedMemoryUnregister", shared_memory.cuda_unregister),
+    _v2("TraceSetting", observing.trace_setting),
+    _v2("LogSettings", observing.log_settings),
     Method(
         "/inference.GRPCInferenceService/ModelStreamInfer",
         pb.ModelInferRequest,

@@ -8,7 +8,7 @@ from urllib.parse import unquote_to_bytes
 
 from server.errors import InvalidRequest, UnknownRoute
 from server.explain import ANSWER_KEY, REQUEST_KEY, Explanation, asked_by, decoded
-from server.transport import shared_memory
+from server.transport import observing, shared_memory
 from server.transport.codec import management, predict_rest, statistics, v2_rest
 from server.transport.exchange import Exchange
 from server.transport.http1.reply import Reply, json_reply
@@ -170,6 +170,12 @@ ROUTES: tuple[Route, ...] = (
     Route("POST", "/v2/cudasharedmemory/region/{region}/register", shared_memory.post_cuda_register),
     Route("POST", "/v2/cudasharedmemory/unregister", shared_memory.post_cuda_unregister),
     Route("POST", "/v2/cudasharedmemory/region/{region}/unregister", shared_memory.post_cuda_unregister),
+    Route("GET", "/v2/trace/setting", observing.get_trace_setting),
+    Route("POST", "/v2/trace/setting", observing.post_trace_setting),
+    Route("GET", "/v2/models/{model}/trace/setting", observing.get_trace_setting),
+    Route("POST", "/v2/models/{model}/trace/setting", observing.post_trace_setting),
+    Route("GET", "/v2/logging", observing.get_log_settings),
+    Route("POST", "/v2/logging", observing.post_log_settings),
 )
 
 
@@ -207,7 +213,10 @@ class Router:
                     return route.handler, _names(pattern, segments)
                 methods.append(route.method)
         if methods:
-            raise MethodNotAllowed(", ".join(["GET", "HEAD"] if methods[0] == "GET" else methods[:1]))
+            allowed = dict.fromkeys(
+                m for method in methods for m in ((method, "HEAD") if method == "GET" else (method,))
+            )
+            raise MethodNotAllowed(", ".join(allowed))
         raise UnknownRoute(raw_path.decode("ascii", "replace"))
 
 

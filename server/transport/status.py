@@ -85,6 +85,8 @@ def failure_of(error: BaseException) -> Failure:
     if isinstance(error, ServingError):
         if error.code is Code.INTERNAL:
             _log_once(error)
+        else:
+            logger.debug("told a client: %s: %s", error.code, error.public_message)
         return Failure(error.code, error.public_message, error.retry_after_ms)
     _log_once(error)
     return Failure(Code.INTERNAL, INTERNAL_MESSAGE)

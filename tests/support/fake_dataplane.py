@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -11,8 +11,10 @@ from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
 
 from server.errors import Cancelled, ModelLoadFailed, UnknownModel
+from server.observability.log_control import LogControl
+from server.observability.tracing import Tracing
 from server.scheduler.statistics import ModelStatistics
-from server.settings import SharedMemorySettings
+from server.settings import LogSettings, SharedMemorySettings, TraceSettings
 from server.shared_memory.requests import SharedMemory
 from server.tensor import Tensor, TensorSpec
 from server.types import (
@@ -61,6 +63,8 @@ class FakeDataPlane:
     cancelled_predicts: int = 0
     control: list[tuple[str, str]] = field(default_factory=list)
     shared_memory: SharedMemory = field(default_factory=lambda: SharedMemory(SharedMemorySettings(), enabled=True))
+    tracing: Tracing = field(default_factory=lambda: Tracing(TraceSettings(file="/nowhere/trace.json")))
+    logs: LogControl = field(default_factory=lambda: LogControl(LogSettings()))
     arrived: asyncio.Event = field(default_factory=asyncio.Event)
     gone: asyncio.Event = field(default_factory=asyncio.Event)
 
@@ -152,6 +156,12 @@ class FakeDataPlane:
         request = self.requests[-1:]
         statistics.count_success(request, 1000, 2**60, 10, 20, 30)
         return [statistics]
+
+    def trace_settings(self, model_name: str, changes: Mapping[str, list[str] | None]) -> dict[str, list[str]]:
+        if model_name:
+            self._known(model_name, "")
+        self.tracing.update(changes, model_name)
+        return self.tracing.told(model_name)
 
     def repository_index(self, ready: bool = False) -> list[IndexEntry]:
         broken = [] if ready else [IndexEntry("broken", "", "UNAVAILABLE", "no model file")]

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import sys
 from collections.abc import Iterator
 
 import pytest
 
+from server.errors import ServingError
+from server.observability.log_control import LogControl
 from server.observability.logging import JsonFormatter, configure_logging
 from server.settings import LogSettings
 
@@ -51,3 +54,80 @@ def test_libraries_that_log_each_request_are_kept_down(capsys: pytest.CaptureFix
 
     lines = capsys.readouterr().err.splitlines()
     assert [line.rsplit(": ", 1)[1] for line in lines] == ["slow", "ready"]
+
+
+def written(capsys: pytest.CaptureFixture[str]) -> list[str]:
+    """What is written of one record of each severity."""
+    log = logging.getLogger("server")
+    for severity in ("debug", "info", "warning", "error"):
+        getattr(log, severity)(severity)
+    return [line.rsplit(": ", 1)[1] for line in capsys.readouterr().err.splitlines()]
+
+
+def test_severities_are_switched_one_by_one(capsys: pytest.CaptureFixture[str]) -> None:
+    """Each by its name, at once; a verbose level above 0 writes details."""
+    control = LogControl(LogSettings(level="info"))
+    control.install()
+    assert written(capsys) == ["info", "warning", "error"]
+    for changes, lines in (
+        ({"log_warning": False}, ["info", "error"]),
+        ({"log_info": False}, ["error"]),
+        ({"log_error": False}, []),
+        ({"log_verbose_level": 2}, ["debug"]),
+        ({"log_verbose_level": 0, "log_info": True, "log_error": True}, ["info", "error"]),
+    ):
+        control.update(changes)
+        assert written(capsys) == lines
+
+
+@pytest.mark.parametrize(
+    ("level", "values"),
+    [("debug", (True, True, True, 1)), ("warning", (False, True, True, 0)), ("error", (False, False, True, 0))],
+)
+def test_they_begin_as_the_server_was_started(level: str, values: tuple[object, ...]) -> None:
+    """The level of the settings, in Triton's words."""
+    told = LogControl(LogSettings(level=level)).values()
+    assert tuple(told[name] for name in ("log_info", "log_warning", "log_error", "log_verbose_level")) == values
+    assert (told["log_file"], told["log_format"]) == ("", "default")
+
+
+def test_the_format_is_changed_and_changed_back(capsys: pytest.CaptureFixture[str]) -> None:
+    """ISO8601 has the date, in UTC; JSON stays JSON, whose time is ISO 8601 anyway."""
+    control = LogControl(LogSettings())
+    control.install()
+    for name, pattern in (
+        ("ISO8601", r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z INFO "),
+        ("default", r"\d\d:\d\d:\d\d\.\d{3} INFO "),
+    ):
+        control.update({"log_format": name})
+        logging.getLogger("server").info("x")
+        assert re.match(pattern, capsys.readouterr().err)
+    control = LogControl(LogSettings(format="json"))
+    control.install()
+    control.update({"log_format": "ISO8601"})
+    logging.getLogger("server").info("x")
+    assert json.loads(capsys.readouterr().err)["message"] == "x"
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"log_file": "x"}, "log file location can not be updated through network protocol"),
+        ({"log_format": "x"}, "invalid argument for log_format"),
+        ({"log_format": True}, "invalid argument for log_format"),
+        ({"log_info": 1}, "log_info: must be true or false"),
+        ({"log_info": None}, "log_info: must be true or false"),
+        ({"log_verbose_level": -1}, "log_verbose_level"),
+        ({"log_verbose_level": True}, "log_verbose_level"),
+        ({"log_verbose_level": 2**32}, "log_verbose_level"),
+        ({"log_info": False, "log_warnings": False}, "there is no log setting 'log_warnings'"),
+    ],
+)
+def test_what_can_not_be_set_is_refused_by_name(changes: dict[str, object], words: str) -> None:
+    """Nothing is accepted in silence, and nothing of a request with a mistake is done."""
+    control = LogControl(LogSettings())
+    before = control.values()
+    with pytest.raises(ServingError) as caught:
+        control.update(changes)
+    assert words in caught.value.public_message
+    assert control.values() == before
