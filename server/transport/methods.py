@@ -21,7 +21,7 @@ from server.errors import InvalidRequest, Unsupported
 from server.explain import Explanation, decoded
 from server.proto.forwardpass.v1 import prediction_pb2
 from server.proto.triton import service_pb2 as pb
-from server.transport import health, observing, shared_memory, stream_infer
+from server.transport import health, observing, reflection, shared_memory, stream_infer
 from server.transport.codec import management, predict_grpc, statistics, v2_grpc
 from server.types import NO_DEADLINE
 
@@ -236,6 +236,22 @@ METHODS: tuple[Method, ...] = (
         health_pb2.HealthCheckRequest,
         health_pb2.HealthCheckResponse,
         health.watch,
+        waits=True,
+        streams=True,
+    ),
+    Method(
+        "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo",
+        reflection.V1_REQUEST,
+        reflection.V1_RESPONSE,
+        reflection.reflecting(reflection.V1_RESPONSE),
+        waits=True,
+        streams=True,
+    ),
+    Method(
+        "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo",
+        reflection.ALPHA_REQUEST,
+        reflection.ALPHA_RESPONSE,
+        reflection.reflecting(reflection.ALPHA_RESPONSE),
         waits=True,
         streams=True,
     ),
