@@ -2,6 +2,8 @@
 
     ServingError
       InvalidRequest    INVALID_ARG   the request contradicts the protocol or the model's config
+        SequenceIdMissing             a model that batches sequences is asked without one
+        SequenceUnknown               no start was seen of the sequence, or it is over
       PayloadTooLarge   TOO_LARGE     a body, picture or message is over its limit
       SharedMemoryTooSmall  INVALID_ARG   an output is larger than the place that it was given
       UnknownModel      NOT_FOUND     no such model, or no such version of it
@@ -11,6 +13,7 @@
       RegionExists      EXISTS        a shared memory region of that name is registered
       ModelNotReady     UNAVAILABLE   the model exists and can't answer now
       Draining          UNAVAILABLE   the server is shutting down
+      SequenceLost      UNAVAILABLE   a request of the same sequence before this one was not answered
       QueueFull         EXHAUSTED     more work is waiting than the model's queue takes
       Overloaded        EXHAUSTED     the answer would come after the request's deadline
       SharedMemoryBusy  EXHAUSTED     tensors in shared memory, more bytes under way than may be
@@ -76,6 +79,48 @@ class InvalidRequest(ServingError):
     @property
     def public_message(self) -> str:
         return f"{self.field}: {self.problem}"
+
+
+class SequenceIdMissing(InvalidRequest):
+    def __init__(self, model_name: str) -> None:
+        super().__init__("parameters.sequence_id", "")
+        self.model_name = model_name
+
+    @property
+    def public_message(self) -> str:
+        # Triton's wording.
+        return f"inference request to model '{self.model_name}' must specify a non-zero or non-empty correlation ID"
+
+
+class SequenceUnknown(InvalidRequest):
+    def __init__(self, model_name: str, sequence_id: int | str) -> None:
+        super().__init__("parameters.sequence_start", "")
+        self.model_name = model_name
+        self.sequence_id = sequence_id
+
+    @property
+    def public_message(self) -> str:
+        # Triton's wording, on which its clients match.
+        return (
+            f"inference request for sequence {self.sequence_id} to model '{self.model_name}' must specify the START "
+            "flag on the first request of the sequence"
+        )
+
+
+class SequenceLost(ServingError):
+    """The request was not executed, for it would have met another state than its caller believes."""
+
+    code = Code.UNAVAILABLE
+
+    def __init__(self, model_name: str, sequence_id: int | str, why: str) -> None:
+        super().__init__(model_name, sequence_id, why)
+        self.model_name = model_name
+        self.sequence_id = sequence_id
+        self.why = why
+
+    @property
+    def public_message(self) -> str:
+        return f"sequence {self.sequence_id} of model '{self.model_name}' is over: {self.why}; start it again"
 
 
 class PayloadTooLarge(ServingError):

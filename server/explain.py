@@ -64,6 +64,8 @@ class WaitReason(StrEnum):
     BUCKET = "bucket"
     """It was passed over for a batch that it could not join, of another bucket or shape; or an instance was idle, and
     those who waited with it were of another."""
+    SEQUENCE = "sequence"
+    """Its sequence waited for a slot, or a request before it in its sequence was not answered yet."""
 
 
 class Explanation:

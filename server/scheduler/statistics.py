@@ -14,6 +14,7 @@ from enum import StrEnum
 
 from server.errors import Cancelled, Code, DeadlineExceeded, Overloaded, QueueFull, ServingError
 from server.scheduler.load import Load
+from server.scheduler.sequence_statistics import SequenceStatistics
 from server.types import InferRequest
 
 DURATION_BOUNDS_NS = tuple(
@@ -170,6 +171,8 @@ class ModelStatistics:
         self.instances = 0
         """Instances that live."""
         self.load = Load()
+        self.sequences: SequenceStatistics | None = None
+        """Of a model that batches sequences."""
 
     def saturation(self, now_ns: int) -> float:
         """The work that arrived lately, refused work too, over the work that the instances can do; 1: just as much.

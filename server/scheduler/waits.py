@@ -71,8 +71,7 @@ class Waits:
 
         `signatures`: how many kinds of requests that can't share a batch wait.
         """
-        for request in [request for request in self._watched if request.settled]:
-            del self._watched[request]
+        self.forget_settled()
         for wait in self._watched.values():
             if others:
                 wait.turn(WaitReason.OTHER_MODELS, now_ns)
@@ -84,3 +83,7 @@ class Waits:
                 wait.turn(WaitReason.BUCKET, now_ns)
             else:
                 wait.turn(WaitReason.INSTANCE_BUSY, now_ns)
+
+    def forget_settled(self) -> None:
+        for request in [request for request in self._watched if request.settled]:
+            del self._watched[request]
