@@ -1,7 +1,7 @@
 """The composition root: what is started in which order, and how it is drained.
 
     settings -> repository -> engine -> data plane -> models load -> listeners -> READY
-    SIGTERM  -> unready -> a pause for load balancers -> listeners close, what is in flight is answered
+    SIGTERM  -> unready -> a pause for load balancers -> sequences end -> listeners close, what is in flight is answered
              -> what is left after the grace is settled as UNAVAILABLE -> engines close
 
 The only module that knows them all; nothing imports it but the command line.
@@ -107,9 +107,12 @@ class Server:
         if self._poll:
             self._poll.cancel()
         await asyncio.sleep(shutdown.delay_s)
-        grace_s = shutdown.grace_s + _LAST_ANSWERS_S
-        closing = asyncio.create_task(self.stop_listening(grace_s))
-        await asyncio.wait((closing,), timeout=shutdown.grace_s)
+        until_ns = time.monotonic_ns() + int(shutdown.grace_s * 1e9)
+        # Before the listeners close: what is still to come of a sequence may come by another connection.
+        await self.models.finish_sequences(until_ns)
+        grace_s = max(0.0, (until_ns - time.monotonic_ns()) / 1e9)
+        closing = asyncio.create_task(self.stop_listening(grace_s + _LAST_ANSWERS_S))
+        await asyncio.wait((closing,), timeout=grace_s)
         await self.models.drain(time.monotonic_ns())
         await closing
         await self.close()

@@ -22,8 +22,10 @@ from server.scheduler.batcher import Batcher
 from server.scheduler.costs import Costs, make_costs
 from server.scheduler.plan import Limits
 from server.scheduler.queue import Priorities, QueuePolicy
+from server.scheduler.sequence_batcher import SequenceBatcher
 from server.scheduler.share import Share
 from server.scheduler.statistics import ModelStatistics
+from server.sequences import SequenceBatching, sequence_id
 from server.types import IndexEntry, InferRequest
 
 log = logging.getLogger(__name__)
@@ -52,10 +54,10 @@ class Served:
 
     __slots__ = ("_held", "_idle", "batcher", "check", "model", "statistics")
 
-    def __init__(self, model: ServedModel, batcher: Batcher, statistics: ModelStatistics) -> None:
+    def __init__(self, model: ServedModel, batcher: Batcher | SequenceBatcher, statistics: ModelStatistics) -> None:
         self.model = model
         self.check = RequestCheck(model.config)
-        self.batcher = batcher
+        self.batcher: Batcher | SequenceBatcher = batcher
         self.statistics = statistics
         self._held = 0
         self._idle = asyncio.Event()
@@ -92,6 +94,48 @@ class Served:
             async with asyncio.timeout(max(0, until_ns - time.monotonic_ns()) / 1e9):
                 await self._idle.wait()
         await self.batcher.drain(until_ns)
+
+
+class SequenceServed(Served):
+    """A version that batches sequences. Those that began on a version which it replaced go on there to their ends."""
+
+    __slots__ = ("elders", "sequences")
+
+    def __init__(self, model: ServedModel, batcher: SequenceBatcher, statistics: ModelStatistics) -> None:
+        super().__init__(model, batcher, statistics)
+        self.sequences = batcher
+        self.elders: list[SequenceServed] = []
+        """The versions that it replaced, while they are being drained."""
+
+    def submit(self, requests: Sequence[InferRequest]) -> None:
+        """As of `Served`, each by the version that has its sequence."""
+        for request in requests:
+            served = self._whose(request)
+            try:
+                served.check(request)
+            except ServingError as error:
+                request.settle(error)
+            else:
+                request.holder = served.sequences
+            # One that was refused too: it may leave a gap in its sequence.
+            served.sequences.submit((request,))
+
+    def _whose(self, request: InferRequest) -> SequenceServed:
+        if not self.elders:
+            return self
+        name = sequence_id(request.parameters.get("sequence_id"))
+        for elder in self.elders:
+            if elder.sequences.knows(name):
+                if not request.parameters.get("sequence_start"):
+                    return elder
+                elder.sequences.supersede(name)
+        return self
+
+    def replaces(self, served: Sequence[Served]) -> None:
+        """These go out of service, and this comes into it."""
+        for elder in served:
+            if isinstance(elder, SequenceServed):
+                self.elders += [elder, *elder.elders]
 
 
 class ModelControl:
@@ -200,6 +244,12 @@ class ModelControl:
         await self.load_all(changed)
 
     def _serve(self, model: ServedModel) -> Served:
+        statistics = self._statistics.setdefault(
+            (model.name, model.version), ModelStatistics(model.name, model.version)
+        )
+        sequences = model.config.sequence_batching
+        if sequences is not None:
+            return self._serve_sequences(model, sequences, statistics)
         config = model.config
         batching = config.dynamic_batching
         # A model without dynamic_batching runs each request alone: Triton's default scheduler.
@@ -207,9 +257,6 @@ class ModelControl:
             max_batch_size=config.max_batch_size if batching else 0,
             preferred_batch_size=batching.preferred_batch_size if batching else (),
             max_queue_delay_ns=batching.max_queue_delay_microseconds * 1000 if batching else 0,
-        )
-        statistics = self._statistics.setdefault(
-            (model.name, model.version), ModelStatistics(model.name, model.version)
         )
         batcher = Batcher(
             model.name,
@@ -228,6 +275,25 @@ class ModelControl:
             buckets=config.buckets,
         )
         return Served(model, batcher, statistics)
+
+    def _serve_sequences(
+        self, model: ServedModel, sequences: SequenceBatching, statistics: ModelStatistics
+    ) -> SequenceServed:
+        batcher = SequenceBatcher(
+            model.name,
+            model.version,
+            model.engine_model.instances,
+            sequences,
+            model.config.max_batch_size,
+            QueuePolicy(max_queue_size=self._default_max_queue_size),
+            costs_of(model),
+            statistics,
+            asyncio.get_running_loop(),
+            outputs=[spec.name for spec in model.config.outputs],
+            slo_ns=int(model.config.slo_ms * 1_000_000),
+            share=self._share,
+        )
+        return SequenceServed(model, batcher, statistics)
 
     def _policy(self, model: ServedModel) -> QueuePolicy:
         batching = model.config.dynamic_batching
@@ -251,11 +317,15 @@ class ModelControl:
 
     def _replace(self, name: str, new: list[Served]) -> None:
         old = list(self._served.pop(name, {}).values())
-        self._newest.pop(name, None)
+        newest = self._newest.pop(name, None)
         if new:
             new.sort(key=lambda served: int(served.model.version))
             self._served[name] = {served.model.version: served for served in new}
             self._newest[name] = new[-1]
+        for served in new:
+            if isinstance(served, SequenceServed):
+                version = served.model.version
+                served.replaces([e for e in old if e.model.version == version or (e is newest and served is new[-1])])
         for served in old:
             task = asyncio.get_running_loop().create_task(self._retire(served, time.monotonic_ns() + _DRAIN_NS))
             self._retiring.add(task)
@@ -264,7 +334,14 @@ class ModelControl:
     async def _retire(self, served: Served, until_ns: int) -> None:
         await served.drain(until_ns)
         await served.batcher.close()
+        for other in self:
+            if isinstance(other, SequenceServed) and served in other.elders:
+                other.elders.remove(served)
         await asyncio.get_running_loop().run_in_executor(self._loader, served.model.engine_model.close)
+
+    async def finish_sequences(self, until_ns: int) -> None:
+        """Start no sequence any more; returns when those that have begun are over, at `until_ns` at the latest."""
+        await asyncio.gather(*(s.sequences.drain(until_ns) for s in self if isinstance(s, SequenceServed)))
 
     async def drain(self, until_ns: int) -> None:
         """Answer what every version has admitted; what is left at `until_ns` is settled as UNAVAILABLE."""

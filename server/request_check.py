@@ -12,12 +12,12 @@ from math import prod
 from operator import is_
 
 from server.buckets import Buckets
-from server.errors import InvalidRequest, Unsupported
+from server.errors import InvalidRequest
 from server.repository.model_config import ModelConfig
+from server.sequence_check import SequenceCheck, refuse_sequence
 from server.tensor import Tensor, TensorSpec, unpack_bytes
 from server.types import InferRequest
 
-_SEQUENCE_PARAMETERS = ("sequence_id", "sequence_start", "sequence_end")
 LONGEST_TENANT = 128
 """Characters of a tenant's name, where tenants share the queue, which keeps the names of those who wait."""
 
@@ -34,6 +34,8 @@ class RequestCheck:
         self._variable = any(-1 in spec.dims for spec in config.inputs)
         self._fair_by_tenant = config.fair_by_tenant
         self._buckets = config.buckets
+        sequences = config.sequence_batching
+        self._sequences = SequenceCheck(config.name, sequences) if sequences is not None else None
         self._has_text = any(spec.datatype == "BYTES" for spec in config.inputs)
 
     def __call__(self, request: InferRequest) -> None:
@@ -45,7 +47,8 @@ class RequestCheck:
         Raises:
             InvalidRequest: a tensor is missing, unknown, there twice, of another datatype or shape, or text that is
                 not UTF-8; the batch is empty or too large; a requested output is unknown; `timeout` or
-                `priority` is no whole number; the tenant's name is too long.
+                `priority` is no whole number; the tenant's name is too long; of a model that batches sequences also
+                what `server.sequence_check` says.
             Unsupported: the request belongs to a sequence, and the model keeps none.
         """
         if self._fair_by_tenant and len(request.tenant) > LONGEST_TENANT:
@@ -73,8 +76,8 @@ class RequestCheck:
         request.signature = self._signature(ordered)
         if request.outputs:
             self._check_outputs(request.outputs)
-        if request.parameters:
-            _check_parameters(request)
+        if request.parameters or self._sequences is not None:
+            _check_parameters(request, self._sequences)
         if form is not None and in_order and not self._has_text:
             form.checked_by, form.rows, form.signature = self, request.rows, request.signature
 
@@ -163,7 +166,7 @@ def _check_text(tensor: Tensor, field: str) -> None:
             raise InvalidRequest(field, f"element {index} of input '{tensor.name}' is not UTF-8") from error
 
 
-def _check_parameters(request: InferRequest) -> None:
+def _check_parameters(request: InferRequest, sequences: SequenceCheck | None) -> None:
     """The parameters that the server acts on; others are the caller's own and pass."""
     timeout = request.parameters.get("timeout")
     if timeout is not None and (isinstance(timeout, bool) or not isinstance(timeout, int) or timeout < 0):
@@ -171,6 +174,7 @@ def _check_parameters(request: InferRequest) -> None:
     priority = request.parameters.get("priority")
     if priority is not None and (isinstance(priority, bool) or not isinstance(priority, int) or priority < 0):
         raise InvalidRequest("parameters.priority", f"must be a whole number, 0 for the default, got {priority!r}")
-    for name in _SEQUENCE_PARAMETERS:
-        if request.parameters.get(name):
-            raise Unsupported(f"parameters.{name}", f"model '{request.model_name}' does not batch sequences")
+    if sequences is not None:
+        sequences(request)
+    else:
+        refuse_sequence(request)

@@ -52,6 +52,8 @@ class EngineSpec:
     graph_level: int = 0
     """optimization.graph.level, as Triton's ORT backend reads it: 0 all, 1 extended, -1 basic, 2 none."""
     parameters: Mapping[str, str] = field(default_factory=dict)
+    fields: Mapping[tuple[str, str], str] = field(default_factory=dict)
+    """The config's field of a tensor that is not in its lists, by ``input`` or ``output`` and name."""
 
 
 class Instance(Protocol):

@@ -55,11 +55,12 @@ def check_tensors(spec: EngineSpec, inputs: Sequence[NodeArg], outputs: Sequence
 def _check_side(spec: EngineSpec, kind: str, tensors: Sequence[TensorSpec], nodes: Sequence[NodeArg]) -> None:
     by_name = {node.name: node for node in nodes}
     for index, tensor in enumerate(tensors):
-        where = f"{kind}[{index}]"
+        field = spec.fields.get((kind, tensor.name))
+        where = field or f"{kind}[{index}]"
         node = by_name.get(tensor.name)
         if node is None:
             names = ", ".join(f"'{name}'" for name in by_name)
-            _refuse(spec, f"{where}.name", f"the model has no {kind} '{tensor.name}'; it has {names}")
+            _refuse(spec, field or f"{where}.name", f"the model has no {kind} '{tensor.name}'; it has {names}")
             continue
         datatype = _DATATYPES.get(node.type)
         if datatype is None:

@@ -15,6 +15,8 @@ from prometheus_client import CollectorRegistry, PlatformCollector, ProcessColle
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from server.observability.sequence_metrics import sequence_metrics
+
 if TYPE_CHECKING:
     from server.dataplane import DataPlane
     from server.scheduler.statistics import Histogram, ModelStatistics
@@ -86,6 +88,7 @@ class _Models(Collector):
         for s in models:
             pending.add_metric((s.name, s.version), s.pending)
         yield pending
+        yield from sequence_metrics(models)
         saturation = GaugeMetricFamily(
             "forwardpass_saturation", "Work that arrived lately over the work that can be done", labels=_LABELS
         )

@@ -200,9 +200,12 @@ def _replay(config: ModelConfig, manifest: Manifest | None, golden: Golden, inst
 
 
 def _forward(config: ModelConfig, version: str, instance: Instance, inputs: Mapping[str, Array]) -> Mapping[str, Array]:
+    rows = len(next(iter(inputs.values()))) if config.max_batch_size else 1
+    if config.sequence_batching is not None:
+        # Each row is a sequence of its own.
+        inputs = {**inputs, **config.sequence_batching.lone_inputs(rows, batched=config.max_batch_size > 0)}
     if not config.max_batch_size:
         return instance.run(Batch(config.name, version, 1, inputs))
-    rows = len(next(iter(inputs.values())))
     parts = []
     for start in range(0, rows, config.max_batch_size):
         part = {name: array[start : start + config.max_batch_size] for name, array in inputs.items()}

@@ -9,7 +9,8 @@ model_config.proto adds included. proto3 keeps no difference between a scalar's 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import NoReturn
 
@@ -23,8 +24,10 @@ from server.repository.honoured import unhonoured
 from server.repository.instance_groups import read_instance_groups
 from server.repository.length_buckets import LENGTH_BUCKETS, PAD_VALUE, read_buckets
 from server.repository.refuse import Refuse
+from server.repository.sequence_batching import read_sequence_batching, with_initial_data
 from server.repository.tensor_specs import read_tensors
 from server.repository.version_policy import LATEST, All, Latest, Specific, VersionPolicy, read_version_policy
+from server.sequences import Oldest, SequenceBatching
 from server.tensor import TensorSpec
 
 __all__ = [
@@ -68,7 +71,9 @@ class ModelConfig:
     instance_groups: tuple[InstanceGroup, ...] = (InstanceGroup(),)
     version_policy: VersionPolicy = LATEST
     dynamic_batching: DynamicBatching | None = None
-    """None: requests are never merged."""
+    """None: requests are never merged, but for those of sequences."""
+    sequence_batching: SequenceBatching | None = None
+    """None: requests are independent of each other."""
     gpu_accelerators: tuple[Accelerator, ...] = ()
     cpu_accelerators: tuple[Accelerator, ...] = ()
     graph_level: int = 0
@@ -83,6 +88,25 @@ class ModelConfig:
     label_filenames: Mapping[str, str] = field(default_factory=dict)
     """The file of labels by output name, relative to the model's folder."""
 
+    @property
+    def engine_inputs(self) -> tuple[TensorSpec, ...]:
+        """Of the model's file: what clients send, and behind it what tells of sequences and their states."""
+        return self.inputs + (self.sequence_batching.inputs if self.sequence_batching else ())
+
+    @property
+    def engine_outputs(self) -> tuple[TensorSpec, ...]:
+        """Of the model's file: what clients get, and behind it states that they don't see."""
+        states = self.sequence_batching.outputs if self.sequence_batching else ()
+        return self.outputs + tuple(spec for spec in states if spec not in self.outputs)
+
+    @property
+    def preferred_batch_size(self) -> tuple[int, ...]:
+        """Whichever way requests are merged."""
+        if self.dynamic_batching is not None:
+            return self.dynamic_batching.preferred_batch_size
+        strategy = self.sequence_batching.strategy if self.sequence_batching is not None else None
+        return strategy.preferred_batch_size if isinstance(strategy, Oldest) else ()
+
     def engine_spec(self, folder: Path, version: str) -> EngineSpec:
         """What an engine needs to load `version` of the model in `folder`."""
         return EngineSpec(
@@ -90,13 +114,14 @@ class ModelConfig:
             model_version=version,
             path=folder / version / self.default_model_filename,
             max_batch_size=self.max_batch_size,
-            inputs=self.inputs,
-            outputs=self.outputs,
+            inputs=self.engine_inputs,
+            outputs=self.engine_outputs,
             instance_groups=self.instance_groups,
             gpu_accelerators=self.gpu_accelerators,
             cpu_accelerators=self.cpu_accelerators,
             graph_level=self.graph_level,
             parameters=self.parameters,
+            fields=self.sequence_batching.fields if self.sequence_batching else {},
         )
 
 
@@ -116,6 +141,9 @@ def read_model_config(folder: Path) -> ModelConfig:
         reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
         raise ModelLoadFailed(folder.name, CONFIG_FILE, f"can't be read: {reason}") from error
     config = from_message(parse_text(text, folder.name), folder.name)
+    if config.sequence_batching is not None:
+        batching = with_initial_data(config.sequence_batching, folder, partial(_refuse, folder.name))
+        config = replace(config, sequence_batching=batching)
     for output, filename in config.label_filenames.items():
         if not (folder / filename).is_file():
             raise ModelLoadFailed(
@@ -132,9 +160,7 @@ def from_message(message: pb.ModelConfig, folder_name: str) -> ModelConfig:
             path of the field.
     """
 
-    def refuse(path: str, problem: str) -> NoReturn:
-        raise ModelLoadFailed(folder_name, f"{CONFIG_FILE}: {path}", problem)
-
+    refuse: Refuse = partial(_refuse, folder_name)
     for path, problem in unhonoured(message):
         refuse(path, problem)
     if message.name not in ("", folder_name):
@@ -159,6 +185,7 @@ def from_message(message: pb.ModelConfig, folder_name: str) -> ModelConfig:
         instance_groups=read_instance_groups(message, refuse),
         version_policy=read_version_policy(message, refuse),
         dynamic_batching=read_dynamic_batching(message, refuse),
+        sequence_batching=read_sequence_batching(message, inputs, outputs, refuse),
         gpu_accelerators=tuple(Accelerator(a.name, dict(a.parameters)) for a in accelerators.gpu_execution_accelerator),
         cpu_accelerators=tuple(Accelerator(a.name, dict(a.parameters)) for a in accelerators.cpu_execution_accelerator),
         graph_level=message.optimization.graph.level,
@@ -175,6 +202,10 @@ def from_message(message: pb.ModelConfig, folder_name: str) -> ModelConfig:
             if output.label_filename
         },
     )
+
+
+def _refuse(folder_name: str, path: str, problem: str) -> NoReturn:
+    raise ModelLoadFailed(folder_name, f"{CONFIG_FILE}: {path}", problem)
 
 
 def _check_backend(message: pb.ModelConfig, refuse: Refuse) -> None:
@@ -220,6 +251,8 @@ def _fair_by_tenant(message: pb.ModelConfig, refuse: Refuse) -> bool:
     text = message.parameters[_FAIR_BY].string_value
     if text != _TENANT:
         refuse(f'parameters["{_FAIR_BY}"]', f"is '{text}', it must be '{_TENANT}'")
+    if message.HasField("sequence_batching"):
+        refuse(f'parameters["{_FAIR_BY}"]', "is for models without sequence_batching: sequences have slots, not places")
     return True
 
 

@@ -79,8 +79,7 @@ def warm_up(instances: Sequence[Instance], plan: WarmUp) -> Costs:
         ModelLoadFailed: a pass failed, or its outputs are not those of the config.
     """
     sweep = _Sweep(instances, plan)
-    batching = plan.config.dynamic_batching
-    preferred = batching.preferred_batch_size if batching else ()
+    preferred = plan.config.preferred_batch_size
     until_ns = plan.clock_ns() + int(plan.limit_s * 1e9)
     row_bytes = {length: max(1, _row_bytes(plan, length)) for length in sweep.lengths}
     largest = min(max(1, plan.config.max_batch_size), plan.max_input_bytes // min(row_bytes.values()))
@@ -186,7 +185,7 @@ def _run(instance: Instance, batch: Batch, plan: WarmUp) -> Mapping[str, Array]:
 
 def _check_outputs(outputs: Mapping[str, Array], rows: int, config: ModelConfig, length: int) -> None:
     """What a file's own shapes left open shows in its first pass."""
-    for index, spec in enumerate(config.outputs):
+    for index, spec in enumerate(config.engine_outputs):
         array = outputs[spec.name]
         if config.max_batch_size and (not array.ndim or array.shape[0] != rows):
             problem = f"'{spec.name}' has shape {list(array.shape)} for a batch of {rows} rows"
@@ -199,11 +198,17 @@ def _check_outputs(outputs: Mapping[str, Array], rows: int, config: ModelConfig,
                 "length_buckets each size of -1 must be the length, or padding could not be cut off again"
             )
         if problem:
-            raise ModelLoadFailed(config.name, f"config.pbtxt: output[{index}]", f"the model's output {problem}")
+            fields = config.sequence_batching.fields if config.sequence_batching else {}
+            where = fields.get(("output", spec.name), f"output[{index}]")
+            raise ModelLoadFailed(config.name, f"config.pbtxt: {where}", f"the model's output {problem}")
 
 
 def _inputs(plan: WarmUp, rows: int, length: int) -> dict[str, Array]:
-    return {spec.name: _input(spec, rows, plan, length) for spec in plan.config.inputs}
+    inputs = {spec.name: _input(spec, rows, plan, length) for spec in plan.config.inputs}
+    sequences = plan.config.sequence_batching
+    if sequences is not None:
+        inputs |= sequences.lone_inputs(rows, batched=plan.config.max_batch_size > 0)
+    return inputs
 
 
 def _input(spec: TensorSpec, rows: int, plan: WarmUp, length: int) -> Array:
@@ -222,7 +227,8 @@ def _input(spec: TensorSpec, rows: int, plan: WarmUp, length: int) -> Array:
 
 def _row_bytes(plan: WarmUp, length: int) -> int:
     """Bytes of one row of all inputs (of the whole inputs where there are no rows)."""
-    total = 0
+    sequences = plan.config.sequence_batching
+    total = sum(len(state.initial.data) for state in sequences.states) if sequences else 0
     for spec in plan.config.inputs:
         dims: Sequence[int] = spec.dims
         if plan.sample is not None:

@@ -139,3 +139,83 @@ def identity_folder(root: Path, name: str) -> Path:
     )
     (folder / "config.pbtxt").write_text(IDENTITY_CONFIG.format(name=name))
     return folder
+
+
+ACCUMULATOR_CONFIG = """
+name: "{name}"
+backend: "onnxruntime"
+max_batch_size: {max_batch_size}
+input {{ name: "x" data_type: TYPE_FP32 dims: 1 }}
+output {{ name: "y" data_type: TYPE_FP32 dims: 1 }}
+output {{ name: "told" data_type: TYPE_INT64 dims: 4 }}
+sequence_batching {{
+  {strategy}
+  control_input {{ name: "START" control {{ kind: CONTROL_SEQUENCE_START fp32_false_true: [0, 1] }} }}
+  control_input {{ name: "END" control {{ kind: CONTROL_SEQUENCE_END int32_false_true: [0, 1] }} }}
+  control_input {{ name: "READY" control {{ kind: CONTROL_SEQUENCE_READY bool_false_true: [false, true] }} }}
+  control_input {{ name: "CORRID" control {{ kind: CONTROL_SEQUENCE_CORRID data_type: TYPE_INT64 }} }}
+  state {{ input_name: "total_in" output_name: "total_out" data_type: TYPE_FP32 dims: 1 {initial} }}
+}}
+{more}
+"""
+
+
+def accumulator(path: Path, *, step: float = 1.0) -> Path:
+    """``y``: the sum of ``step * x`` since the start of the sequence, kept in the state ``total``; ``told``: the values
+    of START, END, READY and CORRID. The start does not reset the sum: that is the state's own beginning. Where x is 13
+    it gathers outside of a table, which fails the pass."""
+    nodes = [
+        helper.make_node("Mul", ["x", "step"], ["scaled"]),
+        helper.make_node("Cast", ["READY"], ["valid"], to=TensorProto.FLOAT),
+        helper.make_node("Mul", ["scaled", "valid"], ["counted"]),
+        helper.make_node("Equal", ["x", "poison"], ["bad"]),
+        helper.make_node("Cast", ["bad"], ["index"], to=TensorProto.INT64),
+        helper.make_node("Gather", ["table", "index"], ["nothing"]),
+        helper.make_node("Add", ["counted", "nothing"], ["added"]),
+        helper.make_node("Add", ["total_in", "added"], ["total_out"]),
+        helper.make_node("Identity", ["total_out"], ["y"]),
+        *(
+            helper.make_node("Cast", [name], [f"{name}_told"], to=TensorProto.INT64)
+            for name in ("START", "END", "READY")
+        ),
+        helper.make_node("Concat", ["START_told", "END_told", "READY_told", "CORRID"], ["told"], axis=-1),
+    ]
+    return save(
+        path,
+        nodes,
+        [
+            tensor("x", ["batch", 1]),
+            tensor("START", ["batch", 1]),
+            tensor("END", ["batch", 1], TensorProto.INT32),
+            tensor("READY", ["batch", 1], TensorProto.BOOL),
+            tensor("CORRID", ["batch", 1], TensorProto.INT64),
+            tensor("total_in", ["batch", 1]),
+        ],
+        [tensor("y", ["batch", 1]), tensor("told", ["batch", 4], TensorProto.INT64), tensor("total_out", ["batch", 1])],
+        [
+            numpy_helper.from_array(np.array([step], np.float32), "step"),
+            numpy_helper.from_array(np.array([13], np.float32), "poison"),
+            numpy_helper.from_array(np.zeros(1, np.float32), "table"),
+        ],
+    )
+
+
+def accumulator_folder(
+    root: Path,
+    name: str,
+    *,
+    versions: Sequence[int] = (1,),
+    max_batch_size: int = 4,
+    strategy: str = "direct {}",
+    initial: str = "",
+    more: str = "",
+) -> Path:
+    """A model folder around `accumulator`; version v adds v times what it is given."""
+    folder = root / name
+    for version in versions:
+        accumulator(folder / str(version) / "model.onnx", step=float(version))
+    text = ACCUMULATOR_CONFIG.format(
+        name=name, max_batch_size=max_batch_size, strategy=strategy, initial=initial, more=more
+    )
+    (folder / "config.pbtxt").write_text(text)
+    return folder

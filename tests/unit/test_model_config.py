@@ -119,7 +119,13 @@ UNHONOURED = [
     ('input { name: "z" data_type: TYPE_FP32 dims: 1 reshape { shape: [1] } }', "input[1].reshape"),
     ('input { name: "z" data_type: TYPE_FP32 dims: 1 optional: true }', "input[1].optional"),
     ('output { name: "z" data_type: TYPE_FP32 dims: 1 is_shape_tensor: true }', "output[1].is_shape_tensor"),
-    ("sequence_batching {}", "sequence_batching"),
+    ("sequence_batching {}", None),
+    ("sequence_batching { iterative_sequence: true }", "sequence_batching.iterative_sequence"),
+    (
+        'sequence_batching { state { input_name: "i" output_name: "o" data_type: TYPE_FP32 dims: 1 '
+        "use_growable_memory: true } }",
+        "sequence_batching.state[0].use_growable_memory",
+    ),
     ("ensemble_scheduling {}", "ensemble_scheduling"),
     ("response_cache { enable: true }", "response_cache"),
     ("response_cache { enable: false }", None),
