@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import shlex
+from collections.abc import Mapping
 from pathlib import Path
 
 from server.dataplane import DataPlane
@@ -43,7 +44,9 @@ def command(dataplane: DataPlane, settings: Settings, name: str, url: str) -> st
     """A curl command that asks `name` for a prediction, or for an inference where it has no pipeline."""
     pipeline = dataplane.pipeline(name)
     if pipeline is None:
-        return _infer(dataplane.model_metadata(name), url)
+        alone = {"sequence_id": 1, "sequence_start": True, "sequence_end": True}
+        sequences = dataplane.model_config(name).HasField("sequence_batching")
+        return _infer(dataplane.model_metadata(name), url, {"parameters": alone} if sequences else {})
     return _predict(pipeline, settings.repository.path / name, f"{url}/v2/models/{name}/predict")
 
 
@@ -59,7 +62,7 @@ def _predict(pipeline: Pipeline, folder: Path, url: str) -> str:
     return _post(url, {"inputs": [{"b64": base64.b64encode(example.data).decode()}]})
 
 
-def _infer(metadata: ModelMetadata, url: str) -> str:
+def _infer(metadata: ModelMetadata, url: str, more: Mapping[str, object]) -> str:
     inputs = []
     for spec in metadata.inputs:
         shape = [1 if dim == -1 else dim for dim in spec.dims]
@@ -68,7 +71,7 @@ def _infer(metadata: ModelMetadata, url: str) -> str:
             size *= dim
         zero: object = {"BYTES": "", "BOOL": False}.get(spec.datatype, 0)
         inputs.append({"name": spec.name, "datatype": spec.datatype, "shape": shape, "data": [zero] * size})
-    return _post(f"{url}/v2/models/{metadata.name}/infer", {"inputs": inputs})
+    return _post(f"{url}/v2/models/{metadata.name}/infer", {**more, "inputs": inputs})
 
 
 def _post(url: str, body: object) -> str:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import islice
 
 from server.scheduler.plan import Cost, Wait
 from server.scheduler.slots import Chain, Lane
@@ -40,10 +41,12 @@ def plan_lane(
     `key`: equal for those whose next requests can be stacked, with the states that they meet. `cost`: of the first one.
     """
     wanted = key(next(iter(lane.ready)))
-    alike = [chain for chain in lane.ready if key(chain) == wanted]
+    alike = (chain for chain in lane.ready if key(chain) == wanted)
     if isinstance(strategy, Direct):
-        return _direct(alike, now_ns, strategy, lane.size, cost)
-    return _oldest(alike, now_ns, strategy, max_batch_size, cost)
+        return _direct(list(alike), now_ns, strategy, lane.size, cost)
+    # As in `plan.Limits`: where preferred sizes are set nothing else is known better.
+    cap = max(1, max_batch_size if strategy.preferred_batch_size else cost.best_rows(max_batch_size))
+    return _oldest(list(islice(alike, cap)), cap, now_ns, strategy, cost)
 
 
 def _direct(alike: list[Chain], now_ns: int, strategy: Direct, slots: int, cost: Cost) -> Step | Wait:
@@ -54,15 +57,11 @@ def _direct(alike: list[Chain], now_ns: int, strategy: Direct, slots: int, cost:
     return Step(alike) if now_ns >= closes_ns else Wait(closes_ns)
 
 
-def _oldest(alike: list[Chain], now_ns: int, strategy: Oldest, max_batch_size: int, cost: Cost) -> Step | Wait:
-    preferred = strategy.preferred_batch_size
-    # As in `plan.Limits`: where preferred sizes are set nothing else is known better.
-    cap = max(1, max_batch_size if preferred else cost.best_rows(max_batch_size))
-    chosen = alike[:cap]
+def _oldest(chosen: list[Chain], cap: int, now_ns: int, strategy: Oldest, cost: Cost) -> Step | Wait:
     closes_ns = _closes_ns(chosen, strategy.max_queue_delay_microseconds, cost)
     if strategy.max_queue_delay_microseconds and now_ns >= closes_ns:
         return Step(chosen)
-    if best := max((size for size in preferred if size <= len(chosen)), default=0):
+    if best := max((size for size in strategy.preferred_batch_size if size <= len(chosen)), default=0):
         return Step(chosen[:best])
     if len(chosen) == cap or not strategy.max_queue_delay_microseconds:
         return Step(chosen)

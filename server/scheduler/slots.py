@@ -154,10 +154,15 @@ class Slots:
 
     def refuse(self, request: InferRequest) -> None:
         """The request does not join. If others of its sequence are under way, its caller does not wait for answers, and
-        what it sends next must not be served as if nothing were missing: nobody joins any more."""
+        what it sends next must not be served as if nothing were missing: nobody joins any more. Nor where it was to
+        start anew: what comes next is not meant for the states of before."""
         chain = self._joinable.get(sequence_id(request.parameters.get(ID)))
-        if chain is not None and (chain.waiting or chain.running is not None):
+        if chain is None:
+            return
+        if request.parameters.get(START) or chain.waiting or chain.running is not None:
             self._finish(chain, Ending.LOST)
+            if chain in self._idle:
+                self._release(chain)
 
     def _fill(self) -> None:
         """Give free slots to who waits for one."""

@@ -189,16 +189,16 @@ class SequenceMachine(RuleBasedStateMachine):
         for _ in range(IDLE_TICKS):
             self.bench.advance(TICK_NS)
 
-    @precondition(lambda self: len(self.bench.runners) > 1 and self.steps > 20)
+    @precondition(lambda self: self.steps > 12)
     @rule()
     def die(self) -> None:
-        runner = self.bench.runners[1]
+        runner = self.bench.runners[-1]
         if runner.job is not None and runner.alive:
             self.someone_died = True
             runner.die()
             self.bench.loop.run()
 
-    @precondition(lambda self: self.steps > 30 and not self.draining)
+    @precondition(lambda self: self.steps > 25 and not self.draining)
     @rule()
     def drain(self) -> None:
         self.draining = True
@@ -269,7 +269,8 @@ class SequenceMachine(RuleBasedStateMachine):
             if book.end and isinstance(outcome, InferResponse):
                 last_end = True
             if book.start and not isinstance(outcome, InferResponse):
-                begun = begun and isinstance(outcome, (QueueFull, DeadlineExceeded, Draining, ModelNotReady))
+                # Whatever became of it, what follows was meant for a sequence that never began.
+                begun = False
             idle_ns = book.sent_ns - book.rested_ns
             if book.lone and not book.start and idle_ns > (IDLE_TICKS + 1) * TICK_NS:
                 assert not isinstance(outcome, InferResponse), "answered after it was idle for too long"
@@ -305,4 +306,4 @@ class SequenceMachine(RuleBasedStateMachine):
 
 
 TestSequences = SequenceMachine.TestCase
-TestSequences.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
+TestSequences.settings = settings(max_examples=200, stateful_step_count=40, deadline=None)

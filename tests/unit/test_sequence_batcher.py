@@ -371,6 +371,22 @@ def test_a_refused_request_of_a_caller_that_does_not_wait_ends_its_sequence() ->
     assert isinstance(bench.outcome(next_one), SequenceUnknown)
 
 
+def test_a_refused_start_ends_the_sequence_that_it_was_to_begin_anew() -> None:
+    """What follows it is meant for the new sequence, and must not meet the state of the old one."""
+    bench = SequenceBench()
+    bench.send(1, 1, start=True)
+    bench.finish()
+    refused = bench.send(1, 2, start=True, deadline_ns=bench.clock.now_ns)
+
+    behind = bench.send(1, 3)
+
+    assert isinstance(bench.outcome(refused), DeadlineExceeded)
+    assert isinstance(bench.outcome(behind), SequenceUnknown)
+    sequences = bench.statistics.sequences
+    assert sequences is not None
+    assert sequences.active == 0
+
+
 def test_a_refused_request_of_a_caller_that_waits_may_be_sent_again() -> None:
     """Also one whose tensors were wrong, which comes here settled."""
     bench = SequenceBench()
