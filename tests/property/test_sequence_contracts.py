@@ -178,6 +178,19 @@ class SequenceMachine(RuleBasedStateMachine):
             self.bench.batcher.cancel(request)
             self.bench.loop.run()
 
+    @rule(name=st.sampled_from(NAMES))
+    def give_up(self, name: int | str) -> None:
+        """A caller that waits for its answers goes away from one request, and comes back for the next."""
+        quiet = {"end": False, "bad": False, "patience": 0, "together": False}
+        self.send(name, start=True, **quiet)
+        self.bench.finish()
+        self.send(name, start=False, **quiet)
+        for request, book in list(self.requests.items()):
+            if book is self.books[name][-1] and book.outcome is None:
+                book.cancelled = True
+                self.bench.batcher.cancel(request)
+        self.send(name, start=False, **quiet)
+
     @rule(ticks=st.integers(1, 3))
     def advance(self, ticks: int) -> None:
         for _ in range(ticks):

@@ -422,6 +422,41 @@ def test_a_cancelled_request_ends_its_sequence() -> None:
     assert sequences.ended[Ending.CANCELLED] == 1
 
 
+def test_a_cancelled_request_ends_its_sequence_also_where_it_was_the_only_one() -> None:
+    """Whoever goes away from one request is not taken to come back for the next."""
+    bench = SequenceBench()
+    bench.send(1, 1, start=True)
+    bench.finish()
+    running = bench.send(1, 2)
+    bench.batcher.cancel(running)
+    bench.finish()
+
+    assert isinstance(bench.outcome(bench.send(1, 3)), SequenceUnknown)
+    sequences = bench.statistics.sequences
+    assert sequences is not None
+    assert sequences.active == 0
+
+
+def test_who_expires_between_two_tries_is_not_run_again() -> None:
+    """A neighbour broke the pass; by the time of its own the deadline is over."""
+    bench = SequenceBench()
+    bench.submit(bench.request(1, 1, start=True), bench.request(2, 2, start=True))
+    bench.finish()
+    bad = bench.request(1, POISON)
+    late = bench.request(2, 20, deadline_ns=bench.clock.now_ns + MS)
+    bench.submit(bad, late)
+    bench.complete()
+
+    bench.clock.now_ns += MS
+    bench.finish()
+    again = bench.send(2, 30)
+    bench.finish()
+
+    assert isinstance(bench.outcome(late), DeadlineExceeded)
+    assert bench.passes[1:3] == [[POISON, 20], [POISON]]
+    assert bench.answer(again) == 32
+
+
 def test_a_request_cancelled_in_the_tick_of_its_arrival_ends_its_sequence_too() -> None:
     """Whoever comes behind it in that tick is not served without it."""
     bench = SequenceBench()
