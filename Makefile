@@ -8,10 +8,11 @@ SOURCES := server exporter loadtests tests
 SERVE ?=
 TESTS ?=
 BENCH ?=
+FUZZ ?=
 REPORTS ?= build/bench
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test check format types lint bench bench-quick bench-simulate bench-overload bench-cap bench-prediction bench-collector bench-decode bench-startup bench-share bench-rest bench-shm models proto lock clean
+.PHONY: help serve test check format types lint bench bench-quick bench-simulate bench-overload bench-cap bench-prediction bench-collector bench-decode bench-startup bench-share bench-rest bench-shm fuzz-rest fuzz-grpc models proto lock clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -68,6 +69,12 @@ bench-rest: $(VENV)/.dev ## what an infer request over REST costs the server, bi
 
 bench-shm: $(VENV)/.dev ## a large tensor in and out, in the message and in shared memory, half a minute on two quiet cores
 	$(BIN)/python -m loadtests.benchmarks.shared_memory --out $(REPORTS) $(BENCH)
+
+fuzz-rest: $(VENV)/.dev ## made-up REST calls from the OpenAPI document against a server, some minutes (FUZZ="--examples 5000")
+	$(BIN)/python -m tests.fuzz.rest $(FUZZ)
+
+fuzz-grpc: $(VENV)/.dev ## mutated gRPC messages against a server, some minutes (FUZZ="--seconds 3600")
+	$(BIN)/python -m tests.fuzz.grpc $(FUZZ)
 
 models: $(VENV)/.dev ## train, verify and publish the committed models anew: digits, breast_cancer, fraud
 	$(BIN)/python -m exporter train image-classification --data digits --name digits --replace

@@ -89,7 +89,8 @@ def timeout_ns(head: Head) -> int:
         timeout_ms = math.nan
     if not 0 < timeout_ms < math.inf:
         raise InvalidRequest("X-Request-Timeout", f"must be a number of milliseconds above 0, got {quoted(text)}")
-    return min(int(timeout_ms * 1e6), NO_DEADLINE)
+    # Before it becomes a whole number: the largest are infinite in nanoseconds.
+    return int(min(timeout_ms * 1e6, NO_DEADLINE))
 
 
 def tenant(head: Head) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
+from functools import cache
 from typing import Any, NamedTuple
 from urllib.parse import unquote_to_bytes
 
@@ -12,6 +13,7 @@ from server.transport import observing, shared_memory
 from server.transport.codec import management, predict_rest, statistics, v2_rest
 from server.transport.exchange import Exchange
 from server.transport.http1.reply import Reply, json_reply
+from server.transport.openapi.document import document
 
 Handler = Callable[[Exchange], Awaitable[Reply]]
 
@@ -132,6 +134,15 @@ async def _options(exchange: Exchange) -> dict[str, Any]:
     return document
 
 
+async def _openapi(_exchange: Exchange) -> Reply:
+    return _document()
+
+
+@cache
+def _document() -> Reply:
+    return json_reply(document([(route.method, route.pattern) for route in ROUTES]))
+
+
 class Route(NamedTuple):
     method: str
     pattern: str
@@ -176,6 +187,7 @@ ROUTES: tuple[Route, ...] = (
     Route("POST", "/v2/models/{model}/trace/setting", observing.post_trace_setting),
     Route("GET", "/v2/logging", observing.get_log_settings),
     Route("POST", "/v2/logging", observing.post_log_settings),
+    Route("GET", "/v2/docs/openapi.json", _openapi),
 )
 
 

@@ -28,8 +28,10 @@ from server.tensor import Tensor, TensorSpec
 from server.transport.http1.server import Http1Server
 from server.transport.inflate import inflate
 from server.transport.listen import ListenFailed
+from server.transport.openapi.operations import OPERATIONS, operation
 from server.transport.rest import RestApp, RestServer
 from server.transport.routes import ROUTES
+from server.transport.status import STATUS
 from server.types import NO_DEADLINE, ImageInput, RowInput
 from tests.support.fake_dataplane import MODEL, FakeDataPlane
 from tests.support.http1 import Answer, Peer
@@ -289,6 +291,29 @@ async def test_every_route_is_in_the_readme() -> None:
     assert rows == [(route.method, route.pattern) for route in ROUTES]
 
 
+async def test_every_route_is_in_the_openapi_document(call: Client) -> None:
+    """A route has an entry in `openapi/operations.py`, and no entry is of a route that is gone."""
+    paths = (await call("GET", "/v2/docs/openapi.json")).json["paths"]
+    told = {(method.upper(), path) for path, methods in paths.items() for method in methods.keys() - {"parameters"}}
+    routes = {(route.method, route.pattern) for route in ROUTES}
+    assert told == routes | {("HEAD", path) for method, path in routes if method == "GET"}
+    used = {id(operation(*route)) for route in routes}
+    assert used == {id(described) for described in OPERATIONS.values()}
+
+
+async def test_the_openapi_document_has_every_error(call: Client) -> None:
+    """Each status of the table stands at some operation; each error has its schema, but for HEAD and health."""
+    paths = (await call("GET", "/v2/docs/openapi.json")).json["paths"]
+    infer = paths["/v2/models/{model}/infer"]["post"]["responses"]
+    assert {str(status.http) for status in STATUS.values()} <= infer.keys()
+    assert all(
+        told["content"]["application/json"]["schema"]["$ref"].endswith("/Error")
+        for status, told in infer.items()
+        if status != "200"
+    )
+    assert set(infer["200"]["content"]) == {"application/json", "application/octet-stream"}
+
+
 # --- errors -------------------------------------------------------------------------------------------
 
 
@@ -441,7 +466,8 @@ async def test_the_deadline_is_absolute(dataplane: FakeDataPlane, call: Client) 
     for deadline_ns in (dataplane.requests[0].deadline_ns, dataplane.predicts[0].deadline_ns):
         assert before + 1_500_000_000 <= deadline_ns <= after + 1_500_000_000
     await call("POST", INFER, document())
-    assert dataplane.requests[1].deadline_ns == NO_DEADLINE
+    await call("POST", INFER, document(), {"X-Request-Timeout": "3e307"})
+    assert [request.deadline_ns for request in dataplane.requests[1:]] == [NO_DEADLINE, NO_DEADLINE]
 
 
 @pytest.mark.parametrize("text", ["0", "-5", "soon", "nan", "inf", "1e999", "1s"])
