@@ -10,6 +10,7 @@ from pathlib import Path
 
 from server.dataplane import DataPlane
 from server.pipeline.base import Pipeline
+from server.proto.triton import model_config_pb2
 from server.settings import Settings
 from server.types import ImageInput, ModelMetadata, RowInput
 
@@ -44,9 +45,7 @@ def command(dataplane: DataPlane, settings: Settings, name: str, url: str) -> st
     """A curl command that asks `name` for a prediction, or for an inference where it has no pipeline."""
     pipeline = dataplane.pipeline(name)
     if pipeline is None:
-        alone = {"sequence_id": 1, "sequence_start": True, "sequence_end": True}
-        sequences = dataplane.model_config(name).HasField("sequence_batching")
-        return _infer(dataplane.model_metadata(name), url, {"parameters": alone} if sequences else {})
+        return _infer(dataplane.model_metadata(name), url, _sequence(dataplane.model_config(name)))
     return _predict(pipeline, settings.repository.path / name, f"{url}/v2/models/{name}/predict")
 
 
@@ -72,6 +71,15 @@ def _infer(metadata: ModelMetadata, url: str, more: Mapping[str, object]) -> str
         zero: object = {"BYTES": "", "BOOL": False}.get(spec.datatype, 0)
         inputs.append({"name": spec.name, "datatype": spec.datatype, "shape": shape, "data": [zero] * size})
     return _post(f"{url}/v2/models/{metadata.name}/infer", {**more, "inputs": inputs})
+
+
+def _sequence(config: model_config_pb2.ModelConfig) -> Mapping[str, object]:
+    """The parameters by which the example is a whole sequence, where the model batches such."""
+    if not config.HasField("sequence_batching"):
+        return {}
+    controls = [control for tensor in config.sequence_batching.control_input for control in tensor.control]
+    text = any(control.data_type == model_config_pb2.TYPE_STRING for control in controls)
+    return {"parameters": {"sequence_id": "1" if text else 1, "sequence_start": True, "sequence_end": True}}
 
 
 def _post(url: str, body: object) -> str:
