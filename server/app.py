@@ -16,6 +16,7 @@ import signal
 import sys
 import time
 from ipaddress import ip_address
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import uvloop
@@ -33,6 +34,7 @@ from server.observability.metrics import Metrics
 from server.observability.tracing import Tracing
 from server.pipeline.load import load_pipeline
 from server.repository.repository import Repository
+from server.repository.sources import LocalSource
 from server.scheduler.share import Share
 from server.settings import RepositorySettings, Settings
 from server.shared_memory.requests import SharedMemory
@@ -63,6 +65,8 @@ class Server:
             open_repository(settings),
             default_max_queue_size=settings.scheduler.default_max_queue_size,
             share=Share(available_cores()),
+            load_threads=settings.repository.load_threads,
+            max_override_bytes=settings.repository.max_override_bytes,
         )
         self.dataplane = DataPlane(
             self.models,
@@ -150,9 +154,9 @@ def _grpc_server(dataplane: DataPlane, settings: Settings) -> Http2Server | Grpc
 
 
 def open_repository(settings: Settings) -> Repository:
-    """The repository of `settings` over the embedded engine."""
+    """The repositories of `settings` over the embedded engine."""
     return Repository(
-        settings.repository.path,
+        [LocalSource(Path(path)) for path in settings.repository.path],
         OnnxRuntimeEngine(settings.engine.threads),
         load_pipeline=lambda folder: load_pipeline(folder, max_pixels=settings.pipeline.max_pixels),
         warmup_s=settings.repository.warmup_s,

@@ -34,7 +34,8 @@ def banner(dataplane: DataPlane, settings: Settings, ports: dict[str, int]) -> s
         for entry in dataplane.repository_index()
     ]
     if not dataplane.repository_index():
-        lines.append(f"  {settings.repository.path} holds no models yet: exporter/README.md says how one gets there.")
+        folders = ", ".join(settings.repository.path)
+        lines.append(f"  {folders} holds no models yet: exporter/README.md says how one gets there.")
     lines.append("")
     for name in sorted({entry.name for entry in dataplane.repository_index(ready=True)}):
         lines += [f"# {name}", command(dataplane, settings, name, url), ""]
@@ -46,15 +47,16 @@ def command(dataplane: DataPlane, settings: Settings, name: str, url: str) -> st
     pipeline = dataplane.pipeline(name)
     if pipeline is None:
         return _infer(dataplane.model_metadata(name), url, _sequence(dataplane.model_config(name)))
-    return _predict(pipeline, settings.repository.path / name, f"{url}/v2/models/{name}/predict")
+    folders = [Path(path) / name for path in settings.repository.path]
+    return _predict(pipeline, folders, f"{url}/v2/models/{name}/predict")
 
 
-def _predict(pipeline: Pipeline, folder: Path, url: str) -> str:
+def _predict(pipeline: Pipeline, folders: list[Path], url: str) -> str:
     example = pipeline.example()
     if not isinstance(example, ImageInput):
         value = example.values if isinstance(example, RowInput) else example.text
         return _post(url, {"inputs": [value]})
-    for picture in sorted(folder.glob("example.*")):
+    for picture in sorted(picture for folder in folders for picture in folder.glob("example.*")):
         if picture.suffix in _PICTURES:
             kind = _PICTURES[picture.suffix]
             return f"curl -s {url} -H 'Content-Type: {kind}' --data-binary @{shlex.quote(str(picture))}"

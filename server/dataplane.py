@@ -14,7 +14,7 @@ from operator import attrgetter
 
 from server import __version__
 from server.call import Settled, answer, settle_into
-from server.errors import InvalidRequest, ServingError, UnknownModel, Unsupported
+from server.errors import ControlNotAllowed, InvalidRequest, ServingError, UnknownModel, Unsupported
 from server.lifecycle import Lifecycle, State
 from server.model_control import ModelControl, Served
 from server.observability.log_control import LogControl
@@ -23,6 +23,7 @@ from server.observability.tracing import Tracing
 from server.offload import Offload
 from server.pipeline.base import Pipeline
 from server.proto.triton import model_config_pb2
+from server.repository.repository import NOT_LOADED, UNLOADED
 from server.scheduler.statistics import ModelStatistics
 from server.settings import LogSettings, RepositorySettings, SharedMemorySettings, TraceSettings
 from server.shared_memory.requests import SharedMemory
@@ -42,6 +43,7 @@ EXTENSIONS = (
     "binary_tensor_data",
     "model_configuration",
     "model_repository",
+    "model_repository(unload_dependents)",
     "parameters",
     "schedule_policy",
     "sequence",
@@ -165,7 +167,7 @@ class DataPlane:
         """In service, with every queue moving; under strict readiness also with every model loaded."""
         if self._lifecycle.state is not State.READY or not self.live():
             return False
-        return not self._settings.strict_readiness or all(entry.state == "READY" for entry in self._models.index())
+        return not self._settings.strict_readiness or all(_as_wanted(entry) for entry in self._models.index())
 
     def draining(self) -> bool:
         """The server shuts down, so that nothing will be ready again."""
@@ -229,28 +231,42 @@ class DataPlane:
 
     # --- model control ----------------------------------------------------------------------------
 
-    def repository_index(self, ready: bool = False) -> list[IndexEntry]:
-        """Every model and version with its state; with `ready` only those in service."""
-        return [entry for entry in self._models.index() if not ready or entry.state == "READY"]
+    def repository_index(self, ready: bool = False, repository_name: str = "") -> list[IndexEntry]:
+        """Every model and version with its state; with `ready` only those in service. Raises UnknownRepository."""
+        return [entry for entry in self._models.index(repository_name) if not ready or entry.state == "READY"]
 
-    async def load_model(self, name: str) -> None:
-        """Raises Unsupported (not in explicit mode), UnknownModel, ModelLoadFailed."""
-        self._demand_explicit("load")
-        await self._models.load(name)
+    async def load_model(
+        self, name: str, parameters: Mapping[str, object] | None = None, repository_name: str = ""
+    ) -> None:
+        """Load a model as its folder says, or as the `parameters` do (see `server.repository.override`).
 
-    async def unload_model(self, name: str) -> None:
-        """Raises Unsupported (not in explicit mode), UnknownModel."""
-        self._demand_explicit("unload")
-        await self._models.unload(name)
+        Raises:
+            ControlNotAllowed: the mode is not explicit.
+            UnknownModel, UnknownRepository, InvalidRequest, PayloadTooLarge, ModelLoadFailed: see `ModelControl.load`.
+        """
+        self._demand_explicit()
+        await self._models.load(name, parameters, repository_name)
 
-    def _demand_explicit(self, action: str) -> None:
+    async def unload_model(self, name: str, *, unload_dependents: bool = False, repository_name: str = "") -> None:
+        """Raises ControlNotAllowed (not in explicit mode), UnknownModel, UnknownRepository."""
+        self._demand_explicit()
+        if repository_name and all(entry.name != name for entry in self._models.index(repository_name)):
+            raise UnknownModel(name)
+        await self._models.unload(name, with_composing=unload_dependents)
+
+    def _demand_explicit(self) -> None:
         if self._settings.control_mode != "explicit":
-            raise Unsupported(action, "models are controlled by requests only with --model-control-mode explicit")
+            raise ControlNotAllowed(self._settings.control_mode)
 
     def close(self) -> None:
         """Let the threads of pipelines and shared memory end."""
         self._pipelines.close()
         self.shared_memory.close()
+
+
+def _as_wanted(entry: IndexEntry) -> bool:
+    """It serves, or nobody asked for it; as in Triton, what was unloaded keeps no server from being ready."""
+    return entry.state in ("READY", "UNLOADING") or entry.reason in (UNLOADED, NOT_LOADED)
 
 
 def _with_batch(specs: tuple[TensorSpec, ...], max_batch_size: int) -> tuple[TensorSpec, ...]:

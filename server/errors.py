@@ -7,10 +7,13 @@
       PayloadTooLarge   TOO_LARGE     a body, picture or message is over its limit
       SharedMemoryTooSmall  INVALID_ARG   an output is larger than the place that it was given
       UnknownModel      NOT_FOUND     no such model, or no such version of it
+      NotInRepository   NOT_FOUND     no such model to be loaded
+      UnknownRepository NOT_FOUND     no such repository
       UnknownRoute      NOT_FOUND     no such path
       UnknownService    NOT_FOUND     no such gRPC service, asked for its health
       UnknownRegion     NOT_FOUND     no such shared memory region
       RegionExists      EXISTS        a shared memory region of that name is registered
+      ControlNotAllowed UNAVAILABLE   models are not loaded and unloaded by requests here
       ModelNotReady     UNAVAILABLE   the model exists and can't answer now
       Draining          UNAVAILABLE   the server is shutting down
       SequenceLost      UNAVAILABLE   a request of the same sequence before this one was not answered
@@ -157,6 +160,25 @@ class UnknownModel(ServingError):
         return f"Request for unknown model: '{self.model_name}' is not found"
 
 
+class NotInRepository(UnknownModel):
+    @property
+    def public_message(self) -> str:
+        # Triton's wording, which its clients match on.
+        return f"failed to load '{self.model_name}', failed to poll from model repository: there is no such model"
+
+
+class UnknownRepository(ServingError):
+    code = Code.NOT_FOUND
+
+    def __init__(self, repository_name: str) -> None:
+        super().__init__(repository_name)
+        self.repository_name = repository_name
+
+    @property
+    def public_message(self) -> str:
+        return f"repository_name: there is no repository '{self.repository_name}'"
+
+
 class UnknownRoute(ServingError):
     code = Code.NOT_FOUND
 
@@ -239,6 +261,22 @@ class SharedMemoryBusy(ServingError):
     @property
     def public_message(self) -> str:
         return f"shared memory: requests under way use {self.limit_bytes} bytes of it, which is the limit"
+
+
+class ControlNotAllowed(ServingError):
+    """`control_mode` is the server's own."""
+
+    code = Code.UNAVAILABLE
+
+    def __init__(self, control_mode: str) -> None:
+        super().__init__(control_mode)
+        self.control_mode = control_mode
+
+    @property
+    def public_message(self) -> str:
+        # Triton's sentence, whatever the mode; its clients match on it.
+        mode = f"the mode is {self.control_mode}, it takes --model-control-mode explicit"
+        return f"explicit model load / unload is not allowed if polling is enabled: {mode}"
 
 
 class ModelNotReady(ServingError):

@@ -1,6 +1,6 @@
 """The models in service: loaded, found by name and version, swapped under load, drained and closed.
 
-Loading runs on a thread of its own and one model at a time; all the rest here runs on the event loop.
+Loading runs on threads of its own, a model at a time on each; all the rest here runs on the event loop.
 A load that fails leaves the versions that serve as they are. A swap puts the new versions in service
 first, then drains the old ones, then frees their memory: no request falls between them.
 """
@@ -11,11 +11,13 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from weakref import WeakValueDictionary
 
 from server.errors import ModelLoadFailed, ModelNotReady, ServingError, UnknownModel
 from server.repository.model_config import DynamicBatching, QueuePolicyConfig
+from server.repository.override import read_override
 from server.repository.repository import Repository, ServedModel
 from server.request_check import RequestCheck
 from server.scheduler.batcher import Batcher
@@ -33,6 +35,9 @@ log = logging.getLogger(__name__)
 _DRAIN_NS = 30_000_000_000
 """How long an old version may finish what it has admitted once it is out of service."""
 
+_FINISHING = "answering what it has admitted"
+"""What an index says of a version that is out of service, and not closed yet."""
+
 
 def costs_of(model: ServedModel) -> Costs:
     """What its passes cost, as the warm-up found it."""
@@ -43,6 +48,11 @@ def costs_of(model: ServedModel) -> Costs:
         buckets=config.buckets.lengths if config.buckets else (),
         max_batch_size=config.max_batch_size,
     )
+
+
+def composed_of(model: ServedModel) -> set[str]:
+    """The models that run as steps of this one; empty for all but ensembles."""
+    return {step.model_name for step in model.config.message.ensemble_scheduling.step}
 
 
 class Served:
@@ -141,8 +151,17 @@ class SequenceServed(Served):
 class ModelControl:
     """All versions in service, and the way in and out of it."""
 
-    def __init__(self, repository: Repository, *, default_max_queue_size: int, share: Share | None = None) -> None:
-        """`share`: of the cores between the models; None: the system shares them out among all their threads."""
+    def __init__(
+        self,
+        repository: Repository,
+        *,
+        default_max_queue_size: int,
+        share: Share | None = None,
+        load_threads: int = 1,
+        max_override_bytes: int = 0,
+    ) -> None:
+        """`share`: of the cores between the models; None: the system shares them out among all their threads.
+        `load_threads`: models that may be loaded at a time. `max_override_bytes`: of the files of one load request."""
         self._repository = repository
         self._share = share
         self._default_max_queue_size = default_max_queue_size
@@ -150,8 +169,13 @@ class ModelControl:
         self._newest: dict[str, Served] = {}
         self._statistics: dict[tuple[str, str], ModelStatistics] = {}
         self._fingerprints: dict[str, object] = {}
-        self._loader = ThreadPoolExecutor(max_workers=1, thread_name_prefix="load")
-        self._turn = asyncio.Lock()
+        self._max_override_bytes = max_override_bytes
+        self._loader = ThreadPoolExecutor(max_workers=load_threads, thread_name_prefix="load")
+        self._closer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="unload")
+        """Apart from the loader: the memory of what was replaced is freed while others load."""
+        self._turns: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+        """One load or unload of a model at a time, in the order in which they were asked for."""
+        self._under_way: set[asyncio.Task[None]] = set()
         self._retiring: set[asyncio.Task[None]] = set()
 
     def resolve(self, name: str, version: str = "") -> Served:
@@ -180,38 +204,78 @@ class ModelControl:
         """The versions of a model in service, lowest first; empty where none is."""
         return list(self._served.get(name, {}).values())
 
-    def index(self) -> list[IndexEntry]:
-        """Every version that the repository knows, in service or not, with its state and reason."""
-        return self._repository.index()
+    def index(self, repository_name: str = "") -> list[IndexEntry]:
+        """Every version that the repositories know, or one of them, in service or not, with its state and reason.
+
+        Raises:
+            UnknownRepository: no repository has that name.
+        """
+        return self._repository.index(repository_name)
 
     def names(self) -> list[str]:
         """Every model in the repository's folder."""
         return self._repository.names()
 
-    async def load(self, name: str) -> None:
-        """Load a model, or load it anew, and put it in service.
+    async def load(self, name: str, parameters: Mapping[str, object] | None = None, repository_name: str = "") -> None:
+        """Load a model, or load it anew, and put it in service; `parameters` as of Triton's load request.
+
+        A load that has begun goes on if its caller is cancelled: what it loads must be in service, or be closed.
 
         Raises:
-            UnknownModel: the repository has no such folder.
+            UnknownModel: no repository has it.
+            UnknownRepository: no repository has that name.
+            InvalidRequest, PayloadTooLarge: of the parameters.
             ModelLoadFailed: no version could be loaded; what served before goes on serving.
         """
-        async with self._turn:
+        task = asyncio.get_running_loop().create_task(self._load(name, parameters or {}, repository_name))
+        self._under_way.add(task)
+        task.add_done_callback(self._under_way.discard)
+        await asyncio.shield(task)
+
+    async def _load(self, name: str, parameters: Mapping[str, object], repository_name: str) -> None:
+        async with self._turns.setdefault(name, asyncio.Lock()):
             loop = asyncio.get_running_loop()
-            self._fingerprints[name] = await loop.run_in_executor(self._loader, self._repository.fingerprint, name)
-            models = await loop.run_in_executor(self._loader, self._repository.load, name)
+            mark, models = await loop.run_in_executor(self._loader, self._read, name, parameters, repository_name)
+            self._fingerprints[name] = mark
             self._replace(name, [self._serve(model) for model in models])
 
-    async def unload(self, name: str) -> None:
+    def _read(
+        self, name: str, parameters: Mapping[str, object], repository_name: str
+    ) -> tuple[object, list[ServedModel]]:
+        """What was loaded, and the mark of the files that it is of. On a thread."""
+        override = read_override(parameters, self._max_override_bytes)
+        if override is not None and override.files:
+            return None, self._repository.load(name, override, repository_name)
+        mark = self._repository.fingerprint(name)
+        # Here already, for a load that fails: what did not change since is not tried again.
+        self._fingerprints[name] = mark
+        return mark, self._repository.load(name, override, repository_name)
+
+    async def unload(self, name: str, *, with_composing: bool = False) -> None:
         """Take a model out of service and free it once it has answered what it admitted.
+
+        `with_composing`: also the models that it is composed of (an ensemble's steps), but for those that others in
+        service are composed of as well. Triton calls it `unload_dependents`.
 
         Raises:
             UnknownModel: the model is not in the repository, nor in service.
         """
-        async with self._turn:
-            if name not in self._served and name not in self._repository.names():
+        composing = self._composing(name) if with_composing else []
+        async with self._turns.setdefault(name, asyncio.Lock()):
+            loop = asyncio.get_running_loop()
+            if name not in self._served and name not in await loop.run_in_executor(self._loader, self._known):
                 raise UnknownModel(name)
-            self._repository.unload(name)
             self._replace(name, [])
+            await loop.run_in_executor(self._closer, self._repository.unloaded, name)
+        for other in composing:
+            if other in self._served and not any(other in composed_of(served.model) for served in self):
+                await self.unload(other, with_composing=True)
+
+    def _known(self) -> set[str]:
+        return {entry.name for entry in self._repository.index()}
+
+    def _composing(self, name: str) -> list[str]:
+        return sorted({other for served in self.versions(name) for other in composed_of(served.model)} - {name})
 
     async def load_all(self, names: list[str]) -> None:
         """Load each of `names`; what can't be loaded is logged and stays in the index with its reason."""
@@ -235,7 +299,10 @@ class ModelControl:
         names = await loop.run_in_executor(self._loader, self._repository.names)
         changed = []
         for name in names:
-            now = await loop.run_in_executor(self._loader, self._repository.fingerprint, name)
+            try:
+                now = await loop.run_in_executor(self._loader, self._repository.fingerprint, name)
+            except UnknownModel:
+                continue  # gone since the names were read; the next look will find it so
             if now != self._fingerprints.get(name):
                 changed.append(name)
         for name in [name for name in self._fingerprints if name not in names]:
@@ -326,6 +393,7 @@ class ModelControl:
             if isinstance(served, SequenceServed):
                 version = served.model.version
                 served.replaces([e for e in old if e.model.version == version or (e is newest and served is new[-1])])
+        self._repository.retiring(name, {s.model.version for s in old} - {s.model.version for s in new}, _FINISHING)
         for served in old:
             task = asyncio.get_running_loop().create_task(self._retire(served, time.monotonic_ns() + _DRAIN_NS))
             self._retiring.add(task)
@@ -337,7 +405,18 @@ class ModelControl:
         for other in self:
             if isinstance(other, SequenceServed) and served in other.elders:
                 other.elders.remove(served)
-        await asyncio.get_running_loop().run_in_executor(self._loader, served.model.engine_model.close)
+        await asyncio.get_running_loop().run_in_executor(self._closer, self._free, served)
+        self._forget(served)
+
+    def _free(self, served: Served) -> None:
+        served.model.engine_model.close()
+        self._repository.retired(served.model.name, served.model.version)
+
+    def _forget(self, served: Served) -> None:
+        """Statistics outlive a reload and an unload, and no version that others took the place of."""
+        name, version = served.model.name, served.model.version
+        if name in self._served and version not in self._served[name]:
+            self._statistics.pop((name, version), None)
 
     async def finish_sequences(self, until_ns: int) -> None:
         """Start no sequence any more; returns when those that have begun are over, at `until_ns` at the latest."""
@@ -347,8 +426,15 @@ class ModelControl:
         """Answer what every version has admitted; what is left at `until_ns` is settled as UNAVAILABLE."""
         await asyncio.gather(*(served.drain(until_ns) for served in self))
 
+    async def settled(self) -> None:
+        """Return when what is out of service by now is closed."""
+        if self._retiring:
+            await asyncio.wait(set(self._retiring))
+
     async def close(self) -> None:
         """Take everything out of service and free it. Requests that still wait are settled as UNAVAILABLE."""
+        if self._under_way:
+            await asyncio.gather(*self._under_way, return_exceptions=True)
         now = time.monotonic_ns()
         for name in list(self._served):
             for served in self._served[name].values():
@@ -358,3 +444,5 @@ class ModelControl:
         if self._retiring:
             await asyncio.gather(*self._retiring, return_exceptions=True)
         self._loader.shutdown()
+        self._closer.shutdown()
+        self._repository.close()

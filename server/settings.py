@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, TypeGuard, get_origin
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 ENV_PREFIX = "FORWARDPASS_"
 ENV_NESTED = "__"
@@ -36,19 +36,40 @@ class Section(BaseModel):
 
 
 class RepositorySettings(Section):
-    path: Annotated[Path, Field(json_schema_extra=flag("--model-repository"))] = Path("model_repository")
-    """The folder of models, in Triton's layout."""
+    path: Annotated[tuple[str, ...], Field(min_length=1, json_schema_extra=flag("--model-repository"))] = (
+        "model_repository",
+    )
+    """A folder of models, in Triton's layout; may be repeated. A model that two of them have is loaded from neither."""
     control_mode: Annotated[ModelControlMode, Field(json_schema_extra=flag("--model-control-mode"))] = "none"
     """none: load everything at start. poll: also follow changes of the folder. explicit: load what --load-model
     names, then what the control API asks for."""
     load_models: Annotated[tuple[str, ...], Field(json_schema_extra=flag("--load-model"))] = ()
-    """A model to load at start in explicit mode; may be repeated, * for all."""
+    """A model to load at start in explicit mode; may be repeated, or * alone for all."""
+    load_threads: Annotated[int, Field(ge=1, json_schema_extra=flag("--model-load-thread-count"))] = 2
+    """Models that requests may have loaded at a time. More would take the cores from those that serve, and falsify what
+    the warm-up of each measures."""
+    max_override_bytes: Annotated[int, Field(gt=0)] = 64 * 1024 * 1024
+    """Bytes of all files that a load request brings; as much as a request may have at all by default."""
     poll_s: Annotated[float, Field(gt=0, json_schema_extra=flag("--repository-poll-secs"))] = 15.0
     """Seconds between two looks at the folder in poll mode."""
     strict_readiness: Annotated[bool, Field(json_schema_extra=flag("--strict-readiness"))] = False
     """Ready only when every model has loaded. Off: ready when every model that can load has loaded."""
     warmup_s: Annotated[float, Field(gt=0)] = 10.0
     """Seconds that the warm-up of one version may take; the batch sizes left cold are logged."""
+
+    @field_validator("path", mode="before")
+    @classmethod
+    def _one_or_several(cls, value: object) -> object:
+        return (str(value),) if isinstance(value, str | Path) else value
+
+    @model_validator(mode="after")
+    def _load_models_fit(self) -> RepositorySettings:
+        # Both as in Triton.
+        if self.load_models and self.control_mode != "explicit":
+            raise ValueError("--load-model requires --model-control-mode explicit as well")
+        if "*" in self.load_models and len(self.load_models) > 1:
+            raise ValueError("--load-model * stands for all models, and goes with no other --load-model")
+        return self
 
 
 class HttpSettings(Section):

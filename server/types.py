@@ -280,9 +280,9 @@ class IndexEntry:
     name: str
     version: str
     state: str
-    """READY, UNAVAILABLE or LOADING."""
+    """LOADING, READY, UNLOADING or UNAVAILABLE."""
     reason: str
-    """Why it is not READY, or why a newer load of it failed."""
+    """Why it is not READY, how far its load has come, or why a newer one failed."""
 
 
 # --- predict: raw inputs and answers -------------------------------------------------------------

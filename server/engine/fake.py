@@ -53,6 +53,8 @@ class Script:
     acts: Iterable[Act] = ()
     load_problem: str = ""
     """Not empty: loading fails with this sentence."""
+    on_load: Callable[[], None] = lambda: None
+    """Called by each load, on its thread; may hold it up."""
     answer: Answer = row_sums
     sleep: Callable[[float], None] = time.sleep
     release: threading.Event = field(default_factory=threading.Event)
@@ -75,6 +77,7 @@ class FakeEngine:
 
     def load(self, spec: EngineSpec) -> FakeModel:
         """Reads no file. Raises ModelLoadFailed if the script says so."""
+        self.script.on_load()
         if self.script.load_problem:
             raise ModelLoadFailed(spec.model_name, f"{spec.model_version}/{spec.path.name}", self.script.load_problem)
         model = FakeModel(self, spec)

@@ -14,9 +14,12 @@ import numpy as np
 from server.engine.base import Engine, EngineModel, Instance
 from server.errors import EngineFailure, ModelLoadFailed, ServingError
 from server.pipeline.base import PROCESSING_FILE, Pipeline
+from server.proto.triton import model_config_pb2 as pb
 from server.repository.certificate import Manifest, read_manifest, verify_files
+from server.repository.config_text import CONFIG_FILE
 from server.repository.golden import Golden, golden_file, read_golden, read_raw
-from server.repository.model_config import All, ModelConfig, Specific, read_model_config
+from server.repository.model_config import All, ModelConfig, Specific, from_message, read_model_config
+from server.repository.override import WHERE as OVERRIDING_CONFIG
 from server.repository.replay import replay, replay_padded, replay_preprocessing
 from server.repository.tensors import misfit
 from server.repository.warmup import Costs, WarmUp, warm_up
@@ -53,6 +56,23 @@ Outcome = Mapping[str, ServedModel | ModelLoadFailed]
 """What became of each version; the key is empty for a failure of the whole model."""
 
 
+Tell = Callable[[str, str], None]
+"""Hears a version, and the stage that its load has come to."""
+
+
+def _nobody(_version: str, _stage: str) -> None:
+    return None
+
+
+def _overridden(message: pb.ModelConfig, name: str) -> ModelConfig:
+    """The config of a load request. What is wrong with it is named by the parameter, not by a file."""
+    try:
+        return from_message(message, name)
+    except ModelLoadFailed as error:
+        where = error.where.replace(CONFIG_FILE, OVERRIDING_CONFIG, 1)
+        raise ModelLoadFailed(name, where, error.problem) from error
+
+
 def failure_of(folder: Path, error: Exception) -> ModelLoadFailed:
     """`error` as a reason not to serve the model in `folder`, without a path of this machine.
 
@@ -81,20 +101,24 @@ class Loader:
     load_pipeline: Callable[[Path], Pipeline]
     warmup_s: float
 
-    def load(self, folder: Path) -> dict[str, ServedModel | ModelLoadFailed]:
+    def load(
+        self, folder: Path, overriding: pb.ModelConfig | None = None, tell: Tell = _nobody
+    ) -> dict[str, ServedModel | ModelLoadFailed]:
         """Every version that the policy asks for, loaded or with the reason why not; lowest first.
+
+        `overriding`: the config, instead of that in the folder; `tell` hears what each version has come to.
 
         Raises:
             ModelLoadFailed: what all versions share (config, manifest, pipeline) is at fault.
         """
-        config = read_model_config(folder)
+        config = read_model_config(folder) if overriding is None else _overridden(overriding, folder.name)
         manifest = read_manifest(folder)
         pipeline = self._pipeline(folder)
         outcome: dict[str, ServedModel | ModelLoadFailed] = {}
         try:
             for version in versions_to_serve(folder, config):
                 try:
-                    outcome[version] = self._version(folder, config, manifest, pipeline, version)
+                    outcome[version] = self._version(folder, config, manifest, pipeline, version, tell)
                 except Exception as error:  # noqa: BLE001 - the other versions must go on
                     outcome[version] = failure_of(folder, error)
         except BaseException:
@@ -115,8 +139,15 @@ class Loader:
             raise ModelLoadFailed(folder.name, PROCESSING_FILE, str(error)) from error
 
     def _version(
-        self, folder: Path, config: ModelConfig, manifest: Manifest | None, pipeline: Pipeline | None, version: str
+        self,
+        folder: Path,
+        config: ModelConfig,
+        manifest: Manifest | None,
+        pipeline: Pipeline | None,
+        version: str,
+        tell: Tell,
     ) -> ServedModel:
+        tell(version, "verifying its files")
         if not (folder / version).is_dir():
             raise ModelLoadFailed(folder.name, version, "version_policy asks for it and there is no such folder")
         if manifest is not None:
@@ -126,11 +157,13 @@ class Loader:
             _check_golden(config, golden)
             if pipeline is not None:
                 replay_preprocessing(config.name, golden, read_raw(folder), pipeline)
+        tell(version, "loading it into the engine")
         engine_model = self.engine.load(config.engine_spec(folder, version))
         try:
             if golden is not None:
                 for instance in engine_model.instances:
                     _replay(config, manifest, golden, instance)
+            tell(version, "warming it up")
             plan = WarmUp(config, version, golden.inputs if golden else None, self.warmup_s)
             costs = warm_up(engine_model.instances, plan)
             if pipeline is not None:

@@ -9,14 +9,18 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 from server.engine.base import Engine
-from server.errors import ModelLoadFailed, UnknownModel
+from server.errors import ModelLoadFailed, NotInRepository, UnknownRepository
 from server.pipeline.base import Pipeline
-from server.repository.certificate import MANIFEST_FILE, model_files
 from server.repository.loading import Loader, Outcome, ServedModel, failure_of
+from server.repository.override import Override, check_model_name
+from server.repository.scratch import Scratch
+from server.repository.sources import LocalSource, Source
 from server.types import IndexEntry
 
 __all__ = ["Repository", "ServedModel"]
@@ -26,114 +30,183 @@ log = logging.getLogger(__name__)
 READY = "READY"
 UNAVAILABLE = "UNAVAILABLE"
 LOADING = "LOADING"
+UNLOADING = "UNLOADING"
+
+NOT_LOADED = "not loaded"
+UNLOADED = "unloaded"
+"""Triton's word, and a reason that strict readiness takes for none."""
 
 
 class Repository:
-    """The models in the folder `root`, loaded into `engine`. May be called from several threads.
+    """The models of one source or several, loaded into `engine`. May be called from several threads, one for a model.
 
     `warmup_s` bounds the warm-up of one version.
     """
 
     def __init__(
-        self, root: Path, engine: Engine, *, load_pipeline: Callable[[Path], Pipeline], warmup_s: float
+        self,
+        sources: Path | Sequence[Source],
+        engine: Engine,
+        *,
+        load_pipeline: Callable[[Path], Pipeline],
+        warmup_s: float,
     ) -> None:
-        self._root = root
+        self._sources: Sequence[Source] = (LocalSource(sources),) if isinstance(sources, Path) else sources
         self._loader = Loader(engine, load_pipeline, warmup_s)
+        self._scratch = Scratch()
         self._entries: dict[str, dict[str, IndexEntry]] = {}
         self._lock = threading.Lock()
-        self._loading = threading.Lock()
+
+    def close(self) -> None:
+        """Leave nothing behind. No load may be under way."""
+        self._scratch.close()
 
     def names(self) -> list[str]:
-        """Every folder in the repository, sorted; hidden ones are none of ours.
+        """Every model of the sources, sorted.
 
         Raises:
-            OSError: the repository can't be read.
+            OSError: a repository can't be read.
         """
-        return sorted(path.name for path in self._root.iterdir() if not path.name.startswith(".") and path.is_dir())
+        return sorted({name for source in self._sources for name in source.names()})
 
-    def index(self) -> list[IndexEntry]:
-        """Every version that was ever asked for, and every model of the folder that was not."""
+    def index(self, repository_name: str = "") -> list[IndexEntry]:
+        """Every version that was ever asked for, and every model of the sources that was not; of all, or of one source.
+
+        Raises:
+            UnknownRepository: no source has that name.
+        """
         with self._lock:
             entries = [entry for versions in self._entries.values() for entry in versions.values()]
-            known = set(self._entries)
-        try:
-            entries.extend(
-                IndexEntry(name, "", UNAVAILABLE, "not loaded") for name in self.names() if name not in known
-            )
-        except OSError as error:
-            log.warning("the repository can't be read: %s", error)
+            loaded = set(self._entries)
+        known = {name for source in self._named(repository_name) for name in _known(source)}
+        entries.extend(IndexEntry(name, "", UNAVAILABLE, NOT_LOADED) for name in known if name not in loaded)
+        if repository_name:
+            entries = [entry for entry in entries if entry.name in known]
         return sorted(entries, key=lambda entry: (entry.name, int(entry.version or 0)))
 
     def fingerprint(self, name: str) -> object:
         """Equal for as long as no file of the model changed. Compare with ==.
 
         Raises:
-            UnknownModel: there is no such folder.
+            UnknownModel: no source has it.
+            OSError: a remote one can't be asked.
         """
-        folder = self._folder(name)
-        marks = []
-        for path in (*model_files(folder), Path(MANIFEST_FILE)):
-            try:
-                stat = (folder / path).stat()
-            except OSError:
-                continue  # gone since it was listed, or a dead link: its absence is the mark
-            marks.append((path.as_posix(), stat.st_mtime_ns, stat.st_size, stat.st_ino))
-        return tuple(marks)
+        return tuple(source.fingerprint(name) for source in self._sources_of(name))
 
-    def load(self, name: str) -> list[ServedModel]:
+    def load(self, name: str, override: Override | None = None, repository_name: str = "") -> list[ServedModel]:
         """Load the versions that the config's version_policy asks for, lowest first. Blocking.
 
         What is returned is the whole of what the model serves from now on. If it raises, what was loaded
         before is untouched and still READY in the index.
 
         Raises:
-            UnknownModel: there is no such folder.
+            UnknownModel: no source has it, and no file of it was given.
+            InvalidRequest: files were given for a name that no model can have.
             ModelLoadFailed: no version can be served; the reason of each is in the index.
+            UnknownRepository: no source has that name.
         """
-        folder = self._folder(name)
-        with self._loading:
-            before = self._mark_loading(name)
-            outcome: Outcome
-            try:
-                outcome = self._loader.load(folder)
-            except Exception as error:  # noqa: BLE001 - whatever it is, the other models must go on
-                outcome = {"": failure_of(folder, error)}
-            return self._settle(name, before, outcome)
+        sources: list[Source] = []
+        if override is not None and override.files:
+            check_model_name(name)
+        else:
+            sources = self._sources_of(name, repository_name)
+        before = self._mark_loading(name)
+        outcome: Outcome
+        try:
+            with self._folder(name, sources, override) as folder:
+                message = override.config if override is not None else None
+                outcome = self._loader.load(folder, message, lambda *at: self._mark_stage(name, *at))
+        except Exception as error:  # noqa: BLE001 - whatever it is, the other models must go on
+            outcome = {"": failure_of(Path(name), error)}
+        return self._settle(name, before, outcome)
 
-    def unload(self, name: str) -> None:
-        """Note that the model is out of service; the caller closes what it has. Unknown names are fine.
+    def retiring(self, name: str, versions: Iterable[str], reason: str) -> None:
+        """Note that these versions are out of service, and are finishing what they admitted."""
+        with self._lock:
+            entries = self._entries.setdefault(name, {})
+            entries.update({version: IndexEntry(name, version, UNLOADING, reason) for version in versions})
+
+    def retired(self, name: str, version: str) -> None:
+        """Note that a version is closed. It leaves the index if others of the model serve, or the model is gone."""
+        gone = all(name not in _known(source) for source in self._sources)
+        with self._lock:
+            entries = self._entries.get(name, {})
+            if version in entries and entries[version].state == UNLOADING:
+                if gone or any(entry.state == READY for entry in entries.values()):
+                    del entries[version]
+                else:
+                    entries[version] = IndexEntry(name, version, UNAVAILABLE, UNLOADED)
+            if not entries:
+                self._entries.pop(name, None)
+
+    def unloaded(self, name: str) -> None:
+        """Note that what is left of the model is asked for no more. Unknown names are fine.
 
         A model whose folder is gone leaves the index.
         """
-        gone = not (self._root / name).is_dir()
+        gone = all(name not in _known(source) for source in self._sources)
         with self._lock:
-            if name not in self._entries:
-                return
-            if gone:
-                del self._entries[name]
-            else:
-                self._entries[name] = {
-                    version: IndexEntry(name, version, UNAVAILABLE, "unloaded") for version in self._entries[name]
-                }
+            entries = self._entries.get(name, {})
+            for version in [version for version, entry in entries.items() if entry.state != UNLOADING]:
+                if gone:
+                    del entries[version]
+                else:
+                    entries[version] = IndexEntry(name, version, UNAVAILABLE, UNLOADED)
+            if not entries:
+                self._entries.pop(name, None)
 
-    def _folder(self, name: str) -> Path:
-        """The model's folder. A name is looked up among those that are there, so none can lead out of it."""
-        try:
-            names = self.names()
-        except OSError as error:
-            raise UnknownModel(name) from error
-        if name not in names:
-            raise UnknownModel(name)
-        return self._root / name
+    @contextmanager
+    def _folder(self, name: str, sources: Sequence[Source], override: Override | None) -> Iterator[Path]:
+        if override is not None and override.files:
+            with override.folder(name, self._scratch) as folder:
+                yield folder
+            return
+        if len(sources) > 1:
+            several = ", ".join(source.name for source in sources)
+            problem = f"the model is not unique across all model repositories: {several} have it"
+            raise ModelLoadFailed(name, "--model-repository", problem)
+        with sources[0].hold(name) as folder:
+            yield folder
+
+    def _named(self, repository_name: str) -> list[Source]:
+        found = [source for source in self._sources if repository_name in ("", source.name)]
+        if not found:
+            raise UnknownRepository(repository_name)
+        return found
+
+    def _sources_of(self, name: str, repository_name: str = "") -> list[Source]:
+        """Those that have the model. A name is looked up among those that are there, so none can lead out."""
+        found = []
+        for source in self._named(repository_name):
+            try:
+                if name in source.names():
+                    found.append(source)
+            except OSError as error:
+                log.error("the repository '%s' can't be read: %s", source.name, error)
+        if not found:
+            raise NotInRepository(name)
+        return found
 
     # --- what the index says --------------------------------------------------------------------
 
     def _mark_loading(self, name: str) -> dict[str, IndexEntry]:
         with self._lock:
-            before = self._entries.get(name, {})
+            before = dict(self._entries.get(name, {}))
             if not any(entry.state == READY for entry in before.values()):
-                self._entries[name] = {"": IndexEntry(name, "", LOADING, "")}
+                going = {version: entry for version, entry in before.items() if entry.state == UNLOADING}
+                self._entries[name] = {**going, "": IndexEntry(name, "", LOADING, "reading config.pbtxt")}
             return before
+
+    def _mark_stage(self, name: str, version: str, stage: str) -> None:
+        """What the load of a version has come to; of one that serves, it is a reason beside READY."""
+        with self._lock:
+            entries = self._entries.setdefault(name, {})
+            entries.pop("", None)
+            now = entries.get(version)
+            if now is not None and now.state == READY:
+                entries[version] = replace(now, reason=f"being loaded anew: {stage}")
+            else:
+                entries[version] = IndexEntry(name, version, LOADING, stage)
 
     def _settle(self, name: str, before: Mapping[str, IndexEntry], outcome: Outcome) -> list[ServedModel]:
         served = [result for result in outcome.values() if isinstance(result, ServedModel)]
@@ -149,9 +222,19 @@ class Repository:
             if still:
                 entries.pop("", None)
         with self._lock:
-            self._entries[name] = entries
+            now = self._entries.get(name, {})
+            going = {v: e for v, e in now.items() if e.state == UNLOADING and v not in entries}
+            self._entries[name] = {**going, **entries}
         if not served:
             raise list(failures.values())[-1]
         for failure in failures.values():
             log.error("%s; other versions of it serve", failure.public_message)
         return sorted(served, key=lambda model: int(model.version))
+
+
+def _known(source: Source) -> list[str]:
+    try:
+        return source.known()
+    except OSError as error:
+        log.warning("the repository '%s' can't be read: %s", source.name, error)
+        return []

@@ -17,7 +17,7 @@ from google.protobuf.message import DecodeError, Message
 from grpc_health.v1 import health_pb2
 
 from server.call import Settled, answer, settle_into
-from server.errors import InvalidRequest, Unsupported
+from server.errors import InvalidRequest
 from server.explain import Explanation, decoded
 from server.proto.forwardpass.v1 import prediction_pb2
 from server.proto.triton import service_pb2 as pb
@@ -152,27 +152,21 @@ def _model_statistics(dataplane: DataPlane, message: Any, _info: CallInfo) -> An
 
 
 def _repository_index(dataplane: DataPlane, message: Any, _info: CallInfo) -> Any:
-    _only_repository(message.repository_name)
-    return management.encode_index(dataplane.repository_index(message.ready))
+    return management.encode_index(dataplane.repository_index(message.ready, message.repository_name))
 
 
 async def _repository_model_load(dataplane: DataPlane, message: Any, _info: CallInfo) -> Any:
-    _only_repository(message.repository_name)
-    management.refuse_load_parameters(message.parameters)
-    await dataplane.load_model(message.model_name)
+    parameters = dict(_parameter_values(message.parameters))
+    await dataplane.load_model(message.model_name, parameters, message.repository_name)
     return pb.RepositoryModelLoadResponse()
 
 
 async def _repository_model_unload(dataplane: DataPlane, message: Any, _info: CallInfo) -> Any:
-    _only_repository(message.repository_name)
-    management.refuse_unload_parameters(_parameter_values(message.parameters))
-    await dataplane.unload_model(message.model_name)
+    unload_dependents = management.unload_dependents(dict(_parameter_values(message.parameters)))
+    await dataplane.unload_model(
+        message.model_name, unload_dependents=unload_dependents, repository_name=message.repository_name
+    )
     return pb.RepositoryModelUnloadResponse()
-
-
-def _only_repository(name: str) -> None:
-    if name:
-        raise Unsupported("repository_name", "the server has one repository, leave the name empty")
 
 
 def _parameter_values(parameters: Mapping[str, Any]) -> Iterable[tuple[str, object]]:

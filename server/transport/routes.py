@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable, Mapping
 from functools import cache
-from typing import Any, NamedTuple
+from typing import NamedTuple
 from urllib.parse import unquote_to_bytes
 
 from server.errors import InvalidRequest, UnknownRoute
 from server.explain import ANSWER_KEY, REQUEST_KEY, Explanation, asked_by, decoded
 from server.transport import observing, shared_memory
-from server.transport.codec import management, predict_rest, statistics, v2_rest
+from server.transport.codec import management, predict_rest, statistics
 from server.transport.exchange import Exchange
 from server.transport.http1.reply import Reply, json_reply
 from server.transport.openapi.document import document
@@ -99,39 +100,28 @@ def _explained(reply: Reply, explanation: Explanation | None) -> Reply:
 
 
 async def _index(exchange: Exchange) -> Reply:
-    ready = (await _options(exchange)).get("ready", False)
+    ready = management.control_options(await exchange.body()).get("ready", False)
     if not isinstance(ready, bool):
         raise InvalidRequest("ready", "must be true or false")
-    index = management.encode_index(exchange.dataplane.repository_index(ready))
+    index = management.encode_index(exchange.dataplane.repository_index(ready, exchange.names.get("repository", "")))
     return json_reply(management.to_json(index)["models"])
 
 
 async def _load(exchange: Exchange) -> Reply:
-    management.refuse_load_parameters(await _parameters(exchange))
-    await exchange.dataplane.load_model(exchange.names["model"])
+    # On a thread: files are in it.
+    parameters = await asyncio.to_thread(management.control_parameters, await exchange.body())
+    await exchange.dataplane.load_model(exchange.names["model"], parameters, exchange.names.get("repository", ""))
     return Reply(200)
 
 
 async def _unload(exchange: Exchange) -> Reply:
-    management.refuse_unload_parameters((await _parameters(exchange)).items())
-    await exchange.dataplane.unload_model(exchange.names["model"])
+    unload_dependents = management.unload_dependents(management.control_parameters(await exchange.body()))
+    await exchange.dataplane.unload_model(
+        exchange.names["model"],
+        unload_dependents=unload_dependents,
+        repository_name=exchange.names.get("repository", ""),
+    )
     return Reply(200)
-
-
-async def _parameters(exchange: Exchange) -> dict[str, Any]:
-    parameters = (await _options(exchange)).get("parameters", {})
-    if not isinstance(parameters, dict):
-        raise InvalidRequest("parameters", "must be an object")
-    return parameters
-
-
-async def _options(exchange: Exchange) -> dict[str, Any]:
-    """The object in the body of a management call, which may be left out."""
-    body = await exchange.body()
-    document = v2_rest.load_json("body", body) if body else {}
-    if not isinstance(document, dict):
-        raise InvalidRequest("body", "must be an object")
-    return document
 
 
 async def _openapi(_exchange: Exchange) -> Reply:
@@ -171,6 +161,9 @@ ROUTES: tuple[Route, ...] = (
     Route("POST", "/v2/repository/index", _index),
     Route("POST", "/v2/repository/models/{model}/load", _load),
     Route("POST", "/v2/repository/models/{model}/unload", _unload),
+    Route("POST", "/v2/repository/{repository}/index", _index),
+    Route("POST", "/v2/repository/{repository}/models/{model}/load", _load),
+    Route("POST", "/v2/repository/{repository}/models/{model}/unload", _unload),
     Route("GET", "/v2/systemsharedmemory/status", shared_memory.get_system_status),
     Route("GET", "/v2/systemsharedmemory/region/{region}/status", shared_memory.get_system_status),
     Route("POST", "/v2/systemsharedmemory/region/{region}/register", shared_memory.post_system_register),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import subprocess
 import sys
@@ -11,7 +12,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import httpx
+import numpy as np
 import pytest
+import tritonclient.grpc as grpcclient
+from tritonclient.utils import InferenceServerException
 
 from tests.e2e.conftest import REPOSITORY, ROOT, StartServer
 
@@ -123,12 +127,13 @@ def test_explicit_mode_loads_what_is_asked_for(start_server: StartServer) -> Non
 
 
 def test_control_is_refused_outside_explicit_mode(start_server: StartServer) -> None:
-    """In mode none the control API answers 501 and names the flag."""
+    """In mode none the control API answers as Triton does, and names the flag."""
     server = start_server()
     with httpx.Client(base_url=server.http) as client:
         answer = client.post("/v2/repository/models/digits/load")
 
-    assert answer.status_code == 501
+    assert answer.status_code == 503
+    assert "explicit model load / unload is not allowed if polling is enabled" in answer.json()["error"]
     assert "--model-control-mode" in answer.json()["error"]
 
 
@@ -155,6 +160,51 @@ def test_reloading_under_load_fails_no_request(start_server: StartServer) -> Non
     assert reloads == [200] * 20
     assert len(statuses) > 20
     assert set(statuses) == {200}
+
+
+def test_twenty_swaps_by_a_tritonclient_under_load(start_server: StartServer) -> None:
+    """Loads with a config and with files of their own while requests run: none fails, and each load is what serves."""
+    server = start_server("--model-control-mode", "explicit", "--load-model", "breast_cancer")
+    folder = REPOSITORY / "breast_cancer"
+    content = (folder / "1" / "model.onnx").read_bytes()
+    row = np.zeros((1, 30), np.float32)
+    failures: list[Exception] = []
+    answered = 0
+    stop = threading.Event()
+
+    def ask() -> None:
+        nonlocal answered
+        with grpcclient.InferenceServerClient(server.grpc) as client:
+            name = client.get_model_metadata("breast_cancer").inputs[0].name
+            given = grpcclient.InferInput(name, [1, 30], "FP32")
+            given.set_data_from_numpy(row)
+            while not stop.is_set():
+                try:
+                    client.infer("breast_cancer", [given])
+                    answered += 1
+                except InferenceServerException as error:
+                    failures.append(error)
+
+    asker = threading.Thread(target=ask)
+    asker.start()
+    with grpcclient.InferenceServerClient(server.grpc) as client:
+        config = client.get_model_config("breast_cancer", as_json=True)["config"]
+        for turn in range(20):
+            config["max_batch_size"] = 4 + turn % 2
+            files = {f"file:{1 + turn % 3}/model.onnx": content} if turn % 2 else None
+            client.load_model("breast_cancer", config=json.dumps(config), files=files)
+            assert client.get_model_config("breast_cancer").config.max_batch_size == 4 + turn % 2
+        with pytest.raises(InferenceServerException, match=r"parameters\.config: max_batch_size"):
+            client.load_model("breast_cancer", config=json.dumps({**config, "max_batch_size": -1}))
+        with pytest.raises(InferenceServerException, match="failed to load 'nope', failed to poll"):
+            client.load_model("nope")
+        ready = client.get_model_repository_index()
+    stop.set()
+    asker.join()
+
+    assert failures == []
+    assert answered > 20
+    assert "breast_cancer" in str(ready)
 
 
 def test_a_taken_port_is_a_clear_error(start_server: StartServer) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
 
-from server.errors import Cancelled, ModelLoadFailed, UnknownModel
+from server.errors import Cancelled, ModelLoadFailed, UnknownModel, UnknownRepository
 from server.observability.log_control import LogControl
 from server.observability.tracing import Tracing
 from server.scheduler.statistics import ModelStatistics
@@ -61,6 +61,7 @@ class FakeDataPlane:
     predicts: list[PredictRequest] = field(default_factory=list)
     cancelled: list[InferRequest] = field(default_factory=list)
     cancelled_predicts: int = 0
+    parameters: dict[str, object] = field(default_factory=dict)
     control: list[tuple[str, str]] = field(default_factory=list)
     shared_memory: SharedMemory = field(default_factory=lambda: SharedMemory(SharedMemorySettings(), enabled=True))
     tracing: Tracing = field(default_factory=lambda: Tracing(TraceSettings(file="/nowhere/trace.json")))
@@ -163,18 +164,24 @@ class FakeDataPlane:
         self.tracing.update(changes, model_name)
         return self.tracing.told(model_name)
 
-    def repository_index(self, ready: bool = False) -> list[IndexEntry]:
+    def repository_index(self, ready: bool = False, repository_name: str = "") -> list[IndexEntry]:
+        if repository_name not in ("", "models"):
+            raise UnknownRepository(repository_name)
         broken = [] if ready else [IndexEntry("broken", "", "UNAVAILABLE", "no model file")]
         return [IndexEntry(MODEL, "1", "READY", ""), *broken]
 
-    async def load_model(self, name: str) -> None:
+    async def load_model(
+        self, name: str, parameters: Mapping[str, object] | None = None, repository_name: str = ""
+    ) -> None:
+        self.parameters = dict(parameters or {})
         if name == "broken":
             raise ModelLoadFailed(name, "config.pbtxt", "no such field")
         self._known(name, "")
         self.control.append(("load", name))
 
-    async def unload_model(self, name: str) -> None:
+    async def unload_model(self, name: str, *, unload_dependents: bool = False, repository_name: str = "") -> None:
         self._known(name, "")
+        self.parameters = {"unload_dependents": unload_dependents}
         self.control.append(("unload", name))
 
     def _known(self, name: str, version: str) -> None:

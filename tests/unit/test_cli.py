@@ -131,14 +131,16 @@ def test_every_flag_sets_its_own_setting(app: SimpleNamespace) -> None:
         if not option.flag:
             continue
         if option.repeatable:
-            words, expected = ["a", option.flag, "*"], ("a", "*")
+            words, expected = ["a", option.flag, "b"], ("a", "b")
         elif option.annotation in given:
             words, expected = given[option.annotation]
         else:
             expected = next(choice for choice in option.value.split(" or ") if choice != option.default)
             words = [expected]
 
-        result = forwardpass("serve", option.flag, *words)
+        mode = ["--model-control-mode", "explicit"] if option.flag == "--load-model" else []
+
+        result = forwardpass("serve", option.flag, *words, *mode)
 
         assert result.exit_code == 0, result.output
         section: Any = app.settings[-1]
@@ -231,7 +233,7 @@ def test_check_is_content_when_every_model_is_ready(app: SimpleNamespace) -> Non
 
     result = forwardpass("check", "--model-repository", "models")
 
-    assert (result.exit_code, app.settings[0].repository.path) == (0, Path("models"))
+    assert (result.exit_code, app.settings[0].repository.path) == (0, ("models",))
     assert [line.split() for line in result.stdout.splitlines()] == [
         ["MODEL", "VERSION", "STATE", "REASON"],
         ["digits", "1", "READY"],

@@ -14,6 +14,7 @@ import pytest
 from server.dataplane import DataPlane
 from server.engine.fake import FakeEngine, Script
 from server.errors import (
+    ControlNotAllowed,
     DeadlineExceeded,
     Draining,
     InvalidRequest,
@@ -69,7 +70,7 @@ class Plane:
         self.engine = FakeEngine(script)
         self.lifecycle = Lifecycle()
         repository = Repository(root, self.engine, load_pipeline=lambda _: Rows(), warmup_s=1.0)
-        self.models = ModelControl(repository, default_max_queue_size=100)
+        self.models = ModelControl(repository, default_max_queue_size=100, load_threads=2)
         settings = RepositorySettings.model_validate({"path": root, "control_mode": control_mode})
         self.dataplane = DataPlane(self.models, self.lifecycle, settings, pipeline_threads=2)
 
@@ -292,10 +293,94 @@ async def test_control_needs_explicit_mode(tmp_path: Path) -> None:
     plane = Plane(tmp_path, Script(), control_mode="none")
 
     for action in (plane.dataplane.load_model, plane.dataplane.unload_model):
-        with pytest.raises(Unsupported, match="--model-control-mode explicit"):
+        with pytest.raises(ControlNotAllowed, match=r"explicit model load / unload is not allowed.*mode is none"):
             await action("m")
     await plane.models.close()
     plane.dataplane.close()
+
+
+async def test_a_load_holds_up_no_other_models(plane: Plane) -> None:
+    """While one model loads another is loaded and unloaded, and a third answers; loads of one model take turns."""
+    plane.write("slow", "1")
+    plane.write("quick", "1")
+    await plane.models.load("m")
+    gate, begun = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        plane.script.on_load = lambda: None
+        begun.set()
+        assert gate.wait(10)
+
+    plane.script.on_load = hold
+    slow = asyncio.ensure_future(plane.dataplane.load_model("slow"))
+    assert await asyncio.to_thread(begun.wait, 10)
+    again = asyncio.ensure_future(plane.dataplane.load_model("slow"))
+
+    await plane.dataplane.load_model("quick")
+    await plane.dataplane.unload_model("quick")
+    assert value(await plane.ask(1, 2)) == 3
+    assert not slow.done()
+    assert [e.state for e in plane.dataplane.repository_index() if e.name == "slow"] == ["LOADING"]
+    gate.set()
+    await asyncio.gather(slow, again)
+    assert [e.state for e in plane.dataplane.repository_index() if e.name == "slow"] == ["READY"]
+
+
+async def test_a_load_whose_caller_goes_away_is_finished(plane: Plane) -> None:
+    """What is loaded must come into service or be closed; the next load waits for it."""
+    gate, begun = threading.Event(), threading.Event()
+    plane.script.on_load = lambda: (begun.set(), gate.wait(10))[0]
+    load = asyncio.ensure_future(plane.dataplane.load_model("m"))
+    assert await asyncio.to_thread(begun.wait, 10)
+    load.cancel()
+    await asyncio.wait((load,))
+    gate.set()
+
+    await plane.dataplane.unload_model("m")
+
+    assert [entry.state for entry in plane.dataplane.repository_index()] != ["READY"]
+    await plane.models.close()
+    assert [model.closed for model in plane.engine.loaded] == [True]
+
+
+async def test_unload_dependents_unloads_what_an_ensemble_is_made_of(plane: Plane) -> None:
+    """Its steps go with it, but for those that another model in service is made of too."""
+    for name in ("step", "shared", "one", "two"):
+        plane.write(name, "1")
+        await plane.models.load(name)
+    for name, steps in (("one", ("step", "shared")), ("two", ("shared",))):
+        message = plane.models.resolve(name).model.config.message
+        for step in steps:
+            message.ensemble_scheduling.step.add(model_name=step)
+
+    await plane.dataplane.unload_model("one", unload_dependents=True)
+    assert {served.model.name for served in plane.models} == {"shared", "two"}
+
+    await plane.dataplane.unload_model("two")
+    assert {served.model.name for served in plane.models} == {"shared"}
+
+
+async def test_an_unloaded_model_is_unloading_until_it_has_answered(plane: Plane) -> None:
+    """The index says so, and the version is closed only then."""
+    await plane.start()
+    with plane.models.resolve("m"):
+        await plane.dataplane.unload_model("m")
+        assert [entry.state for entry in plane.dataplane.repository_index()] == ["UNLOADING"]
+        assert not plane.engine.loaded[0].closed
+    await plane.models.settled()
+    assert [(e.state, e.reason) for e in plane.dataplane.repository_index()] == [("UNAVAILABLE", "unloaded")]
+
+
+async def test_a_version_that_was_replaced_leaves_nothing_behind(plane: Plane) -> None:
+    """Neither in the index nor in the statistics."""
+    await plane.start()
+    for version in ("2", "3"):
+        plane.write("m", version)
+        await plane.dataplane.load_model("m")
+    await plane.models.settled()
+
+    assert [entry.version for entry in plane.dataplane.repository_index()] == ["3"]
+    assert list(plane.models._statistics) == [("m", "3")]
 
 
 async def test_drain_settles_what_is_left_as_unavailable(plane: Plane) -> None:

@@ -150,7 +150,7 @@ def test_a_name_can_not_lead_out_of_the_repository(tmp_path: Path, name: str) ->
         models.load(name)
     with pytest.raises(UnknownModel):
         models.fingerprint(name)
-    models.unload(name)
+    models.unloaded(name)
 
     assert models.index() == [IndexEntry("m", "", "UNAVAILABLE", "not loaded")]
 
@@ -174,10 +174,10 @@ def test_unload_and_a_folder_that_is_gone(tmp_path: Path) -> None:
     folder = add_model(tmp_path, "m")
     models = repository(tmp_path)
     models.load("m")
-    models.unload("m")
+    models.unloaded("m")
     assert models.index() == [IndexEntry("m", "1", "UNAVAILABLE", "unloaded")]
     shutil.rmtree(folder)
-    models.unload("m")
+    models.unloaded("m")
     assert models.index() == []
 
 

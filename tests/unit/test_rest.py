@@ -212,7 +212,7 @@ async def test_statistics(call: Client, path: str) -> None:
 
 
 async def test_model_control(dataplane: FakeDataPlane, call: Client) -> None:
-    """The index, load and unload; what would load or unload otherwise than asked is refused by name."""
+    """The index, load and unload with their parameters, of a repository by name too; files come in base64."""
     assert [m["name"] for m in (await call("POST", "/v2/repository/index")).json] == [MODEL, "broken"]
     assert [m["name"] for m in (await call("POST", "/v2/repository/index", b'{"ready": true}')).json] == [MODEL]
     base = "/v2/repository/models"
@@ -220,12 +220,35 @@ async def test_model_control(dataplane: FakeDataPlane, call: Client) -> None:
     unload = b'{"parameters": {"unload_dependents": false}}'
     assert (await call("POST", f"{base}/{MODEL}/unload", unload)).status == 200
     assert dataplane.control == [("load", MODEL), ("unload", MODEL)]
-    refused = await call("POST", f"{base}/{MODEL}/load", b'{"parameters": {"config": "{}"}}')
-    assert (refused.status, refused.error[:18]) == (501, "parameters.config:")
+    files = b'{"parameters": {"config": "{}", "file:1/model.onnx": "AAEC"}}'
+    assert (await call("POST", f"{base}/{MODEL}/load", files)).status == 200
+    assert dataplane.parameters == {"config": "{}", "file:1/model.onnx": b"\0\1\2"}
     dependents = unload.replace(b"false", b"true")
-    assert (await call("POST", f"{base}/{MODEL}/unload", dependents)).error.startswith("parameters.unload_dependents:")
+    assert (await call("POST", f"{base}/{MODEL}/unload", dependents)).status == 200
+    assert dataplane.parameters == {"unload_dependents": True}
+    assert [m["name"] for m in (await call("POST", "/v2/repository/models/index")).json] == [MODEL, "broken"]
+    assert (await call("POST", "/v2/repository/nope/index")).status == 404
     assert (await call("POST", f"{base}/broken/load")).status == 400
-    assert len(dataplane.control) == 2
+    assert len(dataplane.control) == 4
+
+
+@pytest.mark.parametrize(
+    ("action", "body", "field"),
+    [
+        ("load", b'{"parameters": {"file:1/m": "no base64!"}}', "parameters.file:1/m:"),
+        ("load", b'{"parameters": {"file:1/m": 7}}', "parameters.file:1/m:"),
+        ("load", b'{"parameters": []}', "parameters:"),
+        ("unload", b'{"parameters": {"unload_dependents": "yes"}}', "parameters.unload_dependents:"),
+        ("unload", b'{"parameters": {"force": true}}', "parameters.force:"),
+    ],
+)
+async def test_malformed_control_parameters(
+    dataplane: FakeDataPlane, call: Client, action: str, body: bytes, field: str
+) -> None:
+    """What can't be understood is refused by name, and nothing is done."""
+    answer = await call("POST", f"/v2/repository/models/{MODEL}/{action}", body)
+    assert (answer.status, answer.error[: len(field)]) == (400, field)
+    assert not dataplane.control
 
 
 @pytest.mark.parametrize(

@@ -39,6 +39,7 @@ def test_a_flag_beats_the_environment_setting_by_setting(monkeypatch: pytest.Mon
     monkeypatch.setenv("FORWARDPASS_HTTP__PORT", "9000")
     monkeypatch.setenv("FORWARDPASS_HTTP__MAX_BODY_BYTES", "77")
     monkeypatch.setenv("forwardpass_repository__load_models", '["a", "b"]')
+    monkeypatch.setenv("FORWARDPASS_REPOSITORY__CONTROL_MODE", "explicit")
 
     settings = load_settings({"http": {"port": 0}})
 
@@ -145,3 +146,20 @@ def test_every_row_of_the_reference_has_its_five_cells() -> None:
 
     assert len(rows) == 2 + len(list(options()))
     assert {len(re.split(r"(?<!\\)\|", row)) for row in rows} == {7}
+
+
+@pytest.mark.parametrize(
+    ("repository", "problem"),
+    [
+        ({"load_models": ("a",)}, "--model-control-mode explicit"),
+        ({"load_models": ("a", "*"), "control_mode": "explicit"}, "stands for all models"),
+        ({"path": ()}, "at least 1 item"),
+    ],
+    ids=["named models in mode none", "all models and one more", "no repository"],
+)
+def test_repository_settings_that_contradict_each_other_are_refused(
+    repository: dict[str, object], problem: str
+) -> None:
+    """As in Triton: nothing of it is ignored in silence."""
+    with pytest.raises(ValueError, match=problem):
+        load_settings({"repository": repository})

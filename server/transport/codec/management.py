@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from base64 import b64decode
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from google.protobuf import json_format
 from google.protobuf.descriptor import Descriptor, FieldDescriptor
 
-from server.errors import Unsupported
+from server.errors import InvalidRequest
 from server.proto.triton import service_pb2 as pb
+from server.transport.codec.v2_rest import load_json
 from server.types import IndexEntry, ModelMetadata, ServerMetadata
 
 _INTEGERS_AS_TEXT = frozenset({FieldDescriptor.CPPTYPE_INT64, FieldDescriptor.CPPTYPE_UINT64})
@@ -41,17 +43,43 @@ def encode_index(entries: Iterable[IndexEntry]) -> Any:
     return pb.RepositoryIndexResponse(models=models)
 
 
-def refuse_load_parameters(names: Iterable[str]) -> None:
-    """Raises Unsupported for the first of Triton's load parameters (`config`, `file:...`): none is honoured."""
-    for name in names:
-        raise Unsupported(f"parameters.{name}", "a model is loaded as its folder says, without parameters")
+def control_options(body: bytes) -> dict[str, Any]:
+    """The object in the body of a REST call of model control, which may be left out. Raises InvalidRequest."""
+    document = load_json("body", body) if body else {}
+    if not isinstance(document, dict):
+        raise InvalidRequest("body", "must be an object")
+    return document
 
 
-def refuse_unload_parameters(parameters: Iterable[tuple[str, object]]) -> None:
-    """Raises Unsupported for what would unload more than the named model. Clients send the default, False."""
-    for name, value in parameters:
-        if name != "unload_dependents" or value:
-            raise Unsupported(f"parameters.{name}", "only the named model is unloaded")
+def control_parameters(body: bytes) -> dict[str, Any]:
+    """The parameters in the body of a REST call of model control, with files as bytes, which JSON has in base64.
+
+    Raises:
+        InvalidRequest: the body is no such object, or a file's value is no base64.
+    """
+    parameters = control_options(body).get("parameters", {})
+    if not isinstance(parameters, dict):
+        raise InvalidRequest("parameters", "must be an object")
+    return {name: _file(name, value) if name.startswith("file:") else value for name, value in parameters.items()}
+
+
+def _file(name: str, value: object) -> bytes:
+    try:
+        if isinstance(value, str):
+            return b64decode(value, validate=True)
+    except ValueError:
+        pass
+    raise InvalidRequest(f"parameters.{name}", "must be the file's bytes in base64")
+
+
+def unload_dependents(parameters: Mapping[str, object]) -> bool:
+    """What the parameters of an unload say. Raises InvalidRequest for any other."""
+    for name, value in parameters.items():
+        if name != "unload_dependents":
+            raise InvalidRequest(f"parameters.{name}", "is not known; an unload takes 'unload_dependents'")
+        if not isinstance(value, bool):
+            raise InvalidRequest("parameters.unload_dependents", "must be true or false")
+    return bool(parameters.get("unload_dependents", False))
 
 
 def to_json(message: Any) -> dict[str, Any]:

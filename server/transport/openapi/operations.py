@@ -74,6 +74,7 @@ OPERATIONS: dict[tuple[str, str], Operation] = {
     ("POST", "/v2/repository/index"): Operation(
         "The models and their states",
         {JSON: array_of(_message(service_pb2.RepositoryIndexResponse.ModelIndex))},
+        _MODEL,
         body=_json("IndexRequest"),
     ),
     ("POST", "/v2/repository/models/{model}/load"): Operation("Load a model", {}, _MODEL, _json("ControlRequest")),
@@ -108,4 +109,6 @@ OPERATIONS: dict[tuple[str, str], Operation] = {
 
 def operation(method: str, pattern: str) -> Operation:
     """Raises KeyError for a route that nobody has described."""
-    return OPERATIONS[method, pattern.replace("/versions/{version}", "").replace("/region/{region}", "")]
+    for part in ("/versions/{version}", "/region/{region}", "/{repository}"):
+        pattern = pattern.replace(part, "")
+    return OPERATIONS[method, pattern]
