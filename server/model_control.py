@@ -420,7 +420,8 @@ class ModelControl:
 
     async def finish_sequences(self, until_ns: int) -> None:
         """Start no sequence any more; returns when those that have begun are over, at `until_ns` at the latest."""
-        await asyncio.gather(*(s.sequences.drain(until_ns) for s in self if isinstance(s, SequenceServed)))
+        served = [each for s in self if isinstance(s, SequenceServed) for each in (s, *s.elders)]
+        await asyncio.gather(*(each.sequences.drain(until_ns) for each in served))
 
     async def drain(self, until_ns: int) -> None:
         """Answer what every version has admitted; what is left at `until_ns` is settled as UNAVAILABLE."""

@@ -309,3 +309,25 @@ def test_sigterm_lets_sequences_finish_and_starts_none(start_server: StartServer
 
     assert server.process.wait(15) == 0, server.log.read_text()
     assert time.monotonic() - began < 15
+
+
+def test_a_shutdown_waits_for_the_sequences_of_a_version_just_replaced(
+    start_server: StartServer, tmp_path: Path
+) -> None:
+    """They are as far from their ends as those of the new one."""
+    root = tmp_path / "models"
+    strategy = "direct {} max_sequence_idle_microseconds: 20000000"
+    accumulator_folder(root, "model", strategy=strategy)
+    flags = ("--model-control-mode", "explicit", "--load-model", "model", "--drain-delay-secs", "0")
+    server = start_server(*flags, repository=root)
+    with triton.InferenceServerClient(server.grpc) as client:
+        client.infer("model", inputs(1), sequence_id=1, sequence_start=True)
+        accumulator_folder(root, "model", versions=(1, 2), strategy=strategy)
+        client.load_model("model")
+        server.process.send_signal(signal.SIGTERM)
+        assert eventually(lambda: not client.is_server_ready())
+        time.sleep(0.2)  # The listeners would be closed by now.
+        with triton.InferenceServerClient(server.grpc) as other:
+            assert other.infer("model", inputs(1), sequence_id=1, sequence_end=True).as_numpy("y") == 2
+
+    assert server.process.wait(15) == 0, server.log.read_text()
