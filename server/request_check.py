@@ -31,7 +31,7 @@ class RequestCheck:
         self._outputs = frozenset(spec.name for spec in config.outputs)
         self._max_batch_size = config.max_batch_size
         self._batched = config.max_batch_size > 0
-        self._variable = any(-1 in spec.dims for spec in config.inputs)
+        self._variable = any(-1 in spec.dims or spec.optional for spec in config.inputs)
         self._fair_by_tenant = config.fair_by_tenant
         self._buckets = config.buckets
         sequences = config.sequence_batching
@@ -64,6 +64,8 @@ class RequestCheck:
         for name, spec in self._inputs.items():
             index = positions.get(name)
             if index is None:
+                if spec.optional:
+                    continue
                 raise InvalidRequest("inputs", f"input '{name}' of model '{self._model_name}' is missing")
             tensor = request.inputs[index]
             rows = self._check_tensor(tensor, spec, f"inputs[{index}]", rows)
@@ -123,13 +125,17 @@ class RequestCheck:
         return shape[0]
 
     def _signature(self, inputs: Sequence[Tensor]) -> object:
-        """Equal for requests whose rows can be stacked: the bucket, else the shapes; None where no dimension varies."""
+        """Equal for requests whose rows can be stacked: the bucket, else the shapes; None where nothing varies."""
         if not self._variable:
             return None
         if self._buckets is not None:
             return self._buckets.padded(_length(inputs, self._buckets))
         skip = 1 if self._batched else 0
-        return tuple(tensor.shape[skip:] for tensor in inputs)
+        if len(inputs) == len(self._inputs):
+            return tuple(tensor.shape[skip:] for tensor in inputs)
+        shapes = {tensor.name: tensor.shape[skip:] for tensor in inputs}
+        # What was left out is told from what is there by its rank.
+        return tuple(shapes.get(name, (0,) * (len(spec.dims) + 1)) for name, spec in self._inputs.items())
 
     def _check_outputs(self, outputs: Sequence[str]) -> None:
         for index, name in enumerate(outputs):

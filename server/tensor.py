@@ -16,6 +16,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from server import bfloat16
+
 Array = NDArray[Any]
 Buffer = bytes | bytearray | memoryview
 
@@ -28,6 +30,11 @@ class Datatype(NamedTuple):
     size: int
     config: str
     """The name in model_config.proto's DataType."""
+
+    @property
+    def kind(self) -> str:
+        """As numpy's: b, i, u, f, or O for BYTES. BF16, which numpy does not have, is one of its f."""
+        return "f" if self.name == "BF16" else self.numpy.kind
 
 
 DATATYPES: Mapping[str, Datatype] = {
@@ -43,12 +50,19 @@ DATATYPES: Mapping[str, Datatype] = {
         Datatype("INT32", np.dtype("<i4"), 4, "TYPE_INT32"),
         Datatype("INT64", np.dtype("<i8"), 8, "TYPE_INT64"),
         Datatype("FP16", np.dtype("<f2"), 2, "TYPE_FP16"),
+        Datatype("BF16", bfloat16.BF16, 2, "TYPE_BF16"),
         Datatype("FP32", np.dtype("<f4"), 4, "TYPE_FP32"),
         Datatype("FP64", np.dtype("<f8"), 8, "TYPE_FP64"),
         Datatype("BYTES", np.dtype("O"), 0, "TYPE_STRING"),
     )
 }
-"""Source: KServe v2 "Tensor Data Types". BF16 has no numpy type and is refused by name."""
+"""Source: KServe v2 "Tensor Data Types", and Triton's BF16: FP32 without the lower half of its bits."""
+
+LARGEST: Mapping[str, float] = {
+    **{name: float(np.finfo(DATATYPES[name].numpy).max) for name in ("FP16", "FP32", "FP64")},
+    "BF16": bfloat16.LARGEST,
+}
+"""The largest number of each datatype of floats."""
 
 _new = object.__new__
 
@@ -58,7 +72,9 @@ _NAME_OF_NUMPY = {d.numpy: d.name for d in DATATYPES.values()}
 def datatype_of(array: Array) -> str:
     """The v2 datatype of a numpy array; any string or object array is BYTES. Raises KeyError for others."""
     name = _NAME_OF_NUMPY.get(array.dtype)
-    if name is None:  # big endian, strings of a fixed length, or unknown
+    if name is None:  # big endian, strings of a fixed length, BF16 of another package, or unknown
+        if bfloat16.is_foreign(array.dtype):
+            return "BF16"
         name = "BYTES" if array.dtype.kind in "SU" else _NAME_OF_NUMPY[array.dtype.newbyteorder("<")]
     return name
 
@@ -110,6 +126,8 @@ class Tensor:
         datatype = datatype_of(array)
         if datatype == "BYTES":
             return cls(name, datatype, array.shape, pack_bytes(array.reshape(-1).tolist()))
+        if bfloat16.is_foreign(array.dtype):
+            array = np.ascontiguousarray(array).view(bfloat16.BF16).reshape(array.shape)
         little = array.astype(DATATYPES[datatype].numpy, copy=False)
         flat = np.ascontiguousarray(little).reshape(-1).view(np.uint8)
         return cls(name, datatype, array.shape, flat.data)
@@ -153,3 +171,7 @@ class TensorSpec:
     name: str
     datatype: str
     dims: tuple[int, ...]
+    optional: bool = False
+    """An input that a request may leave out; the model then has a default for it."""
+    reshape: tuple[int, ...] | None = None
+    """The dims that the model itself has for the same elements; None: `dims`."""

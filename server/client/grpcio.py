@@ -15,6 +15,7 @@ from google.protobuf.empty_pb2 import Empty
 from google.protobuf.message import DecodeError, Message
 from google.protobuf.unknown_fields import UnknownFieldSet
 
+from server.client.arrays import array_of
 from server.client.calls import Call
 from server.client.errors import ClientError, code_of_grpc
 from server.client.inputs import invalid
@@ -141,7 +142,7 @@ def _read_infer(reply: Any) -> dict[str, Array]:
     for index, output in enumerate(reply.outputs):
         shape = tuple(output.shape)
         if raw:
-            arrays[output.name] = Tensor(output.name, output.datatype, shape, raw[index]).numpy()
+            arrays[output.name] = array_of(Tensor(output.name, output.datatype, shape, raw[index]))
         else:
             arrays[output.name] = _typed(output.datatype, output.contents).reshape(shape)
     return arrays
@@ -161,7 +162,7 @@ _CONTENTS = {
     "FP64": "fp64_contents",
     "BYTES": "bytes_contents",
 }
-"""Source: InferTensorContents in grpc_service.proto. FP16 has no typed form."""
+"""Source: InferTensorContents in grpc_service.proto. FP16 and BF16 have no typed form."""
 
 
 def _typed(datatype: str, contents: Any) -> Array:

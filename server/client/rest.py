@@ -15,6 +15,7 @@ from urllib.parse import SplitResult, quote
 import httpx
 import numpy as np
 
+from server.client.arrays import array_of
 from server.client.calls import Call
 from server.client.errors import ClientError, code_of_http, seconds_of
 from server.client.inputs import invalid
@@ -166,13 +167,16 @@ def _read_infer(reply: Reply) -> dict[str, Array]:
             arrays[output["name"]] = _array_of_json(output)
             continue
         data = memoryview(reply.content)[length : length + size]
-        arrays[output["name"]] = Tensor(output["name"], output["datatype"], tuple(output["shape"]), data).numpy()
+        tensor = Tensor(output["name"], output["datatype"], tuple(output["shape"]), data)
+        arrays[output["name"]] = array_of(tensor)
         length += size
     return arrays
 
 
 def _array_of_json(output: Mapping[str, Any]) -> Array:
     shape, data = tuple(output["shape"]), output["data"]
+    if output["datatype"] == "BF16":
+        return np.array(data, np.float32).reshape(shape)
     if output["datatype"] != "BYTES":
         return np.array(data, DATATYPES[output["datatype"]].numpy).reshape(shape)
     array = np.empty(prod(shape), dtype=object)

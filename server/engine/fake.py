@@ -14,6 +14,7 @@ from typing import Literal
 
 import numpy as np
 
+from server.bfloat16 import BF16, narrowed, widened
 from server.engine.base import EngineSpec
 from server.errors import EngineFailure, ModelLoadFailed
 from server.tensor import DATATYPES, Array
@@ -29,16 +30,18 @@ def row_sums(spec: EngineSpec, batch: Batch) -> dict[str, Array]:
     for array in batch.inputs.values():
         flat = array.reshape(batch.rows, -1)
         values = np.vectorize(len, otypes=[float])(flat) if flat.dtype.kind == "O" and flat.size else flat
-        sums += values.astype(np.float64).sum(axis=1)
+        sums += (widened(values) if values.dtype == BF16 else values).astype(np.float64).sum(axis=1)
     outputs: dict[str, Array] = {}
     for output in spec.outputs:
         dims = tuple(1 if size == -1 else size for size in output.dims)
         whole = np.broadcast_to(sums.reshape(-1, *[1] * len(dims)), (batch.rows, *dims))
         if output.datatype == "BYTES":
             array = np.array([f"{value:g}".encode() for value in whole.reshape(-1)], dtype=object).reshape(whole.shape)
+        elif output.datatype == "BF16":
+            array = narrowed(whole)
         else:
             array = whole.astype(DATATYPES[output.datatype].numpy)
-        outputs[output.name] = array if spec.max_batch_size else array[0]
+        outputs[output.name] = array if spec.max_batch_size else np.asarray(array[0])
     return outputs
 
 
@@ -145,4 +148,6 @@ class FakeInstance:
 
 
 def _poisoned(array: Array) -> Array:
+    if array.dtype == BF16:
+        return narrowed(np.full(array.shape, np.nan))
     return np.full_like(array, np.nan) if array.dtype.kind == "f" else array

@@ -26,6 +26,7 @@ import numpy as np
 
 from server.engine.base import EngineSpec
 from server.engine.cores import available_cores, visible_gpus
+from server.engine.ort_values import BFloat16Session, has_bfloat16
 from server.engine.session import CONFIG_FILE, Parameters, Placement, no_gpu, parse_parameters, place
 from server.engine.tensors import check_tensors
 from server.errors import EngineFailure, ModelLoadFailed, ServingError
@@ -116,7 +117,9 @@ class OnnxRuntimeEngine:
             if session is None:
                 session = shared[key] = self._session(spec, placement, self._options(spec, parameters, placements))
             threads = 0 if placement.on_gpu else session.get_session_options().intra_op_num_threads
-            instances.append(OnnxRuntimeInstance(spec, placement.name, placement.device, session, threads))
+            instances.append(
+                OnnxRuntimeInstance(spec, placement.name, placement.device, self._runs(spec, session), threads)
+            )
         return OnnxRuntimeModel(instances)
 
     def _options(self, spec: EngineSpec, parameters: Parameters, placements: Sequence[Placement]) -> Any:
@@ -161,13 +164,25 @@ class OnnxRuntimeEngine:
             # Its fallback would try again on the CPU, and move a session there in the middle of serving.
             providers = list(placement.providers)
             session = self._ort.InferenceSession(str(spec.path), options, providers=providers, enable_fallback=0)
-            check_tensors(spec, session.get_inputs(), session.get_outputs())
+            check_tensors(
+                spec, session.get_inputs(), session.get_outputs(), defaults=session.get_overridable_initializers()
+            )
         # ONNX Runtime goes on without a provider that can't start (no driver, wrong CUDA) and says nothing.
         started = session.get_providers()
         absent = [name for name, _ in placement.providers if name not in started]
         if absent:
             self._without(spec, placement, absent)
         return session
+
+    def _runs(self, spec: EngineSpec, session: Any) -> Any:
+        """What runs the passes of `session`: itself, but where numpy's arrays do not do."""
+        if not has_bfloat16(spec.inputs, spec.outputs):
+            return session
+        try:
+            return BFloat16Session(self._ort.OrtValue, session)
+        except AttributeError as error:
+            problem = f"ONNX Runtime {self._ort.__version__} takes no BF16 tensors; install a later one"
+            raise ModelLoadFailed(spec.model_name, _relative(spec), problem) from error
 
     def _without(self, spec: EngineSpec, placement: Placement, absent: Sequence[str]) -> None:
         group = spec.instance_groups[placement.group]
@@ -210,7 +225,7 @@ class OnnxRuntimeInstance:
         feeds = batch.inputs
         with self._mapped:
             if self._encoded:
-                feeds = {**feeds, **{name: _to_text(feeds[name]) for name in self._encoded}}
+                feeds = {**feeds, **{name: _to_text(feeds[name]) for name in self._encoded if name in feeds}}
             outputs = dict(zip(self._wanted, self._session.run(self._wanted, feeds), strict=True))
         for name, array in outputs.items():
             if self._rows_first and (not array.ndim or array.shape[0] != batch.rows):

@@ -20,10 +20,15 @@ _DATATYPES = {
     "tensor(int32)": "INT32",
     "tensor(int64)": "INT64",
     "tensor(float16)": "FP16",
+    "tensor(bfloat16)": "BF16",
     "tensor(float)": "FP32",
     "tensor(double)": "FP64",
     "tensor(string)": "BYTES",
 }
+
+
+_OPTIONAL = "optional("
+"""How the type of an input begins that may be left out: ``optional(tensor(float))``."""
 
 
 class NodeArg(Protocol):
@@ -37,17 +42,27 @@ class NodeArg(Protocol):
     def shape(self) -> Sequence[int | str | None]: ...
 
 
-def check_tensors(spec: EngineSpec, inputs: Sequence[NodeArg], outputs: Sequence[NodeArg]) -> None:
+def check_tensors(
+    spec: EngineSpec, inputs: Sequence[NodeArg], outputs: Sequence[NodeArg], defaults: Sequence[NodeArg] = ()
+) -> None:
     """Names, datatypes and shapes must agree; outputs that the config leaves out are not computed.
+
+    `defaults` are inputs for which the model has a value of its own; the config may leave them out.
 
     Raises:
         ModelLoadFailed: names the tensor, what the config says and what the model has.
     """
-    _check_side(spec, "input", spec.inputs, inputs)
+    _check_side(spec, "input", spec.inputs, [*inputs, *defaults])
     _check_side(spec, "output", spec.outputs, outputs)
-    configured = {tensor.name for tensor in spec.inputs}
+    configured = {tensor.name: (index, tensor) for index, tensor in enumerate(spec.inputs)}
     for node in inputs:
-        if node.name not in configured:
+        if node.type.startswith(_OPTIONAL):
+            continue
+        index, tensor = configured.get(node.name, (0, None))
+        if tensor is not None and tensor.optional:
+            problem = f"'{node.name}' must be given to the model: it has no default for it, and no optional type"
+            _refuse(spec, f"input[{index}].optional", problem)
+        if tensor is None:
             shape = [size if isinstance(size, int) else -1 for size in node.shape]
             _refuse(spec, "input", f"the model's input '{node.name}' ({node.type}, {shape}) is not in the config")
 
@@ -62,7 +77,7 @@ def _check_side(spec: EngineSpec, kind: str, tensors: Sequence[TensorSpec], node
             names = ", ".join(f"'{name}'" for name in by_name)
             _refuse(spec, field or f"{where}.name", f"the model has no {kind} '{tensor.name}'; it has {names}")
             continue
-        datatype = _DATATYPES.get(node.type)
+        datatype = _DATATYPES.get(node.type.removeprefix(_OPTIONAL).replace("))", ")"))
         if datatype is None:
             hint = "; export with zipmap off" if node.type.startswith(("seq", "map")) else ""
             _refuse(spec, where, f"'{tensor.name}' is {node.type} in the model, which can't be served{hint}")

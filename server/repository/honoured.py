@@ -28,8 +28,10 @@ _FIELDS: Mapping[str, tuple[str, ...]] = {
     "version_policy": ("latest", "all", "specific"),
     "version_policy.latest": ("num_versions",),
     "version_policy.specific": ("versions",),
-    "input": ("name", "data_type", "dims", "format"),
-    "output": ("name", "data_type", "dims", "label_filename"),
+    "input": ("name", "data_type", "dims", "format", "reshape", "optional"),
+    "input.reshape": ("shape",),
+    "output": ("name", "data_type", "dims", "label_filename", "reshape"),
+    "output.reshape": ("shape",),
     "instance_group": ("name", "kind", "count", "gpus"),
     "dynamic_batching": (
         "preferred_batch_size",
@@ -81,8 +83,13 @@ HONOURED = frozenset(f"{parent}.{name}".lstrip(".") for parent, names in _FIELDS
 """Paths without indices. A map is honoured as a whole: the engine refuses the keys it does not know."""
 
 REASONS = {
-    "input.reshape": "reshape is not done by this server; give the model's own dims, or serve it on Triton",
-    "output.reshape": "reshape is not done by this server; give the model's own dims, or serve it on Triton",
+    "input.allow_ragged_batch": "requests of unequal shapes are not joined end to end; length_buckets pads them",
+    "input.is_shape_tensor": "shape tensors belong to TensorRT plans, which are not run here",
+    "output.is_shape_tensor": "shape tensors belong to TensorRT plans, which are not run here",
+    "input.is_non_linear_format_io": "non-linear formats belong to TensorRT plans, which are not run here",
+    "output.is_non_linear_format_io": "non-linear formats belong to TensorRT plans, which are not run here",
+    "batch_input": "inputs made of the batch serve ragged batches, which this server does not make",
+    "batch_output": "outputs cut by the batch serve ragged batches, which this server does not make",
     "sequence_batching.iterative_sequence": "this server reschedules no requests; serve the model on Triton",
     "sequence_batching.state.use_growable_memory": "is for states in a GPU's memory; states are kept in the server's",
     "ensemble_scheduling": "this server runs no ensembles; a pipeline in processing.yaml, or Triton, does",

@@ -9,7 +9,7 @@ import numpy as np
 
 from server.buckets import Buckets
 from server.repository.refuse import Refuse
-from server.tensor import DATATYPES, TensorSpec
+from server.tensor import DATATYPES, LARGEST, TensorSpec
 
 LENGTH_BUCKETS = "length_buckets"
 PAD_VALUE = "pad_value"
@@ -68,6 +68,9 @@ def _lengths(text: str, refuse: Refuse) -> tuple[int, ...]:
 def _positions(inputs: Sequence[TensorSpec], refuse: Refuse) -> dict[str, int]:
     positions = {}
     for index, spec in enumerate(inputs):
+        if spec.optional or spec.reshape is not None:
+            what = "optional" if spec.optional else "reshape"
+            refuse(f"input[{index}].{what}", f"and {LENGTH_BUCKETS} can't be together")
         variable = spec.dims.count(-1)
         if variable > 1:
             refuse(
@@ -101,11 +104,12 @@ def _pad_values(
 
 
 def _value(text: str, spec: TensorSpec, refuse: Refuse) -> float | int:
-    dtype = DATATYPES[spec.datatype].numpy
+    datatype = DATATYPES[spec.datatype]
+    dtype = datatype.numpy
     try:
-        if dtype.kind == "f":
+        if datatype.kind == "f":
             value: float | int = float(text)
-            bound = float(np.finfo(dtype).max)
+            bound = LARGEST[spec.datatype]
             fits = math.isinf(value) or -bound <= value <= bound  # not a number fits nowhere
         else:
             value = int(text)

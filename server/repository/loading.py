@@ -21,6 +21,7 @@ from server.repository.golden import Golden, golden_file, read_golden, read_raw
 from server.repository.model_config import All, ModelConfig, Specific, from_message, read_model_config
 from server.repository.override import WHERE as OVERRIDING_CONFIG
 from server.repository.replay import replay, replay_padded, replay_preprocessing
+from server.repository.reshape import reshaped
 from server.repository.tensors import misfit
 from server.repository.warmup import Costs, WarmUp, warm_up
 from server.tensor import Array
@@ -158,7 +159,7 @@ class Loader:
             if pipeline is not None:
                 replay_preprocessing(config.name, golden, read_raw(folder), pipeline)
         tell(version, "loading it into the engine")
-        engine_model = self.engine.load(config.engine_spec(folder, version))
+        engine_model = reshaped(self.engine.load(config.engine_spec(folder, version)), config.inputs, config.outputs)
         try:
             if golden is not None:
                 for instance in engine_model.instances:
@@ -196,7 +197,8 @@ def _check_golden(config: ModelConfig, golden: Golden) -> None:
     """The golden arrays must be feeds and results of this model, or the replay would say nothing clear."""
     where = golden_file(golden.version)
     wanted, known = {spec.name for spec in config.inputs}, {spec.name for spec in config.outputs}
-    if set(golden.inputs) != wanted:
+    needed = {spec.name for spec in config.inputs if not spec.optional}
+    if not needed <= set(golden.inputs) <= wanted:
         there = ", ".join(sorted(golden.inputs))
         raise ModelLoadFailed(
             config.name, where, f"has the inputs {there}; the model takes {', '.join(sorted(wanted))}"
@@ -205,7 +207,7 @@ def _check_golden(config: ModelConfig, golden: Golden) -> None:
         strange = ", ".join(sorted(set(golden.outputs) - known))
         raise ModelLoadFailed(config.name, where, f"has the output {strange}, which config.pbtxt does not")
     for spec in config.inputs:
-        if problem := misfit(golden.inputs[spec.name], spec, config.max_batch_size):
+        if spec.name in golden.inputs and (problem := misfit(golden.inputs[spec.name], spec, config.max_batch_size)):
             raise ModelLoadFailed(config.name, where, f"input {problem}")
     if config.max_batch_size:
         rows = {len(array) if array.ndim else 0 for array in (*golden.inputs.values(), *golden.outputs.values())}
@@ -252,11 +254,12 @@ def _try_pipeline(config: ModelConfig, version: str, pipeline: Pipeline, instanc
         tensors = pipeline.preprocess([pipeline.example()])
     except ServingError as error:
         raise ModelLoadFailed(config.name, PROCESSING_FILE, f"refuses its own example: {error}") from error
-    if set(tensors) != {spec.name for spec in config.inputs}:
+    needed = {spec.name for spec in config.inputs if not spec.optional}
+    if not needed <= set(tensors) <= {spec.name for spec in config.inputs}:
         made, wanted = ", ".join(sorted(tensors)), ", ".join(sorted(spec.name for spec in config.inputs))
         raise ModelLoadFailed(config.name, PROCESSING_FILE, f"makes the tensors {made}; the model takes {wanted}")
     for spec in config.inputs:
-        if problem := misfit(tensors[spec.name], spec, config.max_batch_size):
+        if spec.name in tensors and (problem := misfit(tensors[spec.name], spec, config.max_batch_size)):
             raise ModelLoadFailed(config.name, PROCESSING_FILE, f"tensor {problem}")
     outputs = _forward(config, version, instance, tensors)
     try:

@@ -114,8 +114,8 @@ class ModelConfig:
             model_version=version,
             path=folder / version / self.default_model_filename,
             max_batch_size=self.max_batch_size,
-            inputs=self.engine_inputs,
-            outputs=self.engine_outputs,
+            inputs=tuple(map(_of_the_model, self.engine_inputs)),
+            outputs=tuple(map(_of_the_model, self.engine_outputs)),
             instance_groups=self.instance_groups,
             gpu_accelerators=self.gpu_accelerators,
             cpu_accelerators=self.cpu_accelerators,
@@ -123,6 +123,10 @@ class ModelConfig:
             parameters=self.parameters,
             fields=self.sequence_batching.fields if self.sequence_batching else {},
         )
+
+
+def _of_the_model(spec: TensorSpec) -> TensorSpec:
+    return spec if spec.reshape is None else replace(spec, dims=spec.reshape, reshape=None)
 
 
 def read_model_config(folder: Path) -> ModelConfig:

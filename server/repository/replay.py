@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
+from server.bfloat16 import BF16, narrowed, widened
 from server.buckets import Buckets
 from server.errors import ModelLoadFailed, ServingError
 from server.pipeline.base import PROCESSING_FILE, Pipeline
@@ -97,7 +98,10 @@ def _padded(array: Array, name: str, buckets: Buckets, length: int) -> Array:
     axis = buckets.inputs[name] + 1
     before_after = [(0, 0)] * array.ndim
     before_after[axis] = (0, length - array.shape[axis])
-    return np.pad(array, before_after, constant_values=buckets.pad_values.get(name, 0))
+    value = buckets.pad_values.get(name, 0)
+    if array.dtype == BF16:
+        return narrowed(np.pad(widened(array), before_after, constant_values=value))
+    return np.pad(array, before_after, constant_values=value)
 
 
 def _cut_back(array: Array, positions: Sequence[int], length: int) -> Array:
@@ -146,11 +150,11 @@ def compare(actual: Array, expected: Array, tolerance: Tolerance, *, rows: bool 
     """
     if actual.shape != expected.shape:
         return f"has shape {list(actual.shape)}, golden is {list(expected.shape)}"
-    if actual.dtype.kind != expected.dtype.kind:
+    if _kind(actual) != _kind(expected):
         return f"is {actual.dtype}, golden is {expected.dtype}"
-    if expected.dtype.kind != "f":
+    if _kind(expected) != "f":
         return _compare_exactly(actual, expected)
-    wide_actual, wide_expected = actual.astype(np.float64), expected.astype(np.float64)
+    wide_actual, wide_expected = _wide(actual), _wide(expected)
     close = np.isclose(wide_actual, wide_expected, rtol=tolerance.rtol, atol=tolerance.atol, equal_nan=True)
     if close.all():
         return ""
@@ -165,6 +169,14 @@ def compare(actual: Array, expected: Array, tolerance: Tolerance, *, rows: bool 
         f"is off by {errors[worst]:.3g}{place} (got {wide_actual[worst]:.6g}, golden {wide_expected[worst]:.6g}, "
         f"limit {limit:.3g}), {int((~close).sum())} of {close.size} values are over their limit"
     )
+
+
+def _wide(array: Array) -> Array:
+    return (widened(array) if array.dtype == BF16 else array).astype(np.float64)
+
+
+def _kind(array: Array) -> str:
+    return "f" if array.dtype == BF16 else array.dtype.kind
 
 
 def _compare_exactly(actual: Array, expected: Array) -> str:

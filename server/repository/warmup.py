@@ -151,7 +151,7 @@ class _Sweep:
 
 def _signature(batch: Batch, config: ModelConfig, length: int) -> object:
     """That of requests with such rows, as `request_check` makes it."""
-    if length or not any(-1 in spec.dims for spec in config.inputs):
+    if length or not any(-1 in spec.dims or spec.optional for spec in config.inputs):
         return length or None
     skip = 1 if config.max_batch_size else 0
     return tuple(batch.inputs[spec.name].shape[skip:] for spec in config.inputs)
@@ -213,7 +213,11 @@ def _inputs(plan: WarmUp, rows: int, length: int) -> dict[str, Array]:
 
 def _input(spec: TensorSpec, rows: int, plan: WarmUp, length: int) -> Array:
     position = plan.config.buckets.inputs.get(spec.name) if plan.config.buckets else None
-    if plan.sample is not None and (position is None or plan.sample[spec.name].shape[position + 1]):
+    if (
+        plan.sample is not None
+        and spec.name in plan.sample
+        and (position is None or plan.sample[spec.name].shape[position + 1])
+    ):
         array = plan.sample[spec.name]
         if position is not None:
             array = array.take(np.arange(length) % array.shape[position + 1], position + 1)

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from server.bfloat16 import BF16, narrowed
 from server.buckets import Buckets
 from server.errors import EngineFailure
 from server.tensor import DATATYPES, Array, Tensor
@@ -81,7 +82,9 @@ def join_padded(column: Sequence[Tensor], requests: Sequence[InferRequest], rows
     position = padding.buckets.inputs[head.name]
     value = padding.buckets.pad_values.get(head.name, 0)
     dims = _padded_dims(head, padding)
-    joined = np.full((rows, *dims), value, DATATYPES[head.datatype].numpy)
+    datatype = DATATYPES[head.datatype].numpy
+    filling = narrowed(np.array(value)) if datatype == BF16 else value
+    joined = np.full((rows, *dims), filling, datatype)
     start = 0
     for tensor, request, length in zip(column, requests, padding.lengths, strict=True):
         own = (request.rows, *dims[:position], length, *dims[position + 1 :])

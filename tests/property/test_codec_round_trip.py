@@ -13,6 +13,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from tritonclient.grpc import service_pb2 as pb
 
+from server.bfloat16 import BF16
+from server.client.arrays import array_of
 from server.errors import ServingError
 from server.tensor import DATATYPES, Tensor
 from server.transport.codec import predict_rest, v2_grpc, v2_rest
@@ -42,6 +44,11 @@ def tensors(draw: st.DrawFn, *, json_only: bool = False) -> Tensor:
         flat[:] = draw(st.lists(element, min_size=flat.size, max_size=flat.size))
         return Tensor.from_numpy("t", flat.reshape(shape))
     special = {"allow_nan": False, "allow_infinity": False} if json_only and datatype.startswith("FP") else {}
+    if datatype == "BF16":
+        word = st.integers(0, 2**16 - 1)
+        finite = word.filter(lambda bits: bits & 0x7F80 != 0x7F80)
+        words = draw(hnp.arrays(np.dtype("<u2"), shape, elements=finite if json_only else word))
+        return Tensor.from_numpy("t", words.view(BF16))
     dtype = DATATYPES[datatype].numpy
     array = draw(hnp.arrays(dtype, shape, elements=hnp.from_dtype(dtype, **special)))
     return Tensor.from_numpy("t", array)
@@ -82,7 +89,7 @@ def test_rest_round_trip_is_the_identity(sent: list[tuple[Tensor, bool]]) -> Non
 @given(tensors(json_only=True))
 def test_nested_data_is_flat_data(tensor: Tensor) -> None:
     """Data nested as the shape says and flat data make the same tensor."""
-    array = tensor.numpy()
+    array = array_of(tensor)
     texts = np.vectorize(bytes.decode, otypes=[object])(array) if array.dtype == object and array.size else array
     if not texts.shape:
         return

@@ -154,7 +154,6 @@ MALFORMED = {
     "a datatype in lower case": (as_type("fp32", b"", 0), "inputs[0].datatype:"),
     "a datatype of a megabyte": (as_type("F" * 2**20, b"", 0), "inputs[0].datatype:"),
     "a config's name for a datatype": (as_type("TYPE_FP32", b"", 0), "inputs[0].datatype:"),
-    "BF16": (as_type("BF16", b"", 0), "inputs[0].datatype:"),
     "a negative dimension": (with_shape(1, -1), "inputs[0].shape:"),
     "two negative dimensions": (with_shape(-1, -2), "inputs[0].shape:"),
     "a shape beyond 64 bits": (with_shape(2**62, 4), "inputs[0].shape:"),

@@ -173,7 +173,6 @@ MALFORMED: dict[str, tuple[tuple[bytes, int | None], str]] = {
     "no datatype": (one(datatype=...), "inputs[0].datatype:"),
     "an unknown datatype": (one(datatype="FLOAT32"), "inputs[0].datatype:"),
     "a datatype that is a list": (one(datatype=["FP32"]), "inputs[0].datatype:"),
-    "BF16": (one(datatype="BF16"), "inputs[0].datatype:"),
     "no shape": (one(shape=...), "inputs[0].shape:"),
     "a shape that is a number": (one(shape=2), "inputs[0].shape:"),
     "a dimension that is a float": (one(shape=[1.0, 2]), "inputs[0].shape:"),

@@ -39,6 +39,7 @@ FLOORS = {
     "server.offload": 1,
     "server.process": 1,
     "server.settings": 1,
+    "server.bfloat16": 1,
     "server.tensor": 1,
     "server.types": 1,
     "server.buckets": 1,

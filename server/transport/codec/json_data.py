@@ -13,8 +13,9 @@ from typing import Any
 
 import numpy as np
 
+from server.bfloat16 import narrowed, widened
 from server.errors import InvalidRequest, Unsupported
-from server.tensor import DATATYPES, Array, Datatype, Tensor, pack_bytes
+from server.tensor import DATATYPES, LARGEST, Array, Datatype, Tensor, pack_bytes
 from server.transport.codec.tensors import quoted
 
 _JSON_TYPES: dict[str, tuple[frozenset[type], str]] = {
@@ -28,7 +29,6 @@ _JSON_TYPES: dict[str, tuple[frozenset[type], str]] = {
 
 _FEW = 1000
 """Elements up to which Python looks at each of them sooner than numpy is asked to look at all."""
-_LARGEST = {d.name: float(np.finfo(d.numpy).max) for d in DATATYPES.values() if d.numpy.kind == "f"}
 
 
 def pack_json(field: str, datatype: Datatype, shape: Sequence[int], count: int, data: object) -> bytes:
@@ -43,7 +43,7 @@ def pack_json(field: str, datatype: Datatype, shape: Sequence[int], count: int, 
     flat = _flatten(field, shape, data)
     if len(flat) != count:
         raise InvalidRequest(field, f"{len(flat)} elements, the shape needs {count}")
-    types, expected = _JSON_TYPES[datatype.numpy.kind]
+    types, expected = _JSON_TYPES[datatype.kind]
     if not types.issuperset(map(type, flat)):
         index = next(index for index, value in enumerate(flat) if type(value) not in types)
         raise InvalidRequest(field, f"element {index} is {_shown(flat[index])}, {datatype.name} needs {expected}")
@@ -64,8 +64,10 @@ def unpack_json(field: str, tensor: Tensor) -> Array | list[str]:
             return [element.decode() for element in array]
         except UnicodeDecodeError as error:
             raise Unsupported(field, f"output {quoted(tensor.name)} is no UTF-8, ask for it as binary_data") from error
+    if tensor.datatype == "BF16":
+        array = widened(array)
     # A search in the bytes costs half of `all()` where there are few.
-    if array.dtype.kind == "f" and b"\0" in np.isfinite(array).tobytes():
+    if DATATYPES[tensor.datatype].kind == "f" and b"\0" in np.isfinite(array).tobytes():
         raise Unsupported(
             field, f"output {quoted(tensor.name)} holds NaN or infinity, JSON has neither: ask for it as binary_data"
         )
@@ -87,9 +89,15 @@ def _flatten(field: str, shape: Sequence[int], data: list[Any]) -> list[Any]:
 
 
 def _number_array(field: str, datatype: Datatype, flat: list[Any]) -> Array:
-    if datatype.numpy.kind == "f":
+    if datatype.name == "BF16":
+        array = narrowed(np.array(flat, np.float64))
+        finite = np.isfinite(widened(array))
+        if not finite.all():
+            raise InvalidRequest(field, f"{flat[int(finite.argmin())]} is out of the range of BF16")
+        return array
+    if datatype.kind == "f":
         if 0 < len(flat) <= _FEW:
-            limit = _LARGEST[datatype.name]
+            limit = LARGEST[datatype.name]
             if -limit <= min(flat) and max(flat) <= limit:
                 return np.array(flat, datatype.numpy)
         # Judged by its outcome: 3.4028235e38 is beyond FP32's largest number and rounds to it.
@@ -99,7 +107,7 @@ def _number_array(field: str, datatype: Datatype, flat: list[Any]) -> Array:
         if not finite.all():
             raise InvalidRequest(field, f"{flat[int(finite.argmin())]} is out of the range of {datatype.name}")
         return array
-    if datatype.numpy.kind in "iu" and flat:
+    if datatype.kind in "iu" and flat:
         limits = np.iinfo(datatype.numpy)
         for value in (min(flat), max(flat)):
             if not limits.min <= value <= limits.max:

@@ -33,12 +33,10 @@ def check_name(field: str, name: object) -> str:
 
 
 def check_datatype(field: str, name: object) -> Datatype:
-    """Raises InvalidRequest for a name that v2 does not have, Unsupported for BF16, which numpy has not."""
+    """Raises InvalidRequest for a name that v2 does not have."""
     datatype = DATATYPES.get(name) if isinstance(name, str) else None
     if datatype is not None:
         return datatype
-    if name == "BF16":
-        raise Unsupported(f"{field}.datatype", "BF16 is not supported")
     raise InvalidRequest(f"{field}.datatype", f"unknown datatype {quoted(name)}, one of {', '.join(DATATYPES)}")
 
 

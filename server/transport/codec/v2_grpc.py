@@ -35,7 +35,7 @@ _CONTENTS = {
     "FP64": "fp64_contents",
     "BYTES": "bytes_contents",
 }
-"""The field of InferTensorContents for a datatype. FP16 has none: v2 says that it travels raw."""
+"""The field of InferTensorContents for a datatype. FP16 and BF16 have none: they travel raw."""
 
 _INT64_MAX = 2**63 - 1
 
@@ -51,7 +51,7 @@ def decode_infer(
 
     Raises:
         InvalidRequest: the message contradicts itself (lengths, datatypes, shapes, both kinds of contents).
-        Unsupported: classification, BF16.
+        Unsupported: classification.
     """
     if not message.model_name:
         raise InvalidRequest("model_name", "is empty")

@@ -56,7 +56,7 @@ def decode_infer(call: Call, body: bytes, header_length: int | None = None) -> t
 
     Raises:
         InvalidRequest: the body is no JSON, contradicts itself, or its lengths do not add up.
-        Unsupported: classification, BF16.
+        Unsupported: classification.
     """
     view = memoryview(body)
     size = len(view) if header_length is None else header_length
