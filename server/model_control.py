@@ -15,6 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from weakref import WeakValueDictionary
 
+from server import process
 from server.errors import ModelLoadFailed, ModelNotReady, ServingError, UnknownModel
 from server.repository.model_config import DynamicBatching, QueuePolicyConfig
 from server.repository.override import read_override
@@ -410,6 +411,7 @@ class ModelControl:
 
     def _free(self, served: Served) -> None:
         served.model.engine_model.close()
+        process.reclaim()
         self._repository.retired(served.model.name, served.model.version)
 
     def _forget(self, served: Served) -> None:

@@ -29,3 +29,8 @@ def settle() -> None:
     gc.freeze()
     gc.set_threshold(_THRESHOLD, 10, 10)
     gc.enable()
+
+
+def reclaim() -> None:
+    """To be called when a model was closed: what is left of it are cycles, which nobody would look for a long time."""
+    gc.collect()
