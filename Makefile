@@ -12,7 +12,7 @@ FUZZ ?=
 REPORTS ?= build/bench
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test check format types lint bench bench-quick bench-simulate bench-overload bench-cap bench-prediction bench-collector bench-decode bench-startup bench-share bench-rest bench-shm fuzz-rest fuzz-grpc models proto lock clean
+.PHONY: help bench-swaps serve test check format types lint bench bench-quick bench-simulate bench-overload bench-cap bench-prediction bench-collector bench-decode bench-startup bench-share bench-rest bench-shm fuzz-rest fuzz-grpc models proto lock clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -75,6 +75,9 @@ fuzz-rest: $(VENV)/.dev ## made-up REST calls from the OpenAPI document against 
 
 fuzz-grpc: $(VENV)/.dev ## mutated gRPC messages against a server, some minutes (FUZZ="--seconds 3600")
 	$(BIN)/python -m tests.fuzz.grpc $(FUZZ)
+
+bench-swaps: $(VENV)/.dev ## a model swapped 500 times under load: failed requests, and the memory that stays, half a minute
+	$(BIN)/python -m loadtests.benchmarks.swaps --out $(REPORTS) $(BENCH)
 
 models: $(VENV)/.dev ## train, verify and publish the committed models anew: digits, breast_cancer, fraud
 	$(BIN)/python -m exporter train image-classification --data digits --name digits --replace
