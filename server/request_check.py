@@ -7,7 +7,7 @@ what may share a batch.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Sequence
 from math import prod
 from operator import is_
 
@@ -66,7 +66,7 @@ class RequestCheck:
             if index is None:
                 if spec.optional:
                     continue
-                raise InvalidRequest("inputs", f"input '{name}' of model '{self._model_name}' is missing")
+                raise InvalidRequest("inputs", self._missing(positions))
             tensor = request.inputs[index]
             rows = self._check_tensor(tensor, spec, f"inputs[{index}]", rows)
             if spec.datatype == "BYTES":
@@ -82,6 +82,17 @@ class RequestCheck:
             _check_parameters(request, self._sequences)
         if form is not None and in_order and not self._has_text:
             form.checked_by, form.rows, form.signature = self, request.rows, request.signature
+
+    def _missing(self, given: Collection[str]) -> str:
+        """Triton's words, as those of the other errors that its clients may look for."""
+        got, missing = (
+            list(given),
+            [name for name, spec in self._inputs.items() if name not in given and not spec.optional],
+        )
+        return (
+            f"expected {len(self._inputs)} inputs but got {len(got)} inputs for model '{self._model_name}'. "
+            f"Got input(s) {_listed(got)}, but missing required input(s) {_listed(missing)}"
+        )
 
     def _positions(self, inputs: Sequence[Tensor]) -> dict[str, int]:
         positions: dict[str, int] = {}
@@ -101,7 +112,9 @@ class RequestCheck:
         """The tensor's rows, which must be those of the inputs before it (`rows`, -1 for the first)."""
         if tensor.datatype != spec.datatype:
             raise InvalidRequest(
-                f"{field}.datatype", f"input '{spec.name}' is {spec.datatype}, the request has {tensor.datatype}"
+                f"{field}.datatype",
+                f"inference input '{spec.name}' data-type is '{tensor.datatype}', "
+                f"but model '{self._model_name}' expects '{spec.datatype}'",
             )
         shape = tensor.shape
         dims = shape[1:] if self._batched else shape
@@ -110,15 +123,17 @@ class RequestCheck:
         ):
             want = [-1, *spec.dims] if self._batched else list(spec.dims)
             raise InvalidRequest(
-                f"{field}.shape", f"unexpected shape for input '{spec.name}': expected {want}, got {list(shape)}"
+                f"{field}.shape",
+                f"unexpected shape for input '{spec.name}' for model '{self._model_name}'. "
+                f"Expected {_listed(want)}, got {_listed(shape)}",
             )
         if not self._batched:
             return 1
         if not 1 <= shape[0] <= self._max_batch_size:
             raise InvalidRequest(
                 f"{field}.shape",
-                f"batch size must be 1 to {self._max_batch_size} (max_batch_size of model "
-                f"'{self._model_name}'), got {shape[0]}",
+                f"inference request batch-size must be <= {self._max_batch_size} for '{self._model_name}' "
+                f"(its max_batch_size), and at least 1, got {shape[0]}",
             )
         if rows not in (-1, shape[0]):
             raise InvalidRequest(f"{field}.shape", f"{shape[0]} rows, the inputs before it have {rows}")
@@ -143,10 +158,15 @@ class RequestCheck:
                 known = ", ".join(sorted(self._outputs))
                 raise InvalidRequest(
                     f"outputs[{index}].name",
-                    f"unexpected output '{name}', model '{self._model_name}' gives {known}",
+                    f"unexpected inference output '{name}' for model '{self._model_name}', which gives {known}",
                 )
             if name in outputs[:index]:
                 raise InvalidRequest(f"outputs[{index}].name", f"output '{name}' is requested twice")
+
+
+def _listed(values: Iterable[object]) -> str:
+    """As Triton writes lists: ['a','b'], [-1,3]."""
+    return f"[{','.join([repr(value) for value in values])}]"
 
 
 def _length(inputs: Sequence[Tensor], buckets: Buckets) -> int:

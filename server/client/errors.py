@@ -9,6 +9,7 @@ from server.errors import Code
 HTTP_CODES: Mapping[int, Code] = {
     400: Code.INVALID_ARG,
     404: Code.NOT_FOUND,
+    409: Code.EXISTS,
     408: Code.DEADLINE,
     413: Code.TOO_LARGE,
     429: Code.EXHAUSTED,
@@ -24,6 +25,7 @@ HTTP_CODES: Mapping[int, Code] = {
 GRPC_CODES: Mapping[str, Code] = {
     "INVALID_ARGUMENT": Code.INVALID_ARG,
     "NOT_FOUND": Code.NOT_FOUND,
+    "ALREADY_EXISTS": Code.EXISTS,
     "RESOURCE_EXHAUSTED": Code.EXHAUSTED,
     "CANCELLED": Code.CANCELLED,
     "UNIMPLEMENTED": Code.UNSUPPORTED,

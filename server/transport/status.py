@@ -47,7 +47,7 @@ class Status(NamedTuple):
 STATUS: Mapping[Code, Status] = {
     Code.INVALID_ARG: Status(400, GrpcStatus.INVALID_ARGUMENT),
     Code.NOT_FOUND: Status(404, GrpcStatus.NOT_FOUND),
-    Code.EXISTS: Status(400, GrpcStatus.ALREADY_EXISTS),
+    Code.EXISTS: Status(409, GrpcStatus.ALREADY_EXISTS),
     Code.TOO_LARGE: Status(413, GrpcStatus.RESOURCE_EXHAUSTED),
     Code.EXHAUSTED: Status(429, GrpcStatus.RESOURCE_EXHAUSTED),
     Code.CANCELLED: Status(499, GrpcStatus.CANCELLED),

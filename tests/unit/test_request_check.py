@@ -94,7 +94,9 @@ def test_a_bad_request_is_refused_with_the_field_at_fault(bad: InferRequest, fie
 
 def test_the_limit_is_named() -> None:
     """More rows than max_batch_size: the message has the limit and the number that came."""
-    with pytest.raises(InvalidRequest, match=r"1 to 4 \(max_batch_size of model 'm'\), got 9"):
+    with pytest.raises(
+        InvalidRequest, match=r"batch-size must be <= 4 for 'm' \(its max_batch_size\), and at least 1, got 9"
+    ):
         check()(request(a(9, 3), b(9, 1, 2)))
 
 

@@ -328,7 +328,8 @@ async def test_the_openapi_document_has_every_error(call: Client) -> None:
     """Each status of the table stands at some operation; each error has its schema, but for HEAD and health."""
     paths = (await call("GET", "/v2/docs/openapi.json")).json["paths"]
     infer = paths["/v2/models/{model}/infer"]["post"]["responses"]
-    assert {str(status.http) for status in STATUS.values()} <= infer.keys()
+    register = paths["/v2/systemsharedmemory/region/{region}/register"]["post"]["responses"]
+    assert {str(status.http) for status in STATUS.values()} <= infer.keys() | register.keys()
     assert all(
         told["content"]["application/json"]["schema"]["$ref"].endswith("/Error")
         for status, told in infer.items()

@@ -36,7 +36,7 @@ def test_the_statuses_are_those_of_the_architecture() -> None:
     assert {code: (status.http, status.grpc.name) for code, status in STATUS.items()} == {
         Code.INVALID_ARG: (400, "INVALID_ARGUMENT"),
         Code.NOT_FOUND: (404, "NOT_FOUND"),
-        Code.EXISTS: (400, "ALREADY_EXISTS"),
+        Code.EXISTS: (409, "ALREADY_EXISTS"),
         Code.TOO_LARGE: (413, "RESOURCE_EXHAUSTED"),
         Code.EXHAUSTED: (429, "RESOURCE_EXHAUSTED"),
         Code.CANCELLED: (499, "CANCELLED"),

@@ -81,7 +81,7 @@ OPERATIONS: dict[tuple[str, str], Operation] = {
     ("POST", "/v2/repository/models/{model}/unload"): Operation("Unload a model", {}, _MODEL, _json("ControlRequest")),
     ("GET", "/v2/systemsharedmemory/status"): Operation("The registered regions", _REGIONS, _MODEL),
     ("POST", "/v2/systemsharedmemory/register"): Operation(
-        "Register a region", {}, (), _json("RegisterRequest"), body_required=True
+        "Register a region", {}, (409,), _json("RegisterRequest"), body_required=True
     ),
     ("POST", "/v2/systemsharedmemory/unregister"): Operation("Forget regions", {}),
     ("GET", "/v2/cudasharedmemory/status"): Operation(
