@@ -96,7 +96,7 @@ class Server:
             ListenFailed: a port is taken.
         """
         repository = self.settings.repository
-        await self.models.load_all(_wanted(repository, self.models.names()))
+        await self.models.load_all(wanted(repository, self.models.names()))
         self.ports["metrics"] = await self.metrics.start()
         self.ports["grpc"] = await self.grpc.start()
         self.ports["http"] = await self.rest.start()
@@ -163,7 +163,7 @@ def open_repository(settings: Settings) -> Repository:
     )
 
 
-def _wanted(settings: RepositorySettings, names: list[str]) -> list[str]:
+def wanted(settings: RepositorySettings, names: list[str]) -> list[str]:
     if settings.control_mode == "explicit" and "*" not in settings.load_models:
         return list(settings.load_models)
     return names
@@ -184,6 +184,11 @@ def check(settings: Settings) -> list[IndexEntry]:
 
 def run(settings: Settings) -> int:
     """Serve until SIGTERM or SIGINT; the exit status. A second signal ends the process at once."""
+    if settings.workers.count > 1:
+        # It is composed of more than is here, and imported where it is wanted only.
+        from server.workers import supervisor
+
+        return supervisor.run(settings)
     logs = LogControl(settings.log)
     logs.install()
     return uvloop.run(_serve(settings, logs))

@@ -157,6 +157,8 @@ def _problems(error: ValueError) -> list[str]:
 
 def _problem(known: dict[tuple[str, ...], Option], problem: Any) -> str:
     path = tuple(str(step) for step in problem["loc"])
+    if not path:  # What settings contradict each other says which.
+        return str(problem["msg"]).removeprefix("Value error, ")
     option = known.get(path) or known.get(path[:-1])
     names = ".".join(path) if option is None else " / ".join(filter(None, (option.flag, option.variable)))
     return f"{names}: {problem['msg']}, and it is {problem['input']!r}"

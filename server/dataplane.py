@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import groupby
 from operator import attrgetter
+from typing import Protocol
 
 from server import __version__
 from server.call import Settled, answer, settle_into
 from server.errors import ControlNotAllowed, InvalidRequest, ServingError, UnknownModel, Unsupported
 from server.lifecycle import Lifecycle, State
-from server.model_control import ModelControl, Served
+from server.model_control import Served
 from server.observability.log_control import LogControl
 from server.observability.trace_settings import Change
 from server.observability.tracing import Tracing
@@ -59,12 +60,25 @@ EXTENSIONS = (
 _model_of = attrgetter("model_name", "model_version", "shared")
 
 
+class Models(Protocol):
+    """The versions in service, and the way in and out of it: `ModelControl`, or what a process knows of another's."""
+
+    def resolve(self, name: str, version: str = "") -> Served: ...
+    def versions(self, name: str) -> list[Served]: ...
+    def __iter__(self) -> Iterator[Served]: ...
+    def index(self, repository_name: str = "") -> list[IndexEntry]: ...
+    async def load(
+        self, name: str, parameters: Mapping[str, object] | None = None, repository_name: str = ""
+    ) -> None: ...
+    async def unload(self, name: str, *, with_composing: bool = False) -> None: ...
+
+
 class DataPlane:
     """The surface of the server behind its transports. All methods run on the event loop."""
 
     def __init__(
         self,
-        models: ModelControl,
+        models: Models,
         lifecycle: Lifecycle,
         settings: RepositorySettings,
         pipeline_threads: int,
@@ -209,13 +223,21 @@ class DataPlane:
         return self._models.resolve(name, version).model.config.message
 
     def statistics(self, name: str = "", version: str = "") -> list[ModelStatistics]:
-        """Of every version in service, or of those that `name` and `version` name. Raises UnknownModel."""
+        """What this process counted of every version in service, or of those that `name` and `version` name.
+
+        Raises:
+            UnknownModel: there is no such model in service.
+        """
         if not name:
             return [served.statistics for served in self._models]
         if version:
             return [self._models.resolve(name, version).statistics]
         self._models.resolve(name)
         return [served.statistics for served in self._models.versions(name)]
+
+    async def total_statistics(self, name: str = "", version: str = "") -> list[ModelStatistics]:
+        """As `statistics`, of all processes of the server together; raises the same."""
+        return self.statistics(name, version)
 
     def trace_settings(self, model_name: str, changes: Mapping[str, Change]) -> dict[str, list[str]]:
         """Change trace settings, and tell them; of all models where `model_name` is empty.
@@ -234,6 +256,10 @@ class DataPlane:
     def repository_index(self, ready: bool = False, repository_name: str = "") -> list[IndexEntry]:
         """Every model and version with its state; with `ready` only those in service. Raises UnknownRepository."""
         return [entry for entry in self._models.index(repository_name) if not ready or entry.state == "READY"]
+
+    async def current_index(self, ready: bool = False, repository_name: str = "") -> list[IndexEntry]:
+        """As `repository_index`, asked where the repository is looked after; raises the same."""
+        return self.repository_index(ready, repository_name)
 
     async def load_model(
         self, name: str, parameters: Mapping[str, object] | None = None, repository_name: str = ""

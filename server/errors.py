@@ -17,6 +17,7 @@
       ModelNotReady     UNAVAILABLE   the model exists and can't answer now
       Draining          UNAVAILABLE   the server is shutting down
       SequenceLost      UNAVAILABLE   a request of the same sequence before this one was not answered
+      EngineLost        UNAVAILABLE   the process that runs the models ended, or takes no more; it is replaced
       QueueFull         EXHAUSTED     more work is waiting than the model's queue takes
       Overloaded        EXHAUSTED     the answer would come after the request's deadline
       SharedMemoryBusy  EXHAUSTED     tensors in shared memory, more bytes under way than may be
@@ -301,6 +302,15 @@ class Draining(ServingError):
     @property
     def public_message(self) -> str:
         return "the server is shutting down"
+
+
+class EngineLost(ServingError):
+    code = Code.UNAVAILABLE
+    retry_after_ms = 1000
+
+    @property
+    def public_message(self) -> str:
+        return "the process that runs the models was lost and is being replaced"
 
 
 class QueueFull(ServingError):

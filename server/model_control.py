@@ -11,8 +11,9 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import Protocol
 from weakref import WeakValueDictionary
 
 from server import process
@@ -56,6 +57,16 @@ def composed_of(model: ServedModel) -> set[str]:
     return {step.model_name for step in model.config.message.ensemble_scheduling.step}
 
 
+class ModelBatcher(Protocol):
+    """Who runs the requests of one version: a batcher, or the way to one in another process."""
+
+    def submit(self, requests: Sequence[InferRequest]) -> None: ...
+    def cancel(self, request: InferRequest) -> None: ...
+    def healthy(self) -> bool: ...
+    async def drain(self, until_ns: int) -> None: ...
+    async def close(self) -> None: ...
+
+
 class Served:
     """One version in service: what was loaded, the check of its requests, and its batcher.
 
@@ -65,10 +76,10 @@ class Served:
 
     __slots__ = ("_held", "_idle", "batcher", "check", "model", "statistics")
 
-    def __init__(self, model: ServedModel, batcher: Batcher | SequenceBatcher, statistics: ModelStatistics) -> None:
+    def __init__(self, model: ServedModel, batcher: ModelBatcher, statistics: ModelStatistics) -> None:
         self.model = model
         self.check = RequestCheck(model.config)
-        self.batcher: Batcher | SequenceBatcher = batcher
+        self.batcher = batcher
         self.statistics = statistics
         self._held = 0
         self._idle = asyncio.Event()
@@ -178,6 +189,8 @@ class ModelControl:
         """One load or unload of a model at a time, in the order in which they were asked for."""
         self._under_way: set[asyncio.Task[None]] = set()
         self._retiring: set[asyncio.Task[None]] = set()
+        self.changed: Callable[[], None] | None = None
+        """Called when a model was put in service or out of it, before what it replaced is drained."""
 
     def resolve(self, name: str, version: str = "") -> Served:
         """The version in service that a request means; the highest number where it names none.
@@ -204,6 +217,18 @@ class ModelControl:
     def versions(self, name: str) -> list[Served]:
         """The versions of a model in service, lowest first; empty where none is."""
         return list(self._served.get(name, {}).values())
+
+    def counted(self) -> list[ModelStatistics]:
+        """Of every version whose counts are kept."""
+        return list(self._statistics.values())
+
+    def statistics_of(self, name: str, version: str) -> ModelStatistics:
+        """The counts of a version, which go on when it is loaded anew."""
+        return self._statistics.setdefault((name, version), ModelStatistics(name, version))
+
+    def fingerprint(self, name: str) -> object:
+        """Of the model's files as they were when it was loaded last; None: it was not, or not of them."""
+        return self._fingerprints.get(name)
 
     def index(self, repository_name: str = "") -> list[IndexEntry]:
         """Every version that the repositories know, or one of them, in service or not, with its state and reason.
@@ -312,9 +337,7 @@ class ModelControl:
         await self.load_all(changed)
 
     def _serve(self, model: ServedModel) -> Served:
-        statistics = self._statistics.setdefault(
-            (model.name, model.version), ModelStatistics(model.name, model.version)
-        )
+        statistics = self.statistics_of(model.name, model.version)
         sequences = model.config.sequence_batching
         if sequences is not None:
             return self._serve_sequences(model, sequences, statistics)
@@ -395,6 +418,8 @@ class ModelControl:
                 version = served.model.version
                 served.replaces([e for e in old if e.model.version == version or (e is newest and served is new[-1])])
         self._repository.retiring(name, {s.model.version for s in old} - {s.model.version for s in new}, _FINISHING)
+        if self.changed is not None:
+            self.changed()
         for served in old:
             task = asyncio.get_running_loop().create_task(self._retire(served, time.monotonic_ns() + _DRAIN_NS))
             self._retiring.add(task)

@@ -11,7 +11,7 @@ import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple, TypeGuard, get_origin
+from typing import Annotated, Any, Literal, NamedTuple, Self, TypeGuard, get_origin
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
@@ -202,6 +202,19 @@ class PipelineSettings(Section):
     """Pixels of a decoded picture, whatever a model's processing.yaml allows."""
 
 
+class WorkersSettings(Section):
+    count: Annotated[int, Field(ge=1, le=64, json_schema_extra=flag("--workers"))] = 1
+    """Front processes, which speak to clients; with more than 1 the models' passes run in an engine process beside
+    them, but for models of microseconds, which run in each front. 1: all in one process. More need the transport
+    http2, and clients can't pass tensors in shared memory."""
+    max_unsent_bytes: Annotated[int, Field(gt=0)] = 256 * 1024 * 1024
+    """Bytes of requests that may wait in one front for the engine process to read them; more are UNAVAILABLE."""
+    shared_bytes: Annotated[int, Field(ge=0)] = 64 * 1024 * 1024
+    """Bytes of memory that each front shares with the engine process for large inputs; 0: none, all goes by socket."""
+    max_deaths: Annotated[int, Field(ge=1)] = 8
+    """Processes that may die unasked within a minute and are replaced; at one more the server ends."""
+
+
 class ShutdownSettings(Section):
     delay_s: Annotated[float, Field(ge=0, json_schema_extra=flag("--drain-delay-secs"))] = 0.25
     """Seconds between turning unready and closing the listeners: for load balancers to notice, and for requests
@@ -244,9 +257,20 @@ class Settings(Section):
     scheduler: SchedulerSettings = SchedulerSettings()
     engine: EngineSettings = EngineSettings()
     pipeline: PipelineSettings = PipelineSettings()
+    workers: WorkersSettings = WorkersSettings()
     shutdown: ShutdownSettings = ShutdownSettings()
     trace: TraceSettings = TraceSettings()
     log: LogSettings = LogSettings()
+
+    @model_validator(mode="after")
+    def _workers_can_be_had(self) -> Self:
+        if self.workers.count > 1 and self.grpc.transport != "http2":
+            raise ValueError("workers.count above 1 needs grpc.transport http2: grpcio is handed no connections")
+        if self.workers.count > 1 and self.shared_memory.allow == "true":
+            raise ValueError("shared_memory.allow needs workers.count 1: regions are known to one process")
+        if self.workers.count > 1 and self.trace.level != "OFF":
+            raise ValueError("trace.level needs workers.count 1: the file of traces is one process's")
+        return self
 
 
 class Variable(NamedTuple):

@@ -26,8 +26,10 @@ _NAMES = ("log_file", *_SEVERITIES, "log_verbose_level", "log_format")
 class LogControl(logging.Filter):
     """What is written of what the process logs, changed while it runs. Before `install` it only keeps values."""
 
-    def __init__(self, settings: LogSettings) -> None:
+    def __init__(self, settings: LogSettings, process: str = "") -> None:
+        """`process`: which of the server's processes this is; empty where it is but one."""
         super().__init__()
+        self._process = process
         least = getattr(logging, settings.level.upper())
         self._json = settings.format == "json"
         self._settings = settings
@@ -38,7 +40,7 @@ class LogControl(logging.Filter):
 
     def install(self) -> None:
         """Send every logger of the process to standard error, as the settings say, now and later."""
-        self._handler = configure_logging(self._settings)
+        self._handler = configure_logging(self._settings, self._process)
         self._handler.addFilter(self)
 
     def filter(self, record: logging.LogRecord) -> bool:
@@ -67,7 +69,9 @@ class LogControl(logging.Filter):
         level = logging.DEBUG if self._values["log_verbose_level"] else min(on, default=logging.CRITICAL)
         logging.getLogger().setLevel(level)
         iso = self._values["log_format"] == "ISO8601"
-        self._handler.setFormatter(JsonFormatter() if self._json else text_formatter(iso=iso))
+        self._handler.setFormatter(
+            JsonFormatter(self._process) if self._json else text_formatter(self._process, iso=iso)
+        )
 
 
 def _checked(name: str, value: object) -> LogValue:

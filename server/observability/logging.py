@@ -18,10 +18,16 @@ _ISO_TEXT = "%(asctime)s.%(msecs)03dZ %(levelname)-7s %(name)s: %(message)s"
 class JsonFormatter(logging.Formatter):
     """`time` is UTC in RFC 3339 with milliseconds; a traceback stands in `exception`."""
 
+    def __init__(self, process: str = "") -> None:
+        """`process`: which of the server's processes writes; empty where it is but one."""
+        super().__init__()
+        self._process = {"process": process} if process else {}
+
     def format(self, record: logging.LogRecord) -> str:
         entry = {
             "time": time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created)) + f".{int(record.msecs):03d}Z",
             "level": record.levelname.lower(),
+            **self._process,
             "logger": record.name,
             "message": record.getMessage(),
         }
@@ -30,19 +36,25 @@ class JsonFormatter(logging.Formatter):
         return json.dumps(entry, ensure_ascii=False)
 
 
-def text_formatter(*, iso: bool = False) -> logging.Formatter:
-    """Text for people: the time of day; `iso`: date and time in UTC, as ISO 8601."""
+def text_formatter(process: str = "", *, iso: bool = False) -> logging.Formatter:
+    """Text for people: the time of day; `iso`: date and time in UTC, as ISO 8601. `process` as of `JsonFormatter`."""
+    text = _ISO_TEXT if iso else _TEXT
+    if process:
+        text = text.replace("%(name)s", f"{process} %(name)s")
     if not iso:
-        return logging.Formatter(_TEXT, "%H:%M:%S")
-    formatter = logging.Formatter(_ISO_TEXT, "%Y-%m-%dT%H:%M:%S")
+        return logging.Formatter(text, "%H:%M:%S")
+    formatter = logging.Formatter(text, "%Y-%m-%dT%H:%M:%S")
     formatter.converter = time.gmtime
     return formatter
 
 
-def configure_logging(settings: LogSettings) -> logging.Handler:
-    """Send every logger of the process to standard error, once and in one format; by the handler that is returned."""
+def configure_logging(settings: LogSettings, process: str = "") -> logging.Handler:
+    """Send every logger of the process to standard error, once and in one format; by the handler that is returned.
+
+    `process`: which of the server's processes this is, named in each line; empty where it is but one.
+    """
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(JsonFormatter() if settings.format == "json" else text_formatter())
+    handler.setFormatter(JsonFormatter(process) if settings.format == "json" else text_formatter(process))
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(settings.level.upper())

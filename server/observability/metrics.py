@@ -18,7 +18,6 @@ from prometheus_client.registry import Collector
 from server.observability.sequence_metrics import sequence_metrics
 
 if TYPE_CHECKING:
-    from server.dataplane import DataPlane
     from server.scheduler.statistics import Histogram, ModelStatistics
 
 _LABELS = ("model", "version")
@@ -69,8 +68,15 @@ _HISTOGRAMS: tuple[tuple[str, str, float, Callable[[ModelStatistics], Histogram]
 """Name, help, what one unit of the counts is in the metric's own, the counts."""
 
 
+class Counted(Protocol):
+    """What is told of the models: a data plane, or the sum of several."""
+
+    def statistics(self) -> list[ModelStatistics]: ...
+    def ready(self) -> bool: ...
+
+
 class _Models(Collector):
-    def __init__(self, dataplane: DataPlane) -> None:
+    def __init__(self, dataplane: Counted) -> None:
         self._dataplane = dataplane
 
     def collect(self) -> Iterator[Metric]:
@@ -185,7 +191,7 @@ class Metrics:
     """The registry of one server; `expose` is what a scrape gets."""
 
     def __init__(
-        self, dataplane: DataPlane, closed: Mapping[str, Mapping[str, int]], grpc: GrpcLoad | None = None
+        self, dataplane: Counted, closed: Mapping[str, Mapping[str, int]], grpc: GrpcLoad | None = None
     ) -> None:
         """`closed` counts, by listener and cause, the connections that a listener ended for a fault of their peer;
         `grpc` is our own transport, None where another serves gRPC."""

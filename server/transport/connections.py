@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Generic, TypeVar
 
 C = TypeVar("C")
@@ -19,18 +19,27 @@ class Connections(Generic[C]):
         self._limit = limit
         self._open: dict[C, None] = {}  # A set that keeps the order of arrival.
         self.closed: Counter[str] = Counter()
+        self.changed: Callable[[], None] | None = None
+        """Called when one was taken in, turned away or is gone: for whoever hands connections to this process."""
 
     def admit(self, connection: C) -> bool:
         """Take it in; False, and counted as `TOO_MANY`, if there are as many as may be."""
         if len(self._open) >= self._limit:
             self.closed[TOO_MANY] += 1
+            self._tell()
             return False
         self._open[connection] = None
+        self._tell()
         return True
 
     def discard(self, connection: C) -> None:
         """It is gone. One that was never admitted is no error."""
         self._open.pop(connection, None)
+        self._tell()
+
+    def _tell(self) -> None:
+        if self.changed is not None:
+            self.changed()
 
     def count_closed(self, cause: str) -> None:
         self.closed[cause] += 1

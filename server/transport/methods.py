@@ -147,12 +147,12 @@ def _model_config(dataplane: DataPlane, message: Any, _info: CallInfo) -> Any:
     return pb.ModelConfigResponse(config=dataplane.model_config(message.name, message.version))
 
 
-def _model_statistics(dataplane: DataPlane, message: Any, _info: CallInfo) -> Any:
-    return statistics.encode_statistics(dataplane.statistics(message.name, message.version))
+async def _model_statistics(dataplane: DataPlane, message: Any, _info: CallInfo) -> Any:
+    return statistics.encode_statistics(await dataplane.total_statistics(message.name, message.version))
 
 
-def _repository_index(dataplane: DataPlane, message: Any, _info: CallInfo) -> Any:
-    return management.encode_index(dataplane.repository_index(message.ready, message.repository_name))
+async def _repository_index(dataplane: DataPlane, message: Any, _info: CallInfo) -> Any:
+    return management.encode_index(await dataplane.current_index(message.ready, message.repository_name))
 
 
 async def _repository_model_load(dataplane: DataPlane, message: Any, _info: CallInfo) -> Any:

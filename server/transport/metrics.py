@@ -30,7 +30,10 @@ class MetricsApp:
 
     def take(self, turns: Sequence[Turn]) -> None:
         for turn in turns:
-            turn.reply(Reply(200, self._expose(), [(b"content-type", _CONTENT_TYPE)]))
+            turn.reply(self.reply(self._expose()))
+
+    def reply(self, text: bytes) -> Reply:
+        return Reply(200, text, [(b"content-type", _CONTENT_TYPE)])
 
     def abandon(self, turn: Turn) -> None:
         """Nothing is ever under way."""

@@ -125,17 +125,17 @@ class RestServer:
         self, dataplane: DataPlane, host: str, settings: HttpSettings, tls: ssl.SSLContext | None = None
     ) -> None:
         app = RestApp(dataplane, max_body_bytes=settings.max_body_bytes)
-        self._listener = Http1Server(app, host, settings.port, settings, tls)
+        self.listener = Http1Server(app, host, settings.port, settings, tls)
 
     async def start(self) -> int:
         """Listen, and return the port. Raises ListenFailed."""
-        return await self._listener.start()
+        return await self.listener.start()
 
     async def stop(self, grace_s: float) -> None:
         """Close the listener and idle connections, answer what is in flight; what is left after `grace_s` gets 503."""
-        await self._listener.stop(grace_s)
+        await self.listener.stop(grace_s)
 
     @property
     def closed(self) -> Counter[str]:
         """Connections that were turned away or ended for a fault of their peer, and refused bodies, by cause."""
-        return self._listener.connections.closed
+        return self.listener.connections.closed

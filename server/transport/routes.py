@@ -57,15 +57,15 @@ async def _model_config(exchange: Exchange) -> Reply:
 
 
 async def _statistics(exchange: Exchange) -> Reply:
-    return _statistics_reply(exchange)
+    return await _statistics_reply(exchange)
 
 
 async def _model_statistics(exchange: Exchange) -> Reply:
-    return _statistics_reply(exchange, *exchange.model)
+    return await _statistics_reply(exchange, *exchange.model)
 
 
-def _statistics_reply(exchange: Exchange, name: str = "", version: str = "") -> Reply:
-    message = statistics.encode_statistics(exchange.dataplane.statistics(name, version))
+async def _statistics_reply(exchange: Exchange, name: str = "", version: str = "") -> Reply:
+    message = statistics.encode_statistics(await exchange.dataplane.total_statistics(name, version))
     return json_reply(management.to_json(message))
 
 
@@ -103,7 +103,7 @@ async def _index(exchange: Exchange) -> Reply:
     ready = management.control_options(await exchange.body()).get("ready", False)
     if not isinstance(ready, bool):
         raise InvalidRequest("ready", "must be true or false")
-    index = management.encode_index(exchange.dataplane.repository_index(ready, exchange.names.get("repository", "")))
+    index = management.encode_index(await exchange.dataplane.current_index(ready, exchange.names.get("repository", "")))
     return json_reply(management.to_json(index)["models"])
 
 

@@ -158,6 +158,12 @@ class FakeDataPlane:
         statistics.count_success(request, 1000, 2**60, 10, 20, 30)
         return [statistics]
 
+    async def total_statistics(self, name: str = "", version: str = "") -> list[ModelStatistics]:
+        return self.statistics(name, version)
+
+    async def current_index(self, ready: bool = False, repository_name: str = "") -> list[IndexEntry]:
+        return self.repository_index(ready, repository_name)
+
     def trace_settings(self, model_name: str, changes: Mapping[str, list[str] | None]) -> dict[str, list[str]]:
         if model_name:
             self._known(model_name, "")

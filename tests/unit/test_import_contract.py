@@ -12,6 +12,7 @@ ROOT = Path(__file__).parents[2]
 FLOORS = {
     "server.cli": 8,
     "server.app": 7,
+    "server.workers": 7,
     "server.banner": 6,
     "server.transport": 6,
     "server.client": 6,

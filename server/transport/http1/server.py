@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 import ssl
 import time
 from collections.abc import Sequence
@@ -69,13 +70,25 @@ class Http1Server:
         self._look_later()
         return port
 
+    def start_handed(self) -> None:
+        """Serve connections that another process accepts: `take` each."""
+        self._look_later()
+
+    async def take(self, connection: socket.socket) -> None:
+        """Serve an accepted connection. Raises OSError: it is gone, or its TLS handshake failed."""
+        handshake_s = self.settings.head_timeout_s if self._tls else None
+        await asyncio.get_running_loop().connect_accepted_socket(
+            lambda: Http1Protocol(self), connection, ssl=self._tls, ssl_handshake_timeout=handshake_s
+        )
+
     async def stop(self, grace_s: float) -> None:
         """Close the listener and idle connections, answer what is in flight; abandon what is not answered after
         `grace_s`."""
-        if self._listener is None or self.draining:
+        if self._look is None or self.draining:
             return
         self.draining = True
-        self._listener.close()
+        if self._listener is not None:
+            self._listener.close()
         for connection in self.connections:
             connection.drain()
         if not await self._emptied(grace_s):
@@ -84,8 +97,7 @@ class Http1Server:
             await self._emptied(_LAST_ANSWERS_S)
         for connection in self.connections:
             connection.abort()
-        if self._look is not None:
-            self._look.cancel()
+        self._look.cancel()
 
     async def _emptied(self, timeout_s: float) -> bool:
         if self.connections:

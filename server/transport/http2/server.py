@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 import ssl
 import time
 from collections import Counter
@@ -34,6 +35,7 @@ class Http2Server:
         self.connections: Connections[Http2Protocol] = Connections(settings.max_connections)
         self._service = Service(dataplane, settings, self.refused)
         self._methods = {method.name.encode(): method for method in METHODS}
+        self._context: ssl.SSLContext | None = None
         self._server: asyncio.Server | None = None
         self._ticking: asyncio.Task[None] | None = None
 
@@ -50,12 +52,12 @@ class Http2Server:
 
     async def start(self) -> int:
         """Listen, and return the port. Raises ListenFailed, also where the certificate can't be used."""
-        context: ssl.SSLContext | None = tls_context(self._tls)
+        self._context = context = tls_context(self._tls)
         listener = listen(self._host, self._settings.port)
         port: int = listener.getsockname()[1]
         loop = asyncio.get_running_loop()
         self._server = await loop.create_server(
-            lambda: Http2Protocol(self._service, self._methods, self.connections),
+            self._protocol,
             sock=listener,
             ssl=context,
             ssl_handshake_timeout=self._settings.handshake_timeout_s if context else None,
@@ -63,14 +65,31 @@ class Http2Server:
         self._ticking = loop.create_task(self._tick(), name=f"grpc:{port}")
         return port
 
+    def start_handed(self) -> None:
+        """Serve connections that another process accepts: `take` each. Raises ListenFailed: as `start`."""
+        self._context = tls_context(self._tls)
+        self._ticking = asyncio.get_running_loop().create_task(self._tick(), name="grpc")
+
+    async def take(self, connection: socket.socket) -> None:
+        """Serve an accepted connection. Raises OSError: it is gone, or its TLS handshake failed."""
+        context = self._context
+        handshake_s = self._settings.handshake_timeout_s if context else None
+        await asyncio.get_running_loop().connect_accepted_socket(
+            self._protocol, connection, ssl=context, ssl_handshake_timeout=handshake_s
+        )
+
+    def _protocol(self) -> Http2Protocol:
+        return Http2Protocol(self._service, self._methods, self.connections)
+
     async def stop(self, grace_s: float) -> None:
         """Take no new connections, ask those that are open to leave, and answer what is in flight.
 
         What is still there after `grace_s` is answered as UNAVAILABLE, and cancelled.
         """
-        if self._server is None or self._ticking is None:
+        if self._ticking is None:
             return
-        self._server.close()
+        if self._server is not None:
+            self._server.close()
         for connection in self.connections:
             connection.drain(grace_s)
         await self._until_empty(grace_s)

@@ -1,0 +1,109 @@
+"""What the processes of a server have counted, as JSON, and the sum of it.
+
+Whatever attributes `ModelStatistics` has are what crosses, so that a count added there is in every sum. Counts and
+times are added; a time of day is the latest, a saturation that of the fullest process.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from server.scheduler.sequence_statistics import SequenceStatistics
+from server.scheduler.statistics import BatchStatistics, Duration, Histogram, ModelStatistics
+
+_LATEST = "last_inference_ms"
+_FULLEST = "saturation"
+_SEQUENCES = "sequences"
+_OWN = frozenset({"name", "version", "_wall", "load"})
+"""Attributes that are no counts."""
+
+
+class Total(ModelStatistics):
+    """The sum over several processes."""
+
+    fullest = 0.0
+
+    def saturation(self, now_ns: int) -> float:
+        return self.fullest
+
+
+def told(statistics: ModelStatistics, now_ns: int) -> dict[str, Any]:
+    """Of one version, as JSON."""
+    counts = {key: _told(value) for key, value in vars(statistics).items() if key not in _OWN and key != "fullest"}
+    return {"name": statistics.name, "version": statistics.version, _FULLEST: statistics.saturation(now_ns), **counts}
+
+
+def summed(parts: Iterable[Mapping[str, Any]]) -> dict[tuple[str, str], Total]:
+    """By name and version."""
+    totals: dict[tuple[str, str], Total] = {}
+    for part in parts:
+        key = part["name"], part["version"]
+        total = totals.setdefault(key, Total(*key))
+        total.fullest = max(total.fullest, part[_FULLEST])
+        for name, value in vars(total).items():
+            if name == _LATEST:
+                total.last_inference_ms = max(value, part[name])
+            elif name == _SEQUENCES:
+                total.sequences = _sum_sequences(total.sequences, part[name])
+            elif name not in _OWN and name != "fullest":
+                setattr(total, name, _sum(value, part[name]))
+    return totals
+
+
+def _told(value: Any) -> Any:
+    if isinstance(value, Duration):
+        return [value.count, value.ns]
+    if isinstance(value, Histogram):
+        return [value.sum, *value.counts]
+    if isinstance(value, BatchStatistics):
+        return [_told(getattr(value, name)) for name in BatchStatistics.__slots__]
+    if isinstance(value, SequenceStatistics):
+        return _told(vars(value))
+    if value is None:
+        return None
+    if isinstance(value, dict):
+        return {str(key): _told(inner) for key, inner in value.items()}
+    assert isinstance(value, int), value
+    return value
+
+
+def _sum(own: Any, more: Any) -> Any:
+    """`more` is added to `own`, in place where that can be."""
+    if isinstance(own, Duration):
+        own.add(*more)
+    elif isinstance(own, Histogram):
+        own.sum += more[0]
+        own.counts = [a + b for a, b in zip(own.counts, more[1:], strict=True)]
+    elif isinstance(own, dict):
+        _sum_each(own, more)
+    else:
+        return own + more
+    return own
+
+
+def _sum_sequences(own: SequenceStatistics | None, more: Mapping[str, Any] | None) -> SequenceStatistics | None:
+    if more is None:
+        return own
+    own = own or SequenceStatistics()
+    for name, value in vars(own).items():
+        setattr(own, name, _sum(value, more[name]))
+    return own
+
+
+def _sum_each(own: dict[Any, Any], more: Mapping[str, Any]) -> None:
+    for key, inner in more.items():
+        if isinstance(inner, list):  # Of a batch size.
+            sized = own.setdefault(int(key), BatchStatistics())
+            for name, duration in zip(BatchStatistics.__slots__, inner, strict=True):
+                getattr(sized, name).add(*duration)
+        else:
+            own[key] += inner
+
+
+def counters(parts: Iterable[Mapping[str, int]]) -> Counter[str]:
+    total: Counter[str] = Counter()
+    for part in parts:
+        total.update(part)
+    return total

@@ -1,0 +1,197 @@
+"""A front: the transports, the checks and the pipelines of a server whose models are in another process."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import os
+import socket
+import sys
+import time
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any
+
+from server import process
+from server.app import open_repository
+from server.banner import banner
+from server.engine.cores import available_cores
+from server.lifecycle import State
+from server.model_control import ModelControl
+from server.settings import Settings
+from server.transport.http1.server import Http1Server
+from server.transport.http2.server import Http2Server
+from server.transport.rest import RestServer
+from server.workers.control import COUNTS, LISTENERS, Said, Word, hear, say
+from server.workers.counts import told
+from server.workers.memory import Places
+from server.workers.plane import FrontPlane, LogsOfAll, MetricsOfAll
+from server.workers.remote import RemoteModels
+from server.workers.tasks import Tasks
+
+log = logging.getLogger("server")
+
+_LAST_ANSWERS_S = 1.0
+
+
+def share_of(settings: Settings) -> Settings:
+    """One front's part of what the settings allow to all of them together."""
+    count = settings.workers.count
+    http, grpc = settings.http, settings.grpc
+    return settings.model_copy(
+        update={
+            "http": http.model_copy(
+                update={
+                    "max_connections": -(-http.max_connections // count),
+                    "max_bodies_bytes": -(-http.max_bodies_bytes // count),
+                }
+            ),
+            "grpc": grpc.model_copy(update={"max_connections": -(-grpc.max_connections // count)}),
+        }
+    )
+
+
+class Front:
+    """One life of it: `run` returns the exit status."""
+
+    def __init__(self, settings: Settings, supervisor: socket.socket, name: str) -> None:
+        self._settings = settings
+        self._supervisor = supervisor
+        own = share_of(settings)
+        local = ModelControl(
+            open_repository(settings), default_max_queue_size=settings.scheduler.default_max_queue_size
+        )
+        self.models = RemoteModels(local, self._answer, max_unsent_bytes=settings.workers.max_unsent_bytes)
+        threads = settings.pipeline.threads or -(-available_cores() // settings.workers.count)
+        self._logs = LogsOfAll(settings.log, name)
+        self._logs.install()
+        self._logs.spread = self._spread_logs
+        self.dataplane = FrontPlane(self.models, settings.repository, threads, self._logs)
+        self.rest = RestServer(self.dataplane, settings.host, own.http)
+        self.grpc = Http2Server(self.dataplane, settings.host, own.grpc, settings.tls)
+        self.metrics = Http1Server(MetricsOfAll(self.models, self.dataplane), settings.host, 0, own.http)
+        self._listeners: Mapping[str, Http1Server | Http2Server] = {
+            "http": self.rest.listener,
+            "grpc": self.grpc,
+            "metrics": self.metrics,
+        }
+        self._got = dict.fromkeys(LISTENERS, 0)
+        self._shaking_hands: Counter[str] = Counter()
+        self._report_due = False
+        self._stop = asyncio.Event()
+        self._tasks = Tasks()
+
+    async def run(self) -> int:
+        self.grpc.start_handed()
+        for listener in (self.rest.listener, self.metrics):
+            listener.start_handed()
+        for each in self._listeners.values():
+            each.connections.changed = self._report_soon
+        asyncio.get_running_loop().add_reader(self._supervisor, self._hear)
+        await self.models.told.wait()
+        if self.dataplane.lifecycle.state is State.STARTING:
+            self.dataplane.lifecycle.advance(State.READY)
+        process.settle()
+        say(self._supervisor, Word.READY)
+        await self._stop.wait()
+        await self._drain()
+        return 0
+
+    async def _drain(self) -> None:
+        grace_s = self._settings.shutdown.grace_s
+        closing = asyncio.gather(*(each.stop(grace_s + _LAST_ANSWERS_S) for each in (self.rest, self.grpc)))
+        await asyncio.wait((closing,), timeout=grace_s)
+        await self.models.drain(time.monotonic_ns())
+        await closing
+        await self.metrics.stop(_LAST_ANSWERS_S)
+        await self.models.close()
+        self.dataplane.close()
+
+    # --- the supervisor ---------------------------------------------------------------------------
+
+    def _hear(self) -> None:
+        try:
+            for said in hear(self._supervisor):
+                self._act(said)
+        except EOFError:
+            # Without the supervisor nobody replaces anybody any more.
+            os._exit(1)
+
+    def _act(self, said: Said) -> None:
+        if said.word is Word.CONNECTION:
+            self._tasks.start(self._serve(LISTENERS[said.more[0]], socket.socket(fileno=said.files[0])))
+        elif said.word is Word.LINK:
+            self._tasks.start(self._link(said))
+        elif said.word is Word.BANNER:
+            sys.stdout.write(banner(self.dataplane, self._settings, json.loads(said.more)))
+            sys.stdout.flush()
+        elif said.word is Word.UNREADY:
+            self.dataplane.lifecycle.advance(State.DRAINING)
+        elif said.word is Word.STOP:
+            self._stop.set()
+
+    async def _serve(self, listener: str, connection: socket.socket) -> None:
+        self._got[listener] += 1
+        self._shaking_hands[listener] += 1
+        try:
+            connection.setblocking(False)
+            await self._listeners[listener].take(connection)
+        except OSError as error:
+            log.debug("a connection was lost before it served: %s", error)
+            connection.close()
+        finally:
+            self._shaking_hands[listener] -= 1
+            self._report_soon()
+
+    async def _link(self, said: Said) -> None:
+        stream, *memory = said.files
+        places = Places(memory[0], self._settings.workers.shared_bytes) if memory else None
+        for file in memory:
+            os.close(file)
+        link = self.models.attach(places)
+        lost = link.lost
+
+        def tell() -> None:
+            lost()
+            say(self._supervisor, Word.LOST)
+
+        link.lost = tell
+        await asyncio.get_running_loop().create_unix_connection(lambda: link, sock=socket.socket(fileno=stream))
+
+    def _report_soon(self) -> None:
+        if not self._report_due:
+            self._report_due = True
+            asyncio.get_running_loop().call_soon(self._report)
+
+    def _report(self) -> None:
+        self._report_due = False
+        counts: list[int] = []
+        for name, listener in self._listeners.items():
+            counts += (self._got[name], len(listener.connections) + self._shaking_hands[name])
+        if not say(self._supervisor, Word.OPEN, COUNTS.pack(*counts)):
+            asyncio.get_running_loop().call_later(0.01, self._report_soon)
+
+    # --- the engine process -----------------------------------------------------------------------
+
+    def _spread_logs(self, changes: Mapping[str, object]) -> None:
+        self._tasks.start(self.models.ask("logs", changes=dict(changes)))
+
+    async def _answer(self, question: Mapping[str, Any]) -> Any:
+        """What this front has counted; or it is told of log settings."""
+        if question["what"] == "logs":
+            self._logs.follow(question["changes"])
+            return None
+        now_ns = time.monotonic_ns()
+        grpc = self.grpc
+        return {
+            "pid": os.getpid(),
+            "models": [told(statistics, now_ns) for statistics in self.models.counted()],
+            "closed": {"http": dict(self.rest.closed), "grpc": dict(grpc.connections.closed)},
+            "grpc": {
+                "connections": grpc.open_connections(),
+                "streams": grpc.open_streams(),
+                "held_bytes": grpc.held_bytes(),
+                "refused": dict(grpc.refused),
+            },
+        }

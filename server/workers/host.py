@@ -1,0 +1,334 @@
+"""The engine process's side of the links: requests in, outcomes out, and what the fronts must know.
+
+Each front is a `Guest`. A version that was told to it is held for it, as a prediction under way holds one, until it
+says that nothing more will come: so a swap under load loses nothing, whichever front a request comes from. A guest
+whose link is lost lets go of everything: its requests are cancelled, and the versions released.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import pickle
+import time
+from base64 import b64decode
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import asdict
+from itertools import count
+from typing import TYPE_CHECKING, Any
+
+from server.errors import EngineLost, ServingError
+from server.model_control import Served
+from server.scheduler.handoff import HANDOFF_NS
+from server.scheduler.statistics import ModelStatistics
+from server.types import InferRequest, InferResponse, Outcome
+from server.workers.counts import Total, summed, told
+from server.workers.frames import BadFrame, Kind, frame
+from server.workers.link import Link
+from server.workers.messages import (
+    Infer,
+    Shapes,
+    number_of,
+    numbers_of,
+    read_infer,
+    write_answer,
+    write_failure,
+)
+from server.workers.remote import Announced, Announcement
+from server.workers.tasks import Tasks
+
+if TYPE_CHECKING:
+    from server.dataplane import DataPlane
+    from server.model_control import ModelControl
+
+log = logging.getLogger(__name__)
+
+_LONG_NS = 4 * HANDOFF_NS
+"""No front's loop, nor the core that it shares with others, is kept longer by a pass of a model that runs there."""
+_HEALTH_S = 0.5
+_REPORT_S = 2.0
+"""In which every front answers a question; one that does not hangs."""
+
+
+def tiny(served: Served) -> bool:
+    """Whether a version is better run in each front: a small pass is shorter than the way to a thread and back, which a
+    process is further away than, and no pass is a long one; and nothing in its config is between all of its callers."""
+    config, costs = served.model.config, served.model.costs_ns
+    batching = config.dynamic_batching
+    shared = config.fair_by_tenant or bool(
+        batching
+        and (
+            batching.preserve_ordering
+            or batching.priority_levels
+            or batching.max_queue_delay_microseconds
+            or batching.default_queue_policy.max_queue_size
+        )
+    )
+    if shared or config.sequence_batching is not None or set(costs) != {"cpu"}:
+        return False
+    measured = [ns for sizes in costs["cpu"].values() for ns in sizes.values()]
+    return bool(measured) and min(measured) < HANDOFF_NS and max(measured) < _LONG_NS
+
+
+class Guest:
+    """One front: its link, its requests under way, and the versions that are held for it."""
+
+    def __init__(self, host: Host, name: str, shared: memoryview | None) -> None:
+        self._host = host
+        self._shared = shared
+        self._shapes = Shapes()
+        self._requests: dict[int, InferRequest] = {}
+        self._held: dict[int, Served] = {}
+        self._arrived: list[InferRequest] = []
+        self._arrived_for: Served | None = None
+        self.link = Link(name, self._take, host.answer)
+        self.link.lost = self._lost
+
+    def tell(self, announcement: bytes, held: Mapping[int, Served]) -> None:
+        """Hold what is told, and tell it."""
+        for handle, served in held.items():
+            if handle not in self._held:
+                self._held[handle] = served.__enter__()
+        self.link.send(announcement)
+
+    async def change_logs(self, changes: Mapping[str, object]) -> None:
+        with suppress(ServingError):
+            await self.link.ask("logs", changes=dict(changes))
+
+    def _lost(self) -> None:
+        requests, self._requests = self._requests, {}
+        self._arrived_for, self._arrived = None, []
+        for request in requests.values():
+            if request.holder is not None:
+                request.holder.cancel(request)
+        for handle in list(self._held):
+            self._release(handle)
+        self._host.gone(self)
+
+    def _release(self, handle: int) -> None:
+        served = self._held.pop(handle, None)
+        if served is not None:
+            served.__exit__()
+
+    # --- requests ---------------------------------------------------------------------------------
+
+    def _take(self, kind: int, body: memoryview) -> None:
+        if kind == Kind.INFER:
+            self._infer(read_infer(self._shapes, body, self._shared))
+            return
+        self._submit()
+        if kind == Kind.CANCEL:
+            for number in numbers_of(body):
+                request = self._requests.pop(number, None)
+                if request is not None and request.holder is not None:
+                    request.holder.cancel(request)
+        elif kind == Kind.RELEASE:
+            self._release(number_of(body))
+        else:
+            raise BadFrame(f"kind {kind} is not for the engine process")
+
+    def _infer(self, read: Infer) -> None:
+        served = self._held.get(read.shape.handle)
+        if served is None:
+            raise BadFrame(f"a request to version {read.shape.handle}, which is not held for it")
+        model = served.model
+        request = InferRequest(
+            model.name,
+            read.inputs,
+            on_settle=self._settled,
+            received_ns=read.received_ns,
+            model_version=model.version,
+            outputs=read.shape.outputs,
+            parameters=read.parameters,
+            deadline_ns=read.deadline_ns,
+            explanation=read.explanation,
+            tenant=read.tenant,
+            form=read.form,
+            caller=read.number,
+        )
+        self._requests[read.number] = request
+        if served is not self._arrived_for:
+            self._submit()
+            self._arrived_for = served
+            asyncio.get_running_loop().call_soon(self._submit)
+        self._arrived.append(request)
+
+    def _submit(self) -> None:
+        """All that came for one version, together."""
+        served, requests = self._arrived_for, self._arrived
+        if served is not None:
+            self._arrived_for, self._arrived = None, []
+            served.submit(requests)
+
+    def _settled(self, request: InferRequest, outcome: Outcome) -> None:
+        number: int = request.caller  # type: ignore[assignment]  # set above
+        if self._requests.pop(number, None) is None:
+            return  # It was cancelled: nobody waits for it there.
+        if isinstance(outcome, InferResponse):
+            self.link.send(*write_answer(self._shapes, number, request, outcome))
+        else:
+            self.link.send(write_failure(number, outcome))
+
+
+class Host:
+    """All fronts of the engine process. All methods run on its event loop."""
+
+    def __init__(self, models: ModelControl, dataplane: DataPlane) -> None:
+        self._models = models
+        self._dataplane = dataplane
+        self._guests: set[Guest] = set()
+        self._handles: dict[Served, int] = {}
+        self._next = count(1)
+        self._announcement = b""
+        self._index: list[Any] = []
+        self._gone: list[dict[str, Any]] = []
+        """The last known counts of fronts that have died."""
+        self._reports: dict[Guest, dict[str, Any]] = {}
+        self._log_changes: dict[str, object] = {}
+        self._tasks = Tasks()
+        models.changed = self.announce
+
+    def add(self, name: str, shared: memoryview | None) -> Link:
+        """The side of a new front's link that is here. `shared`: the memory that it shares."""
+        guest = Guest(self, name, shared)
+        self._guests.add(guest)
+        if not self._announcement:
+            self.announce()
+        else:
+            guest.tell(self._announcement, self._by_handle())
+        self._tell_health((guest,))
+        if self._log_changes:
+            self._tasks.start(guest.change_logs(self._log_changes))
+        return guest.link
+
+    def gone(self, guest: Guest) -> None:
+        self._guests.discard(guest)
+        report = self._reports.pop(guest, None)
+        if report is not None:
+            parts = [*self._gone, *report["models"]]
+            totals = summed(parts).values()
+            self._gone = [told(_settled_for_good(total), 0) for total in totals]
+
+    def close(self) -> None:
+        for guest in list(self._guests):
+            guest.link.close()
+
+    # --- what is told -----------------------------------------------------------------------------
+
+    def announce(self) -> None:
+        """Tell every front which versions are in service."""
+        self._index = self._dataplane.repository_index()
+        serving = list(self._models)
+        self._handles = {served: self._handles.get(served) or next(self._next) for served in serving}
+        versions = [self._announced(served) for served in serving]
+        body = pickle.dumps(Announcement(versions, self._index))
+        self._announcement = frame(Kind.MODELS, body)
+        for guest in self._guests:
+            guest.tell(self._announcement, self._by_handle())
+
+    def _by_handle(self) -> dict[int, Served]:
+        return {handle: served for served, handle in self._handles.items()}
+
+    def _announced(self, served: Served) -> Announced:
+        model = served.model
+        fingerprint = self._models.fingerprint(model.name)
+        config = model.config.message.SerializeToString()
+        own = self._models.versions(model.name)
+        # All versions of a model are in the same place.
+        is_tiny = all(tiny(version) for version in own)
+        handle = self._handles[served]
+        return Announced(handle, model.name, model.version, config, model.pipeline, is_tiny, fingerprint)
+
+    async def watch(self) -> None:
+        """Tell of health, of changes of the index and keep what the fronts have counted, until cancelled."""
+        for turn in count():
+            await asyncio.sleep(_HEALTH_S)
+            self._tell_health(self._guests)
+            if self._index != self._dataplane.repository_index():
+                self.announce()
+            if turn % 2:
+                for guest in list(self._guests):
+                    await self._report(guest)
+
+    def _tell_health(self, guests: Any) -> None:
+        well = frame(Kind.HEALTH, b"\1" if self._dataplane.live() else b"\0")
+        for guest in guests:
+            guest.link.send(well)
+
+    # --- what is asked ----------------------------------------------------------------------------
+
+    async def answer(self, question: Mapping[str, Any]) -> Any:
+        """A front's question. Raises ServingError."""
+        what = question.get("what")
+        if what == "counts":
+            return await self._counts()
+        if what == "index":
+            entries = self._dataplane.repository_index(repository_name=question.get("repository_name", ""))
+            return [asdict(entry) for entry in entries]
+        if what == "logs":
+            await self.change_logs(question["changes"])
+            return None
+        if what in ("load", "unload"):
+            try:
+                await self._change(**question)
+            finally:
+                self.announce()
+                # Whoever asked may ask another front next: it must know by then.
+                await asyncio.gather(*(self._report(guest) for guest in list(self._guests)))
+            return None
+        raise BadFrame(f"unknown question {what!r}")
+
+    async def _change(
+        self,
+        what: str,
+        name: str,
+        repository_name: str,
+        parameters: Mapping[str, object] | None = None,
+        files: Mapping[str, str] | None = None,
+        with_composing: bool = False,
+    ) -> None:
+        if what == "load":
+            given = {**(parameters or {}), **{key: b64decode(text) for key, text in (files or {}).items()}}
+            await self._dataplane.load_model(name, given, repository_name)
+        else:
+            await self._dataplane.unload_model(name, unload_dependents=with_composing, repository_name=repository_name)
+
+    async def change_logs(self, changes: Mapping[str, object]) -> None:
+        """As one front was asked, in all processes; a front that comes later is told as well."""
+        self._dataplane.logs.update(changes)
+        self._log_changes |= changes
+        for guest in list(self._guests):
+            await guest.change_logs(changes)
+
+    async def _report(self, guest: Guest) -> dict[str, Any] | None:
+        """What a front has counted; None: it is gone, or hangs."""
+        try:
+            async with asyncio.timeout(_REPORT_S):
+                report: dict[str, Any] = await guest.link.ask("counts")
+        except EngineLost:
+            return None
+        except (TimeoutError, ServingError):
+            log.warning("a front does not tell what it has counted")
+            return None
+        if guest in self._guests:
+            self._reports[guest] = report
+        return report
+
+    async def _counts(self) -> dict[str, Any]:
+        reports = await asyncio.gather(*(self._report(guest) for guest in list(self._guests)))
+        known = [report for report in reports if report is not None]
+        now_ns = time.monotonic_ns()
+        own = [told(statistics, now_ns) for statistics in self._models.counted()]
+        parts = [*own, *self._gone, *(part for report in known for part in report["models"])]
+        in_service = {(served.model.name, served.model.version) for served in self._models}
+        totals = summed(parts)
+        models = [told(total, now_ns) for key, total in totals.items() if key in in_service]
+        return {"models": models, "fronts": known}
+
+
+def _settled_for_good(total: Total) -> ModelStatistics:
+    """Of a process that is gone nothing waits and nothing is running."""
+    total.pending = total.instances = 0
+    total.fullest = 0.0
+    return total

@@ -1,0 +1,423 @@
+"""What a front knows of the models that the engine process serves, and how their requests get there.
+
+`RemoteModels` stands where in a single process `ModelControl` stands, and `RemoteBatcher` where a model's `Batcher`
+does. A model whose passes are shorter than the way to the engine process is loaded in the front too, and runs there.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import pickle
+import time
+from base64 import b64encode
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from server.errors import Cancelled, Draining, EngineLost, ModelNotReady, ServingError, UnknownModel
+from server.model_control import ModelControl, Served
+from server.proto.triton import model_config_pb2
+from server.repository.loading import ServedModel
+from server.repository.model_config import from_message
+from server.scheduler.statistics import ModelStatistics
+from server.types import IndexEntry, InferRequest, InferResponse
+from server.workers.frames import BadFrame, Kind, frame
+from server.workers.link import Link, Question
+from server.workers.memory import SMALLEST_BYTES, Places
+from server.workers.messages import (
+    NOWHERE,
+    NUMBER,
+    Shapes,
+    number_of,
+    read_answer,
+    read_error,
+    read_json,
+    write_infer,
+)
+from server.workers.tasks import Tasks
+
+log = logging.getLogger(__name__)
+
+_RETIRING_NS = 30_000_000_000
+"""How long a prediction may hold a version that is out of service."""
+_SILENCE_NS = 5_000_000_000
+"""The engine process tells of its health twice a second; one that is silent for so long hangs."""
+
+
+@dataclass(frozen=True, slots=True)
+class Announced:
+    """One version in service, as the engine process tells of it."""
+
+    handle: int
+    name: str
+    version: str
+    config: bytes
+    """The message that config.pbtxt is."""
+    pipeline: Any
+    tiny: bool
+    """It is to be loaded in the fronts too."""
+    fingerprint: object
+
+
+@dataclass(frozen=True, slots=True)
+class Announcement:
+    """Everything that a front must know. Pickled, by a process of this server for another, over a socket that nobody
+    else has: a pipeline is what its class makes of files that may have changed since."""
+
+    versions: list[Announced]
+    entries: list[IndexEntry]
+
+
+class _Nothing:
+    """The engine model of a version that is loaded elsewhere."""
+
+    instances = ()
+
+    def close(self) -> None:
+        """There is nothing to free."""
+
+
+class Unchecked(Served):
+    """A version that batches sequences: a request that is refused is a gap in one, which its scheduler must see."""
+
+    def submit(self, requests: Sequence[InferRequest]) -> None:
+        for request in requests:
+            request.holder = self.batcher
+        self.batcher.submit(requests)
+
+
+class RemoteBatcher:
+    """A batcher's interface to the engine process's batcher of one version."""
+
+    def __init__(self, engine: RemoteModels, handle: int) -> None:
+        self._engine = engine
+        self._handle = handle
+
+    def submit(self, requests: Sequence[InferRequest]) -> None:
+        self._engine.submit(self._handle, requests)
+
+    def cancel(self, request: InferRequest) -> None:
+        self._engine.cancel(request)
+
+    def healthy(self) -> bool:
+        return self._engine.healthy()
+
+    async def drain(self, until_ns: int) -> None:
+        """Nothing more will come from here: the engine process may let go of the version."""
+        self._engine.release(self._handle)
+
+    async def close(self) -> None:
+        """There is nothing to close here."""
+
+
+class RemoteModels:
+    """The models of the engine process behind a link, which may be lost and come again. All on the event loop."""
+
+    def __init__(self, local: ModelControl, answer: Question, *, max_unsent_bytes: int) -> None:
+        """`local` has the models that run here; `answer` answers the engine process's questions."""
+        self._local = local
+        self._answer = answer
+        self._max_unsent_bytes = max_unsent_bytes
+        self._link: Link | None = None
+        self._shapes = Shapes()
+        self._places: Places | None = None
+        self._pending: dict[int, tuple[InferRequest, Served, int]] = {}
+        """By number: who waits, for which version, and the place of its inputs."""
+        self._numbers: dict[InferRequest, int] = {}
+        """Of those who wait."""
+        self._number = 0
+        self._held: dict[int, tuple[Announced, Served]] = {}
+        """By handle, what the engine process keeps for this front."""
+        self._current: dict[int, tuple[Announced, Served]] = {}
+        """Those of them that were told last; the others are let go of when nobody here is at them any more."""
+        self._served: dict[str, dict[str, Served]] = {}
+        self._index: list[IndexEntry] = []
+        self._tiny: dict[str, frozenset[int]] = {}
+        """Models that run here, with the handles of the versions that they stand for."""
+        self._loading: dict[str, asyncio.Task[None]] = {}
+        self._tasks = Tasks()
+        self._heard_ns = 0
+        self._well = False
+        self.told = asyncio.Event()
+        """The engine process has said what it serves, and its link is there."""
+
+    # --- the link ---------------------------------------------------------------------------------
+
+    def attach(self, places: Places | None) -> Link:
+        """A new link to the engine process, in place of any that was. `places`: of the memory shared with it."""
+        if self._link is not None:
+            self._link.close()
+        link = Link("the engine process", self._take, self._answer)
+        link.lost = lambda: self._lost(link)
+        self._link, self._places = link, places
+        return link
+
+    def _lost(self, link: Link) -> None:
+        """Everybody who waits is told at once; what is known of the models stays, to say the same of each of them."""
+        if link is not self._link:
+            return
+        self._link = None
+        self._well = False
+        self.told.clear()
+        self._held.clear()
+        self._current.clear()
+        pending, self._pending = self._pending, {}
+        self._numbers.clear()
+        log.warning("the link to the engine process is lost, with %d requests under way", len(pending))
+        for request, served, _ in pending.values():
+            self._fail(request, served, EngineLost())
+
+    def _fail(self, request: InferRequest, served: Served, error: ServingError) -> None:
+        if request.settle(error):
+            served.statistics.count_failure(error, time.monotonic_ns() - request.received_ns)
+
+    @property
+    def available(self) -> bool:
+        """The engine process is there and has told what it serves."""
+        return self.told.is_set()
+
+    def healthy(self) -> bool:
+        """Every queue there moves. While the process is replaced there is none that could stand still."""
+        if self._link is None or not self.told.is_set():
+            return True
+        return self._well and time.monotonic_ns() - self._heard_ns < _SILENCE_NS
+
+    async def ask(self, what: str, **more: Any) -> Any:
+        """Raises ServingError as the engine process does; EngineLost."""
+        if self._link is None:
+            raise EngineLost
+        return await self._link.ask(what, **more)
+
+    # --- requests ---------------------------------------------------------------------------------
+
+    def submit(self, handle: int, requests: Sequence[InferRequest]) -> None:
+        link, held = self._link, self._held.get(handle)
+        if link is None or held is None or link.unsent_bytes > self._max_unsent_bytes:
+            self._refuse(requests)
+            return
+        served, shapes, pending = held[1], self._shapes, self._pending
+        for request in requests:
+            if request.settled:
+                continue
+            number = self._number = (self._number + 1) & 0xFFFFFFFF
+            place = self._place(request)
+            pending[number] = request, served, place
+            self._numbers[request] = number
+            link.send(*write_infer(shapes, number, handle, request, place))
+
+    def _refuse(self, requests: Sequence[InferRequest]) -> None:
+        for request in requests:
+            try:
+                served = self.resolve(request.model_name, request.model_version)
+            except ServingError:
+                request.settle(EngineLost())
+            else:
+                self._fail(request, served, EngineLost())
+
+    def _place(self, request: InferRequest) -> int:
+        """Where its inputs are in shared memory, if they are large; text never is, see `memory.py`."""
+        if self._places is None:
+            return NOWHERE
+        datas = [tensor.data for tensor in request.inputs]
+        if sum(map(len, datas)) < SMALLEST_BYTES or any(tensor.datatype == "BYTES" for tensor in request.inputs):
+            return NOWHERE
+        place = self._places.put(datas)
+        return NOWHERE if place is None else place
+
+    def cancel(self, request: InferRequest) -> None:
+        """Settle it as Cancelled; the engine process is told, and counts it."""
+        number = self._numbers.get(request)
+        if number is None:
+            return
+        self._forget(number)
+        if self._link is not None:
+            self._link.send(frame(Kind.CANCEL, NUMBER.pack(number)))
+        request.settle(Cancelled())
+
+    def _forget(self, number: int) -> tuple[InferRequest, Served] | None:
+        found = self._pending.pop(number, None)
+        if found is None:
+            return None
+        request, served, place = found
+        del self._numbers[request]
+        if place != NOWHERE and self._places is not None:
+            self._places.give_back(place)
+        return request, served
+
+    def _take(self, kind: int, body: memoryview) -> None:
+        if kind == Kind.ANSWER:
+            self._answered(body)
+        elif kind == Kind.FAILURE:
+            error = read_error(read_json(body))
+            found = self._forget(number_of(body))
+            if found is not None:
+                self._settle(found[0], error)
+        elif kind == Kind.HEALTH:
+            self._heard_ns, self._well = time.monotonic_ns(), bytes(body) == b"\1"
+        elif kind == Kind.MODELS:
+            self._announced(body)
+        else:
+            raise BadFrame(f"kind {kind} is not for a front")
+
+    def _answered(self, body: memoryview) -> None:
+        answer = read_answer(self._shapes, body)
+        found = self._forget(number_of(body))
+        if found is None:
+            return
+        request, served = found
+        model = served.model
+        response = InferResponse(
+            model.name, model.version, answer.outputs, request.id, answer.parameters, answer.timing
+        )
+        request.enqueued_ns = answer.enqueued_ns
+        if request.explanation is not None:
+            request.explanation.waited = answer.waited
+        self._settle(request, response)
+
+    def _settle(self, request: InferRequest, outcome: InferResponse | ServingError) -> None:
+        try:
+            request.settle(outcome)
+        except Exception:
+            log.exception("the caller of a request to model %s failed to take its outcome", request.model_name)
+
+    # --- models -----------------------------------------------------------------------------------
+
+    def _announced(self, body: memoryview) -> None:
+        """Put in service what is told; what is not told any more is let go of once nobody here is at it."""
+        told: Announcement = pickle.loads(body)  # noqa: S301 - of our own process, see `Announcement`
+        self._index = told.entries
+        old, self._current = self._current, {}
+        for version in told.versions:
+            handle = version.handle
+            known = old.pop(handle) if handle in old else (version, self._serve(version))
+            self._current[handle] = self._held[handle] = known
+        self._place_in_service()
+        for _, served in old.values():
+            self._tasks.start(served.drain(time.monotonic_ns() + _RETIRING_NS))
+        for name in {version.name for version in told.versions if version.tiny} - self._loading.keys():
+            self._loading[name] = task = asyncio.get_running_loop().create_task(self._load_here(name))
+            task.add_done_callback(partial(self._loaded, name))
+        self._heard_ns, self._well = time.monotonic_ns(), True
+        self.told.set()
+
+    def _loaded(self, name: str, _task: asyncio.Task[None]) -> None:
+        del self._loading[name]
+
+    def _serve(self, told: Announced) -> Served:
+        config = from_message(model_config_pb2.ModelConfig.FromString(told.config), told.name)
+        model = ServedModel(told.name, told.version, config, _Nothing(), told.pipeline, None, {})
+        # A version that was here before goes on counting where it was.
+        statistics = self._local.statistics_of(told.name, told.version)
+        make = Served if config.sequence_batching is None else Unchecked
+        return make(model, RemoteBatcher(self, told.handle), statistics)
+
+    def release(self, handle: int) -> None:
+        """Nothing more will be asked of that version."""
+        if self._held.pop(handle, None) is not None and self._link is not None:
+            self._link.send(frame(Kind.RELEASE, NUMBER.pack(handle)))
+
+    def _place_in_service(self) -> None:
+        """By what is held: each model's versions here where all of them are, else there."""
+        there: dict[str, dict[str, Served]] = {}
+        handles: dict[str, set[int]] = {}
+        for told, served in sorted(self._current.values(), key=lambda held: int(held[0].version)):
+            there.setdefault(told.name, {})[told.version] = served
+            handles.setdefault(told.name, set()).add(told.handle)
+        for name in [name for name in self._tiny if self._tiny[name] != frozenset(handles.get(name, ()))]:
+            del self._tiny[name]
+            self._tasks.start(self._unload_here(name))
+        for name in self._tiny:
+            there[name] = {served.model.version: served for served in self._local.versions(name)}
+        self._served = there
+
+    async def _unload_here(self, name: str) -> None:
+        with suppress(UnknownModel):
+            await self._local.unload(name)
+
+    async def _load_here(self, name: str) -> None:
+        """Load a model here too; until that is done, and where it can't be, its requests go to the engine process."""
+        while (told := self._tiny_versions(name)) and self._tiny.get(name) != told.keys():
+            try:
+                await self._local.load(name)
+            except ServingError as error:
+                log.warning("%s; it runs in the engine process alone", error.public_message)
+                return
+            now = self._tiny_versions(name)
+            if now.keys() != told.keys():
+                continue  # There is another one in service meanwhile.
+            here = {served.model.version for served in self._local.versions(name)}
+            prints = {version.fingerprint for version in told.values()}
+            same = here == {v.version for v in told.values()} and all(self._is_here(v) for v in told.values())
+            if not same or prints != {self._local.fingerprint(name)}:
+                log.warning("model '%s' changed since it was loaded; it runs in the engine process alone", name)
+                return
+            self._tiny[name] = frozenset(told)
+            self._place_in_service()
+
+    def _is_here(self, told: Announced) -> bool:
+        """By the config too, which may have come with a request instead of from the model's folder."""
+        config = self._local.resolve(told.name, told.version).model.config.message
+        return bool(config == model_config_pb2.ModelConfig.FromString(told.config))
+
+    def _tiny_versions(self, name: str) -> dict[int, Announced]:
+        return {handle: told for handle, (told, _) in self._current.items() if told.name == name and told.tiny}
+
+    # --- as ModelControl --------------------------------------------------------------------------
+
+    def resolve(self, name: str, version: str = "") -> Served:
+        """Raises UnknownModel, ModelNotReady; EngineLost where nothing is known yet."""
+        versions = self._served.get(name)
+        if versions:
+            served = versions.get(version) if version else next(reversed(versions.values()))
+            if served is not None:
+                return served
+        if not versions and not self.told.is_set():
+            raise EngineLost
+        entries = [e for e in self._index if e.name == name and version in ("", e.version)]
+        if not entries or (versions and version):
+            raise UnknownModel(name, version)
+        raise ModelNotReady(name, version, "; ".join(sorted({e.reason for e in entries if e.reason})))
+
+    def __iter__(self) -> Iterator[Served]:
+        for versions in self._served.values():
+            yield from versions.values()
+
+    def versions(self, name: str) -> list[Served]:
+        return list(self._served.get(name, {}).values())
+
+    def index(self, repository_name: str = "") -> list[IndexEntry]:
+        """As it was told last, of all repositories; `FrontPlane` asks for that of one."""
+        return self._index
+
+    async def load(self, name: str, parameters: Mapping[str, object] | None = None, repository_name: str = "") -> None:
+        """Raises ServingError as the engine process does."""
+        files = {key: b64encode(value).decode() for key, value in (parameters or {}).items() if type(value) is bytes}
+        plain = {key: value for key, value in (parameters or {}).items() if key not in files}
+        await self.ask("load", name=name, parameters=plain, files=files, repository_name=repository_name)
+
+    async def unload(self, name: str, *, with_composing: bool = False, repository_name: str = "") -> None:
+        """Raises ServingError as the engine process does."""
+        await self.ask("unload", name=name, with_composing=with_composing, repository_name=repository_name)
+
+    def counted(self) -> list[ModelStatistics]:
+        """What was counted here: of models that run here, and failures to reach the engine process."""
+        return self._local.counted()
+
+    async def drain(self, until_ns: int) -> None:
+        """Wait for what is under way; what is left at `until_ns` is settled as UNAVAILABLE."""
+        await self._local.drain(until_ns)
+        while self._pending and time.monotonic_ns() < until_ns:  # noqa: ASYNC110 - of a registry
+            await asyncio.sleep(0.01)
+        for number in list(self._pending):
+            found = self._forget(number)
+            if found is not None:
+                found[0].settle(Draining())
+
+    async def close(self) -> None:
+        if self._link is not None:
+            link, self._link = self._link, None
+            link.close()
+        await self._local.close()

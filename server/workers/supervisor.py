@@ -1,0 +1,308 @@
+"""The supervisor of a server with several processes: it listens, and knows no model and no client.
+
+    fork the engine process and the fronts, link them -> all ready -> accept, hand each connection to a front
+    one dies  -> fork another, link it
+    SIGTERM   -> fronts unready -> a pause -> no more accepted, fronts answer and end -> the engine process ends
+
+A plain loop over a selector, without threads and without asyncio, because it forks.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import logging
+import os
+import selectors
+import signal
+import socket
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
+from typing import Any
+
+from server.observability.logging import configure_logging
+from server.settings import Settings
+from server.transport.listen import ListenFailed, listen, tls_context
+from server.workers.children import Child, emptiest, fork
+from server.workers.control import LISTENERS, Word, hear, say
+from server.workers.deaths import Deaths
+from server.workers.engine import EngineProcess
+from server.workers.front import Front
+
+log = logging.getLogger("server")
+
+_ACCEPTED = 64
+"""Connections that are accepted from one listener before anything else is looked at."""
+_LAST_S = 8.0
+"""Beyond the grace, for a front's last answers and the end of its connections; then it is killed."""
+_ENGINE = "engine"
+
+
+def run(settings: Settings) -> int:
+    """Serve until SIGTERM or SIGINT; the exit status. A second signal ends all processes at once."""
+    configure_logging(settings.log, "supervisor")
+    log.info("settings: %s", settings.model_dump_json())
+    ports = {"http": settings.http.port, "grpc": settings.grpc.port, "metrics": settings.metrics.port}
+    listeners: list[socket.socket] = []
+    try:
+        tls_context(settings.tls)  # The fronts need it; what is wrong with it is told once.
+        listeners += [listen(settings.host, ports[name]) for name in LISTENERS]
+    except ListenFailed as error:
+        log.error("can't start: %s", error)
+        return 1
+    # What was imported is not copied to each child only because its collector looks at it.
+    gc.freeze()
+    return Supervisor(settings, listeners).run()
+
+
+class Supervisor:
+    """One server. `run` returns when every process has ended."""
+
+    def __init__(self, settings: Settings, listeners: list[socket.socket]) -> None:
+        self._settings = settings
+        self._listeners = listeners
+        self._selector = selectors.DefaultSelector()
+        self._children: dict[str, Child] = {}
+        self._deaths = Deaths(settings.workers.max_deaths)
+        self._due: list[tuple[float, Callable[[], None]]] = []
+        """What is to be done when, by `time.monotonic`."""
+        self._began_s = time.monotonic()
+        self._told_ready = False
+        self._listening = False
+        self._asked = False
+        """To stop."""
+        self._stopping = False
+        self._status = 0
+        self._signals: list[int] = []
+        self._wakeup, wake = socket.socketpair()
+        self._wake = wake
+
+    def run(self) -> int:
+        for end in (self._wakeup, self._wake):
+            end.setblocking(False)
+        signal.set_wakeup_fd(self._wake.fileno())
+        for kind in (signal.SIGTERM, signal.SIGINT, signal.SIGCHLD):
+            signal.signal(kind, lambda number, _frame: self._signals.append(number))
+        self._selector.register(self._wakeup, selectors.EVENT_READ, self._woken)
+        for listener in self._listeners:
+            listener.setblocking(False)
+        self._start(_ENGINE)
+        for number in range(self._settings.workers.count):
+            self._start(f"front-{number}")
+        while self._children or not self._stopping:
+            self._step()
+        log.info("stopped")
+        return self._status
+
+    def _step(self) -> None:
+        now_s = time.monotonic()
+        wait_s = min((at for at, _ in self._due), default=now_s + 60) - now_s
+        for key, _ in self._selector.select(max(0.0, wait_s)):
+            key.data()
+        now_s = time.monotonic()
+        due = [act for at, act in self._due if at <= now_s]
+        self._due = [(at, act) for at, act in self._due if at > now_s]
+        for act in due:
+            act()
+
+    def _later(self, seconds: float, act: Callable[[], None]) -> None:
+        self._due.append((time.monotonic() + seconds, act))
+
+    # --- processes --------------------------------------------------------------------------------
+
+    @property
+    def _fronts(self) -> list[Child]:
+        return [child for child in self._children.values() if child.name != _ENGINE]
+
+    def _start(self, name: str) -> None:
+        if self._stopping:
+            return
+        main: Any = EngineProcess if name == _ENGINE else Front
+        child = fork(name, lambda *given: main(*given).run(), self._settings, self._leave)
+        self._children[name] = child
+        self._selector.register(child.end, selectors.EVENT_READ, partial(self._hear, child))
+        for front in self._fronts if name == _ENGINE else [child]:
+            self._link(front)
+
+    def _leave(self) -> None:
+        """In a child: what is the supervisor's alone."""
+        self._selector.close()
+        for end in (self._wakeup, self._wake, *self._listeners):
+            end.close()
+        for child in self._children.values():
+            child.end.close()
+
+    def _link(self, front: Child) -> None:
+        engine = self._children.get(_ENGINE)
+        if engine is None:
+            return  # The next one is linked to all.
+        ends = socket.socketpair()
+        files = [os.memfd_create("forwardpass")] if self._settings.workers.shared_bytes else []
+        for file in files:
+            os.truncate(file, self._settings.workers.shared_bytes)
+        for child, end in zip((engine, front), ends, strict=True):
+            say(child.end, Word.LINK, front.name.encode(), [end.fileno(), *files])
+            end.close()
+        for file in files:
+            os.close(file)
+
+    def _hear(self, child: Child) -> None:
+        try:
+            for word, more, _ in hear(child.end):
+                if word is Word.READY:
+                    child.ready = True
+                    self._now_ready()
+                elif word is Word.OPEN:
+                    child.told(more)
+                elif word is Word.FINISHED:
+                    self._stop()
+                elif word is Word.LOST and not self._stopping:
+                    # Where the engine process ended this goes to a dead one, and its successor is linked anyway.
+                    self._link(child)
+        except EOFError:
+            self._forget(child)
+
+    def _forget(self, child: Child) -> None:
+        """It is gone, or is about to be: nothing goes to it any more."""
+        child.ready = False
+        with suppress(KeyError, ValueError):
+            self._selector.unregister(child.end)
+        self._listen(any(front.ready for front in self._fronts))
+
+    def _woken(self) -> None:
+        with suppress(BlockingIOError):
+            self._wakeup.recv(4096)
+        signals, self._signals = self._signals, []
+        for number in signals:
+            if number != signal.SIGCHLD:
+                self._asked_to_stop(number)
+        with suppress(ChildProcessError):
+            while (found := os.waitpid(-1, os.WNOHANG))[0]:
+                self._ended(*found)
+
+    def _ended(self, pid: int, status: int) -> None:
+        child = next((child for child in self._children.values() if child.pid == pid), None)
+        if child is None:
+            return
+        was_ready = child.ready
+        self._forget(child)
+        child.end.close()
+        del self._children[child.name]
+        if self._stopping:
+            self._stop_engine()
+            return
+        if self._asked and child.name == _ENGINE:
+            self._stop()  # Nobody is left to finish sequences.
+            return
+        code = os.waitstatus_to_exitcode(status)
+        how = f"signal {-code}" if code < 0 else f"status {code}"
+        if code > 0 and not was_ready and not self._told_ready:
+            self._give_up(f"{child.name} can't start (status {code})")
+            return
+        wait_s = self._deaths.wait_s(time.monotonic())
+        if wait_s is None:
+            self._give_up(f"{child.name} ended with {how}, and too many have before it (workers.max_deaths)")
+            return
+        log.error("%s (process %d) ended with %s; it is replaced in %.1f s", child.name, pid, how, wait_s)
+        if wait_s:
+            self._later(wait_s, partial(self._start, child.name))
+        else:
+            self._start(child.name)
+
+    def _give_up(self, why: str) -> None:
+        log.critical("the server ends: %s", why)
+        self._status = 1
+        self._stop()
+
+    # --- connections ------------------------------------------------------------------------------
+
+    def _now_ready(self) -> None:
+        ready = [child for child in self._children.values() if child.ready]
+        if any(front.ready for front in self._fronts) and (self._told_ready or _ENGINE in map(_name, ready)):
+            self._listen(True)
+        if self._told_ready or len(ready) <= self._settings.workers.count:
+            return
+        self._told_ready = True
+        self._listen(True)
+        log.info("ready in %.2f s, with %d fronts", time.monotonic() - self._began_s, self._settings.workers.count)
+        ports = {name: at.getsockname()[1] for name, at in zip(LISTENERS, self._listeners, strict=True)}
+        say(self._fronts[0].end, Word.BANNER, json.dumps(ports).encode())
+
+    def _listen(self, wanted: bool) -> None:
+        """Accept, or leave who comes in the system's backlog while no front is there."""
+        wanted = wanted and not self._stopping
+        if wanted == self._listening:
+            return
+        self._listening = wanted
+        for place, listener in enumerate(self._listeners):
+            if wanted:
+                self._selector.register(listener, selectors.EVENT_READ, partial(self._accept, place))
+            else:
+                self._selector.unregister(listener)
+
+    def _accept(self, place: int) -> None:
+        with suppress(BlockingIOError, ConnectionError):
+            for _ in range(_ACCEPTED):
+                connection, _ = self._listeners[place].accept()
+                with connection:
+                    self._hand_over(connection, place)
+
+    def _hand_over(self, connection: socket.socket, place: int) -> None:
+        for front in emptiest(self._fronts, place):
+            if say(front.end, Word.CONNECTION, bytes((place,)), [connection.fileno()]):
+                front.sent[place] += 1
+                return
+        log.warning("no front takes a connection, and it is closed")
+
+    # --- the end ----------------------------------------------------------------------------------
+
+    def _asked_to_stop(self, number: int) -> None:
+        if self._asked or self._stopping:
+            # Asked twice: whoever asks does not want to wait. 128 + signal is the shell's convention.
+            self._kill()
+            os._exit(128 + number)
+        self._asked = True
+        log.info("stopping: answering what was admitted, at most %.0f s", self._settings.shutdown.grace_s)
+        for front in self._fronts:
+            say(front.end, Word.UNREADY)
+        self._later(self._settings.shutdown.delay_s, self._finish)
+
+    def _finish(self) -> None:
+        """Before the listeners close: what is still to come of a sequence may come by another connection."""
+        engine = self._children.get(_ENGINE)
+        if engine is None or not say(engine.end, Word.FINISH):
+            self._stop()
+        else:
+            self._later(self._settings.shutdown.grace_s, self._stop)
+
+    def _stop(self) -> None:
+        """Who is in the backlog is still served; then the fronts end, and when they have, the engine process."""
+        if self._stopping:
+            return
+        if self._listening:
+            for place in range(len(self._listeners)):
+                self._accept(place)
+        self._listen(False)
+        self._stopping = True
+        for listener in self._listeners:
+            listener.close()
+        for front in self._fronts:
+            say(front.end, Word.STOP)
+        self._stop_engine()
+        self._later(self._settings.shutdown.grace_s + _LAST_S, self._kill)
+
+    def _stop_engine(self) -> None:
+        engine = self._children.get(_ENGINE)
+        if engine is not None and not self._fronts:
+            say(engine.end, Word.STOP)
+
+    def _kill(self) -> None:
+        for child in self._children.values():
+            log.error("%s has not ended, and is killed", child.name)
+            os.kill(child.pid, signal.SIGKILL)
+
+
+def _name(child: Child) -> str:
+    return child.name
