@@ -10,17 +10,15 @@ from __future__ import annotations
 
 import argparse
 import gc
-import random
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, cast
 
-import hpack
-
-from loadtests.benchmarks.hpack import REQUEST, differing
 from loadtests.client import message
+from loadtests.h2_calls import prepare
+from loadtests.h2_replay import PATH
 from loadtests.report import table
 from server.settings import GrpcSettings
 from server.tensor import Tensor
@@ -34,7 +32,15 @@ from server.types import InferRequest, InferResponse
 if TYPE_CHECKING:
     from server.dataplane import DataPlane
 
-HEADER = ("headers", "frames", "a call, us", "of it the codec, us")
+HEADER = ("headers", "a call, us", "of it the codec, us")
+CASES = {
+    "the same on each call": ("same", True),
+    "the same, all HEADERS before all DATA": ("same", False),
+    "grpc-timeout and traceparent differ, Huffman-coded literals": ("literals", True),
+    "the same two, inserted in the dynamic table": ("inserted", True),
+    "the request's id differs": ("ids", True),
+}
+"""Each with its variant of `loadtests.h2_calls`, and whether HEADERS and DATA come in pairs."""
 ANSWER = InferResponse("tiny", "1", [Tensor("y", "FP32", (1, 2), b"12345678")])
 IN_FLIGHT = 32
 _WIDE = 2**30
@@ -51,21 +57,18 @@ class Settled:
         raise AssertionError("nobody cancels here")
 
 
-def reads(count: int, data: bytes, *, same: bool, pairs: bool, random_: random.Random) -> Iterator[bytes]:
-    """What a client sends: fields that differ as plain literals; HEADERS and DATA in pairs, or all HEADERS first."""
-    encoder = hpack.Encoder()
-    stream_id = 1
-    for _ in range(count):
-        heads, bodies = [], []
-        for _ in range(IN_FLIGHT):
-            more = [] if same else [(*field, True) for field in differing(random_)]
-            heads.append(frames.headers(stream_id, encoder.encode([*REQUEST, *more], huffman=False), end_stream=False))
-            bodies.append(frames.frame(frames.DATA, frames.END_STREAM, stream_id, data))
-            stream_id += 2
-        if pairs:
-            yield b"".join(head + body for head, body in zip(heads, bodies, strict=True))
-        else:
-            yield b"".join(heads + bodies)
+def reads(count: int, data: bytes, variant: str, *, pairs: bool = True) -> list[bytes]:
+    """What a client sends: HEADERS and DATA of each call in pairs, or all HEADERS of a read first."""
+    frames_of_calls = prepare(variant, data, PATH, "127.0.0.1:8001", count * IN_FLIGHT).frames
+    calls = [frames_of_calls[first : first + IN_FLIGHT] for first in range(0, len(frames_of_calls), IN_FLIGHT)]
+    return [b"".join(read if pairs else _headers_first(read)) for read in calls]
+
+
+def _headers_first(read: Sequence[bytes]) -> list[bytes]:
+    ends = [9 + int.from_bytes(call[:3]) for call in read]
+    return [call[:end] for call, end in zip(read, ends, strict=True)] + [
+        call[end:] for call, end in zip(read, ends, strict=True)
+    ]
 
 
 def transport_us(received: Sequence[bytes]) -> float:
@@ -101,20 +104,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--rounds", type=int, default=5, help="of which the best counts (default: 5)")
     options = parser.parse_args(arguments)
     asked = message("tiny", (30,))
-    body = b"\0" + len(asked).to_bytes(4) + asked
     gc.freeze()
     gc.set_threshold(10_000, 10, 10)
     rows: list[tuple[object, ...]] = []
-    for same in (True, False):
-        for pairs in (True, False):
-            received = list(reads(options.reads, body, same=same, pairs=pairs, random_=random.Random(0)))
-            rounds = [
-                (transport_us(received), codec_us(asked, options.reads * IN_FLIGHT)) for _ in range(options.rounds)
-            ]
-            call_us, part_us = (min(costs) for costs in zip(*rounds, strict=True))
-            headers = "the same on each call" if same else "grpc-timeout, traceparent differ"
-            order = "HEADERS, DATA" if pairs else "all HEADERS, all DATA"
-            rows.append((headers, order, f"{call_us:.2f}", f"{part_us:.2f}"))
+    for name, (variant, pairs) in CASES.items():
+        received = reads(options.reads, asked, variant, pairs=pairs)
+        rounds = [(transport_us(received), codec_us(asked, options.reads * IN_FLIGHT)) for _ in range(options.rounds)]
+        call_us, part_us = (min(costs) for costs in zip(*rounds, strict=True))
+        rows.append((name, f"{call_us:.2f}", f"{part_us:.2f}"))
     sys.stdout.write(table(HEADER, rows))
     return 0
 
