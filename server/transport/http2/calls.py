@@ -89,7 +89,7 @@ class Calls:
                 if not head.hot or data[:1] != b"\0" or int.from_bytes(data[1:5]) != len(data) - 5:
                     self._whole(stream, data)
                 elif stream.state is _HALF_CLOSED_REMOTE:
-                    timeout_ns = head.timeout_ns
+                    timeout_ns = stream.timeout_ns
                     deadline_ns = now_ns + timeout_ns if timeout_ns else NO_DEADLINE
                     try:
                         request = decode_infer(data[5:], on_settle, now_ns, deadline_ns, stream)
@@ -110,8 +110,8 @@ class Calls:
 
     def infer(self, stream: Stream, data: bytes) -> None:
         """A plain ModelInfer whose message is here as a whole, though not in one frame."""
-        head, now_ns = stream.head, self.connection.now_ns
-        deadline_ns = now_ns + head.timeout_ns if head.timeout_ns else NO_DEADLINE
+        now_ns = self.connection.now_ns
+        deadline_ns = now_ns + stream.timeout_ns if stream.timeout_ns else NO_DEADLINE
         request = decode_infer(data, self._on_settle, now_ns, deadline_ns, stream)
         self._ask_more(stream, request)
         stream.call = request
@@ -234,7 +234,8 @@ class Calls:
     def info(self, stream: Stream) -> CallInfo:
         """What the call says beside its messages. Raises InvalidRequest."""
         head, now_ns = stream.head, self.connection.now_ns
-        info = CallInfo(now_ns, now_ns + head.timeout_ns if head.timeout_ns else NO_DEADLINE, tenant=head.tenant)
+        deadline_ns = now_ns + stream.timeout_ns if stream.timeout_ns else NO_DEADLINE
+        info = CallInfo(now_ns, deadline_ns, tenant=head.tenant)
         if head.explain and head.method is not None and head.method.explains and asked_by(head.explain):
             info.explanation = Explanation(now_ns)
         return info

@@ -19,7 +19,8 @@ from server.transport.http2 import frames, times
 from server.transport.http2.control import ControlFrames
 from server.transport.http2.fields import check_trailers
 from server.transport.http2.frames import ConnectionFault, ErrorCode, StreamFault, read_header
-from server.transport.http2.head import Head, Heads
+from server.transport.http2.head import Opening
+from server.transport.http2.heads import Heads
 from server.transport.http2.hpack import Decoder, HeaderListTooLarge, HpackError
 from server.transport.http2.states import State, Step
 from server.transport.http2.stream import Stream
@@ -119,14 +120,18 @@ class Connection(ControlFrames):
             if self._block is None:
                 # The two frames that most calls consist of, in their plain form.
                 if kind == _HEADERS:
-                    head = self._known_heads.get(payload)
                     if (
-                        head is not None
-                        and flags == _END_HEADERS
+                        flags == _END_HEADERS
                         and self._last_id < stream_id <= _LARGEST_STREAM_ID
                         and stream_id & 1
+                        and length <= _FRAME_BYTES
+                        and self.greeted
                     ):
-                        self._begin(stream_id, head)
+                        opening = self._known_heads.get(payload)
+                        if opening is None:
+                            self._on_request(stream_id, payload, end_stream=False)
+                        else:
+                            self._begin(stream_id, opening)
                         continue
                 elif kind == 0 and flags == _END_STREAM:
                     stream = self.streams.get(stream_id)
@@ -136,11 +141,14 @@ class Connection(ControlFrames):
             self._dispatch(kind, flags, stream_id & 0x7FFFFFFF, payload)
         return offset
 
-    def _begin(self, stream_id: int, head: Head) -> None:
+    def _begin(self, stream_id: int, opening: Opening) -> None:
         """A stream is opened by a head that is read. Of a hot one nobody hears before its data is here."""
+        head, timeout_ns = opening
         stream = self._open(stream_id, head)
         if stream is None:
             return
+        if timeout_ns:
+            stream.timeout_ns = timeout_ns
         if head.hot:
             stream.silent = True
             stream.due_ns = self.now_ns + self._request_timeout_ns
@@ -155,7 +163,7 @@ class Connection(ControlFrames):
             self._replenish()
         expected = stream.head.content_length
         if expected >= 0 and expected != length:
-            self._stream_fault(stream.id, _content_length(stream.head, length))
+            self._stream_fault(stream.id, _content_length(expected, length))
             return
         stream.state = _HALF_CLOSED_REMOTE
         self._events.append((_CALL, stream, data))
@@ -197,7 +205,7 @@ class Connection(ControlFrames):
         stream.received_bytes += len(data)
         expected = stream.head.content_length
         if 0 <= expected < stream.received_bytes:
-            raise _content_length(stream.head, stream.received_bytes)
+            raise _content_length(expected, stream.received_bytes)
         if len(data) < len(payload):
             self.consumed(stream, len(payload) - len(data))
         if data:
@@ -214,8 +222,9 @@ class Connection(ControlFrames):
 
     def _end(self, stream: Stream) -> None:
         """END_STREAM came."""
-        if 0 <= stream.head.content_length != stream.received_bytes:
-            raise _content_length(stream.head, stream.received_bytes)
+        expected = stream.head.content_length
+        if 0 <= expected != stream.received_bytes:
+            raise _content_length(expected, stream.received_bytes)
         self._step(stream.id, Step.RECV_END)
         self._announce(stream)
         self._events.append((Kind.ENDED, stream, b""))
@@ -250,26 +259,27 @@ class Connection(ControlFrames):
 
     def _on_block(self, stream_id: int, block: bytes, end_stream: bool) -> None:
         """A whole header block: that of a request, or trailers."""
-        try:
-            if stream_id > self._last_id:
-                self._on_request(stream_id, block, end_stream)
-            else:
-                self._on_trailers(stream_id, block, end_stream)
-        except HpackError as error:
-            raise ConnectionFault(ErrorCode.COMPRESSION_ERROR, str(error), "compression_error") from error
+        if stream_id <= self._last_id:
+            self._on_trailers(stream_id, block, end_stream)
+        elif stream_id & 1:
+            self._on_request(stream_id, block, end_stream)
+        else:
+            raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "a client's streams have odd numbers")
 
     def _on_request(self, stream_id: int, block: bytes, end_stream: bool) -> None:
-        if not stream_id & 1:
-            raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "a client's streams have odd numbers")
         try:
-            head = self._known_heads.get(block) or self._heads.read(block)
-        except StreamFault:
+            opening = self._known_heads.get(block) or self._heads.read(block)
+        except StreamFault as fault:
             self._take_id(stream_id)
-            raise
-        self._begin(stream_id, head)
-        stream = self.streams.get(stream_id)
-        if stream is not None and end_stream:
-            self._end(stream)
+            self._stream_fault(stream_id, fault)
+            return
+        except HpackError as error:
+            raise _compression_fault(error) from error
+        self._begin(stream_id, opening)
+        if end_stream:
+            stream = self.streams.get(stream_id)
+            if stream is not None:
+                self._end(stream)
 
     def _on_trailers(self, stream_id: int, block: bytes, end_stream: bool) -> None:
         """Section 8.1: they end the stream. What they say is of no use to a gRPC server."""
@@ -277,6 +287,8 @@ class Connection(ControlFrames):
             fields = self._heads.fields(block)
         except HeaderListTooLarge as error:
             raise StreamFault(ErrorCode.PROTOCOL_ERROR, str(error)) from error
+        except HpackError as error:
+            raise _compression_fault(error) from error
         if self._state(stream_id) is State.IDLE:
             raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "a stream's number is lower than the last one's (5.1.1)")
         stream = self._step(stream_id, Step.RECV_HEADERS)
@@ -336,5 +348,9 @@ def _without_padding(payload: bytes) -> bytes:
     return payload[1 : len(payload) - payload[0]]
 
 
-def _content_length(head: Head, size: int) -> StreamFault:
-    return StreamFault(ErrorCode.PROTOCOL_ERROR, f"content-length is {head.content_length}, DATA {size} bytes")
+def _compression_fault(error: HpackError) -> ConnectionFault:
+    return ConnectionFault(ErrorCode.COMPRESSION_ERROR, str(error), "compression_error")
+
+
+def _content_length(expected: int, size: int) -> StreamFault:
+    return StreamFault(ErrorCode.PROTOCOL_ERROR, f"content-length is {expected}, DATA {size} bytes")

@@ -1,17 +1,14 @@
-"""What the header fields of a gRPC call say, read once and kept for all calls that say the same.
+"""What the header fields of a gRPC call say.
 
 Source: gRPC "gRPC over HTTP2", Requests.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 from server.errors import Code, InvalidRequest
 from server.transport.http2 import answers
-from server.transport.http2.fields import VARYING, Field, bad_value, check_request
-from server.transport.http2.hpack import Decoder, HeaderListTooLarge
 from server.transport.http2.messages import ENCODINGS, IDENTITY
 from server.transport.methods import Method
 from server.transport.status import Failure, failure_of
@@ -26,48 +23,17 @@ _TIMEOUT_UNITS_NS = {
 }
 _TIMEOUT_DIGITS = 8
 _NO_METHOD = Failure(Code.UNSUPPORTED, "Method not found!")
-_new = object.__new__
-_indexed = re.compile(rb"[\x81-\xfe]*").match
-"""Fields that are one octet each: the place of the field in the tables (RFC 7541 section 6.1)."""
-_READ = (
-    b":method",
-    b":path",
-    b"content-type",
-    b"content-length",
-    b"grpc-encoding",
-    b"grpc-accept-encoding",
-    b"x-explain",
-    b"x-tenant",
-)
-"""The fields that a head depends on, beside grpc-timeout."""
-_KEPT = 256
-"""Blocks that are remembered; a client repeats a handful."""
-_KEPT_BYTES = 1024
-"""Of a block, so that a connection can't make much of being remembered."""
 
 
 class Head:
-    """One per distinct header block, shared by its calls, so nothing here may change."""
+    """One per distinct set of fields, shared by its calls, so nothing here may change."""
 
-    __slots__ = (
-        "accepts",
-        "content_length",
-        "encoding",
-        "explain",
-        "hot",
-        "method",
-        "refusal",
-        "speaks_grpc",
-        "tenant",
-        "timeout_ns",
-    )
+    __slots__ = ("accepts", "content_length", "encoding", "explain", "hot", "method", "refusal", "tenant")
 
     def __init__(self) -> None:
         self.method: Method | None = None
         self.content_length = -1
         """-1: not told."""
-        self.timeout_ns = 0
-        """0: none."""
         self.encoding = IDENTITY
         self.accepts = b""
         self.explain = ""
@@ -77,113 +43,9 @@ class Head:
         self.refusal: bytes | None = None
         """The header block that answers the call, whatever is in its body."""
 
-    def within(self, timeout_ns: int) -> Head:
-        """The same with a time-out."""
-        head = _new(Head)
-        head.method = self.method
-        head.content_length = self.content_length
-        head.timeout_ns = timeout_ns
-        head.encoding = self.encoding
-        head.accepts = self.accepts
-        head.explain = self.explain
-        head.tenant = self.tenant
-        head.hot = self.hot
-        head.refusal = self.refusal
-        return head
 
-
-class Heads:
-    """The heads of one connection by the bytes of their blocks.
-
-    What a block means depends on HPACK's dynamic table: the memory holds while the table does.
-    """
-
-    __slots__ = ("_alike", "_decoder", "_max_list_bytes", "_methods", "_starts", "known")
-
-    def __init__(self, decoder: Decoder, methods: Mapping[bytes, Method], max_list_bytes: int) -> None:
-        self._decoder = decoder
-        self._methods = methods
-        self._max_list_bytes = max_list_bytes
-        self._starts: dict[bytes, tuple[Head, Sequence[Field]]] = {}
-        """The indexed fields that blocks begin with, where what follows is known to differ: their bytes, what they
-        make without the rest, and what they are."""
-        self._alike: dict[tuple[bytes | None, ...], Head] = {}
-        """Heads by what is read of their fields: new blocks mostly say, but for their time-out, what others said."""
-        self.known: dict[bytes, Head] = {}
-
-    def read(self, block: bytes) -> Head:
-        """The head in a block that is not `known`, which it may be from then on.
-
-        Raises:
-            HpackError: the block can't be decoded, nor can any that follows.
-            StreamFault: the request is malformed.
-        """
-        end = _indexed(block).end()  # type: ignore[union-attr]  # it matches anything, if only nothing
-        start = self._starts.get(block[:end])
-        if start is not None:
-            return self._read_rest(block, end, start)
-        before = self._decoder.insertions
-        try:
-            fields = self.fields(block)
-        except HeaderListTooLarge as error:
-            return _refused(Failure(Code.TOO_LARGE, str(error)))
-        check_request(fields)
-        head = self._find(fields)
-        if self._decoder.insertions == before and len(block) <= _KEPT_BYTES:
-            if len(self.known) >= _KEPT:
-                self.known.clear()
-                self._starts.clear()
-            self.known[block] = head
-            if end and all(name in VARYING for name, _ in fields[end:]):
-                # Each octet of the start is a field of its own.
-                self._starts[block[:end]] = self._find(fields[:end]), fields[:end]
-        return head
-
-    def _read_rest(self, block: bytes, end: int, start: tuple[Head, Sequence[Field]]) -> Head:
-        """The head in a block of which the first `end` octets are known: mostly only a time-out and a trace follow."""
-        head, known = start
-        try:
-            rest = self.fields(block[end:])
-        except HeaderListTooLarge as error:
-            return _refused(Failure(Code.TOO_LARGE, str(error)))
-        timeout = None
-        for name, value in rest:
-            if name not in VARYING or bad_value(value):
-                fields = [*known, *rest]
-                check_request(fields)
-                return self._find(fields)
-            if name == b"grpc-timeout":
-                timeout = value
-        return head if timeout is None else _within(head, timeout)
-
-    def _find(self, fields: Sequence[Field]) -> Head:
-        values = dict(fields)
-        key = tuple(map(values.get, _READ))
-        head = self._alike.get(key) or self._make(key, values)
-        timeout = values.get(b"grpc-timeout")
-        return head if timeout is None else _within(head, timeout)
-
-    def _make(self, key: tuple[bytes | None, ...], values: Mapping[bytes, bytes]) -> Head:
-        head = read_head(values, self._methods)
-        if len(self._alike) >= _KEPT:
-            self._alike.clear()
-        if sum(len(value) for value in key if value) <= _KEPT_BYTES:
-            self._alike[key] = head
-        return head
-
-    def fields(self, block: bytes) -> Sequence[Field]:
-        """Decode any block, for the table's sake if for no other.
-
-        Raises:
-            HpackError, HeaderListTooLarge
-        """
-        before = self._decoder.insertions
-        try:
-            return self._decoder.decode(block, self._max_list_bytes)
-        finally:
-            if self._decoder.insertions != before:
-                self.known.clear()
-                self._starts.clear()
+Opening = tuple[Head, int]
+"""What a header block opens a stream with: its head, and grpc-timeout in ns, 0 where there is none."""
 
 
 def read_head(values: Mapping[bytes, bytes], methods: Mapping[bytes, Method]) -> Head:
@@ -201,13 +63,12 @@ def read_head(values: Mapping[bytes, bytes], methods: Mapping[bytes, Method]) ->
     return head
 
 
-def _within(head: Head, timeout: bytes) -> Head:
-    if head.refusal is not None:
-        return head
+def within(head: Head, timeout: bytes) -> Opening:
+    """`head` with a grpc-timeout of the client."""
     try:
-        return head.within(parse_timeout(timeout))
+        return head, parse_timeout(timeout)
     except InvalidRequest as error:
-        return _refused(failure_of(error))
+        return refused(failure_of(error)), 0
 
 
 def _is_grpc(content_type: bytes) -> bool:
@@ -234,13 +95,22 @@ def _read_call(head: Head, values: Mapping[bytes, bytes], methods: Mapping[bytes
 
 def parse_timeout(value: bytes) -> int:
     """grpc-timeout in ns, at least 1. Raises InvalidRequest."""
+    timeout_ns = timeout_ns_of(value)
+    if not timeout_ns:
+        raise InvalidRequest("grpc-timeout", "must be 1 to 8 digits and one of H, M, S, m, u, n")
+    return timeout_ns
+
+
+def timeout_ns_of(value: bytes) -> int:
+    """0 for what is no grpc-timeout."""
     digits, unit = value[:-1], _TIMEOUT_UNITS_NS.get(value[-1:])
     if unit is None or not digits.isdigit() or len(digits) > _TIMEOUT_DIGITS:
-        raise InvalidRequest("grpc-timeout", "must be 1 to 8 digits and one of H, M, S, m, u, n")
+        return 0
     return int(digits) * unit or 1
 
 
-def _refused(failure: Failure) -> Head:
+def refused(failure: Failure) -> Head:
+    """The head of a call that is answered by its failure."""
     head = Head()
     head.refusal = answers.trailers_only(failure)
     return head

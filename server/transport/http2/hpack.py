@@ -13,6 +13,7 @@ from typing import TypeAlias
 
 from server.transport.http2.huffman import HpackError
 from server.transport.http2.huffman import decode as huffman_decode
+from server.transport.http2.huffman import decode_name as huffman_decode_name
 
 __all__ = ["Decoder", "Field", "HeaderListTooLarge", "HpackError", "encode"]
 
@@ -26,6 +27,9 @@ MAX_INTEGER_OCTETS = 5
 """Octets after the prefix; enough for 32 bits, and so for every SETTINGS value (RFC 7541 section 5.1 wants a limit)."""
 
 MAX_INTEGER = 2**32 - 1
+
+_SHORT_NAME = 64
+"""A Huffman-coded name of fewer octets is decoded once."""
 
 MAX_SIZE_UPDATES = 2
 """At the begin of a block: the smallest limit since the last block, and the last one (RFC 7541 section 4.2)."""
@@ -249,6 +253,10 @@ class Decoder:
         if _UPDATE <= octet < _INCREMENTAL:
             raise HpackError("a table size update after a field, or a third one (RFC 7541 section 4.2)")
         if not octet & 0x0F:
+            length = block[position] - 0x80
+            end = position + 1 + length
+            if 0 <= length < _SHORT_NAME and end < len(block):
+                return huffman_decode_name(block[position + 1 : end]), end
             return _string(block[position], block, position + 1)
         index, position = _integer(octet, 0x3F if octet >= _INCREMENTAL else 0x0F, block, position)
         return self._table[_BASE + index][0], position
@@ -348,6 +356,34 @@ def _string(octet: int, block: bytes, position: int) -> tuple[bytes, int]:
     if octet >= 0x80:
         return huffman_decode(block[position:end]), end
     return block[position:end], end
+
+
+def value_spans(block: bytes) -> list[tuple[int, int]]:
+    """Where the value of each field begins, with its length, and ends; (0, 0) for a field that is indexed as a whole.
+
+    `block` was decoded, and changed no table.
+    """
+    spans: list[tuple[int, int]] = []
+    position = 0
+    while position < len(block):
+        octet = block[position]
+        position += 1
+        if octet >= _INDEXED:
+            _, position = _integer(octet, 0x7F, block, position)
+            spans.append((0, 0))
+            continue
+        index, position = _integer(octet, 0x0F, block, position)
+        if not index:
+            position = _string_end(block, position)
+        end = _string_end(block, position)
+        spans.append((position, end))
+        position = end
+    return spans
+
+
+def _string_end(block: bytes, position: int) -> int:
+    length, position = _integer(block[position], 0x7F, block, position + 1)
+    return position + length
 
 
 def encode(fields: Iterable[Field]) -> bytes:

@@ -19,6 +19,8 @@ class Stream:
     """Nobody has heard of it yet."""
     call: object = None
     """Whatever the owner of the connection keeps of the call that is under way."""
+    timeout_ns = 0
+    """How long the client waits for the answer, by grpc-timeout; 0: it did not say."""
     received_bytes = 0
     """Of all DATA, without padding: held against content-length."""
     unread_bytes = 0

@@ -49,8 +49,8 @@ class StreamsCall:
         """Something has come, or gone: whoever waits looks again."""
         loop = asyncio.get_running_loop()
         self._timer: asyncio.TimerHandle | None = None
-        if stream.head.timeout_ns:
-            self._timer = loop.call_later(stream.head.timeout_ns / 1e9, self._expire)
+        if stream.timeout_ns:
+            self._timer = loop.call_later(stream.timeout_ns / 1e9, self._expire)
         self._task = loop.create_task(self._run())
 
     # --- from the client --------------------------------------------------------------------------

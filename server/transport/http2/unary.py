@@ -59,8 +59,8 @@ class UnaryCall:
             self._answer(self._method.respond_now(self._calls.service.dataplane, data, info), info)
             return
         self._task = asyncio.get_running_loop().create_task(self._run(compressed, data, info))
-        if self._stream.head.timeout_ns:
-            self._timer = self._task.get_loop().call_later(self._stream.head.timeout_ns / 1e9, self._expire)
+        if self._stream.timeout_ns:
+            self._timer = self._task.get_loop().call_later(self._stream.timeout_ns / 1e9, self._expire)
 
     async def _run(self, compressed: bool, data: bytes, info: CallInfo) -> None:
         try:

@@ -1,0 +1,244 @@
+"""What is remembered of header blocks says the same as reading each of them anew."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import hpack
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from server.transport.http2 import huffman
+from server.transport.http2.fields import VARYING, check_request
+from server.transport.http2.frames import StreamFault
+from server.transport.http2.head import Head, Opening, read_head, within
+from server.transport.http2.heads import Heads
+from server.transport.http2.hpack import Decoder, Field, HeaderListTooLarge, HpackError
+from server.transport.methods import METHODS
+
+untimed = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
+"""A busy machine is no failure."""
+
+KNOWN_METHODS = {method.name.encode(): method for method in METHODS}
+MAX_LIST_BYTES = 700
+"""So small that values of a few hundred bytes are over it."""
+
+REQUEST = [
+    (b":method", b"POST"),
+    (b":scheme", b"http"),
+    (b":path", b"/inference.GRPCInferenceService/ModelInfer"),
+    (b"te", b"trailers"),
+    (b"content-type", b"application/grpc"),
+]
+INSERTED = 0x40
+HEX = st.text("0123456789abcdef", min_size=8, max_size=40).map(str.encode)
+TIMEOUTS = st.one_of(*[st.integers(1, 10**8 - 1).map(lambda number: b"%du" % number)] * 6, st.sampled_from([b"", b"5"]))
+ODD = st.one_of(
+    st.sampled_from([b"", b" a", b"a ", b"a b", b"a\nb", b"\0", b"{a}", b"\xff", b"<" * 30, b"0" * 400]),
+    st.binary(max_size=4),
+)
+VALUES = st.one_of(*[HEX] * 8, ODD)
+
+
+def integer(value: int, largest: int, pattern: int) -> bytes:
+    """RFC 7541 section 5.1, for what two octets hold."""
+    return bytes([pattern | value]) if value < largest else bytes([pattern | largest, value - largest])
+
+
+@dataclass(frozen=True)
+class Literal:
+    """How a field is written that is not among the others: by which representation, in Huffman code or not."""
+
+    name: bytes
+    pattern: int
+    coded: bool
+
+    def write(self, value: bytes) -> bytes:
+        return bytes([self.pattern]) + self._string(self.name) + self._string(value)
+
+    def _string(self, text: bytes) -> bytes:
+        text = huffman.encode(text) if self.coded else text
+        head = integer(min(len(text), 0x7F + 0x7F), 0x7F, 0x80 * self.coded)
+        return head + text[: 0x7F + 0x7F]
+
+
+NAMES = st.sampled_from([b"traceparent", b"baggage", b"x-request-id", b"x-other", b"grpc-timeout"])
+LITERALS = st.builds(Literal, NAMES, st.sampled_from([0x00] * 4 + [0x10, INSERTED]), st.booleans())
+TIMEOUT = st.builds(Literal, st.just(b"grpc-timeout"), st.sampled_from([0x00, 0x10]), st.booleans())
+SHAPES = st.tuples(
+    st.tuples(TIMEOUT, st.lists(LITERALS, max_size=2)).map(lambda parts: [parts[0], *parts[1]]),
+    st.sampled_from([5, 5, 5, 4, 2]),
+)
+"""The literals of a request, and before which of the other fields the first of them stands: 5 is behind all."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """What a client sends next: which of its shapes, with which values, and a new size of its table if it has one."""
+
+    shape: int
+    timeout: bytes
+    values: list[bytes]
+    table_bytes: int | None
+
+
+STEPS = st.lists(
+    st.builds(
+        Step,
+        st.sampled_from([0, 0, 1]),
+        TIMEOUTS,
+        st.lists(VALUES, min_size=3, max_size=3),
+        st.sampled_from([None] * 30 + [0, 60, 4096]),
+    ),
+    min_size=4,
+    max_size=14,
+)
+DAMAGE = st.one_of(st.none(), st.tuples(st.integers(0, 80), st.integers(-1, 255)))
+"""Of a block's octets one is replaced, or (-1) those from there on are cut off."""
+
+
+class Client:
+    """Writes what its steps say, and keeps the table that goes with it."""
+
+    def __init__(self) -> None:
+        self.encoder = hpack.Encoder()
+
+    def write(self, step: Step, shape: tuple[list[Literal], int]) -> bytes:
+        literals, at = shape
+        if step.table_bytes is not None:
+            self.encoder.header_table_size = step.table_bytes
+        written = [self.encoder.encode([field]) for field in REQUEST[:at]]
+        for literal, value in zip(literals, step.values, strict=False):
+            written.append(self._more(literal, step.timeout if literal.name == b"grpc-timeout" else value))
+        written += [self.encoder.encode([field]) for field in REQUEST[at:]]
+        return b"".join(written)
+
+    def _more(self, literal: Literal, value: bytes) -> bytes:
+        if literal.pattern != INSERTED:
+            return literal.write(value)
+        written = self.encoder.encode([(literal.name, value)], literal.coded)
+        assert isinstance(written, bytes)
+        return written
+
+
+def damaged(block: bytes, where: int, octet: int) -> bytes:
+    return block[:where] + (bytes([octet]) + block[where + 1 :] if octet >= 0 else b"")
+
+
+def read_anew(decoder: Decoder, block: bytes) -> Opening | None:
+    """With no memory of others. None for a list over the limit, which has a refusal of its own."""
+    try:
+        fields = decoder.decode(block, MAX_LIST_BYTES)
+    except HeaderListTooLarge:
+        return None
+    check_request(fields)
+    values = dict(fields)
+    head = read_head(values, KNOWN_METHODS)
+    timeout = values.get(b"grpc-timeout")
+    return (head, 0) if timeout is None or head.refusal is not None else within(head, timeout)
+
+
+def said(opening: Opening) -> list[Any]:
+    return [opening[1], *(getattr(opening[0], name) for name in Head.__slots__)]
+
+
+def table(decoder: Decoder) -> list[Field]:
+    entries: list[Field] = []
+    while True:
+        try:
+            entries += decoder.decode(integer(62 + len(entries), 0x7F, 0x80), 1 << 20)
+        except HpackError:
+            return entries
+
+
+@untimed
+@given(st.lists(SHAPES, min_size=2, max_size=2), STEPS, DAMAGE)
+def test_a_block_says_what_it_would_say_to_somebody_who_has_seen_no_other(
+    shapes: list[tuple[list[Literal], int]], steps: list[Step], damage: tuple[int, int] | None
+) -> None:
+    """Whatever came before it: inserts, evictions, size updates, other values; damaged or not. Faults are the same
+    too, and so is the table."""
+    client, ours, anew = Client(), Decoder(), Decoder()
+    heads = Heads(ours, KNOWN_METHODS, MAX_LIST_BYTES)
+    blocks = [client.write(step, shapes[step.shape]) for step in [*steps, *steps]]
+    for block in [*blocks[:-1], damaged(blocks[-1], *damage) if damage is not None else blocks[-1]]:
+        wanted: object
+        got: object
+        try:
+            opening = read_anew(anew, block)
+            wanted = "too large" if opening is None else said(opening)
+        except (HpackError, StreamFault) as error:
+            wanted = type(error), str(error)
+        try:
+            opening = heads.known.get(block) or heads.read(block)
+            refusal = opening[0].refusal
+            got = "too large" if refusal is not None and b"header list" in refusal else said(opening)
+        except (HpackError, StreamFault) as error:
+            got = type(error), str(error)
+
+        assert got == wanted
+        if isinstance(wanted, tuple) and wanted[0] is HpackError:
+            return
+        assert table(ours) == table(anew)
+
+
+def test_values_that_vary_are_not_decoded_in_a_block_of_a_known_pattern() -> None:
+    """The third of a kind is matched by its bytes; a value that is not all visible ASCII is decoded all the same."""
+    decoder = _Counting()
+    heads = Heads(decoder, KNOWN_METHODS, 16_384)
+    encoder = hpack.Encoder()
+
+    def block(timeout: bytes, trace: bytes) -> bytes:
+        encoded = encoder.encode([*REQUEST, (b"grpc-timeout", timeout, True), (b"traceparent", trace, True)])
+        assert isinstance(encoded, bytes)
+        return encoded
+
+    for number in range(4):
+        heads.read(block(b"%dm" % number, b"00-%032x" % number))
+    decoder.blocks = 0
+
+    assert heads.read(block(b"7S", b"00-abcdef"))[1] == 7_000_000_000
+    assert decoder.blocks == 0
+    assert heads.read(block(b"8S", b"00 abcdef"))[1] == 8_000_000_000
+    assert decoder.blocks == 1
+
+
+def test_a_list_over_the_limit_is_found_in_a_block_of_a_known_pattern() -> None:
+    """What is not decoded counts all the same."""
+    heads = Heads(Decoder(), KNOWN_METHODS, 500)
+    trace = Literal(b"traceparent", 0x00, coded=True)
+    start = hpack.Encoder().encode([(*field, True) for field in REQUEST])
+    for size in (20, 21, 22, 23):
+        assert heads.read(start + trace.write(b"0" * size))[0].refusal is None
+
+    refusal = heads.read(start + trace.write(b"0" * 200))[0].refusal
+    assert refusal is not None
+    assert b"header list" in refusal
+
+
+class _Counting(Decoder):
+    blocks = 0
+
+    def decode(self, block: bytes, max_list_size: int) -> list[Field]:
+        self.blocks += 1
+        return super().decode(block, max_list_size)
+
+
+@untimed
+@given(st.one_of(st.binary(max_size=60), VALUES.map(huffman.encode)))
+def test_a_string_is_plain_if_it_decodes_to_visible_ascii(data: bytes) -> None:
+    """Wrong code is not plain, nor are blanks."""
+    try:
+        text = huffman.decode(data)
+        plain = all(0x21 <= octet <= 0x7E for octet in text)
+    except HpackError:
+        plain = False
+
+    assert huffman.is_plain(data) == plain
+
+
+def test_names_that_vary_are_ordinary_fields() -> None:
+    """An outline leaves them out: nothing that is read, but for the deadline, may be among them."""
+    for name in VARYING:
+        check_request([*REQUEST, (name, b"1")])
