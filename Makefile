@@ -12,7 +12,7 @@ FUZZ ?=
 REPORTS ?= build/bench
 
 .DEFAULT_GOAL := help
-.PHONY: help bench-swaps serve test check format types lint bench bench-quick bench-simulate bench-overload bench-cap bench-prediction bench-collector bench-decode bench-startup bench-share bench-rest bench-shm fuzz-rest fuzz-grpc models proto lock clean
+.PHONY: help bench-swaps serve test check format types lint bench bench-quick bench-simulate bench-overload bench-cap bench-prediction bench-collector bench-decode bench-startup bench-share bench-rest bench-shm fuzz-rest fuzz-grpc models proto lock clean triton
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -78,6 +78,15 @@ fuzz-grpc: $(VENV)/.dev ## mutated gRPC messages against a server, some minutes 
 
 bench-swaps: $(VENV)/.dev ## a model swapped 500 times under load: failed requests, and the memory that stays, half a minute
 	$(BIN)/python -m loadtests.benchmarks.swaps --out $(REPORTS) $(BENCH)
+
+triton: build/triton/.installed ## install a Triton Inference Server for `forwardpass triton` into build/triton, 350 MB
+
+build/triton/.installed: $(BIN)/python server/local_triton/requirements-server.txt server/local_triton/requirements-python.txt
+	@echo "Installing Triton into build/triton ..."
+	@$(BIN)/python -m pip --disable-pip-version-check install --quiet --no-deps --upgrade --target build/triton/server -r server/local_triton/requirements-server.txt
+	@$(BIN)/python -m venv build/triton/python
+	@build/triton/python/bin/python -m pip --disable-pip-version-check install --quiet -r server/local_triton/requirements-python.txt
+	@touch $@
 
 models: $(VENV)/.dev ## train, verify and publish the committed models anew: digits, breast_cancer, fraud
 	$(BIN)/python -m exporter train image-classification --data digits --name digits --replace

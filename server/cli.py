@@ -66,7 +66,7 @@ def create_app() -> typer.Typer:
     )
     app.command()(with_settings(serve))
     app.command()(with_settings(check))
-    for command in (predict, models, settings, version):
+    for command in (predict, models, triton, settings, version):
         app.command()(command)
     _mount_exporter(app)
     return app
@@ -262,6 +262,42 @@ def _fail(code: int, *problems: str) -> NoReturn:
     for problem in problems:
         typer.echo(f"error: {problem}", err=True)
     raise typer.Exit(code)
+
+
+# --- triton: a real one on this machine ------------------------------------------------------------
+
+
+def triton(
+    model_repository: Annotated[Path, typer.Option(help="The folder of models.")] = Path("model_repository"),
+    tritonserver: Annotated[
+        Path | None,
+        typer.Option(help="The program; without it that on PATH, in /opt/tritonserver, or of `make triton`."),
+    ] = None,
+    http_port: Annotated[int, typer.Option(help="REST.")] = 9000,
+    grpc_port: Annotated[int, typer.Option(help="gRPC.")] = 9001,
+    metrics_port: Annotated[int, typer.Option(help="Prometheus metrics.")] = 9002,
+) -> None:
+    """Run a Triton Inference Server on a folder of models, for development, until Ctrl-C.
+
+    A build without the ONNX Runtime backend runs the models in its Python backend. Exit code: Triton's own.
+    """
+    from server.local_triton.process import LocalTriton, Ports
+    from server.local_triton.program import TritonMissing, find
+
+    with _reported(FAILED):
+        try:
+            program = find(tritonserver)
+        except TritonMissing as error:
+            _fail(FAILED, str(error))
+        with LocalTriton(program, model_repository, Ports(http_port, grpc_port, metrics_port)) as server:
+            if server.translated:
+                typer.echo(
+                    f"{program.path.name} has no ONNX Runtime backend: its Python backend runs "
+                    f"{', '.join(server.translated)}, from a temporary copy of the repository",
+                    err=True,
+                )
+            status = server.foreground()
+    raise typer.Exit(status)
 
 
 # --- settings, version, and the exporter's commands ------------------------------------------------

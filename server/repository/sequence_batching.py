@@ -24,6 +24,8 @@ DEFAULT_IDLE_US = 1_000_000
 _FIELD = "sequence_batching"
 _DATATYPE_OF = {d.config: d.name for d in DATATYPES.values()}
 _CORRELATION = ("UINT64", "INT64", "UINT32", "INT32", "BYTES")
+_STATES = tuple(name for name in DATATYPES if name != "BF16")
+"""A state of BF16 was never run, so it is refused."""
 _FLAGS = {"int32_false_true": ("INT32", "<i"), "fp32_false_true": ("FP32", "<f"), "bool_false_true": ("BOOL", "<?")}
 _MOST_CANDIDATES = 1_000_000
 _LARGEST_STATE_BYTES = 1 << 30
@@ -130,7 +132,7 @@ def _states(batching: Any, refuse: Refuse) -> tuple[State, ...]:
         for field in ("input_name", "output_name"):
             if not getattr(message, field):
                 refuse(f"{path}.{field}", "is empty")
-        datatype = _datatype(f"{path}.data_type", message.data_type, tuple(DATATYPES), refuse)
+        datatype = _datatype(f"{path}.data_type", message.data_type, _STATES, refuse)
         dims = tuple(message.dims)
         if not dims or any(size < 1 and size != -1 for size in dims):
             refuse(f"{path}.dims", f"is {list(dims)}; write the shape without the batch dimension, -1 for any size")

@@ -17,7 +17,7 @@ from google.protobuf.message import DecodeError, Message
 from grpc_health.v1 import health_pb2
 
 from server.call import Settled, answer, settle_into
-from server.errors import InvalidRequest
+from server.errors import InvalidRequest, UnknownModel
 from server.explain import Explanation, decoded
 from server.proto.forwardpass.v1 import prediction_pb2
 from server.proto.triton import service_pb2 as pb
@@ -132,7 +132,11 @@ def _server_ready(dataplane: DataPlane, _message: Any, _info: CallInfo) -> Any:
 
 
 def _model_ready(dataplane: DataPlane, message: Any, _info: CallInfo) -> Any:
-    return pb.ModelReadyResponse(ready=dataplane.model_ready(message.name, message.version))
+    try:
+        ready = dataplane.model_ready(message.name, message.version)
+    except UnknownModel:
+        ready = False  # As Triton's: clients ask until a model comes.
+    return pb.ModelReadyResponse(ready=ready)
 
 
 def _server_metadata(dataplane: DataPlane, _message: Any, _info: CallInfo) -> Any:

@@ -167,7 +167,6 @@ async def test_control_parameters(stub: Any, dataplane: FakeDataPlane) -> None:
     ("method", "message"),
     [
         ("ModelInfer", request(model="x")),
-        ("ModelReady", pb.ModelReadyRequest(name="x")),
         ("ModelMetadata", pb.ModelMetadataRequest(name=MODEL, version="9")),
         ("ModelConfig", pb.ModelConfigRequest(name="x")),
         ("ModelStatistics", pb.ModelStatisticsRequest(name="x")),
@@ -176,11 +175,17 @@ async def test_control_parameters(stub: Any, dataplane: FakeDataPlane) -> None:
     ],
 )
 async def test_an_unknown_model_is_not_found(stub: Any, method: str, message: Any) -> None:
-    """Every RPC that names a model answers NOT_FOUND for one that is not there."""
+    """Every RPC that names a model, but ModelReady, answers NOT_FOUND for one that is not there."""
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         await getattr(stub, method)(message)
     assert caught.value.code() is grpc.StatusCode.NOT_FOUND
     assert "is not found" in caught.value.details()
+
+
+async def test_an_unknown_model_is_not_ready(stub: Any) -> None:
+    """Clients that wait for a model that has yet to come ask, and are told no."""
+    for name, version in (("x", ""), (MODEL, "9")):
+        assert not (await stub.ModelReady(pb.ModelReadyRequest(name=name, version=version))).ready
 
 
 async def test_other_methods_are_unimplemented(channel: grpc.aio.Channel) -> None:

@@ -37,6 +37,7 @@ FLOORS = {
     "server.observability.tracing": 1,
     "server.settings_doc": 1,
     "server.proto": 1,
+    "server.local_triton": 4,
     "server.offload": 1,
     "server.process": 1,
     "server.settings": 1,

@@ -1,0 +1,61 @@
+"""Our repository for a Triton that has no ONNX Runtime backend: the same folders, each with a model of its Python
+backend that runs the ONNX file."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+from google.protobuf import text_format
+
+from server.local_triton import __path__ as here
+from server.proto.triton import model_config_pb2 as pb
+from server.repository.config_text import CONFIG_FILE
+
+log = logging.getLogger(__name__)
+
+_MODEL = Path(here[0]) / "onnx_model.py"
+_ONNX_PLATFORM, _ONNX_BACKEND = "onnxruntime_onnx", "onnxruntime"
+_ONNX_FILE = "model.onnx"
+
+
+def translate(repository: Path, target: Path, packages: Path) -> list[str]:
+    """Write `repository` into the empty folder `target`; returns the names of the models that had to be changed.
+
+    Files are linked to, not copied. `packages` is the folder that has numpy and onnxruntime for the Python backend.
+
+    Raises:
+        OSError: `repository` can't be read.
+        google.protobuf.text_format.ParseError: a config.pbtxt is not one.
+    """
+    changed = []
+    for folder in sorted(path for path in repository.iterdir() if (path / CONFIG_FILE).is_file()):
+        config = text_format.Parse((folder / CONFIG_FILE).read_text(), pb.ModelConfig())
+        if config.backend == _ONNX_BACKEND or config.platform == _ONNX_PLATFORM:
+            _write(folder, target / folder.name, config, packages)
+            changed.append(folder.name)
+        else:
+            (target / folder.name).symlink_to(folder.resolve())
+    return changed
+
+
+def _write(folder: Path, target: Path, config: pb.ModelConfig, packages: Path) -> None:
+    onnx = config.default_model_filename or _ONNX_FILE
+    config.ClearField("platform")
+    config.ClearField("default_model_filename")
+    config.ClearField("optimization")  # Graph levels and accelerators are the other backend's.
+    config.backend = "python"
+    config.parameters["onnx_filename"].string_value = onnx
+    target.mkdir()
+    (target / CONFIG_FILE).write_text(text_format.MessageToString(config))
+    program = f"import sys\n\nsys.path[:0] = [{str(packages)!r}]\n\n{_MODEL.read_text()}"
+    for path in folder.iterdir():
+        if path.is_dir() and path.name.isdecimal():
+            version = target / path.name
+            version.mkdir()
+            for file in path.iterdir():
+                (version / file.name).symlink_to(file.resolve())
+            # The Python backend imports nothing before this very file, and ignores PYTHONPATH.
+            (version / "model.py").write_text(program)
+        elif path.name != CONFIG_FILE:
+            (target / path.name).symlink_to(path.resolve())

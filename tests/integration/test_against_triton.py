@@ -1,0 +1,234 @@
+"""The same calls, by Triton's own client, to a real Triton and to our server: answers, shapes, datatypes, errors.
+
+Triton's build has no ONNX Runtime backend; its Python backend runs the same ONNX files, as `forwardpass triton` does.
+A Triton that is missing (`make triton` installs one) skips these tests; under CI they fail.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+import tritonclient.grpc as triton_grpc
+import tritonclient.http as triton_http
+from tritonclient.utils import InferenceServerException
+
+from server.local_triton.process import LocalTriton, Ports
+from server.local_triton.program import TritonMissing, find
+from tests.e2e.conftest import REPOSITORY, ROOT, end, start
+from tests.support.onnx_models import linear_folder
+
+pytestmark = pytest.mark.e2e
+
+X = np.arange(6, dtype=np.float32).reshape(2, 3)
+ABSOLUTE = 1e-5
+
+
+@dataclass(frozen=True)
+class Sides:
+    """The ports of both servers."""
+
+    triton: Ports
+    ours: Ports
+
+
+def free_ports() -> Ports:
+    with ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(3)]
+        for one in sockets:
+            one.bind(("127.0.0.1", 0))
+        return Ports(*(one.getsockname()[1] for one in sockets))
+
+
+@pytest.fixture(scope="module")
+def sides(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sides]:
+    """Both servers on one repository: the shipped models, a plain one with two versions, one that takes no batch."""
+    try:
+        program = find(folder=ROOT / "build" / "triton")
+    except TritonMissing as missing:
+        if os.environ.get("CI"):
+            pytest.fail(f"{missing}, and this is CI")
+        pytest.skip(str(missing))
+    folder = tmp_path_factory.mktemp("compared")
+    repository = folder / "models"
+    repository.mkdir()
+    for model in ("digits", "fraud", "breast_cancer"):
+        (repository / model).symlink_to(REPOSITORY / model)
+    linear_folder(repository, "linear", versions=(1, 3), more="version_policy { all {} }\ndynamic_batching {}")
+    log = folder / "triton.log"
+    with ExitStack() as stack:
+        output = stack.enter_context(log.open("wb"))
+        theirs = LocalTriton(program, repository, free_ports(), flags=["--log-verbose=0"], output=output)
+        stack.enter_context(theirs)
+        ours = start(folder / "server.log", repository=repository)
+        stack.callback(end, ours)
+        try:
+            theirs.wait_ready(60)
+        except Exception as error:
+            error.add_note(log.read_text())
+            raise
+        yield Sides(theirs.ports, Ports(ours.port("REST"), ours.port("gRPC"), ours.port("metrics")))
+
+
+Client = Any
+"""tritonclient's, over gRPC or HTTP; both have the same methods."""
+
+
+def clients(sides: Sides, transport: str) -> tuple[Client, Client]:
+    """Triton's and ours."""
+    if transport == "grpc":
+        return tuple(triton_grpc.InferenceServerClient(f"127.0.0.1:{side.grpc}") for side in (sides.triton, sides.ours))  # type: ignore[return-value]
+    return tuple(triton_http.InferenceServerClient(f"127.0.0.1:{side.http}") for side in (sides.triton, sides.ours))  # type: ignore[return-value]
+
+
+def infer(
+    client: Client,
+    transport: str,
+    model: str,
+    inputs: dict[str, np.ndarray[Any, Any]],
+    outputs: tuple[str, ...] = (),
+    *,
+    datatype: str = "",
+    binary: bool = True,
+    classes: int = 0,
+    **more: Any,
+) -> Any:
+    """What the answer says, as plain values: the id, and of each output its shape, datatype and elements."""
+    module = triton_grpc if transport == "grpc" else triton_http
+    tensors = []
+    for name, array in inputs.items():
+        tensor = module.InferInput(name, list(array.shape), datatype or "FP32")
+        if transport == "grpc":
+            tensor.set_data_from_numpy(array)
+        else:
+            tensor.set_data_from_numpy(array, binary_data=binary)
+        tensors.append(tensor)
+    wanted = [module.InferRequestedOutput(name, class_count=classes) for name in outputs] or None
+    result = client.infer(model, tensors, outputs=wanted, **more)
+    response = result.get_response(as_json=True) if transport == "grpc" else result.get_response()
+    found = {one["name"]: (one["datatype"], [int(n) for n in one["shape"]]) for one in response["outputs"]}
+    arrays = {name: result.as_numpy(name) for name in found}
+    return response.get("id", ""), found, arrays
+
+
+def outcome(call: Callable[[], Any]) -> Any:
+    """The call's value, or its status."""
+    try:
+        return call()
+    except InferenceServerException as error:
+        return f"error {error.status()}"
+
+
+def same(one: Any, other: Any) -> None:
+    """Raises AssertionError unless both are equal, floats within `ABSOLUTE`."""
+    if isinstance(one, tuple) and len(one) == 3:
+        assert one[:2] == other[:2], (one, other)
+        for name, array in one[2].items():
+            if array.dtype.kind == "f":
+                np.testing.assert_allclose(other[2][name], array, atol=ABSOLUTE, rtol=1e-4)
+            else:
+                assert array.tolist() == other[2][name].tolist()
+    else:
+        assert one == other
+
+
+Ask = Callable[[Client, str], Any]
+
+ASKED: dict[str, Ask] = {
+    "the server lives": lambda client, _: client.is_server_live(),
+    "the server is ready": lambda client, _: client.is_server_ready(),
+    "a model is ready": lambda client, _: client.is_model_ready("linear"),
+    "a version is ready": lambda client, _: client.is_model_ready("linear", "3"),
+    "a version that is not there is not ready": lambda client, _: client.is_model_ready("linear", "2"),
+    "two rows": lambda client, kind: infer(client, kind, "linear", {"x": X}),
+    "an older version": lambda client, kind: infer(client, kind, "linear", {"x": X}, model_version="1"),
+    "an id": lambda client, kind: infer(client, kind, "linear", {"x": X}, request_id="seven"),
+    "a named output": lambda client, kind: infer(client, kind, "linear", {"x": X}, ("y",)),
+    "a digit": lambda client, kind: infer(
+        client, kind, "digits", {"image": np.full((3, 1, 20, 20), 0.25, dtype=np.float32)}
+    ),
+    "an unknown model": lambda client, kind: infer(client, kind, "nobody", {"x": X}),
+    "an unknown version": lambda client, kind: infer(client, kind, "linear", {"x": X}, model_version="2"),
+    "a version that is no number": lambda client, kind: infer(client, kind, "linear", {"x": X}, model_version="v1"),
+    "an unknown input": lambda client, kind: infer(client, kind, "linear", {"z": X}),
+    "an unknown output": lambda client, kind: infer(client, kind, "linear", {"x": X}, ("z",)),
+    "a missing input": lambda client, kind: infer(client, kind, "linear", {}),
+    "a wrong shape": lambda client, kind: infer(client, kind, "linear", {"x": X.reshape(3, 2)}),
+    "a missing batch dimension": lambda client, kind: infer(client, kind, "linear", {"x": X[0]}),
+    "too many rows": lambda client, kind: infer(client, kind, "linear", {"x": np.zeros((9, 3), np.float32)}),
+    "a wrong datatype": lambda client, kind: infer(client, kind, "linear", {"x": X.astype(np.int32)}, datatype="INT32"),
+    "an input that is there twice over": lambda client, kind: infer(client, kind, "linear", {"x": X, "z": X}),
+    "metadata of an unknown model": lambda client, _: client.get_model_metadata("nobody"),
+    "the config of an unknown model": lambda client, _: client.get_model_config("nobody"),
+    "statistics of an unknown model": lambda client, _: client.get_inference_statistics("nobody"),
+}
+_BAD, _ABSENT = "StatusCode.INVALID_ARGUMENT", "StatusCode.NOT_FOUND"
+STATUS_DIFFERS = {
+    ("a version that is no number", "grpc"): (_BAD, _ABSENT),
+    ("statistics of an unknown model", "grpc"): (_BAD, _ABSENT),
+    ("statistics of an unknown model", "http"): ("400", "404"),
+}
+"""Triton's status and ours, by the call and the transport, where they differ; each is in transport/README.md."""
+
+
+@pytest.mark.parametrize("transport", ["grpc", "http"])
+@pytest.mark.parametrize("asked", ASKED)
+def test_an_answer_is_that_of_triton(sides: Sides, asked: str, transport: str) -> None:
+    """A client that moves from Triton to us sees the same values, shapes, datatypes and status codes."""
+    theirs, ours = (outcome(partial(ASKED[asked], client, transport)) for client in clients(sides, transport))
+    differs = STATUS_DIFFERS.get((asked, transport))
+    if differs:
+        assert (theirs, ours) == tuple(f"error {status}" for status in differs)
+    else:
+        same(theirs, ours)
+
+
+@pytest.mark.parametrize("model", ["linear", "digits", "fraud", "breast_cancer"])
+def test_metadata_are_those_of_triton_but_for_the_platform(sides: Sides, model: str) -> None:
+    """Names, versions, datatypes and shapes are equal; Triton here runs the models by its Python backend."""
+    theirs, ours = (client.get_model_metadata(model, as_json=True) for client in clients(sides, "grpc"))
+    assert theirs.pop("platform") == "python"
+    assert ours.pop("platform") == "onnxruntime_onnx"
+    assert theirs == ours
+
+
+def test_plain_json_is_answered_alike(sides: Sides) -> None:
+    """REST without the binary extension, as curl sends it."""
+    body = {"id": "1", "inputs": [{"name": "x", "datatype": "FP32", "shape": [2, 3], "data": X.tolist()}]}
+    answers = [
+        httpx.post(f"http://127.0.0.1:{side.http}/v2/models/linear/infer", json=body).raise_for_status().json()
+        for side in (sides.triton, sides.ours)
+    ]
+    assert answers[0] == answers[1]
+
+
+def test_statistics_count_alike(sides: Sides) -> None:
+    """The same calls add the same to the counts of successes, rows and passes."""
+    for client in clients(sides, "grpc"):
+        before = counts(client)
+        for _ in range(5):
+            infer(client, "grpc", "linear", {"x": X})
+        after = counts(client)
+        assert [late - early for early, late in zip(before, after, strict=True)] == [5, 10, 5]
+
+
+def counts(client: Client) -> list[int]:
+    stats = client.get_inference_statistics("linear", "3", as_json=True)["model_stats"][0]
+    success = stats.get("inference_stats", {}).get("success", {})
+    return [int(n) for n in (success.get("count", 0), stats.get("inference_count", 0), stats.get("execution_count", 0))]
+
+
+def test_the_translated_repository_leaves_no_trace(sides: Sides, tmp_path: Path) -> None:
+    """The temporary repository is gone when Triton has been stopped, and the models' folders are as they were."""
+    del sides
+    assert not list((REPOSITORY / "digits" / "1").glob("*.py"))
+    assert not list(tmp_path.iterdir())
