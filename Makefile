@@ -12,7 +12,7 @@ FUZZ ?=
 REPORTS ?= build/bench
 
 .DEFAULT_GOAL := help
-.PHONY: help bench-swaps serve test check format types lint bench bench-quick bench-simulate bench-overload bench-cap bench-prediction bench-collector bench-decode bench-startup bench-share bench-rest bench-shm fuzz-rest fuzz-grpc models proto lock clean triton
+.PHONY: help bench-swaps serve test check format types lint bench bench-quick bench-simulate bench-overload bench-cap bench-prediction bench-collector bench-decode bench-startup bench-share bench-rest bench-workers bench-shm fuzz-rest fuzz-grpc models proto lock clean triton
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -60,6 +60,9 @@ bench-startup: $(VENV)/.dev ## the time from a process's start to READY, its par
 
 bench-share: $(VENV)/.dev ## two models on the same cores, one of them overloaded, with and without the share, about a minute
 	$(BIN)/python -m loadtests.benchmarks.share --out $(REPORTS) $(BENCH)
+
+bench-workers: $(VENV)/.dev ## one process and --workers 2, on one core and two, two minutes on two quiet cores
+	$(BIN)/python -m loadtests.benchmarks.workers --out $(REPORTS) $(BENCH)
 
 bench-prediction: $(VENV)/.dev ## how far passes are from what was foreseen, with real models, a minute
 	$(BIN)/python -m loadtests.benchmarks.prediction --out $(REPORTS) $(BENCH)

@@ -50,12 +50,13 @@ def grown(before: Mapping[str, float], after: Mapping[str, float]) -> dict[str, 
 
 
 @contextmanager
-def serving(repository: Path, folder: Path, core: int, *flags: str) -> Iterator[Server]:
-    """A server of the shipped defaults, but for `flags`, on `core`; its logs go to `folder`; ended on the way out."""
+def serving(repository: Path, folder: Path, core: int | tuple[int, ...], *flags: str) -> Iterator[Server]:
+    """A server of the shipped defaults, but for `flags`, on `core`, or several; its logs go to `folder`; ended on the
+    way out."""
     ports = ["--http-port", "0", "--grpc-port", "0", "--metrics-port", "0"]
     command = [sys.executable, "-m", "server", "serve", "--model-repository", str(repository), *ports, *flags]
     out, log = folder / "server.out", folder / "server.log"
-    with out.open("w") as stdout, log.open("w") as stderr, pinned(core):
+    with out.open("w") as stdout, log.open("w") as stderr, pinned(*((core,) if isinstance(core, int) else core)):
         process = subprocess.Popen(command, cwd=_ROOT, stdout=stdout, stderr=stderr)  # noqa: S603 - our own command
     try:
         banner = _banner(process, out, log)

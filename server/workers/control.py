@@ -18,7 +18,7 @@ _MOST_FILES = 4
 
 class Word(Enum):
     LINK = b"L"
-    """To both: a link to the other, its socket and the memory that they share. More: the front's name."""
+    """To both: a link to the other, its socket and the memory that they share. More: the link's number."""
     CONNECTION = b"C"
     """To a front: an accepted connection. More: the listener's place in `LISTENERS`."""
     BANNER = b"B"
@@ -36,7 +36,7 @@ class Word(Enum):
     OPEN = b"O"
     """Of a front: the connections that it got and those that are open, of each listener."""
     LOST = b"X"
-    """Of a front: its link ended."""
+    """Of a front: its link ended. More: the link's number."""
 
 
 LISTENERS = ("http", "grpc", "metrics")

@@ -11,6 +11,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 from server import process
@@ -149,15 +150,11 @@ class Front:
         places = Places(memory[0], self._settings.workers.shared_bytes) if memory else None
         for file in memory:
             os.close(file)
-        link = self.models.attach(places)
-        lost = link.lost
-
-        def tell() -> None:
-            lost()
-            say(self._supervisor, Word.LOST)
-
-        link.lost = tell
+        link = self.models.attach(places, partial(self._tell_lost, said.more))
         await asyncio.get_running_loop().create_unix_connection(lambda: link, sock=socket.socket(fileno=stream))
+
+    def _tell_lost(self, number: bytes) -> None:
+        say(self._supervisor, Word.LOST, number)
 
     def _report_soon(self) -> None:
         if not self._report_due:

@@ -11,7 +11,7 @@ import logging
 import pickle
 import time
 from base64 import b64encode
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -146,19 +146,27 @@ class RemoteModels:
 
     # --- the link ---------------------------------------------------------------------------------
 
-    def attach(self, places: Places | None) -> Link:
-        """A new link to the engine process, in place of any that was. `places`: of the memory shared with it."""
-        if self._link is not None:
-            self._link.close()
+    def attach(self, places: Places | None, lost: Callable[[], None]) -> Link:
+        """A new link to the engine process, in place of any that was. `places`: of the memory shared with it.
+
+        `lost` is called when it ends, unless another one has taken its place.
+        """
+        old = self._link
+        if old is not None:
+            self._give_up()
+            old.close()
         link = Link("the engine process", self._take, self._answer)
-        link.lost = lambda: self._lost(link)
+        link.lost = partial(self._lost, link, lost)
         self._link, self._places = link, places
         return link
 
-    def _lost(self, link: Link) -> None:
+    def _lost(self, link: Link, tell: Callable[[], None]) -> None:
+        if link is self._link:
+            self._give_up()
+            tell()
+
+    def _give_up(self) -> None:
         """Everybody who waits is told at once; what is known of the models stays, to say the same of each of them."""
-        if link is not self._link:
-            return
         self._link = None
         self._well = False
         self.told.clear()

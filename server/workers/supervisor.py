@@ -139,14 +139,23 @@ class Supervisor:
         if engine is None:
             return  # The next one is linked to all.
         ends = socket.socketpair()
+        front.links += 1
         files = [os.memfd_create("forwardpass")] if self._settings.workers.shared_bytes else []
         for file in files:
             os.truncate(file, self._settings.workers.shared_bytes)
-        for child, end in zip((engine, front), ends, strict=True):
-            say(child.end, Word.LINK, front.name.encode(), [end.fileno(), *files])
+        number = self._number(front)
+        # An engine process that has just died is told nothing, and then the front isn't either: the next one's turn.
+        if say(engine.end, Word.LINK, number, [ends[0].fileno(), *files]):
+            say(front.end, Word.LINK, number, [ends[1].fileno(), *files])
+        for end in ends:
             end.close()
         for file in files:
             os.close(file)
+
+    @staticmethod
+    def _number(front: Child) -> bytes:
+        """Of its last link: who has lost one before that has got another."""
+        return f"{front.name}, link {front.links}".encode()
 
     def _hear(self, child: Child) -> None:
         try:
@@ -158,7 +167,7 @@ class Supervisor:
                     child.told(more)
                 elif word is Word.FINISHED:
                     self._stop()
-                elif word is Word.LOST and not self._stopping:
+                elif word is Word.LOST and more == self._number(child) and not self._stopping:
                     # Where the engine process ended this goes to a dead one, and its successor is linked anyway.
                     self._link(child)
         except EOFError:
