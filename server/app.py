@@ -78,7 +78,7 @@ class Server:
             logs,
         )
         host, http = settings.host, settings.http
-        self.rest = RestServer(self.dataplane, host, http)
+        self.rest = RestServer(self.dataplane, host, http, settings.http_tls)
         self.grpc = _grpc_server(self.dataplane, settings)
         ours = self.grpc if isinstance(self.grpc, Http2Server) else None
         closed = {"http": self.rest.closed, **({"grpc": ours.connections.closed} if ours else {})}

@@ -165,6 +165,14 @@ class TlsSettings(Section):
     """PEM file of the certificate's private key, not encrypted."""
 
 
+class HttpTlsSettings(TlsSettings):
+    certificate: Annotated[str, Field(json_schema_extra=flag("--http-tls-certificate"))] = ""
+    """PEM file of the REST listener's certificate and its chain. With it the listener speaks TLS, 1.2 or newer, and
+    nothing else; empty: no TLS. It may be the gRPC listener's."""
+    key: Annotated[str, Field(json_schema_extra=flag("--http-tls-key"))] = ""
+    """PEM file of the certificate's private key, not encrypted."""
+
+
 class MetricsSettings(Section):
     port: Annotated[int, Field(ge=0, le=65535, json_schema_extra=flag("--metrics-port"))] = 8002
     """Prometheus metrics at /metrics; 0 picks a free port."""
@@ -252,6 +260,7 @@ class Settings(Section):
     http: HttpSettings = HttpSettings()
     grpc: GrpcSettings = GrpcSettings()
     tls: TlsSettings = TlsSettings()
+    http_tls: HttpTlsSettings = HttpTlsSettings()
     metrics: MetricsSettings = MetricsSettings()
     shared_memory: SharedMemorySettings = SharedMemorySettings()
     scheduler: SchedulerSettings = SchedulerSettings()

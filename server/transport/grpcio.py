@@ -53,7 +53,7 @@ class GrpcioServer:
 
     async def start(self) -> int:
         """Listen, and return the port. Raises ListenFailed, also where the certificate can't be used."""
-        tls_context(self._tls)  # grpc would only log what is wrong with it.
+        tls_context(self._tls, "h2")  # grpc would only log what is wrong with it.
         if self._port:
             # grpc says only that it failed; the system's own reason is had by binding first.
             listen(self._host, self._port).close()

@@ -16,11 +16,10 @@ from server.transport.routes import Handler, MethodNotAllowed, Router
 from server.types import InferRequest
 
 if TYPE_CHECKING:
-    import ssl
     from collections import Counter
 
     from server.dataplane import DataPlane
-    from server.settings import HttpSettings
+    from server.settings import HttpSettings, TlsSettings
     from server.transport.http1.head import Head
     from server.transport.http1.protocol import Turn
 
@@ -121,14 +120,12 @@ class RestApp:
 class RestServer:
     """The REST listener. A started server is stopped once, and not started again."""
 
-    def __init__(
-        self, dataplane: DataPlane, host: str, settings: HttpSettings, tls: ssl.SSLContext | None = None
-    ) -> None:
+    def __init__(self, dataplane: DataPlane, host: str, settings: HttpSettings, tls: TlsSettings | None = None) -> None:
         app = RestApp(dataplane, max_body_bytes=settings.max_body_bytes)
         self.listener = Http1Server(app, host, settings.port, settings, tls)
 
     async def start(self) -> int:
-        """Listen, and return the port. Raises ListenFailed."""
+        """Listen, and return the port. Raises ListenFailed, also where the certificate can't be used."""
         return await self.listener.start()
 
     async def stop(self, grace_s: float) -> None:

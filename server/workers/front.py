@@ -69,7 +69,7 @@ class Front:
         self._logs.install()
         self._logs.spread = self._spread_logs
         self.dataplane = FrontPlane(self.models, settings.repository, threads, self._logs)
-        self.rest = RestServer(self.dataplane, settings.host, own.http)
+        self.rest = RestServer(self.dataplane, settings.host, own.http, settings.http_tls)
         self.grpc = Http2Server(self.dataplane, settings.host, own.grpc, settings.tls)
         self.metrics = Http1Server(MetricsOfAll(self.models, self.dataplane), settings.host, 0, own.http)
         self._listeners: Mapping[str, Http1Server | Http2Server] = {

@@ -47,7 +47,9 @@ def run(settings: Settings) -> int:
     ports = {"http": settings.http.port, "grpc": settings.grpc.port, "metrics": settings.metrics.port}
     listeners: list[socket.socket] = []
     try:
-        tls_context(settings.tls)  # The fronts need it; what is wrong with it is told once.
+        # The fronts need them; what is wrong with them is told once.
+        tls_context(settings.tls, "h2")
+        tls_context(settings.http_tls, "http/1.1")
         listeners += [listen(settings.host, ports[name]) for name in LISTENERS]
     except ListenFailed as error:
         log.error("can't start: %s", error)

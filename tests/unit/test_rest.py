@@ -23,7 +23,7 @@ import pytest
 
 import server.transport.rest as rest_module
 from server.errors import DeadlineExceeded, Draining, PayloadTooLarge, QueueFull
-from server.settings import HttpSettings
+from server.settings import HttpSettings, TlsSettings
 from server.tensor import Tensor, TensorSpec
 from server.transport.http1.server import Http1Server
 from server.transport.inflate import inflate
@@ -687,13 +687,30 @@ async def test_tls(dataplane: FakeDataPlane, tmp_path: Path) -> None:
     subject = ("-subj", "/CN=localhost", "-addext", "subjectAltName=IP:127.0.0.1", "-days", "1")
     made = ("openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes")
     assert (await run(*made, "-keyout", str(key), "-out", str(certificate), *subject))[0] == 0
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(certificate, key)
-    server = RestServer(dataplane, "127.0.0.1", HttpSettings(port=0, max_body_bytes=LIMIT), context)
+    tls = TlsSettings(certificate=str(certificate), key=str(key))
+    server = RestServer(dataplane, "127.0.0.1", HttpSettings(port=0, max_body_bytes=LIMIT), tls)
     port = await server.start()
     trust = ssl.create_default_context(cafile=str(certificate))
     async with httpx.AsyncClient(base_url=f"https://127.0.0.1:{port}", verify=trust) as client:
         assert (await client.post(INFER, content=document())).status_code == 200
         assert (await client.post(INFER, content=b"x" * 300_000)).status_code == 413
         assert (await client.get("/v2/health/live")).status_code == 200
+    offered = ssl.create_default_context(cafile=str(certificate))
+    offered.set_alpn_protocols(["h2", "http/1.1"])
+    _, writer = await asyncio.open_connection("127.0.0.1", port, ssl=offered)
+    assert writer.get_extra_info("ssl_object").selected_alpn_protocol() == "http/1.1"
+    writer.close()
     await server.stop(1)
+
+
+@pytest.mark.parametrize(
+    ("certificate", "key", "said"), [("c.pem", "", "one of them is not set"), ("c.pem", "k.pem", "No such file")]
+)
+async def test_tls_without_a_usable_certificate_does_not_start(
+    dataplane: FakeDataPlane, tmp_path: Path, certificate: str, key: str, said: str
+) -> None:
+    """Nobody who asked for TLS gets a listener without it."""
+    tls = TlsSettings(certificate=str(tmp_path / certificate), key=str(tmp_path / key) if key else "")
+    server = RestServer(dataplane, "127.0.0.1", HttpSettings(port=0), tls)
+    with pytest.raises(ListenFailed, match=said):
+        await server.start()

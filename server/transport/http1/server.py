@@ -9,13 +9,13 @@ import time
 from collections.abc import Sequence
 from typing import Protocol
 
-from server.settings import HttpSettings
+from server.settings import HttpSettings, TlsSettings
 from server.transport.connections import Connections
 from server.transport.http1.connection import Memory
 from server.transport.http1.head import Head, Heads
 from server.transport.http1.protocol import Http1Protocol, Turn
 from server.transport.http1.reply import Clock
-from server.transport.listen import listen
+from server.transport.listen import listen, tls_context
 
 _LOOK_S = 1.0
 """Between two looks at the connections' time-outs, which are as exact as this."""
@@ -41,9 +41,7 @@ class App(Protocol):
 class Http1Server:
     """One listener for `app`. A started server is stopped once, and not started again."""
 
-    def __init__(
-        self, app: App, host: str, port: int, settings: HttpSettings, tls: ssl.SSLContext | None = None
-    ) -> None:
+    def __init__(self, app: App, host: str, port: int, settings: HttpSettings, tls: TlsSettings | None = None) -> None:
         self.app = app
         self.settings = settings
         self.heads = Heads(settings, app.plan)
@@ -54,31 +52,37 @@ class Http1Server:
         self._host = host
         self._port = port
         self._tls = tls
+        self._context: ssl.SSLContext | None = None
         self._listener: asyncio.Server | None = None
         self._look: asyncio.TimerHandle | None = None
         self._empty = asyncio.Event()
 
     async def start(self) -> int:
-        """Listen, and return the port. Raises ListenFailed."""
+        """Listen, and return the port. Raises ListenFailed, also where the certificate can't be used."""
+        self._context = self._make_context()
         listener = listen(self._host, self._port)
         port: int = listener.getsockname()[1]
         loop = asyncio.get_running_loop()
-        handshake_s = self.settings.head_timeout_s if self._tls else None
+        handshake_s = self.settings.head_timeout_s if self._context else None
         self._listener = await loop.create_server(
-            lambda: Http1Protocol(self), sock=listener, ssl=self._tls, ssl_handshake_timeout=handshake_s
+            lambda: Http1Protocol(self), sock=listener, ssl=self._context, ssl_handshake_timeout=handshake_s
         )
         self._look_later()
         return port
 
     def start_handed(self) -> None:
-        """Serve connections that another process accepts: `take` each."""
+        """Serve connections that another process accepts: `take` each. Raises ListenFailed: as `start`."""
+        self._context = self._make_context()
         self._look_later()
+
+    def _make_context(self) -> ssl.SSLContext | None:
+        return tls_context(self._tls, "http/1.1") if self._tls else None
 
     async def take(self, connection: socket.socket) -> None:
         """Serve an accepted connection. Raises OSError: it is gone, or its TLS handshake failed."""
-        handshake_s = self.settings.head_timeout_s if self._tls else None
+        handshake_s = self.settings.head_timeout_s if self._context else None
         await asyncio.get_running_loop().connect_accepted_socket(
-            lambda: Http1Protocol(self), connection, ssl=self._tls, ssl_handshake_timeout=handshake_s
+            lambda: Http1Protocol(self), connection, ssl=self._context, ssl_handshake_timeout=handshake_s
         )
 
     async def stop(self, grace_s: float) -> None:

@@ -52,7 +52,7 @@ class Http2Server:
 
     async def start(self) -> int:
         """Listen, and return the port. Raises ListenFailed, also where the certificate can't be used."""
-        self._context = context = tls_context(self._tls)
+        self._context = context = tls_context(self._tls, "h2")
         listener = listen(self._host, self._settings.port)
         port: int = listener.getsockname()[1]
         loop = asyncio.get_running_loop()
@@ -67,7 +67,7 @@ class Http2Server:
 
     def start_handed(self) -> None:
         """Serve connections that another process accepts: `take` each. Raises ListenFailed: as `start`."""
-        self._context = tls_context(self._tls)
+        self._context = tls_context(self._tls, "h2")
         self._ticking = asyncio.get_running_loop().create_task(self._tick(), name="grpc")
 
     async def take(self, connection: socket.socket) -> None:
