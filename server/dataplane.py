@@ -17,7 +17,6 @@ from server import __version__
 from server.call import Settled, answer, settle_into
 from server.errors import ControlNotAllowed, InvalidRequest, ServingError, UnknownModel, Unsupported
 from server.lifecycle import Lifecycle, State
-from server.model_control import Served
 from server.observability.log_control import LogControl
 from server.observability.trace_settings import Change
 from server.observability.tracing import Tracing
@@ -26,6 +25,7 @@ from server.pipeline.base import Pipeline
 from server.proto.triton import model_config_pb2
 from server.repository.repository import NOT_LOADED, UNLOADED
 from server.scheduler.statistics import ModelStatistics
+from server.served import Served
 from server.settings import LogSettings, RepositorySettings, SharedMemorySettings, TraceSettings
 from server.shared_memory.requests import SharedMemory
 from server.tensor import Array, Tensor, TensorSpec

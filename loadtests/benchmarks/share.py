@@ -27,10 +27,11 @@ from loadtests.cores import cores
 from loadtests.models import Network, cnn
 from loadtests.report import publish, table
 from server.engine.onnxruntime import OnnxRuntimeEngine
-from server.model_control import ModelControl, Served
+from server.model_control import ModelControl
 from server.pipeline.load import load_pipeline
 from server.repository.repository import Repository
 from server.scheduler.share import Share
+from server.served import Served
 from server.tensor import Tensor
 from server.types import InferRequest, InferResponse, Outcome
 

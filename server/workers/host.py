@@ -19,9 +19,9 @@ from itertools import count
 from typing import TYPE_CHECKING, Any
 
 from server.errors import EngineLost, ServingError
-from server.model_control import Served
 from server.scheduler.handoff import HANDOFF_NS
 from server.scheduler.statistics import ModelStatistics
+from server.served import Served
 from server.types import InferRequest, InferResponse, Outcome
 from server.workers.counts import Total, summed, told
 from server.workers.frames import BadFrame, Kind, frame

@@ -18,11 +18,12 @@ from functools import partial
 from typing import Any
 
 from server.errors import Cancelled, Draining, EngineLost, ModelNotReady, ServingError, UnknownModel
-from server.model_control import ModelControl, Served
+from server.model_control import ModelControl
 from server.proto.triton import model_config_pb2
 from server.repository.loading import ServedModel
 from server.repository.model_config import from_message
 from server.scheduler.statistics import ModelStatistics
+from server.served import Served
 from server.types import IndexEntry, InferRequest, InferResponse
 from server.workers.frames import BadFrame, Kind, frame
 from server.workers.link import Link, Question

@@ -20,6 +20,7 @@ FLOORS = {
     "server.observability.sequence_metrics": 6,
     "server.dataplane": 5,
     "server.model_control": 5,
+    "server.served": 5,
     "server.request_check": 4,
     "server.sequence_check": 4,
     "server.scheduler": 3,

@@ -1,0 +1,120 @@
+"""One version of a model in service: the check of its requests, who runs them, and how it is drained."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Sequence
+from typing import Protocol
+
+from server.errors import ServingError
+from server.repository.repository import ServedModel
+from server.request_check import RequestCheck
+from server.scheduler.sequence_batcher import SequenceBatcher
+from server.scheduler.statistics import ModelStatistics
+from server.sequences import sequence_id
+from server.types import InferRequest
+
+
+class ModelBatcher(Protocol):
+    """Who runs the requests of one version: a batcher, or the way to one in another process."""
+
+    def submit(self, requests: Sequence[InferRequest]) -> None: ...
+    def cancel(self, request: InferRequest) -> None: ...
+    def healthy(self) -> bool: ...
+    async def drain(self, until_ns: int) -> None: ...
+    async def close(self) -> None: ...
+
+
+class Served:
+    """One version in service: what was loaded, the check of its requests, and its batcher.
+
+    While somebody is inside ``with served:`` it is not drained: a prediction whose picture is still being
+    decoded keeps the version that decodes it.
+    """
+
+    __slots__ = ("_held", "_idle", "batcher", "check", "model", "statistics")
+
+    def __init__(self, model: ServedModel, batcher: ModelBatcher, statistics: ModelStatistics) -> None:
+        self.model = model
+        self.check = RequestCheck(model.config)
+        self.batcher = batcher
+        self.statistics = statistics
+        self._held = 0
+        self._idle = asyncio.Event()
+        self._idle.set()
+
+    def __enter__(self) -> Served:
+        self._held += 1
+        self._idle.clear()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._held -= 1
+        if not self._held:
+            self._idle.set()
+
+    def submit(self, requests: Sequence[InferRequest]) -> None:
+        """Check requests and queue them; each is settled in any case. A plain call that never raises."""
+        check, batcher = self.check, self.batcher
+        good: list[InferRequest] = []
+        for request in requests:
+            try:
+                check(request)
+            except ServingError as error:
+                request.settle(error)
+            else:
+                request.holder = batcher
+                good.append(request)
+        if good:
+            batcher.submit(good)
+
+    async def drain(self, until_ns: int) -> None:
+        """Answer all that was admitted; what is left at `until_ns` is settled as UNAVAILABLE."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(max(0, until_ns - time.monotonic_ns()) / 1e9):
+                await self._idle.wait()
+        await self.batcher.drain(until_ns)
+
+
+class SequenceServed(Served):
+    """A version that batches sequences. Those that began on a version which it replaced go on there to their ends."""
+
+    __slots__ = ("elders", "sequences")
+
+    def __init__(self, model: ServedModel, batcher: SequenceBatcher, statistics: ModelStatistics) -> None:
+        super().__init__(model, batcher, statistics)
+        self.sequences = batcher
+        self.elders: list[SequenceServed] = []
+        """The versions that it replaced, while they are being drained."""
+
+    def submit(self, requests: Sequence[InferRequest]) -> None:
+        """As of `Served`, each by the version that has its sequence."""
+        for request in requests:
+            served = self._whose(request)
+            try:
+                served.check(request)
+            except ServingError as error:
+                request.settle(error)
+            else:
+                request.holder = served.sequences
+            # One that was refused too: it may leave a gap in its sequence.
+            served.sequences.submit((request,))
+
+    def _whose(self, request: InferRequest) -> SequenceServed:
+        if not self.elders:
+            return self
+        name = sequence_id(request.parameters.get("sequence_id"))
+        for elder in self.elders:
+            if elder.sequences.knows(name):
+                if not request.parameters.get("sequence_start"):
+                    return elder
+                elder.sequences.supersede(name)
+        return self
+
+    def replaces(self, served: Sequence[Served]) -> None:
+        """These go out of service, and this comes into it."""
+        for elder in served:
+            if isinstance(elder, SequenceServed):
+                self.elders += [elder, *elder.elders]
