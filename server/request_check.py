@@ -85,12 +85,12 @@ class RequestCheck:
 
     def _missing(self, given: Collection[str]) -> str:
         """Triton's words, as those of the other errors that its clients may look for."""
-        got, missing = (
-            list(given),
-            [name for name, spec in self._inputs.items() if name not in given and not spec.optional],
-        )
+        got, required = list(given), [name for name, spec in self._inputs.items() if not spec.optional]
+        missing = [name for name in required if name not in given]
+        most = len(self._inputs)
+        expected = f"{most} inputs" if len(required) == most else f"number of inputs between {len(required)} and {most}"
         return (
-            f"expected {len(self._inputs)} inputs but got {len(got)} inputs for model '{self._model_name}'. "
+            f"expected {expected} but got {len(got)} inputs for model '{self._model_name}'. "
             f"Got input(s) {_listed(got)}, but missing required input(s) {_listed(missing)}"
         )
 
