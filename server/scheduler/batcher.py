@@ -16,9 +16,8 @@ from functools import partial
 
 from server.buckets import Buckets
 from server.engine.base import Instance
-from server.errors import Cancelled, DeadlineExceeded, Draining, EngineFailure, ServingError
+from server.errors import Cancelled, DeadlineExceeded, Draining
 from server.scheduler.admission import Admission
-from server.scheduler.alarm import Alarm
 from server.scheduler.backlog import Backlog
 from server.scheduler.costs import Costs
 from server.scheduler.door import Door
@@ -29,6 +28,7 @@ from server.scheduler.settling import Settling
 from server.scheduler.share import Share
 from server.scheduler.statistics import ModelStatistics
 from server.scheduler.tenants import FairLine
+from server.scheduler.ticking import Ticking
 from server.scheduler.waits import Waits
 from server.scheduler.worker import Model, Pass, Runner, Worker
 from server.types import NO_DEADLINE, InferRequest
@@ -44,7 +44,7 @@ STALL_NS = 5_000_000_000
 MakeRunner = Callable[[Instance], Runner]
 
 
-class Batcher:
+class Batcher(Ticking):
     """Takes the requests of one model version to its instances. Call it on the event loop's thread only."""
 
     def __init__(
@@ -74,11 +74,9 @@ class Batcher:
         `fair_by_tenant`: tenants share the queue, see `server.scheduler.tenants`.
         `buckets`: the lengths that the requests of one signature are padded to.
         """
-        self.model_name = model_name
+        super().__init__(model_name, loop, clock)
         self.statistics = statistics
         self._limits = limits
-        self._loop = loop
-        self._clock = clock
         queue = RequestQueue(policy, priorities, slo_ns, FairLine if fair_by_tenant else Line)
         self._backlog = Backlog(queue, statistics)
         self._admission = Admission(queue, costs, limits, statistics)
@@ -99,12 +97,8 @@ class Batcher:
             self._settling,
             self._waits,
         )
-        self._alarm = Alarm(loop, self._tick)
-        self._tick_due = False
-        self._drain_until_ns = NO_DEADLINE
         self._learns_ns = 0
         """When the next pass on the loop is learned from."""
-        self._drained: list[asyncio.Future[None]] = []
 
     # --- what others call --------------------------------------------------------------------------
 
@@ -123,28 +117,6 @@ class Batcher:
         self._settling.fail(request, Cancelled(), self._clock())
         self._tick_soon()
 
-    async def drain(self, until_ns: int) -> None:
-        """Admit nothing any more, answer what is held until `until_ns`, settle the rest as Draining.
-
-        Returns when all is settled. No batch waits for company meanwhile, for nobody will come.
-        """
-        self._stop_admitting(until_ns)
-        drained = self._loop.create_future()
-        self._drained.append(drained)
-        self._tick_soon()
-        await drained
-
-    async def close(self) -> None:
-        """Settle whatever is held as Draining and end the workers; returns when the last pass has ended."""
-        self._stop_admitting(self._clock())
-        self._settle_all(Draining)
-        self._settling.release()
-        self._backlog.count()
-        self._tick_soon()
-        await self._instances.close()
-        self._alarm.cancel()
-        self._instances.turn.leave(self._clock())
-
     @property
     def pending(self) -> int:
         """Requests that wait for a pass, or to be admitted."""
@@ -160,33 +132,10 @@ class Batcher:
 
     # --- the tick ----------------------------------------------------------------------------------
 
-    def _tick_soon(self) -> None:
-        if not self._tick_due:
-            self._tick_due = True
-            self._loop.call_soon(self._tick)
-
-    def _tick(self) -> None:
-        self._tick_due = False
-        self._guarded(self._advance)
-
     def _on_pass(self, runner: Runner, requests: Sequence[InferRequest], result: Pass) -> None:
         """A worker's pass is over; called on the loop."""
         self._guarded(self._finish, runner, requests, result)
         self._guarded(self._advance)
-
-    def _guarded(self, step: Callable[..., None], *arguments: object) -> None:
-        """Run a step. If it raises there is a bug; nobody who is held here may wait for ever because of it.
-
-        What still runs on a worker's thread is left to it: its end comes here like any other.
-        """
-        try:
-            step(*arguments)
-        except BaseException as error:
-            log.exception("the scheduler of model %s failed and settles what waits", self.model_name)
-            self._settling.fail_each(self._backlog.clear(), self._failure(error))
-            self._tick_soon()
-            if not isinstance(error, Exception):
-                raise
 
     def _advance(self) -> None:
         """Settle who expired, give work to the idle instances, set the alarm for what comes next."""
@@ -197,7 +146,7 @@ class Batcher:
         if self._instances.dead:
             self._settling.fail_each(self._backlog.clear(), self._door.dead)
         if now_ns >= self._drain_until_ns:
-            self._settle_all(Draining)
+            self._end_all(Draining)
         wake_ns = self._employ(now_ns)
         self._settling.release()
         if self._waits:
@@ -316,32 +265,25 @@ class Batcher:
             log.warning("a pass of %d requests failed, running each alone: %r", len(requests), error)
             self._backlog.reruns.extend(request for request in requests if not request.settled)
 
-    def _failure(self, error: BaseException) -> Callable[[], EngineFailure]:
-        """What a bug of ours is to those whom it strikes."""
-        return partial(EngineFailure, self.model_name, repr(error))
+    # --- for `Ticking` -----------------------------------------------------------------------------
 
-    # --- the end -----------------------------------------------------------------------------------
+    def _arrivals(self) -> Sequence[InferRequest]:
+        return self._backlog.arrived
 
-    def _settle_all(self, make_error: Callable[[], ServingError]) -> None:
-        """Also what runs; its results will be thrown away."""
-        self._settling.fail_each(self._backlog.clear(), make_error)
-        for run in list(self._instances.running.values()):
-            self._settling.fail_each(run.requests, make_error)
+    def _clear(self) -> Sequence[InferRequest]:
+        return self._backlog.clear()
+
+    def _running(self) -> Sequence[InferRequest]:
+        return [request for run in self._instances.running.values() for request in run.requests]
+
+    def _empty(self) -> bool:
+        return not self.pending and not self._instances.running
+
+    def _tell(self) -> None:
+        self._backlog.count()
 
     def _stop_admitting(self, until_ns: int) -> None:
-        if self._backlog.arrived:
-            # They came before the end, and would have been admitted in this very turn of the loop.
-            self._guarded(self._take_in, self._clock())
+        super()._stop_admitting(until_ns)
         self._door.shut = True
-        self._drain_until_ns = min(until_ns, self._drain_until_ns)
+        # No batch waits for company any more, for nobody will come.
         self._limits = replace(self._limits, max_queue_delay_ns=0)
-
-    def _check_drained(self, now_ns: int) -> int:
-        """Tell who waits for the drain if it is over; else return when it is over at the latest."""
-        if (self.pending or self._instances.running) and now_ns < self._drain_until_ns:
-            return self._drain_until_ns
-        for drained in self._drained:
-            if not drained.done():
-                drained.set_result(None)
-        self._drained.clear()
-        return NO_DEADLINE

@@ -18,13 +18,11 @@ from server.errors import (
     Cancelled,
     DeadlineExceeded,
     Draining,
-    EngineFailure,
     ModelNotReady,
     QueueFull,
     SequenceUnknown,
     ServingError,
 )
-from server.scheduler.alarm import Alarm
 from server.scheduler.batcher import STALL_NS, MakeRunner
 from server.scheduler.costs import Costs
 from server.scheduler.instances import Instances
@@ -37,6 +35,7 @@ from server.scheduler.settling import Settling
 from server.scheduler.share import Share
 from server.scheduler.slots import ID, START, Slots
 from server.scheduler.statistics import ModelStatistics
+from server.scheduler.ticking import Ticking
 from server.scheduler.worker import Model, Pass, Runner, Worker
 from server.sequences import Direct, SequenceBatching, SequenceId, sequence_id
 from server.types import NO_DEADLINE, InferRequest
@@ -46,7 +45,7 @@ log = logging.getLogger(__name__)
 _CANCELLED = "a request of it was cancelled"
 
 
-class SequenceBatcher:
+class SequenceBatcher(Ticking):
     """Takes the sequences of one model version to its instances. Call it on the event loop's thread only."""
 
     def __init__(
@@ -71,15 +70,13 @@ class SequenceBatcher:
 
         The rest as of `Batcher`.
         """
-        self.model_name = model_name
+        super().__init__(model_name, loop, clock)
         self.statistics = statistics
         self._model_version = model_version
         self._strategy = batching.strategy
         self._max_batch_size = max_batch_size
         self._idle_ns = batching.max_sequence_idle_microseconds * 1000
         self._costs = costs
-        self._loop = loop
-        self._clock = clock
         self._limit = policy.max_queue_size
         self._deadlines = RequestQueue(policy, slo_ns=slo_ns)
         """Asked for deadlines alone."""
@@ -113,11 +110,7 @@ class SequenceBatcher:
         self._pending = 0
         """What the statistics were told."""
         self._arrived: list[InferRequest] = []
-        self._alarm = Alarm(loop, self._tick)
-        self._tick_due = False
         self._shut = False
-        self._drain_until_ns = NO_DEADLINE
-        self._drained: list[asyncio.Future[None]] = []
 
     # --- what others call --------------------------------------------------------------------------
 
@@ -132,26 +125,6 @@ class SequenceBatcher:
         if not request.settled:
             self._guarded(self._cancel, request)
             self._tick_soon()
-
-    async def drain(self, until_ns: int) -> None:
-        """Start no sequence any more, serve those that have begun to their ends, settle what is left at `until_ns` as
-        Draining. Returns when no sequence is left: each ends, or is idle for too long."""
-        self._stop_admitting(until_ns)
-        drained = self._loop.create_future()
-        self._drained.append(drained)
-        self._tick_soon()
-        await drained
-
-    async def close(self) -> None:
-        """Settle whatever is held as Draining and end the workers; returns when the last pass has ended."""
-        self._stop_admitting(self._clock())
-        self._end_all(Draining)
-        self._settling.release()
-        self._tell()
-        self._tick_soon()
-        await self._instances.close()
-        self._alarm.cancel()
-        self._instances.turn.leave(self._clock())
 
     def knows(self, id: SequenceId) -> bool:
         """Whether the sequence has begun here and may go on."""
@@ -181,26 +154,6 @@ class SequenceBatcher:
         return self._clock() - min([head.enqueued_ns for head in heads]) < window_ns + STALL_NS
 
     # --- the tick ----------------------------------------------------------------------------------
-
-    def _tick_soon(self) -> None:
-        if not self._tick_due:
-            self._tick_due = True
-            self._loop.call_soon(self._tick)
-
-    def _tick(self) -> None:
-        self._tick_due = False
-        self._guarded(self._advance)
-
-    def _guarded(self, step: Callable[..., None], *arguments: object) -> None:
-        """As of `Batcher`: whatever is wrong with us, nobody who is held here waits for ever."""
-        try:
-            step(*arguments)
-        except BaseException as error:
-            log.exception("the scheduler of model %s failed and settles what waits", self.model_name)
-            self._settling.fail_each(self._clear(), self._failure(error))
-            self._tick_soon()
-            if not isinstance(error, Exception):
-                raise
 
     def _advance(self) -> None:
         """Settle who expired, end who is idle, give work to the idle instances, set the alarm for what comes next."""
@@ -320,39 +273,27 @@ class SequenceBatcher:
         self._guarded(self._passes.finish, runner, result)
         self._guarded(self._advance)
 
-    def _failure(self, error: BaseException) -> Callable[[], EngineFailure]:
-        return partial(EngineFailure, self.model_name, repr(error))
-
     def _dead(self) -> ModelNotReady:
         return ModelNotReady(self.model_name, self._model_version, "its workers have died")
 
-    # --- the end -----------------------------------------------------------------------------------------
+    # --- for `Ticking` -----------------------------------------------------------------------------------
 
-    def _clear(self) -> list[InferRequest]:
-        """End every sequence, and take out everybody but those whose passes are under way."""
+    def _arrivals(self) -> Sequence[InferRequest]:
+        return self._arrived
+
+    def _clear(self) -> Sequence[InferRequest]:
+        """Every sequence is ended."""
         held = [request for request in self._arrived if not request.settled]
         self._arrived = []
         return held + self._passes.clear_reruns() + self._slots.clear()
 
-    def _end_all(self, make_error: Callable[[], ServingError]) -> None:
-        """Also what runs; its results will be thrown away."""
-        self._settling.fail_each(self._clear(), make_error)
-        self._settling.fail_each(self._passes.running(), make_error)
+    def _running(self) -> Sequence[InferRequest]:
+        return self._passes.running()
+
+    def _empty(self) -> bool:
+        """No sequence is left: a drain serves those that have begun to their ends, or until they are idle for long."""
+        return self._slots.empty() and not self._arrived and not self._instances.running
 
     def _stop_admitting(self, until_ns: int) -> None:
-        if self._arrived:
-            # They came before the end, and would have been admitted in this very turn of the loop.
-            self._guarded(self._take_in, self._clock())
+        super()._stop_admitting(until_ns)
         self._shut = True
-        self._drain_until_ns = min(until_ns, self._drain_until_ns)
-
-    def _check_drained(self, now_ns: int) -> int:
-        """Tell who waits for the drain if it is over; else return when it is over at the latest."""
-        done = self._slots.empty() and not self._arrived and not self._instances.running
-        if not done and now_ns < self._drain_until_ns:
-            return self._drain_until_ns
-        for drained in self._drained:
-            if not drained.done():
-                drained.set_result(None)
-        self._drained.clear()
-        return NO_DEADLINE
