@@ -15,7 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from weakref import WeakValueDictionary
 
 from server import process
-from server.errors import ModelLoadFailed, ModelNotReady, ServingError, UnknownModel
+from server.errors import ModelLoadFailed, UnknownModel
 from server.repository.model_config import DynamicBatching, QueuePolicyConfig
 from server.repository.override import read_override
 from server.repository.repository import Repository, ServedModel
@@ -27,7 +27,7 @@ from server.scheduler.sequence_batcher import SequenceBatcher
 from server.scheduler.share import Share
 from server.scheduler.statistics import ModelStatistics
 from server.sequences import SequenceBatching
-from server.served import SequenceServed, Served
+from server.served import SequenceServed, Served, absent
 from server.types import IndexEntry
 
 log = logging.getLogger(__name__)
@@ -96,14 +96,8 @@ class ModelControl:
         """
         served = self._served[name].get(version) if version and name in self._served else self._newest.get(name)
         if served is None:
-            raise self._absent(name, version)
+            raise absent(name, version, self.index(), others_serve=name in self._newest)
         return served
-
-    def _absent(self, name: str, version: str) -> ServingError:
-        entries = [e for e in self.index() if e.name == name and version in ("", e.version)]
-        if not entries or (name in self._newest and version):
-            return UnknownModel(name, version)
-        return ModelNotReady(name, version, "; ".join(sorted({e.reason for e in entries if e.reason})))
 
     def __iter__(self) -> Iterator[Served]:
         for versions in self._served.values():

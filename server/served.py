@@ -5,16 +5,16 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Protocol
 
-from server.errors import ServingError
+from server.errors import ModelNotReady, ServingError, UnknownModel
 from server.repository.repository import ServedModel
 from server.request_check import RequestCheck
 from server.scheduler.sequence_batcher import SequenceBatcher
 from server.scheduler.statistics import ModelStatistics
 from server.sequences import sequence_id
-from server.types import InferRequest
+from server.types import IndexEntry, InferRequest
 
 
 class ModelBatcher(Protocol):
@@ -118,3 +118,11 @@ class SequenceServed(Served):
         for elder in served:
             if isinstance(elder, SequenceServed):
                 self.elders += [elder, *elder.elders]
+
+
+def absent(name: str, version: str, index: Iterable[IndexEntry], *, others_serve: bool) -> ServingError:
+    """Why no version of that name is in service (`version` empty: none at all). `others_serve`: of the same model."""
+    entries = [entry for entry in index if entry.name == name and version in ("", entry.version)]
+    if not entries or (others_serve and version):
+        return UnknownModel(name, version)
+    return ModelNotReady(name, version, "; ".join(sorted({entry.reason for entry in entries if entry.reason})))

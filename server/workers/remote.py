@@ -17,13 +17,13 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from server.errors import Cancelled, Draining, EngineLost, ModelNotReady, ServingError, UnknownModel
+from server.errors import Cancelled, Draining, EngineLost, ServingError, UnknownModel
 from server.model_control import ModelControl
 from server.proto.triton import model_config_pb2
 from server.repository.loading import ServedModel
 from server.repository.model_config import from_message
 from server.scheduler.statistics import ModelStatistics
-from server.served import Served
+from server.served import Served, absent
 from server.types import IndexEntry, InferRequest, InferResponse
 from server.workers.frames import BadFrame, Kind, frame
 from server.workers.link import Link, Question
@@ -385,10 +385,7 @@ class RemoteModels:
                 return served
         if not versions and not self.told.is_set():
             raise EngineLost
-        entries = [e for e in self._index if e.name == name and version in ("", e.version)]
-        if not entries or (versions and version):
-            raise UnknownModel(name, version)
-        raise ModelNotReady(name, version, "; ".join(sorted({e.reason for e in entries if e.reason})))
+        raise absent(name, version, self._index, others_serve=bool(versions))
 
     def __iter__(self) -> Iterator[Served]:
         for versions in self._served.values():
