@@ -58,6 +58,7 @@ class LocalTriton:
 
         Raises:
             OSError: the repository can't be read, or the program not be run.
+            ModelLoadFailed: a config.pbtxt is not one.
         """
         repository = self.repository
         if self.program.packages is not None:

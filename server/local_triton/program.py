@@ -10,6 +10,8 @@ from pathlib import Path
 
 FOLDER = Path("build") / "triton"
 """Where `make triton` puts one, below the folder that it is run in."""
+REQUIREMENTS = Path(__file__).parent / "requirements-server.txt"
+"""The package that has a tritonserver in it."""
 _CONTAINER = Path("/opt/tritonserver")
 """Where NVIDIA's container image has it."""
 _ONNX_BACKEND = "onnxruntime"
@@ -49,7 +51,7 @@ def find(path: Path | None = None, folder: Path = FOLDER) -> Program:
         return Program(path, backends, None)
     if not (backends / "python").is_dir():
         raise TritonMissing(f"{path} has neither the ONNX Runtime backend nor the Python backend in {backends}")
-    _complete(path)
+    complete(path)
     return Program(path, backends, _packages(folder))
 
 
@@ -63,8 +65,12 @@ def _on_this_machine(folder: Path) -> Path | None:
     return next((place for place in places if place.is_file()), None)
 
 
-def _complete(path: Path) -> None:
-    """Make what a wheel unpacked a program: run bits, and the stub of the Python backend for this Python."""
+def complete(path: Path) -> None:
+    """Make what a wheel unpacked a program: run bits, and the stub of the Python backend for this Python.
+
+    Raises:
+        TritonMissing: there is no stub for it.
+    """
     root = path.parent.parent
     python = f"{sys.version_info.major}.{sys.version_info.minor}"
     installed = root / "backends" / "python" / "triton_python_backend_stub"

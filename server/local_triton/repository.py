@@ -3,16 +3,11 @@ backend that runs the ONNX file."""
 
 from __future__ import annotations
 
-import logging
 from pathlib import Path
-
-from google.protobuf import text_format
 
 from server.local_triton import __path__ as here
 from server.proto.triton import model_config_pb2 as pb
-from server.repository.config_text import CONFIG_FILE
-
-log = logging.getLogger(__name__)
+from server.repository.config_text import CONFIG_FILE, parse_text, write_model_config
 
 _MODEL = Path(here[0]) / "onnx_model.py"
 _ONNX_PLATFORM, _ONNX_BACKEND = "onnxruntime_onnx", "onnxruntime"
@@ -26,11 +21,11 @@ def translate(repository: Path, target: Path, packages: Path) -> list[str]:
 
     Raises:
         OSError: `repository` can't be read.
-        google.protobuf.text_format.ParseError: a config.pbtxt is not one.
+        ModelLoadFailed: a config.pbtxt is not one.
     """
     changed = []
     for folder in sorted(path for path in repository.iterdir() if (path / CONFIG_FILE).is_file()):
-        config = text_format.Parse((folder / CONFIG_FILE).read_text(), pb.ModelConfig())
+        config = parse_text((folder / CONFIG_FILE).read_text(encoding="utf-8"), folder.name)
         if config.backend == _ONNX_BACKEND or config.platform == _ONNX_PLATFORM:
             _write(folder, target / folder.name, config, packages)
             changed.append(folder.name)
@@ -47,7 +42,7 @@ def _write(folder: Path, target: Path, config: pb.ModelConfig, packages: Path) -
     config.backend = "python"
     config.parameters["onnx_filename"].string_value = onnx
     target.mkdir()
-    (target / CONFIG_FILE).write_text(text_format.MessageToString(config))
+    write_model_config(config, target / CONFIG_FILE)
     program = f"import sys\n\nsys.path[:0] = [{str(packages)!r}]\n\n{_MODEL.read_text()}"
     for path in folder.iterdir():
         if path.is_dir() and path.name.isdecimal():

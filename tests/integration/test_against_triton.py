@@ -6,13 +6,10 @@ A Triton that is missing (`make triton` installs one) skips these tests; under C
 
 from __future__ import annotations
 
-import os
-import socket
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import httpx
@@ -22,10 +19,12 @@ import tritonclient.grpc as triton_grpc
 import tritonclient.http as triton_http
 from tritonclient.utils import InferenceServerException
 
+from loadtests.benchmarks.peers.running import free_ports
 from server.local_triton.process import LocalTriton, Ports
 from server.local_triton.program import TritonMissing, find
 from tests.e2e.conftest import REPOSITORY, ROOT, end, start
 from tests.support.onnx_models import linear_folder
+from tests.support.parts import lacking
 
 pytestmark = pytest.mark.e2e
 
@@ -41,23 +40,13 @@ class Sides:
     ours: Ports
 
 
-def free_ports() -> Ports:
-    with ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(3)]
-        for one in sockets:
-            one.bind(("127.0.0.1", 0))
-        return Ports(*(one.getsockname()[1] for one in sockets))
-
-
 @pytest.fixture(scope="module")
 def sides(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sides]:
     """Both servers on one repository: the shipped models, a plain one with two versions, one that takes no batch."""
     try:
         program = find(folder=ROOT / "build" / "triton")
     except TritonMissing as missing:
-        if os.environ.get("CI"):
-            pytest.fail(f"{missing}, and this is CI")
-        pytest.skip(str(missing))
+        lacking(str(missing))
     folder = tmp_path_factory.mktemp("compared")
     repository = folder / "models"
     repository.mkdir()
@@ -67,7 +56,7 @@ def sides(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sides]:
     log = folder / "triton.log"
     with ExitStack() as stack:
         output = stack.enter_context(log.open("wb"))
-        theirs = LocalTriton(program, repository, free_ports(), flags=["--log-verbose=0"], output=output)
+        theirs = LocalTriton(program, repository, Ports(*free_ports(3)), flags=["--log-verbose=0"], output=output)
         stack.enter_context(theirs)
         ours = start(folder / "server.log", repository=repository)
         stack.callback(end, ours)
@@ -225,10 +214,3 @@ def counts(client: Client) -> list[int]:
     stats = client.get_inference_statistics("linear", "3", as_json=True)["model_stats"][0]
     success = stats.get("inference_stats", {}).get("success", {})
     return [int(n) for n in (success.get("count", 0), stats.get("inference_count", 0), stats.get("execution_count", 0))]
-
-
-def test_the_translated_repository_leaves_no_trace(sides: Sides, tmp_path: Path) -> None:
-    """The temporary repository is gone when Triton has been stopped, and the models' folders are as they were."""
-    del sides
-    assert not list((REPOSITORY / "digits" / "1").glob("*.py"))
-    assert not list(tmp_path.iterdir())

@@ -6,9 +6,7 @@ A tool that is missing skips its test with the reason; under CI it fails.
 from __future__ import annotations
 
 import asyncio
-import os
 import re
-import shutil
 import socket
 import ssl
 import subprocess
@@ -31,15 +29,7 @@ from server.transport.http2.server import Http2Server
 from server.transport.listen import ListenFailed
 from tests.support.fake_dataplane import MODEL, FakeDataPlane
 from tests.support.http2_client import INFER, Frame, call_fields, data, headers, message, parse
-
-
-def tool(name: str) -> str:
-    path = shutil.which(name)
-    if path is None and os.environ.get("CI"):
-        pytest.fail(f"{name} is not installed, and this is CI")
-    if path is None:
-        pytest.skip(f"{name} is not installed")
-    return path
+from tests.support.parts import self_signed, tool
 
 
 async def run(*command: str) -> str:
@@ -61,16 +51,7 @@ async def port() -> AsyncIterator[int]:
 
 @pytest.fixture(scope="module")
 def certificate(tmp_path_factory: pytest.TempPathFactory) -> TlsSettings:
-    folder = tmp_path_factory.mktemp("tls")
-    certificate, key = folder / "certificate.pem", folder / "key.pem"
-    subject = ["-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1"]
-    files = ["-keyout", str(key), "-out", str(certificate)]
-    subprocess.run(
-        [tool("openssl"), "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "1", *subject, *files],
-        check=True,
-        capture_output=True,
-    )
-    return TlsSettings(certificate=str(certificate), key=str(key))
+    return self_signed(tmp_path_factory.mktemp("tls"))
 
 
 def request(id: str = "x", elements: int = 4) -> bytes:

@@ -35,6 +35,7 @@ from server.transport.status import STATUS
 from server.types import NO_DEADLINE, ImageInput, RowInput
 from tests.support.fake_dataplane import MODEL, FakeDataPlane
 from tests.support.http1 import Answer, Peer
+from tests.support.parts import self_signed
 
 LIMIT = 2000
 INFER = f"/v2/models/{MODEL}/infer"
@@ -680,22 +681,17 @@ async def test_urllib3(served: tuple[RestServer, int]) -> None:
     assert status == 0
 
 
-@pytest.mark.skipif(shutil.which("openssl") is None, reason="openssl is not installed")
 async def test_tls(dataplane: FakeDataPlane, tmp_path: Path) -> None:
     """The same over TLS: answers, a body over the limit, and the way out."""
-    key, certificate = tmp_path / "key.pem", tmp_path / "certificate.pem"
-    subject = ("-subj", "/CN=localhost", "-addext", "subjectAltName=IP:127.0.0.1", "-days", "1")
-    made = ("openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes")
-    assert (await run(*made, "-keyout", str(key), "-out", str(certificate), *subject))[0] == 0
-    tls = TlsSettings(certificate=str(certificate), key=str(key))
+    tls = self_signed(tmp_path)
     server = RestServer(dataplane, "127.0.0.1", HttpSettings(port=0, max_body_bytes=LIMIT), tls)
     port = await server.start()
-    trust = ssl.create_default_context(cafile=str(certificate))
+    trust = ssl.create_default_context(cafile=tls.certificate)
     async with httpx.AsyncClient(base_url=f"https://127.0.0.1:{port}", verify=trust) as client:
         assert (await client.post(INFER, content=document())).status_code == 200
         assert (await client.post(INFER, content=b"x" * 300_000)).status_code == 413
         assert (await client.get("/v2/health/live")).status_code == 200
-    offered = ssl.create_default_context(cafile=str(certificate))
+    offered = ssl.create_default_context(cafile=tls.certificate)
     offered.set_alpn_protocols(["h2", "http/1.1"])
     _, writer = await asyncio.open_connection("127.0.0.1", port, ssl=offered)
     assert writer.get_extra_info("ssl_object").selected_alpn_protocol() == "http/1.1"
