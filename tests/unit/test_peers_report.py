@@ -14,6 +14,7 @@ from loadtests.benchmarks.peers.registry import PACKAGES, PEERS, chosen, version
 from loadtests.benchmarks.peers.results import Cell, Sample, chart, interleaved, plot, summarise, workload_table
 from loadtests.benchmarks.peers.two_cores import row
 from loadtests.benchmarks.peers.workloads import agree
+from server.local_triton import program
 
 CELLS = [Cell("ours-http2", "Ours", "m", count) for count in (1, 8)] + [Cell("other", "Other", "m", 8)]
 LINES = [("other", "Other"), ("ours-http2", "Ours"), ("gone", "Gone")]
@@ -118,7 +119,7 @@ class TestChoice:
 
     def test_every_requirement_is_pinned(self) -> None:
         """The environments of peers are the same on every machine."""
-        for file in REQUIREMENTS.glob("*.txt"):
+        for file in (*REQUIREMENTS.glob("*.txt"), *program.REQUIREMENTS.parent.glob("requirements-*.txt")):
             lines = [line for line in file.read_text().splitlines() if not line.startswith("#")]
             assert lines
             assert all(re.fullmatch(r"[\w.\[\]-]+==[\w.+!]+", line) for line in lines), file.name

@@ -35,14 +35,13 @@ def environment(name: str) -> Path:
     return folder / "bin" / "python"
 
 
-def unpacked(name: str) -> Path:
-    """A folder with the files of the packages in ``requirements/<name>.txt``, without what they depend on.
+def unpacked(name: str, requirements: Path) -> Path:
+    """A folder `name` with the files of the packages in `requirements`, without what they depend on.
 
     Raises:
         Unavailable: it can't be made.
     """
     folder = FOLDER / name
-    requirements = REQUIREMENTS / f"{name}.txt"
     _once(
         folder,
         requirements,

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from loadtests.benchmarks.peers import bentoml, kserve, litserve, mlserver, mosec, ours, ray, triton
 from loadtests.benchmarks.peers.environments import REQUIREMENTS
 from loadtests.benchmarks.peers.peer import Peer
+from server.local_triton import program
 
 PEERS: Mapping[str, Peer] = {
     peer.name: peer
@@ -24,8 +25,11 @@ PEERS: Mapping[str, Peer] = {
 }
 
 PACKAGES = {
-    "triton": ("tritonserver", "nvidia-pytriton"),
-    **{name: (name, name) for name in ("mosec", "mlserver", "kserve", "bentoml", "litserve", "ray")},
+    "triton": (program.REQUIREMENTS, "nvidia-pytriton"),
+    **{
+        name: (REQUIREMENTS / f"{name}.txt", name)
+        for name in ("mosec", "mlserver", "kserve", "bentoml", "litserve", "ray")
+    },
 }
 """The requirements file and the package whose version names a peer's."""
 
@@ -51,7 +55,6 @@ def versions() -> dict[str, str]:
     """The pinned version of each peer."""
     found = {}
     for name, (file, package) in PACKAGES.items():
-        text = (REQUIREMENTS / f"{file}.txt").read_text()
-        match = re.search(rf"^{re.escape(package)}==(\S+)$", text, re.MULTILINE)
+        match = re.search(rf"^{re.escape(package)}==(\S+)$", file.read_text(), re.MULTILINE)
         found[name] = f"{package} {match[1]}" if match else package
     return found

@@ -11,8 +11,6 @@ Batching: `dynamic_batching {}`, the default that its documentation says to begi
 from __future__ import annotations
 
 import re
-import shutil
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,6 +20,7 @@ from loadtests.benchmarks.peers.calls import Call, v2_grpc, v2_rest
 from loadtests.benchmarks.peers.environments import Unavailable, environment, unpacked
 from loadtests.benchmarks.peers.peer import APPS, Command, Line, Peer, Setup
 from loadtests.benchmarks.peers.workloads import MAX_BATCH_SIZE, Workload
+from server.local_triton.program import REQUIREMENTS, TritonMissing, complete
 
 _CONFIG = """name: "{name}"
 backend: "python"
@@ -50,17 +49,13 @@ def command(setup: Setup) -> Command:
 
 def _server() -> tuple[Path, Path]:
     """The program and its backends, ready to run."""
-    root = unpacked("tritonserver") / "pytriton" / "tritonserver"
-    version = f"{sys.version_info.major}.{sys.version_info.minor}"
-    stub = root / "python_backend_stubs" / version / "triton_python_backend_stub"
-    if not stub.exists():
-        raise Unavailable(f"the wheel has no stub for Python {version}")
-    installed = root / "backends" / "python" / stub.name
-    if not installed.exists():
-        shutil.copy(stub, installed)
-    for program in (installed, root / "bin" / "tritonserver"):
-        program.chmod(0o755)
-    return root / "bin" / "tritonserver", root / "backends"
+    root = unpacked("tritonserver", REQUIREMENTS) / "pytriton" / "tritonserver"
+    program = root / "bin" / "tritonserver"
+    try:
+        complete(program)
+    except TritonMissing as error:
+        raise Unavailable(str(error)) from error
+    return program, root / "backends"
 
 
 def _write(setup: Setup, name: str, workload: Workload, packages: Path, onnx: str) -> None:
