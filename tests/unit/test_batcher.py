@@ -571,6 +571,19 @@ def test_a_drain_answers_what_is_held_and_admits_nothing() -> None:
     assert ended(drain)
 
 
+def test_who_came_in_the_turn_of_a_drain_is_answered() -> None:
+    """It came before the end, and would have been admitted in that very turn of the loop."""
+    bench = Bench(max_batch_size=2)
+    request = bench.caller.request([1])
+    bench.batcher.submit([request])
+    drain = bench.batcher.drain(bench.clock.now_ns + 10 * MS)
+    assert not ended(drain)
+    bench.loop.run()
+    bench.complete()
+    assert bench.caller.answer(request) == [2]
+    assert ended(drain)
+
+
 def test_a_drain_ends_at_its_time() -> None:
     """At the end of the grace the rest is settled, waiting or running, and the late answer is thrown away."""
     bench = Bench(max_batch_size=1)

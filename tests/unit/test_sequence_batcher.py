@@ -538,6 +538,21 @@ def test_a_drain_serves_sequences_to_their_ends_and_starts_none() -> None:
         drain.send(None)
 
 
+def test_a_sequence_that_began_in_the_turn_of_a_drain_is_served() -> None:
+    """It came before the end, and would have been admitted in that very turn of the loop."""
+    bench = SequenceBench()
+    only = bench.request(1, 1, start=True, end=True)
+    bench.batcher.submit([only])
+    drain = bench.batcher.drain(bench.clock.now_ns + 100 * MS)
+    drain.send(None)
+    bench.loop.run()
+    bench.finish()
+
+    assert bench.answers([only]) == [1]
+    with pytest.raises(StopIteration):
+        drain.send(None)
+
+
 def test_a_drain_ends_with_its_time() -> None:
     """Whoever is still held then is told so, what runs too."""
     bench = SequenceBench(max_batch_size=1)
