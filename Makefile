@@ -9,10 +9,11 @@ SERVE ?=
 TESTS ?=
 BENCH ?=
 FUZZ ?=
+SECONDS ?= 1800
 REPORTS ?= build/bench
 
 .DEFAULT_GOAL := help
-.PHONY: help bench-swaps serve test check format types lint bench bench-quick bench-simulate bench-overload bench-cap bench-prediction bench-collector bench-decode bench-startup bench-share bench-rest bench-workers bench-shm fuzz-rest fuzz-grpc models proto lock clean triton
+.PHONY: help bench-swaps serve test check format types lint bench bench-quick bench-simulate bench-overload bench-cap bench-prediction bench-collector bench-decode bench-startup bench-share bench-rest bench-workers bench-shm fuzz-rest fuzz-grpc soak models proto lock clean triton
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -72,6 +73,9 @@ bench-rest: $(VENV)/.dev ## what an infer request over REST costs the server, bi
 
 bench-shm: $(VENV)/.dev ## a large tensor in and out, in the message and in shared memory, half a minute on two quiet cores
 	$(BIN)/python -m loadtests.benchmarks.shared_memory --out $(REPORTS) $(BENCH)
+
+soak: $(VENV)/.dev ## half an hour under half of the capacity, beside clients that misbehave: leaks, lost and miscounted requests (SECONDS=7200)
+	$(BIN)/python -m loadtests.soak --seconds $(SECONDS) --out $(REPORTS) $(BENCH)
 
 fuzz-rest: $(VENV)/.dev ## made-up REST calls from the OpenAPI document against a server, some minutes (FUZZ="--examples 5000")
 	$(BIN)/python -m tests.fuzz.rest $(FUZZ)

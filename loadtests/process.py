@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
@@ -32,6 +33,20 @@ class Server:
     def metrics(self, model: str) -> dict[str, float]:
         """The samples of one model, by name; with a `reason` or a bucket's `le` behind it where there is one."""
         return samples(httpx.get(self.metrics_url).raise_for_status().text, model)
+
+
+def rss_bytes(pid: int) -> int:
+    """The resident memory of a process."""
+    return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def threads(pid: int) -> int:
+    return len(list(Path(f"/proc/{pid}/task").iterdir()))
+
+
+def open_files(pid: int) -> int:
+    """Descriptors: files, sockets and what else there is."""
+    return len(list(Path(f"/proc/{pid}/fd").iterdir()))
 
 
 def samples(text: str, model: str) -> dict[str, float]:

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 import tempfile
 import threading
@@ -25,7 +24,7 @@ import numpy as np
 import tritonclient.grpc as triton
 from tritonclient.utils import InferenceServerException
 
-from loadtests.process import Server, serving
+from loadtests.process import Server, rss_bytes, serving, threads
 from loadtests.report import publish, table
 
 _MODEL = "breast_cancer"
@@ -40,14 +39,6 @@ class Asked:
 
     latencies_ns: list[int] = field(default_factory=list)
     failures: list[str] = field(default_factory=list)
-
-
-def rss_bytes(pid: int) -> int:
-    return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-
-
-def threads(pid: int) -> int:
-    return len(list(Path(f"/proc/{pid}/task").iterdir()))
 
 
 def ask(address: str, asked: Asked, stop: threading.Event) -> None:
