@@ -126,7 +126,7 @@ class Tensor:
         datatype = datatype_of(array)
         if datatype == "BYTES":
             return cls(name, datatype, array.shape, pack_bytes(array.reshape(-1).tolist()))
-        if bfloat16.is_foreign(array.dtype):
+        if datatype == "BF16" and bfloat16.is_foreign(array.dtype):
             array = np.ascontiguousarray(array).view(bfloat16.BF16).reshape(array.shape)
         little = array.astype(DATATYPES[datatype].numpy, copy=False)
         flat = np.ascontiguousarray(little).reshape(-1).view(np.uint8)
