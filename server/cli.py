@@ -66,7 +66,7 @@ def create_app() -> typer.Typer:
     )
     app.command()(with_settings(serve))
     app.command()(with_settings(check))
-    for command in (predict, models, triton, settings, version):
+    for command in (predict, models, triton, diff, settings, version):
         app.command()(command)
     _mount_exporter(app)
     return app
@@ -298,6 +298,51 @@ def triton(
                 )
             status = server.foreground()
     raise typer.Exit(status)
+
+
+def diff(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="The model's name: its folder in the repository.")],
+    model_repository: Annotated[Path, typer.Option(help="The folder of models.")] = Path("model_repository"),
+    triton_url: Annotated[
+        str, typer.Option(help="A Triton that serves the model: grpc://HOST:PORT. Without it one is started.")
+    ] = "",
+    tritonserver: Annotated[Path | None, typer.Option(help="The program to start, as of `forwardpass triton`.")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of the random requests.")] = 0,
+    num_random: Annotated[int, typer.Option(min=0, help="Random requests for each version.")] = 20,
+    atol: Annotated[
+        float | None, typer.Option(min=0, help="How far a value may be off; without it, as the manifest says.")
+    ] = None,
+    rtol: Annotated[float, typer.Option(min=0, help="The same in parts of the value, beside --atol.")] = 0.0,
+) -> None:
+    """Ask the embedded engine and a Triton the same about a model, and show their answers side by side.
+
+    Golden inputs, seeded random ones, faulty ones; outputs, metadata, errors, statistics. Exit code 1 if they differ.
+    """
+    from server.comparison.lines import HEADER, cells, differences
+    from server.comparison.run import compare_model
+    from server.comparison.servers import NotServed
+    from server.local_triton.program import TritonMissing
+    from server.repository.certificate import Tolerance
+
+    tolerance = None if atol is None else Tolerance(atol=atol, rtol=rtol)
+    if rtol and atol is None:
+        _fail(MISUSED, "--rtol goes with --atol")
+    with _reported(FAILED):
+        try:
+            lines = compare_model(
+                model_repository / model,
+                triton_url,
+                tritonserver,
+                seed=seed,
+                num_random=num_random,
+                tolerance=tolerance,
+            )
+        except (NotServed, TritonMissing) as error:
+            _fail(FAILED, str(error))
+    typer.echo(_table(HEADER, cells(lines)))
+    found = differences(lines)
+    typer.echo(f"\ndifferences: {found or 'none'}")
+    raise typer.Exit(FAILED if found else 0)
 
 
 # --- settings, version, and the exporter's commands ------------------------------------------------

@@ -39,6 +39,7 @@ FLOORS = {
     "server.settings_doc": 1,
     "server.proto": 1,
     "server.local_triton": 4,
+    "server.comparison": 7,
     "server.offload": 1,
     "server.process": 1,
     "server.settings": 1,
