@@ -65,6 +65,7 @@ class Server:
             open_repository(settings),
             default_max_queue_size=settings.scheduler.default_max_queue_size,
             share=Share(available_cores()),
+            cache_size_bytes=settings.cache.size_bytes,
             load_threads=settings.repository.load_threads,
             max_override_bytes=settings.repository.max_override_bytes,
         )
@@ -82,7 +83,7 @@ class Server:
         self.grpc = _grpc_server(self.dataplane, settings)
         ours = self.grpc if isinstance(self.grpc, Http2Server) else None
         closed = {"http": self.rest.closed, **({"grpc": ours.connections.closed} if ours else {})}
-        metrics = Metrics(self.dataplane, closed, ours)
+        metrics = Metrics(self.dataplane, closed, ours, self.models.cache_counts)
         self.metrics = Http1Server(MetricsApp(metrics.expose), host, settings.metrics.port, http)
         self.ports: dict[str, int] = {}
         self._poll: asyncio.Task[None] | None = None

@@ -32,6 +32,7 @@ PARTS = (
     "receive",
     "decode",
     "preprocess",
+    "cache",
     "queue",
     "compute_input",
     "compute",

@@ -20,14 +20,16 @@ from server.repository.model_config import DynamicBatching, QueuePolicyConfig
 from server.repository.override import read_override
 from server.repository.repository import Repository, ServedModel
 from server.scheduler.batcher import Batcher
+from server.scheduler.caching import CachingBatcher
 from server.scheduler.costs import Costs, make_costs
 from server.scheduler.plan import Limits
 from server.scheduler.queue import Priorities, QueuePolicy
+from server.scheduler.response_cache import CacheCounts, ResponseCache
 from server.scheduler.sequence_batcher import SequenceBatcher
 from server.scheduler.share import Share
 from server.scheduler.statistics import ModelStatistics
 from server.sequences import SequenceBatching
-from server.served import SequenceServed, Served, absent
+from server.served import ModelBatcher, SequenceServed, Served, absent
 from server.types import IndexEntry
 
 log = logging.getLogger(__name__)
@@ -64,13 +66,16 @@ class ModelControl:
         *,
         default_max_queue_size: int,
         share: Share | None = None,
+        cache_size_bytes: int = 0,
         load_threads: int = 1,
         max_override_bytes: int = 0,
     ) -> None:
         """`share`: of the cores between the models; None: the system shares them out among all their threads.
+        `cache_size_bytes`: of the answers that are kept, of all models that ask for it; 0: none is.
         `load_threads`: models that may be loaded at a time. `max_override_bytes`: of the files of one load request."""
         self._repository = repository
         self._share = share
+        self._cache = ResponseCache(cache_size_bytes) if cache_size_bytes else None
         self._default_max_queue_size = default_max_queue_size
         self._served: dict[str, dict[str, Served]] = {}
         self._newest: dict[str, Served] = {}
@@ -114,6 +119,10 @@ class ModelControl:
     def statistics_of(self, name: str, version: str) -> ModelStatistics:
         """The counts of a version, which go on when it is loaded anew."""
         return self._statistics.setdefault((name, version), ModelStatistics(name, version))
+
+    def cache_counts(self) -> CacheCounts | None:
+        """Of the response cache; None: there is none."""
+        return self._cache.counts() if self._cache is not None else None
 
     def fingerprint(self, name: str) -> object:
         """Of the model's files as they were when it was loaded last; None: it was not, or not of them."""
@@ -254,7 +263,19 @@ class ModelControl:
             fair_by_tenant=config.fair_by_tenant,
             buckets=config.buckets,
         )
-        return Served(model, batcher, statistics)
+        return Served(model, self._with_cache(model, batcher, statistics), statistics)
+
+    def _with_cache(self, model: ServedModel, batcher: Batcher, statistics: ModelStatistics) -> ModelBatcher:
+        """As in Triton, a model whose answers are to be kept is served without where the server keeps none."""
+        if not model.config.response_cache:
+            return batcher
+        if self._cache is None:
+            log.warning(
+                "model '%s' has a response_cache, and the server keeps no answers (--cache-size-bytes)", model.name
+            )
+            return batcher
+        slo_ns = int(model.config.slo_ms * 1_000_000)
+        return CachingBatcher(batcher, model.version, self._cache, statistics, slo_ns=slo_ns)
 
     def _serve_sequences(
         self, model: ServedModel, sequences: SequenceBatching, statistics: ModelStatistics
@@ -362,4 +383,6 @@ class ModelControl:
             await asyncio.gather(*self._retiring, return_exceptions=True)
         self._loader.shutdown()
         self._closer.shutdown()
+        if self._cache is not None:
+            self._cache.offload.close()
         self._repository.close()

@@ -197,6 +197,12 @@ class SchedulerSettings(Section):
     default is no limit, which turns overload into memory and time-outs."""
 
 
+class CacheSettings(Section):
+    size_bytes: Annotated[int, Field(ge=0, json_schema_extra=flag("--cache-size-bytes"))] = 0
+    """Bytes of memory for answers that are kept for equal requests, of models whose config.pbtxt says `response_cache
+    { enable: true }`, all of them together; Triton's `--cache-config local,size=BYTES`. 0: no answer is kept."""
+
+
 class EngineSettings(Section):
     threads: Annotated[int, Field(ge=0, json_schema_extra=flag("--engine-threads"))] = 0
     """Threads of one forward pass where config.pbtxt sets no intra_op_thread_count; 0: the cores that this
@@ -264,6 +270,7 @@ class Settings(Section):
     metrics: MetricsSettings = MetricsSettings()
     shared_memory: SharedMemorySettings = SharedMemorySettings()
     scheduler: SchedulerSettings = SchedulerSettings()
+    cache: CacheSettings = CacheSettings()
     engine: EngineSettings = EngineSettings()
     pipeline: PipelineSettings = PipelineSettings()
     workers: WorkersSettings = WorkersSettings()

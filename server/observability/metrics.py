@@ -15,9 +15,11 @@ from prometheus_client import CollectorRegistry, PlatformCollector, ProcessColle
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from server.observability.cache_metrics import CacheMetrics
 from server.observability.sequence_metrics import sequence_metrics
 
 if TYPE_CHECKING:
+    from server.scheduler.response_cache import CacheCounts
     from server.scheduler.statistics import Histogram, ModelStatistics
 
 _LABELS = ("model", "version")
@@ -44,6 +46,10 @@ _COUNTERS: tuple[tuple[str, str, Callable[[ModelStatistics], float]], ...] = (
     ("nv_inference_compute_input_duration_us", "Microseconds of merging", lambda s: s.compute_input.ns // 1000),
     ("nv_inference_compute_infer_duration_us", "Microseconds in the engine", lambda s: s.compute_infer.ns // 1000),
     ("nv_inference_compute_output_duration_us", "Microseconds of splitting", lambda s: s.compute_output.ns // 1000),
+    ("nv_cache_num_hits_per_model", "Requests answered from the cache", lambda s: s.cache_hit.count),
+    ("nv_cache_num_misses_per_model", "Requests looked up and executed", lambda s: s.cache_miss.count),
+    ("nv_cache_hit_duration_per_model", "Microseconds of looking up hits", lambda s: s.cache_hit.ns // 1000),
+    ("nv_cache_miss_duration_per_model", "Microseconds of misses and of keeping", lambda s: s.cache_miss.ns // 1000),
 )
 """Triton's counters: name, help, value. Source: Triton, docs/user_guide/metrics.md."""
 
@@ -191,13 +197,19 @@ class Metrics:
     """The registry of one server; `expose` is what a scrape gets."""
 
     def __init__(
-        self, dataplane: Counted, closed: Mapping[str, Mapping[str, int]], grpc: GrpcLoad | None = None
+        self,
+        dataplane: Counted,
+        closed: Mapping[str, Mapping[str, int]],
+        grpc: GrpcLoad | None = None,
+        cache: Callable[[], CacheCounts | None] = lambda: None,
     ) -> None:
         """`closed` counts, by listener and cause, the connections that a listener ended for a fault of their peer;
-        `grpc` is our own transport, None where another serves gRPC."""
+        `grpc` is our own transport, None where another serves gRPC; `cache` tells of the response cache, if there is
+        one."""
         self._registry = CollectorRegistry()
         self._registry.register(_Models(dataplane))
         self._registry.register(_Listeners(closed))
+        self._registry.register(CacheMetrics(cache))
         if grpc is not None:
             self._registry.register(_Grpc(grpc))
         ProcessCollector(registry=self._registry)

@@ -24,6 +24,7 @@ _FIELDS: Mapping[str, tuple[str, ...]] = {
         "sequence_batching",
         "optimization",
         "parameters",
+        "response_cache",
     ),
     "version_policy": ("latest", "all", "specific"),
     "version_policy.latest": ("num_versions",),
@@ -73,6 +74,7 @@ _FIELDS: Mapping[str, tuple[str, ...]] = {
         "use_same_buffer_for_input_output",
     ),
     "sequence_batching.state.initial_state": ("data_type", "dims", "zero_data", "data_file", "name"),
+    "response_cache": ("enable",),
     "optimization": ("graph", "execution_accelerators"),
     "optimization.graph": ("level",),
     _ACCELERATORS: ("gpu_execution_accelerator", "cpu_execution_accelerator"),
@@ -94,7 +96,6 @@ REASONS = {
     "sequence_batching.state.use_growable_memory": "is for states in a GPU's memory; states are kept in the server's",
     "ensemble_scheduling": "this server runs no ensembles; a pipeline in processing.yaml, or Triton, does",
     "model_warmup": "batch sizes are warmed up at load without it",
-    "response_cache": "this server caches no answers",
 }
 
 

@@ -48,6 +48,7 @@ __all__ = [
 DEFAULT_MODEL_FILENAME = "model.onnx"
 _PLATFORM = "onnxruntime_onnx"
 _BACKEND = "onnxruntime"
+_CACHE = "response_cache.enable"
 _SLO = "slo_ms"
 _FAIR_BY = "fair_by"
 _TENANT = "tenant"
@@ -84,6 +85,8 @@ class ModelConfig:
     """Whether tenants share the queue equally; else who a request is of does not matter."""
     buckets: Buckets | None = None
     """The lengths to which requests are padded; None: only requests of equal shapes share a batch."""
+    response_cache: bool = False
+    """Whether answers are kept for equal requests, where the server has a cache."""
     default_model_filename: str = DEFAULT_MODEL_FILENAME
     label_filenames: Mapping[str, str] = field(default_factory=dict)
     """The file of labels by output name, relative to the model's folder."""
@@ -197,6 +200,7 @@ def from_message(message: pb.ModelConfig, folder_name: str) -> ModelConfig:
         slo_ms=_slo_ms(message, refuse),
         buckets=read_buckets(parameters, inputs, outputs, merges=merges, refuse=refuse),
         fair_by_tenant=_fair_by_tenant(message, refuse),
+        response_cache=_response_cache(message, refuse),
         default_model_filename=_inside(
             "default_model_filename", message.default_model_filename or DEFAULT_MODEL_FILENAME, refuse
         ),
@@ -257,6 +261,18 @@ def _fair_by_tenant(message: pb.ModelConfig, refuse: Refuse) -> bool:
         refuse(f'parameters["{_FAIR_BY}"]', f"is '{text}', it must be '{_TENANT}'")
     if message.HasField("sequence_batching"):
         refuse(f'parameters["{_FAIR_BY}"]', "is for models without sequence_batching: sequences have slots, not places")
+    return True
+
+
+def _response_cache(message: pb.ModelConfig, refuse: Refuse) -> bool:
+    if not message.response_cache.enable:
+        return False
+    if message.HasField("sequence_batching"):
+        refuse(_CACHE, "is for models without sequence_batching: an answer depends on the requests before it")
+    if message.dynamic_batching.preserve_ordering:
+        refuse(
+            _CACHE, "can't be had beside preserve_ordering: an answer that is kept does not wait for those before it"
+        )
     return True
 
 

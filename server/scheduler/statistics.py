@@ -139,6 +139,11 @@ class ModelStatistics:
         self.compute_input = Duration()
         self.compute_infer = Duration()
         self.compute_output = Duration()
+        self.cache_hit = Duration()
+        """Requests that were answered from the response cache, and the time of looking them up. They are in `success`
+        and `queue`, and in nothing that tells of passes."""
+        self.cache_miss = Duration()
+        """Requests that were looked up, executed and answered; the time of looking up, and of keeping the answers."""
         self.batch_stats: dict[int, BatchStatistics] = {}
         """By rows."""
         self.pending = 0
@@ -228,6 +233,15 @@ class ModelStatistics:
         self.compute_output.add(count, output_ns * count)
         self.request_duration.observe_since(received, settled_ns)
         self.queue_duration.observe_since(enqueued, started_ns)
+
+    def count_cache_hit(self, request: InferRequest, settled_ns: int, lookup_ns: int) -> None:
+        """Count one request that was settled at `settled_ns` with an answer that was kept: it did not wait."""
+        duration_ns = settled_ns - request.received_ns
+        self.success.add(1, duration_ns)
+        self.queue.add(1, 0)
+        self.cache_hit.add(1, lookup_ns)
+        self.request_duration.observe(duration_ns)
+        self.queue_duration.observe(0)
 
     def count_failure(self, error: BaseException, duration_ns: int) -> None:
         """Count one request that was settled with `error`, `duration_ns` after it was received."""

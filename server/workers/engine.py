@@ -36,6 +36,7 @@ class EngineProcess:
             open_repository(settings),
             default_max_queue_size=settings.scheduler.default_max_queue_size,
             share=Share(available_cores()),
+            cache_size_bytes=settings.cache.size_bytes,
             load_threads=settings.repository.load_threads,
             max_override_bytes=settings.repository.max_override_bytes,
         )

@@ -56,13 +56,17 @@ def tiny(served: Served) -> bool:
     process is further away than, and no pass is a long one; and nothing in its config is between all of its callers."""
     config, costs = served.model.config, served.model.costs_ns
     batching = config.dynamic_batching
-    shared = config.fair_by_tenant or bool(
-        batching
-        and (
-            batching.preserve_ordering
-            or batching.priority_levels
-            or batching.max_queue_delay_microseconds
-            or batching.default_queue_policy.max_queue_size
+    shared = (
+        config.fair_by_tenant
+        or config.response_cache
+        or bool(
+            batching
+            and (
+                batching.preserve_ordering
+                or batching.priority_levels
+                or batching.max_queue_delay_microseconds
+                or batching.default_queue_policy.max_queue_size
+            )
         )
     )
     if shared or config.sequence_batching is not None or set(costs) != {"cpu"}:
@@ -324,7 +328,7 @@ class Host:
         in_service = {(served.model.name, served.model.version) for served in self._models}
         totals = summed(parts)
         models = [told(total, now_ns) for key, total in totals.items() if key in in_service]
-        return {"models": models, "fronts": known}
+        return {"models": models, "fronts": known, "cache": self._models.cache_counts()}
 
 
 def _settled_for_good(total: Total) -> ModelStatistics:

@@ -13,6 +13,7 @@ from server.lifecycle import Lifecycle
 from server.observability.log_control import LogControl
 from server.observability.metrics import Metrics
 from server.observability.trace_settings import Change
+from server.scheduler.response_cache import CacheCounts
 from server.scheduler.statistics import ModelStatistics
 from server.settings import LogSettings, RepositorySettings
 from server.transport.http1.reply import Reply
@@ -143,4 +144,5 @@ class MetricsOfAll(MetricsApp):
         fronts = counts["fronts"]
         models: list[ModelStatistics] = [total for _, total in sorted(summed(counts["models"]).items())]
         closed = {listener: counters(front["closed"][listener] for front in fronts) for listener in ("http", "grpc")}
-        return Metrics(_Counted(models, self._dataplane.ready()), closed, _Grpc(fronts)).expose()
+        cache = CacheCounts(*counts["cache"]) if counts["cache"] is not None else None
+        return Metrics(_Counted(models, self._dataplane.ready()), closed, _Grpc(fronts), lambda: cache).expose()

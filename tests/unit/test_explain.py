@@ -59,6 +59,7 @@ def whole_way(clock: Reads) -> Explanation:
     explanation.mark("decode")
     assert explanation.timed("preprocess", lambda: "tensors")() == "tensors"
     explanation.mark("loop")
+    explanation.mark("cache")
     explanation.waited = WaitReason.INSTANCE_BUSY
     enqueued_ns = clock()
     clock.now_ns += 70_000_001 + 66

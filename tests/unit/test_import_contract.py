@@ -17,6 +17,7 @@ FLOORS = {
     "server.transport": 6,
     "server.client": 6,
     "server.observability.metrics": 6,
+    "server.observability.cache_metrics": 6,
     "server.observability.sequence_metrics": 6,
     "server.dataplane": 5,
     "server.model_control": 5,

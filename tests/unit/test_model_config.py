@@ -138,7 +138,7 @@ UNHONOURED = [
         "sequence_batching.state[0].use_growable_memory",
     ),
     ("ensemble_scheduling {}", "ensemble_scheduling"),
-    ("response_cache { enable: true }", "response_cache"),
+    ("response_cache { enable: true }", None),
     ("response_cache { enable: false }", None),
     ("model_transaction_policy { decoupled: false }", None),
     ("model_transaction_policy { decoupled: true }", "model_transaction_policy"),

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 def encode_statistics(models: Iterable[ModelStatistics]) -> Any:
-    """A ModelStatisticsResponse; the cache's counts stay 0, for there is no cache."""
+    """A ModelStatisticsResponse."""
     return pb.ModelStatisticsResponse(model_stats=[_model(model) for model in models])
 
 
@@ -30,8 +30,8 @@ def _model(model: ModelStatistics) -> Any:
             compute_input=_duration(model.compute_input),
             compute_infer=_duration(model.compute_infer),
             compute_output=_duration(model.compute_output),
-            cache_hit=pb.StatisticDuration(),
-            cache_miss=pb.StatisticDuration(),
+            cache_hit=_duration(model.cache_hit),
+            cache_miss=_duration(model.cache_miss),
         ),
         batch_stats=[
             pb.InferBatchStatistics(

@@ -1,0 +1,132 @@
+"""The same requests to a real Triton with its `local` cache and to our server with ours: the same numbers are told.
+
+A Triton that is missing (`make triton` installs one) skips these tests; under CI they fail.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+import tritonclient.grpc as triton_grpc
+
+from loadtests.benchmarks.peers.running import free_ports
+from server.local_triton.process import LocalTriton, Ports
+from server.local_triton.program import TritonMissing, find
+from tests.e2e.conftest import ROOT, end, start
+from tests.support.onnx_models import linear_folder
+from tests.support.parts import lacking
+
+pytestmark = pytest.mark.e2e
+
+SIZE = 1 << 20
+CACHED = "response_cache { enable: true }"
+
+
+@pytest.fixture(scope="module")
+def sides(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Ports, Ports]]:
+    """Triton's ports and ours. Both serve `merged` and `alone` with a cache, and `plain` without."""
+    try:
+        program = find(folder=ROOT / "build" / "triton")
+    except TritonMissing as missing:
+        lacking(str(missing))
+    caches = program.path.parent.parent / "caches"
+    if not (caches / "local").is_dir():
+        lacking("this tritonserver has no local cache")
+    folder = tmp_path_factory.mktemp("caches")
+    repository = folder / "models"
+    linear_folder(repository, "merged", more=f"{CACHED}\ndynamic_batching {{}}")
+    linear_folder(repository, "alone", more=CACHED)
+    linear_folder(repository, "plain", more="dynamic_batching {}")
+    with ExitStack() as stack:
+        output = stack.enter_context((folder / "triton.log").open("wb"))
+        flags = [f"--cache-config=local,size={SIZE}", f"--cache-directory={caches}"]
+        theirs = LocalTriton(program, repository, Ports(*free_ports(3)), flags=flags, output=output)
+        stack.enter_context(theirs)
+        ours = start(folder / "server.log", "--cache-size-bytes", str(SIZE), repository=repository)
+        stack.callback(end, ours)
+        try:
+            theirs.wait_ready(60)
+        except Exception as error:
+            error.add_note((folder / "triton.log").read_text())
+            raise
+        yield theirs.ports, Ports(ours.port("REST"), ours.port("gRPC"), ours.port("metrics"))
+
+
+def x(*values: float) -> np.ndarray[Any, Any]:
+    return np.repeat(np.array(values, np.float32)[:, None], 3, axis=1)
+
+
+ASKED: list[tuple[str, np.ndarray[Any, Any], dict[str, Any]]] = [
+    ("merged", x(1), {}),
+    ("merged", x(1), {"request_id": "its own"}),
+    ("merged", x(1), {"priority": 1}),
+    ("merged", x(1), {"timeout": 60_000_000}),
+    ("merged", x(1), {"parameters": {"mine": "x"}}),
+    ("merged", x(2), {}),
+    ("merged", x(1, 2), {}),
+    ("merged", x(2, 1), {}),
+    ("merged", x(1, 2), {}),
+    ("alone", x(1, 2, 3), {}),
+    ("alone", x(1, 2, 3), {}),
+    ("plain", x(1), {}),
+    ("plain", x(1), {}),
+]
+WRONG = ("merged", np.zeros((1, 4), np.float32), {})
+
+
+def counts(client: Any, model: str) -> dict[str, int]:
+    [told] = client.get_inference_statistics(model, as_json=True)["model_stats"]
+    found = {name: int(told.get(name, 0)) for name in ("inference_count", "execution_count")}
+    return found | {name: int(one.get("count", 0)) for name, one in told["inference_stats"].items()}
+
+
+def ask(client: Any, model: str, array: np.ndarray[Any, Any], more: dict[str, Any]) -> tuple[str, np.ndarray[Any, Any]]:
+    tensor = triton_grpc.InferInput("x", list(array.shape), "FP32")
+    tensor.set_data_from_numpy(array)
+    result = client.infer(model, [tensor], **more)
+    return result.get_response().id, result.as_numpy("y")
+
+
+def test_after_each_request_both_tell_the_same(sides: tuple[Ports, Ports]) -> None:
+    """Answers, ids, and every count of the statistics: what is a hit, what is a miss, and in which counts they are."""
+    theirs, ours = (triton_grpc.InferenceServerClient(f"127.0.0.1:{ports.grpc}") for ports in sides)
+    for number, (model, array, more) in enumerate(ASKED):
+        (their_id, their_y), (our_id, our_y) = (ask(client, model, array, more) for client in (theirs, ours))
+        assert our_id == their_id
+        np.testing.assert_allclose(our_y, their_y, rtol=1e-5)
+        assert told_by(ours, model) == told_by(theirs, model), f"after request {number}"
+    for client in (theirs, ours):
+        with pytest.raises(triton_grpc.InferenceServerException):
+            ask(client, *WRONG)
+    for model in ("merged", "alone", "plain"):
+        assert told_by(ours, model) == told_by(theirs, model)
+    assert (told_by(ours, "merged")["cache_hit"], told_by(ours, "merged")["cache_miss"]) == (5, 4)
+
+
+def told_by(client: Any, model: str) -> dict[str, int]:
+    """When it has come to rest: Triton counts some of a pass behind its answer."""
+    before, now = None, counts(client, model)
+    while now != before:
+        time.sleep(0.05)
+        before, now = now, counts(client, model)
+    return now
+
+
+def test_both_have_the_same_metrics_of_the_cache(sides: tuple[Ports, Ports]) -> None:
+    """Names and types; and the numbers of the models that have a cache."""
+    texts = [httpx.get(f"http://127.0.0.1:{ports.metrics}/metrics").text for ports in sides]
+    theirs, ours = (dict(re.findall(r"^# TYPE (nv_cache_\w+) (\w+)$", text, re.MULTILINE)) for text in texts)
+    assert ours == theirs
+    sample = r'^(nv_cache_num_\w+_per_model)\{model="(merged|alone)",version="1"\} (\d+)'
+    theirs_told, ours_told = (
+        {(name, model): float(value) for name, model, value in re.findall(sample, text, re.MULTILINE)} for text in texts
+    )
+    assert ours_told == theirs_told
+    assert len(ours_told) == 4
