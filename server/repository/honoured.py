@@ -25,6 +25,7 @@ _FIELDS: Mapping[str, tuple[str, ...]] = {
         "optimization",
         "parameters",
         "response_cache",
+        "model_warmup",
     ),
     "version_policy": ("latest", "all", "specific"),
     "version_policy.latest": ("num_versions",),
@@ -75,6 +76,7 @@ _FIELDS: Mapping[str, tuple[str, ...]] = {
     ),
     "sequence_batching.state.initial_state": ("data_type", "dims", "zero_data", "data_file", "name"),
     "response_cache": ("enable",),
+    "model_warmup": ("name", "batch_size", "inputs", "count"),
     "optimization": ("graph", "execution_accelerators"),
     "optimization.graph": ("level",),
     _ACCELERATORS: ("gpu_execution_accelerator", "cpu_execution_accelerator"),
@@ -95,7 +97,10 @@ REASONS = {
     "sequence_batching.iterative_sequence": "this server reschedules no requests; serve the model on Triton",
     "sequence_batching.state.use_growable_memory": "is for states in a GPU's memory; states are kept in the server's",
     "ensemble_scheduling": "this server runs no ensembles; a pipeline in processing.yaml, or Triton, does",
-    "model_warmup": "batch sizes are warmed up at load without it",
+    "instance_group.rate_limiter": (
+        "this server has no resources to count: the models' passes take turns on its cores by themselves, and "
+        "instance_group.count bounds those of a model; remove it, as Triton too ignores it without --rate-limit"
+    ),
 }
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,6 +24,7 @@ from server.repository.replay import replay, replay_padded, replay_preprocessing
 from server.repository.reshape import reshaped
 from server.repository.tensors import misfit
 from server.repository.warmup import Costs, WarmUp, warm_up
+from server.repository.warmup_samples import Rows, filling, read_samples, run_samples
 from server.tensor import Array
 from server.types import Batch
 
@@ -158,6 +159,7 @@ class Loader:
             _check_golden(config, golden)
             if pipeline is not None:
                 replay_preprocessing(config.name, golden, read_raw(folder), pipeline)
+        samples = read_samples(config, folder)
         tell(version, "loading it into the engine")
         engine_model = reshaped(self.engine.load(config.engine_spec(folder, version)), config.inputs, config.outputs)
         try:
@@ -165,7 +167,8 @@ class Loader:
                 for instance in engine_model.instances:
                     _replay(config, manifest, golden, instance)
             tell(version, "warming it up")
-            plan = WarmUp(config, version, golden.inputs if golden else None, self.warmup_s)
+            run_samples(config, version, samples, engine_model.instances)
+            plan = _plan(config, version, golden, samples, self.warmup_s)
             costs = warm_up(engine_model.instances, plan)
             if pipeline is not None:
                 _try_pipeline(config, version, pipeline, engine_model.instances[0])
@@ -173,6 +176,16 @@ class Loader:
             engine_model.close()
             raise
         return ServedModel(folder.name, version, config, engine_model, pipeline, manifest, costs)
+
+
+def _plan(config: ModelConfig, version: str, golden: Golden | None, samples: Sequence[Rows], limit_s: float) -> WarmUp:
+    """Batches are filled with what is most like the requests to come."""
+    if golden is not None:
+        return WarmUp(config, version, golden.inputs, limit_s, filled_with="golden rows")
+    rows = filling(config, samples)
+    if rows is not None:
+        return WarmUp(config, version, rows, limit_s, filled_with="model_warmup")
+    return WarmUp(config, version, None, limit_s)
 
 
 def versions_to_serve(folder: Path, config: ModelConfig) -> list[str]:

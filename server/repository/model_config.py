@@ -23,6 +23,7 @@ from server.repository.config_text import CONFIG_FILE, parse_text, write_model_c
 from server.repository.honoured import unhonoured
 from server.repository.instance_groups import read_instance_groups
 from server.repository.length_buckets import LENGTH_BUCKETS, PAD_VALUE, read_buckets
+from server.repository.model_warmup import WarmupSample, read_model_warmup
 from server.repository.refuse import Refuse
 from server.repository.sequence_batching import read_sequence_batching, with_initial_data
 from server.repository.tensor_specs import read_tensors
@@ -85,6 +86,8 @@ class ModelConfig:
     """Whether tenants share the queue equally; else who a request is of does not matter."""
     buckets: Buckets | None = None
     """The lengths to which requests are padded; None: only requests of equal shapes share a batch."""
+    model_warmup: tuple[WarmupSample, ...] = ()
+    """What is run on every instance before it serves, beside the batch sizes."""
     response_cache: bool = False
     """Whether answers are kept for equal requests, where the server has a cache."""
     default_model_filename: str = DEFAULT_MODEL_FILENAME
@@ -181,6 +184,7 @@ def from_message(message: pb.ModelConfig, folder_name: str) -> ModelConfig:
     inputs, outputs = read_tensors("input", message.input, refuse), read_tensors("output", message.output, refuse)
     parameters = {key: value.string_value for key, value in message.parameters.items()}
     merges = message.max_batch_size > 0 and message.HasField("dynamic_batching")
+    sequences = read_sequence_batching(message, inputs, outputs, refuse)
     return ModelConfig(
         name=folder_name,
         platform=_PLATFORM,
@@ -192,7 +196,7 @@ def from_message(message: pb.ModelConfig, folder_name: str) -> ModelConfig:
         instance_groups=read_instance_groups(message, refuse),
         version_policy=read_version_policy(message, refuse),
         dynamic_batching=read_dynamic_batching(message, refuse),
-        sequence_batching=read_sequence_batching(message, inputs, outputs, refuse),
+        sequence_batching=sequences,
         gpu_accelerators=tuple(Accelerator(a.name, dict(a.parameters)) for a in accelerators.gpu_execution_accelerator),
         cpu_accelerators=tuple(Accelerator(a.name, dict(a.parameters)) for a in accelerators.cpu_execution_accelerator),
         graph_level=message.optimization.graph.level,
@@ -200,6 +204,7 @@ def from_message(message: pb.ModelConfig, folder_name: str) -> ModelConfig:
         slo_ms=_slo_ms(message, refuse),
         buckets=read_buckets(parameters, inputs, outputs, merges=merges, refuse=refuse),
         fair_by_tenant=_fair_by_tenant(message, refuse),
+        model_warmup=read_model_warmup(message, inputs, sequences, refuse),
         response_cache=_response_cache(message, refuse),
         default_model_filename=_inside(
             "default_model_filename", message.default_model_filename or DEFAULT_MODEL_FILENAME, refuse

@@ -43,7 +43,7 @@ _CALM = 3
 
 @dataclass(frozen=True, slots=True)
 class WarmUp:
-    """What is run: rows to fill batches with (golden rows, else zeros), and how long it may take."""
+    """What is run: rows to fill batches with (zeros where there are none), and how long it may take."""
 
     config: ModelConfig
     version: str
@@ -53,6 +53,8 @@ class WarmUp:
     max_input_bytes: int = 512 * 1024 * 1024
     """A batch whose inputs are larger is left cold: warming up must not be what ends the process."""
     clock_ns: Callable[[], int] = time.perf_counter_ns
+    filled_with: str = "zeros (1 for each dim of -1)"
+    """What the sample is, for whoever must be told that a pass failed."""
 
 
 def needed_sizes(largest: int, preferred: Sequence[int]) -> Iterator[int]:
@@ -176,8 +178,7 @@ def _run(instance: Instance, batch: Batch, plan: WarmUp) -> Mapping[str, Array]:
     try:
         return instance.run(batch)
     except EngineFailure as error:
-        filled = "golden rows" if plan.sample else "zeros (1 for each dim of -1)"
-        problem = f"warm-up with {batch.rows} rows of {filled} failed: {error.detail}"
+        problem = f"warm-up with {batch.rows} rows of {plan.filled_with} failed: {error.detail}"
         raise ModelLoadFailed(
             plan.config.name, f"{plan.version}/{plan.config.default_model_filename}", problem
         ) from error
@@ -235,7 +236,7 @@ def _row_bytes(plan: WarmUp, length: int) -> int:
     total = sum(len(state.initial.data) for state in sequences.states) if sequences else 0
     for spec in plan.config.inputs:
         dims: Sequence[int] = spec.dims
-        if plan.sample is not None:
+        if plan.sample is not None and spec.name in plan.sample:
             shape = plan.sample[spec.name].shape
             dims = shape[1:] if plan.config.max_batch_size else shape
         if plan.config.buckets is not None and spec.name in plan.config.buckets.inputs:

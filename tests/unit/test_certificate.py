@@ -64,6 +64,8 @@ def folder(tmp_path: Path) -> Path:
         write_golden(folder, version, {"x": np.ones((2, 3))}, {"y": np.ones((2, 1))})
     (folder / "config.pbtxt").write_text("config")
     (folder / "processing.yaml").write_text("task: x")
+    (folder / "warmup").mkdir()
+    (folder / "warmup" / "row.bin").write_bytes(b"row")
     write_manifest(folder, manifest(folder))
     return folder
 
@@ -91,6 +93,7 @@ def test_a_manifest_is_read_back_as_written(folder: Path) -> None:
         "golden/1.npz",
         "golden/2.npz",
         "processing.yaml",
+        "warmup/row.bin",
     }
     verify_files(folder, read, "1")
     verify_files(folder, read, "2")
@@ -143,7 +146,7 @@ def test_nan_is_no_metric_and_a_negative_tolerance_none() -> None:
         Tolerance(atol=float("inf"), rtol=0)
 
 
-@pytest.mark.parametrize("path", ["1/model.onnx", "config.pbtxt", "processing.yaml", "golden/1.npz"])
+@pytest.mark.parametrize("path", ["1/model.onnx", "config.pbtxt", "processing.yaml", "golden/1.npz", "warmup/row.bin"])
 def test_a_flipped_bit_is_found_and_its_file_named(folder: Path, path: str) -> None:
     """One bit in any file that serving reads is enough."""
     data = bytearray((folder / path).read_bytes())

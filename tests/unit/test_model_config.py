@@ -142,7 +142,7 @@ UNHONOURED = [
     ("response_cache { enable: false }", None),
     ("model_transaction_policy { decoupled: false }", None),
     ("model_transaction_policy { decoupled: true }", "model_transaction_policy"),
-    ("model_warmup {}", "model_warmup"),
+    ("model_warmup {}", "model_warmup[0].batch_size"),
     ("optimization { priority: PRIORITY_MAX }", "optimization.priority"),
     ("optimization { cuda { graphs: true } }", "optimization.cuda"),
     ("optimization { eager_batching: true }", "optimization.eager_batching"),
@@ -381,3 +381,13 @@ def test_priorities_ordering_and_the_objective_are_read(tmp_path: Path) -> None:
     ordered = read(tmp_path, BASE + "dynamic_batching { preserve_ordering: true }").dynamic_batching
     assert ordered is not None
     assert ordered.preserve_ordering
+
+
+def test_a_rate_limiter_is_refused_with_what_to_do_instead() -> None:
+    """Resources that passes wait for are not counted here; without any it says nothing, and passes."""
+    message = parse_text("instance_group { count: 2 rate_limiter { resources { name: 'r' count: 1 } } }", "m")
+    [(path, reason)] = unhonoured(message)
+    assert path == "instance_group[0].rate_limiter"
+    assert "instance_group.count" in reason
+    assert "--rate-limit" in reason
+    assert not list(unhonoured(parse_text("instance_group { count: 2 rate_limiter {} }", "m")))
