@@ -9,11 +9,12 @@ SERVE ?=
 TESTS ?=
 BENCH ?=
 FUZZ ?=
+TARGET ?= http2
 SECONDS ?= 1800
 REPORTS ?= build/bench
 
 .DEFAULT_GOAL := help
-.PHONY: help bench-swaps serve test check format types lint bench bench-quick bench-simulate bench-overload bench-cap bench-prediction bench-collector bench-decode bench-startup bench-share bench-rest bench-workers bench-shm fuzz-rest fuzz-grpc soak models proto lock clean triton
+.PHONY: help bench-swaps serve test check format types lint bench bench-quick bench-simulate bench-overload bench-cap bench-prediction bench-collector bench-decode bench-startup bench-share bench-rest bench-workers bench-shm fuzz-rest fuzz-grpc fuzz-bytes soak models proto lock clean triton
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -83,6 +84,9 @@ fuzz-rest: $(VENV)/.dev ## made-up REST calls from the OpenAPI document against 
 fuzz-grpc: $(VENV)/.dev ## mutated gRPC messages against a server, some minutes (FUZZ="--seconds 3600")
 	$(BIN)/python -m tests.fuzz.grpc $(FUZZ)
 
+fuzz-bytes: $(VENV)/.fuzz ## bytes led by coverage (atheris) into what reads those of strangers (TARGET=http2, hpack, heads, http1, wire), ten minutes (FUZZ="--seconds 60")
+	$(BIN)/python -m tests.fuzz.coverage $(TARGET) $(FUZZ)
+
 bench-swaps: $(VENV)/.dev ## a model swapped 500 times under load: failed requests, and the memory that stays, half a minute
 	$(BIN)/python -m loadtests.benchmarks.swaps --out $(REPORTS) $(BENCH)
 
@@ -124,3 +128,7 @@ $(VENV)/.dev: $(BIN)/python pyproject.toml constraints.txt
 	@echo "Installing the server, the exporter and the tests' tools into $(VENV) ..."
 	@$(PIP) -e '.[dev]'
 	@touch $(VENV)/.server $@
+
+$(VENV)/.fuzz: $(VENV)/.dev
+	@$(PIP) -e '.[fuzz]'
+	@touch $@

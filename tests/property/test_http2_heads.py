@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import hpack
 from hypothesis import HealthCheck, given, settings
@@ -12,15 +11,13 @@ from hypothesis import strategies as st
 from server.transport.http2 import huffman
 from server.transport.http2.fields import VARYING, check_request
 from server.transport.http2.frames import StreamFault
-from server.transport.http2.head import Head, Opening, read_head, within
 from server.transport.http2.heads import Heads
-from server.transport.http2.hpack import Decoder, Field, HeaderListTooLarge, HpackError
-from server.transport.methods import METHODS
+from server.transport.http2.hpack import Decoder, Field, HpackError
+from tests.support.header_blocks import KNOWN_METHODS, read_anew, said, table
 
 untimed = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 """A busy machine is no failure."""
 
-KNOWN_METHODS = {method.name.encode(): method for method in METHODS}
 MAX_LIST_BYTES = 700
 """So small that values of a few hundred bytes are over it."""
 
@@ -126,32 +123,6 @@ def damaged(block: bytes, where: int, octet: int) -> bytes:
     return block[:where] + (bytes([octet]) + block[where + 1 :] if octet >= 0 else b"")
 
 
-def read_anew(decoder: Decoder, block: bytes) -> Opening | None:
-    """With no memory of others. None for a list over the limit, which has a refusal of its own."""
-    try:
-        fields = decoder.decode(block, MAX_LIST_BYTES)
-    except HeaderListTooLarge:
-        return None
-    check_request(fields)
-    values = dict(fields)
-    head = read_head(values, KNOWN_METHODS)
-    timeout = values.get(b"grpc-timeout")
-    return (head, 0) if timeout is None or head.refusal is not None else within(head, timeout)
-
-
-def said(opening: Opening) -> list[Any]:
-    return [opening[1], *(getattr(opening[0], name) for name in Head.__slots__)]
-
-
-def table(decoder: Decoder) -> list[Field]:
-    entries: list[Field] = []
-    while True:
-        try:
-            entries += decoder.decode(integer(62 + len(entries), 0x7F, 0x80), 1 << 20)
-        except HpackError:
-            return entries
-
-
 @untimed
 @given(st.lists(SHAPES, min_size=2, max_size=2), STEPS, DAMAGE)
 def test_a_block_says_what_it_would_say_to_somebody_who_has_seen_no_other(
@@ -166,7 +137,7 @@ def test_a_block_says_what_it_would_say_to_somebody_who_has_seen_no_other(
         wanted: object
         got: object
         try:
-            opening = read_anew(anew, block)
+            opening = read_anew(anew, block, MAX_LIST_BYTES)
             wanted = "too large" if opening is None else said(opening)
         except (HpackError, StreamFault) as error:
             wanted = type(error), str(error)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -10,54 +10,23 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tritonclient.grpc import service_pb2 as pb
 
-from server.errors import ServingError
 from server.tensor import DATATYPES, Tensor, pack_bytes
 from server.transport.codec import v2_grpc
 from server.transport.codec.varint import varint
 from server.transport.codec.wire_request import Forms
 from server.transport.codec.wire_response import Templates
-from server.transport.methods import METHODS
-from server.types import InferRequest, InferResponse, Outcome, Parameter
+from server.types import InferResponse, Parameter
+from tests.support.wire import by_protobuf, by_wire
 
 untimed = settings(deadline=None, max_examples=300, suppress_health_check=[HealthCheck.too_slow])
 """A busy machine is no failure of a codec."""
 
-[INFER] = [method for method in METHODS if method.name.endswith("/ModelInfer")]
 RAW = 7
 GROUP = b"\x7b\x08\x05\x7c"
 UNKNOWN = [b"\x78\x05", b"\x7d\x01\x02\x03\x04", b"\x79\x01\x02\x03\x04\x05\x06\x07\x08", b"\x7a\x02hi", GROUP]
 """Field 15 as a varint, fixed32, fixed64, with a length, and a group."""
 ODD = [b"\x18\x05", b"\x1a", b"\x3a\x80\x00", b"\xba\x00\x01x", b"\x1a\x02\xff\xfe", b"\x1a\x00", b"\x22\x00", b"\x00"]
 """An id that is a varint, one cut off, long-winded length and tag, no UTF-8, empty fields, no tag at all."""
-
-Read = tuple[Any, ...]
-
-
-def _ignore(_request: InferRequest, _outcome: Outcome) -> None:
-    """Nobody waits in these tests."""
-
-
-def fields(request: InferRequest) -> Read:
-    inputs = [(t.name, t.datatype, t.shape, bytes(t.data)) for t in request.inputs]
-    said = request.model_name, request.model_version, request.id, inputs, list(request.outputs)
-    return *said, dict(request.parameters), request.received_ns, request.deadline_ns
-
-
-def outcome(read: Callable[[], InferRequest]) -> Read:
-    """Whatever the one who sent the message hears of it."""
-    try:
-        return fields(read())
-    except ServingError as error:
-        return type(error), getattr(error, "field", None), error.public_message
-
-
-def by_protobuf(data: bytes) -> Read:
-    return outcome(lambda: v2_grpc.decode_infer(INFER.parse(data), on_settle=_ignore, received_ns=7, deadline_ns=9))
-
-
-def by_wire(forms: Forms, data: bytes | memoryview) -> Read:
-    return outcome(lambda: forms.decode(data, on_settle=_ignore, received_ns=7, deadline_ns=9))
-
 
 TEXT = st.text(max_size=6) | st.just("n" * 130)
 NAMES = st.sampled_from(["x", "y", "input_ids", "n" * 130, ""])
