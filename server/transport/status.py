@@ -82,14 +82,16 @@ class Failure:
 
 def failure_of(error: BaseException) -> Failure:
     """What the client is told of `error`. An error of ours is logged here; one shared by a batch, once."""
+    failure = Failure(Code.INTERNAL, INTERNAL_MESSAGE)
     if isinstance(error, ServingError):
-        if error.code is Code.INTERNAL:
-            _log_once(error)
-        else:
-            logger.debug("told a client: %s: %s", error.code, error.public_message)
-        return Failure(error.code, error.public_message, error.retry_after_ms)
-    _log_once(error)
-    return Failure(Code.INTERNAL, INTERNAL_MESSAGE)
+        failure = Failure(error.code, error.public_message, error.retry_after_ms)
+    if failure.code is Code.INTERNAL:
+        _log_once(error)
+    else:
+        logger.debug("told a client: %s: %s", failure.code, failure.message)
+    # Its frames hold whoever waited for it, who hold it: such a ring would wait for the garbage collector.
+    error.__traceback__ = None
+    return failure
 
 
 def status_details(failure: Failure) -> bytes:

@@ -153,7 +153,8 @@ class Connection:
         self._rest = b""
 
     def _fail(self, refused: Refused) -> None:
-        self.fault = refused
+        # One that was not raised: the frames of a traceback would hold this connection, which holds the fault.
+        self.fault = Refused(refused.status, refused.cause, refused.problem)
         self.unread = True
         head = self._head
         self.close()

@@ -32,7 +32,6 @@ from server.types import NO_DEADLINE, InferRequest, InferResponse, Outcome
 
 if TYPE_CHECKING:
     from server.dataplane import DataPlane
-    from server.transport.http2.fields import Field
     from server.transport.http2.stream import Stream
 
 _OPEN, _HALF_CLOSED_REMOTE = State.OPEN, State.HALF_CLOSED_REMOTE
@@ -205,6 +204,7 @@ class Calls:
 
     def close(self) -> None:
         """The connection is gone, and with it all its callers."""
+        self.answered = _nobody
         streams = list(self.connection.streams.values())
         for stream in streams:
             stream.state = State.CLOSED
@@ -248,6 +248,7 @@ class Calls:
             return
         compresses = self.compresses(stream)
         if explanation is None and not compresses and len(message) <= self._max_bytes:
+            stream.call = None
             self.connection.answer(stream, message)
             return
         self.send_message(stream, message, first=True)
@@ -276,16 +277,24 @@ class Calls:
 
     def finish(self, stream: Stream, explanation: Explanation | None = None) -> None:
         """The status of a call that went well, behind its messages."""
-        told: list[Field] = []
-        if explanation is not None:
-            told = [(ANSWER_KEY.encode(), explanation.server_timing().encode())]
-        self.connection.send_trailers(stream, answers.ok_trailers(told) if told else answers.OK_TRAILERS)
+        self.end(stream, answers.OK_TRAILERS if explanation is None else _explained(explanation))
+
+    def end(self, stream: Stream, block: bytes) -> None:
+        """The last of a call. Call and stream know each other: left so, they would wait for the garbage collector."""
+        stream.call = None
+        self.connection.send_trailers(stream, block)
 
     def fail(self, stream: Stream, error: BaseException, *, begun: bool = False) -> None:
         """The status of a call that did not; `begun` where its headers are sent already."""
         if stream.state not in (_OPEN, _HALF_CLOSED_REMOTE):
             return
-        stream.call = None
         failure = failure_of(error)
-        block = answers.failed_trailers(failure) if begun else answers.trailers_only(failure)
-        self.connection.send_trailers(stream, block)
+        self.end(stream, answers.failed_trailers(failure) if begun else answers.trailers_only(failure))
+
+
+def _explained(explanation: Explanation) -> bytes:
+    return answers.ok_trailers([(ANSWER_KEY.encode(), explanation.server_timing().encode())])
+
+
+def _nobody() -> None:
+    """There is no socket any more."""

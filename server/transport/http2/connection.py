@@ -12,7 +12,7 @@ Source: RFC 9113, of which each method names its section.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from server.settings import GrpcSettings
 from server.transport.http2 import frames, times
@@ -52,18 +52,6 @@ class Connection(ControlFrames):
         self._low_window = max(self._full_window - _UPDATE_BYTES, self._full_window // 2)
         self._request_timeout_ns = int(settings.request_timeout_s * 1e9)
         self._block: _Block | None = None
-        self._handlers = {
-            frames.DATA: self._on_data,
-            frames.HEADERS: self._on_headers,
-            frames.PRIORITY: self._on_priority,
-            frames.RST_STREAM: self._on_rst_stream,
-            frames.SETTINGS: self._on_settings,
-            frames.PUSH_PROMISE: self._on_push_promise,
-            frames.PING: self._on_ping,
-            frames.GOAWAY: self._on_goaway,
-            frames.WINDOW_UPDATE: self._on_window_update,
-            frames.CONTINUATION: self._on_continuation,
-        }
         self._greet()
 
     def _greet(self) -> None:
@@ -176,12 +164,12 @@ class Connection(ControlFrames):
             raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "the first frame is not SETTINGS", "bad_preface")
         if self._block is not None and (kind != frames.CONTINUATION or stream_id != self._block.stream_id):
             raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "a frame inside of a header block")
-        handler = self._handlers.get(kind)
+        handler = _HANDLERS.get(kind)
         if handler is None:
             self._spend(self._empty_frames, "empty_frame_flood")
             return
         try:
-            handler(flags, stream_id, payload)
+            handler(self, flags, stream_id, payload)
         except StreamFault as fault:
             self._stream_fault(stream_id, fault)
 
@@ -325,6 +313,21 @@ class Connection(ControlFrames):
         for stream in times.slow_writers(self, now_ns):
             self._announce(stream)
             self._events.append((Kind.LATE, stream, b""))
+
+
+_HANDLERS: Mapping[int, Callable[[Connection, int, int, bytes], None]] = {
+    frames.DATA: Connection._on_data,
+    frames.HEADERS: Connection._on_headers,
+    frames.PRIORITY: Connection._on_priority,
+    frames.RST_STREAM: Connection._on_rst_stream,
+    frames.SETTINGS: Connection._on_settings,
+    frames.PUSH_PROMISE: Connection._on_push_promise,
+    frames.PING: Connection._on_ping,
+    frames.GOAWAY: Connection._on_goaway,
+    frames.WINDOW_UPDATE: Connection._on_window_update,
+    frames.CONTINUATION: Connection._on_continuation,
+}
+"""By the type of the frame. Not bound to a connection, which would then hold itself."""
 
 
 class _Block:

@@ -33,7 +33,7 @@ class RefusedCall:
             self.ended()
 
     def ended(self) -> None:
-        self._calls.connection.send_trailers(self._stream, self._block)
+        self._calls.end(self._stream, self._block)
 
     late = ended
 

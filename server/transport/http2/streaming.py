@@ -51,7 +51,9 @@ class StreamsCall:
         self._timer: asyncio.TimerHandle | None = None
         if stream.timeout_ns:
             self._timer = loop.call_later(stream.timeout_ns / 1e9, self._expire)
-        self._task = loop.create_task(self._run())
+        self._task: asyncio.Task[None] | None = loop.create_task(self._run())
+        # Not at the end of the coroutine, of which nothing runs if it is cancelled before its first turn.
+        self._task.add_done_callback(self._over)
 
     # --- from the client --------------------------------------------------------------------------
 
@@ -89,7 +91,10 @@ class StreamsCall:
         """A stream may be as slow as it likes: it has no time by which all must be here."""
 
     def cancel(self) -> None:
-        self._task.cancel()
+        task, self._task = self._task, None
+        if task is not None:
+            # Nobody keeps it: a task that was cancelled holds its frames, which hold this call.
+            task.cancel()
 
     def _expire(self) -> None:
         self._abort(CallExpired())
@@ -97,7 +102,7 @@ class StreamsCall:
 
     def _abort(self, error: Exception) -> None:
         self._calls.fail(self._stream, error, begun=self._begun)
-        self._task.cancel()
+        self.cancel()
 
     # --- the generator ----------------------------------------------------------------------------
 
@@ -113,11 +118,12 @@ class StreamsCall:
             self._finish()
         except Exception as error:  # noqa: BLE001 - the boundary where every error becomes a status
             calls.fail(stream, error, begun=self._begun)
-        finally:
-            calls.hold(-self._held_bytes)
-            if self._timer is not None:
-                self._timer.cancel()
         calls.answered()
+
+    def _over(self, _task: asyncio.Task[None]) -> None:
+        self._calls.hold(-self._held_bytes)
+        if self._timer is not None:
+            self._timer.cancel()
 
     def _finish(self) -> None:
         if not self._begun:

@@ -230,7 +230,8 @@ class Streams:
 
     def fail(self, fault: ConnectionFault) -> None:
         """Section 5.4.1: GOAWAY, and nothing is read any more."""
-        self.fault = fault
+        # One that was not raised: the frames of a traceback would hold this connection, which holds the fault.
+        self.fault = ConnectionFault(fault.code, fault.problem, fault.cause)
         self.sender.out.append(frames.goaway(self._last_id, fault.code, fault.problem.encode()))
 
     # --- leaving ----------------------------------------------------------------------------------

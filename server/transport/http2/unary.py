@@ -91,8 +91,10 @@ class UnaryCall:
 
     def cancel(self) -> None:
         self._release()
-        if self._task is not None:
-            self._task.cancel()
+        task, self._task = self._task, None
+        if task is not None:
+            # Nobody keeps it: a task that was cancelled holds its frames, which hold this call.
+            task.cancel()
 
     def _fail(self, error: Exception) -> None:
         self._release()
