@@ -491,7 +491,7 @@ def test_an_answered_call_leaves_nothing_to_the_garbage_collector() -> None:
 
 
 async def test_a_stream_that_is_gone_before_its_task_has_run_holds_nothing(session: Session) -> None:
-    """Several reads may come in one turn of the loop; of a task that is cancelled before its first turn nothing runs."""
+    """Several reads may come in one turn of the loop; of a task that is cancelled before it nothing runs."""
     session.send(headers(1, call_fields(STREAM)), data(1, message(request())[:20]))
     assert session.calls.held_bytes == 20
     session.send(frames.rst_stream(1, ErrorCode.CANCEL))
