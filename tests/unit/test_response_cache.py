@@ -12,6 +12,9 @@ import pytest
 from server.errors import Cancelled, DeadlineExceeded, Draining, EngineFailure
 from server.explain import Explanation
 from server.offload import Offload
+from server.repository.config_text import parse_text
+from server.repository.model_config import from_message
+from server.request_check import RequestCheck
 from server.scheduler.caching import CachingBatcher
 from server.scheduler.response_cache import ON_LOOP_BYTES, ResponseCache, copied, entry_bytes
 from server.scheduler.statistics import ModelStatistics
@@ -20,6 +23,11 @@ from server.types import InferRequest, InferResponse, Outcome
 from tests.support.scheduler import MS, POISON, Bench
 
 OWNER = ResponseCache(1).owner()
+TWO_INPUTS = """
+backend: "onnxruntime" max_batch_size: 4
+input { name: "a" data_type: TYPE_FP32 dims: 1 } input { name: "b" data_type: TYPE_FP32 dims: 1 }
+output { name: "y" data_type: TYPE_FP32 dims: 1 }
+"""
 
 
 class Cached(Bench):
@@ -143,6 +151,18 @@ def test_what_does_not_reach_the_model_is_no_part_of_the_question() -> None:
     assert cache.key(OWNER, other) == cache.key(OWNER, asked(tensor()))
 
 
+def test_the_order_of_inputs_is_no_part_of_the_question() -> None:
+    """The check of a request puts them in the order of the config, before it is looked up."""
+    config = from_message(parse_text(TWO_INPUTS, "m"), "m")
+    cache = ResponseCache(1)
+    keys = []
+    for names in (("a", "b"), ("b", "a")):
+        request = asked(*(tensor(name, "FP32", (1, 1), name.encode() * 4) for name in names))
+        RequestCheck(config)(request)
+        keys.append(cache.key(OWNER, request))
+    assert keys[0] == keys[1]
+
+
 def test_a_key_is_secret() -> None:
     """Of two caches the same question has unlike keys, so that nobody can prepare two that are alike."""
     assert ResponseCache(1).key(OWNER, asked(tensor())) != ResponseCache(1).key(OWNER, asked(tensor()))
@@ -195,7 +215,10 @@ def test_what_is_kept_is_a_copy() -> None:
     response = bench.caller.outcome(bench.answered(1))
     assert isinstance(response, InferResponse)
     response.outputs = [Tensor("y", "INT64", (1, 1), b"")]
-    assert bench.caller.answer(bench.ask(1)) == [2]
+    hit = bench.caller.outcome(bench.ask(1))
+    assert isinstance(hit, InferResponse)
+    assert type(hit.outputs[0].data) is bytes, "and no view"
+    assert hit.outputs[0].data == (2).to_bytes(8, "little")
 
 
 def test_a_failure_is_not_kept() -> None:

@@ -1,4 +1,5 @@
-"""The same requests to a real Triton with its `local` cache and to our server with ours: the same numbers are told.
+"""Sections of config.pbtxt, on one repository, by a real Triton and by our server: `response_cache`, by the numbers
+that are told after each request, with Triton's `local` cache; `model_warmup`.
 
 A Triton that is missing (`make triton` installs one) skips these tests; under CI they fail.
 """
@@ -27,11 +28,17 @@ pytestmark = pytest.mark.e2e
 
 SIZE = 1 << 20
 CACHED = "response_cache { enable: true }"
+SAMPLE = """
+model_warmup {{
+  name: "sample {}" batch_size: 2 count: 2 inputs {{ key: "x" value {{ data_type: TYPE_FP32 dims: 3 {} }} }}
+}}
+"""
+SOURCES = ("zero_data: true", "random_data: true", 'input_data_file: "row.bin"')
 
 
 @pytest.fixture(scope="module")
 def sides(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Ports, Ports]]:
-    """Triton's ports and ours. Both serve `merged` and `alone` with a cache, and `plain` without."""
+    """Triton's ports and ours. Both serve `merged` and `alone` with a cache, `plain` without, and `warmed`."""
     try:
         program = find(folder=ROOT / "build" / "triton")
     except TritonMissing as missing:
@@ -44,6 +51,9 @@ def sides(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Ports, Por
     linear_folder(repository, "merged", more=f"{CACHED}\ndynamic_batching {{}}")
     linear_folder(repository, "alone", more=CACHED)
     linear_folder(repository, "plain", more="dynamic_batching {}")
+    warmed = linear_folder(repository, "warmed", more="".join(map(SAMPLE.format, range(3), SOURCES)))
+    (warmed / "warmup").mkdir()
+    (warmed / "warmup" / "row.bin").write_bytes(np.ones(3, "<f4").tobytes())
     with ExitStack() as stack:
         output = stack.enter_context((folder / "triton.log").open("wb"))
         flags = [f"--cache-config=local,size={SIZE}", f"--cache-directory={caches}"]
@@ -130,3 +140,15 @@ def test_both_have_the_same_metrics_of_the_cache(sides: tuple[Ports, Ports]) -> 
     )
     assert ours_told == theirs_told
     assert len(ours_told) == 4
+
+
+def test_samples_to_warm_up_with_are_run_by_both(sides: tuple[Ports, Ports]) -> None:
+    """The model that has one of each kind is ready on both, and answers its first request alike. Triton counts what
+    nobody asked for: 3 samples of 2 rows, twice each."""
+    theirs, ours = (triton_grpc.InferenceServerClient(f"127.0.0.1:{ports.grpc}") for ports in sides)
+    assert theirs.is_model_ready("warmed")
+    assert ours.is_model_ready("warmed")
+    (_, their_y), (_, our_y) = (ask(client, "warmed", x(1), {}) for client in (theirs, ours))
+    np.testing.assert_allclose(our_y, their_y, rtol=1e-5)
+    assert told_by(ours, "warmed")["success"] == 1
+    assert told_by(theirs, "warmed")["success"] == 1 + 3 * 2 * 2
