@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import tracemalloc
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -182,6 +183,23 @@ def test_the_least_recently_used_makes_room() -> None:
     assert cache.used_bytes == 3 * entry_bytes(outputs) <= cache.size_bytes
     assert cache.counts()._replace(util=0) == (0, 3, 5, 4, 1, 1, 0, 0)
     assert cache.counts().util == pytest.approx(cache.used_bytes / cache.size_bytes)
+
+
+@pytest.mark.parametrize(("tensors", "size"), [(1, 8), (3, 8), (1, 5000)])
+def test_an_entry_is_reckoned_with_what_holds_it(tensors: int, size: int) -> None:
+    """The bytes that are told are no fewer than those that are taken, and not many times as many."""
+    cache = ResponseCache(1 << 30)
+    owner = cache.owner()
+    data = memoryview(bytes(size))
+    tracemalloc.start()
+    try:
+        for number in range(2000):
+            outputs = [Tensor(f"y{index}", "UINT8", (1, size), data) for index in range(tensors)]
+            cache.keep(cache.key(owner, asked(tensor(data=number.to_bytes(16, "little")))), copied(outputs))
+        taken, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert taken <= cache.used_bytes < 3 * taken
 
 
 def test_an_answer_that_is_too_large_is_not_kept() -> None:
