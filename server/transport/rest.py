@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping, Sequence
+from contextlib import aclosing
 from typing import TYPE_CHECKING, NamedTuple
 
 from server.errors import Draining
 from server.transport.codec.recent import Recent
 from server.transport.exchange import Exchange, failure_reply
-from server.transport.http1.reply import error_reply, with_headers
+from server.transport.http1.reply import Reply, StreamedReply, error_reply, with_headers
 from server.transport.http1.server import Http1Server
 from server.transport.rest_infer import InferPlan, RestInfer
 from server.transport.routes import Handler, MethodNotAllowed, Router
@@ -94,6 +95,7 @@ class RestApp:
         task.add_done_callback(self._tasks.discard)
 
     async def _answer(self, turn: Turn, plan: _Plan) -> None:
+        reply: Reply | StreamedReply
         try:
             reply = await plan.handler(Exchange(self._dataplane, turn, plan.names, self._max_body_bytes))
         except asyncio.CancelledError:
@@ -101,7 +103,24 @@ class RestApp:
             reply = failure_reply(Draining())
         except Exception as error:  # noqa: BLE001 - the boundary where every error becomes a status
             reply = failure_reply(error)
-        turn.reply(reply)
+        if isinstance(reply, Reply):
+            turn.reply(reply)
+        else:
+            await self._stream(turn, reply)
+
+    async def _stream(self, turn: Turn, reply: StreamedReply) -> None:
+        stream = turn.stream(reply.status, reply.headers)
+        last = b""
+        try:
+            async with aclosing(reply.pieces) as pieces:
+                if turn.head is not None and turn.head.method != "HEAD":
+                    async for piece in pieces:
+                        await stream.send(piece)
+        except asyncio.CancelledError:
+            last = reply.failed(Draining())  # As above.
+        except Exception as error:  # noqa: BLE001 - the boundary where every error becomes a piece
+            last = reply.failed(error)
+        stream.end(last)
 
     async def _inflate(self, turn: Turn, plan: InferPlan) -> None:
         """An infer request whose body is inflated on a thread before it goes the way of all others."""

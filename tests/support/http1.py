@@ -46,13 +46,33 @@ def parse_answers(data: bytes, methods: Sequence[str] = ()) -> list[Answer]:
             continue
         headers = dict(field.split(": ", 1) for field in fields)
         assert len(headers) == len(fields), f"a header is there twice: {fields}"
-        size = int(headers["content-length"])
-        if asked and asked.pop(0) == "HEAD":
-            size = 0
-        assert len(data) >= size
-        answers.append(Answer(int(status), headers, data[:size]))
-        data = data[size:]
+        head_only = bool(asked) and asked.pop(0) == "HEAD"
+        body, data = (b"", data) if head_only else take_body(headers, data)
+        answers.append(Answer(int(status), headers, body))
     return answers
+
+
+def take_body(headers: dict[str, str], data: bytes) -> tuple[bytes, bytes]:
+    """A body, and what follows it. One without a length goes on to the end of the connection, which `data` is."""
+    if headers.get("transfer-encoding") == "chunked":
+        chunks, rest = take_chunks(data)
+        assert chunks[-1] == b"", "the last chunk is missing"
+        return b"".join(chunks), rest
+    size = int(headers.get("content-length", len(data)))
+    assert len(data) >= size
+    return data[:size], data[size:]
+
+
+def take_chunks(data: bytes) -> tuple[list[bytes], bytes]:
+    """The chunks that are whole, the last and empty one included, and what follows it."""
+    chunks: list[bytes] = []
+    while data and b"" not in chunks:
+        line, _, data = data.partition(b"\r\n")
+        size = int(line, 16)
+        assert data[size : size + 2] == b"\r\n"
+        chunks.append(data[:size])
+        data = data[size + 2 :]
+    return chunks, data
 
 
 class MemoryTransport(asyncio.Transport):

@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 from server.transport.http1.connection import BODY, HEAD, IDLE, OVER, Connection, Phase
 from server.transport.http1.head import Head, Refused
-from server.transport.http1.reply import CONTINUE, Reply, error_reply, render
+from server.transport.http1.reply import CONTINUE, Headers, Reply, error_reply, render
+from server.transport.http1.streaming import Stream
 
 if TYPE_CHECKING:
     from server.transport.http1.server import Http1Server
@@ -57,6 +58,18 @@ class Turn:
         self.work = None
         protocol.answered(self)
 
+    def stream(self, status: int, headers: Headers) -> Stream:
+        """Answer in pieces. An answer to HEAD is to be ended at once."""
+        stream = Stream(self._protocol, self, status, headers)
+        self._protocol.streams.append(stream)
+        return stream
+
+    def finish(self, rest: bytes) -> None:
+        """What is left of an answer in pieces."""
+        self.answer = (rest,)
+        self.work = None
+        self._protocol.answered(self)
+
     def reply_ok(self, parts: Sequence[Any]) -> None:
         """Answer 200 to a request that is not HEAD. `parts` are the header fields but for `Connection` and
         `Date`, an empty line, and the body; they must not change afterwards."""
@@ -88,6 +101,7 @@ class Http1Protocol(asyncio.Protocol):
         "_transport",
         "_turns",
         "server",
+        "streams",
     )
 
     def __init__(self, server: Http1Server) -> None:
@@ -107,6 +121,8 @@ class Http1Protocol(asyncio.Protocol):
         self._paused_ns = 0
         """Since when the peer takes no more of its answers; 0: it does."""
         self._paused_bytes = 0
+        self.streams: list[Stream] = []
+        """Answers in pieces that are under way, or wait for their turn."""
 
     # --- what asyncio calls ---------------------------------------------------------------------------
 
@@ -237,6 +253,26 @@ class Http1Protocol(asyncio.Protocol):
             _write(transport, turns.popleft().answer)  # type: ignore[arg-type]
         self._go_on()
 
+    def may_write(self, turn: Turn) -> bool:
+        """Its turn has come, and the peer takes more."""
+        return bool(self._turns) and self._turns[0] is turn and not self._paused_ns and self._transport is not None
+
+    def write_piece(self, data: bytes) -> None:
+        """Of the answer whose turn it is."""
+        assert self._transport is not None
+        self._transport.write(data)
+
+    def make_last(self, turn: Turn) -> None:
+        """Nothing is answered behind this one, whatever was asked, and no more is read."""
+        connection = self._connection
+        connection.unread |= self._turns[-1] is not turn or connection.phase in (HEAD, BODY)
+        connection.close()
+        self._enter(OVER)
+        while self._turns[-1] is not turn:
+            later = self._turns.pop()
+            if later.answer is None:
+                self.server.app.abandon(later)
+
     def _go_on(self) -> None:
         """An answer was written, or can be: read what had no room, or close if that was the last one."""
         connection = self._connection
@@ -251,6 +287,8 @@ class Http1Protocol(asyncio.Protocol):
                 return
             if connection.waits_for_continue:
                 self._send_continue()
+        for stream in self.streams:
+            stream.wake()
         self._steer()
         if connection.crowded and self._reading:
             asyncio.get_running_loop().call_soon(self._receive_rest)

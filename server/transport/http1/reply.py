@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import AsyncGenerator, Callable
 from email.utils import formatdate
 from http import HTTPStatus
 from typing import NamedTuple
@@ -21,6 +22,17 @@ class Reply(NamedTuple):
     status: int
     body: bytes = b""
     headers: Headers = []  # noqa: RUF012 - never changed
+
+
+class StreamedReply(NamedTuple):
+    """An answer whose body comes in pieces, each written as soon as it is there. No headers of framing."""
+
+    status: int
+    headers: Headers
+    pieces: AsyncGenerator[bytes]
+    """Closed when it is over, or when nobody takes more of it."""
+    failed: Callable[[BaseException], bytes]
+    """The last piece where an error ends it: the status can't tell any more."""
 
 
 def json_reply(document: object, status: int = 200) -> Reply:
@@ -54,12 +66,16 @@ class Clock:
 
 def render(reply: Reply, date: bytes, connection: bytes, *, head_only: bool) -> bytes:
     """The bytes of an answer. `connection` is a header line or empty; `head_only` leaves the body out (HEAD)."""
-    parts = [b"HTTP/1.1 %d %s\r\n" % (reply.status, _reason(reply.status)), date, connection]
-    parts += [b"%s: %s\r\n" % header for header in reply.headers]
-    parts.append(b"content-length: %d\r\n\r\n" % len(reply.body))
-    if not head_only:
-        parts.append(reply.body)
-    return b"".join(parts)
+    framing = b"content-length: %d\r\n" % len(reply.body)
+    head = render_head(reply.status, reply.headers, date, connection + framing)
+    return head if head_only else head + reply.body
+
+
+def render_head(status: int, headers: Headers, date: bytes, framing: bytes) -> bytes:
+    """What stands before a body. `framing` are header lines: how long it is, and what becomes of the connection."""
+    parts = [b"HTTP/1.1 %d %s\r\n" % (status, _reason(status)), date]
+    parts += [b"%s: %s\r\n" % header for header in headers]
+    return b"".join([*parts, framing, b"\r\n"])
 
 
 def _reason(status: int) -> bytes:
