@@ -7,7 +7,7 @@ what may share a batch.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from math import prod
 from operator import is_
 
@@ -16,8 +16,11 @@ from server.errors import InvalidRequest
 from server.repository.model_config import ModelConfig
 from server.sequence_check import SequenceCheck, refuse_sequence
 from server.tensor import Tensor, TensorSpec, unpack_bytes
-from server.types import InferRequest
+from server.types import InferRequest, Parameter
 
+ENABLE_EMPTY_FINAL_RESPONSE = "triton_enable_empty_final_response"
+"""The parameter by which a request asks to be told of its end even where no tensors come with it."""
+_RESERVED = "triton_"
 LONGEST_TENANT = 128
 """Characters of a tenant's name, where tenants share the queue, which keeps the names of those who wait."""
 
@@ -200,7 +203,24 @@ def _check_parameters(request: InferRequest, sequences: SequenceCheck | None) ->
     priority = request.parameters.get("priority")
     if priority is not None and (isinstance(priority, bool) or not isinstance(priority, int) or priority < 0):
         raise InvalidRequest("parameters.priority", f"must be a whole number, 0 for the default, got {priority!r}")
+    if any(name.startswith(_RESERVED) for name in request.parameters):
+        _check_reserved(request.parameters)
     if sequences is not None:
         sequences(request)
     else:
         refuse_sequence(request)
+
+
+def _check_reserved(parameters: Mapping[str, Parameter]) -> None:
+    """Triton's own keys, in its words: of a request it knows but one."""
+    for name, value in parameters.items():
+        if not name.startswith(_RESERVED):
+            continue
+        if name != ENABLE_EMPTY_FINAL_RESPONSE:
+            raise InvalidRequest(
+                f"parameters.{name[:64]}",
+                "parameter keys starting with 'triton_' are reserved for Triton usage. Only the following keys "
+                f"starting with 'triton_' are allowed: {ENABLE_EMPTY_FINAL_RESPONSE}",
+            )
+        if not isinstance(value, bool):
+            raise InvalidRequest(f"parameters.{name}", f"must be true or false, got {value!r}")

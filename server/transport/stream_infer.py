@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from server.call import Settled, answer, settle_into
 from server.errors import Unsupported
 from server.explain import decoded
-from server.proto.triton import service_pb2 as pb
 from server.transport.codec import v2_grpc
 from server.transport.status import failure_of
 from server.types import InferRequest
@@ -99,10 +98,9 @@ async def _answer(dataplane: DataPlane, one: _Asked) -> Any:
             raise one.error or AssertionError("neither a request nor an error")
         response = await answer(one.request, one.settled, dataplane.cancel)
     except Exception as error:  # noqa: BLE001 - becomes the answer to this request
-        failed = pb.ModelStreamInferResponse(error_message=failure_of(error).message)
-        failed.infer_response.id = one.id
-        return failed
-    return pb.ModelStreamInferResponse(infer_response=v2_grpc.encode_infer(response))
+        model_name = one.request.model_name if one.request is not None else ""
+        return v2_grpc.encode_stream_error(failure_of(error).message, one.id, model_name)
+    return v2_grpc.encode_stream_infer(response, final=True)
 
 
 def _cancel_all(dataplane: DataPlane, asked: _Queue) -> None:

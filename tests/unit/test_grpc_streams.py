@@ -177,3 +177,32 @@ async def test_a_full_queue_in_a_stream(stream: Any, dataplane: FakeDataPlane) -
     dataplane.outcome = QueueFull(MODEL, 4)
     [answer] = [answer async for answer in stream(iter([request("a")]))]
     assert answer.error_message == str(QueueFull(MODEL, 4))
+
+
+# --- the final response ---------------------------------------------------------------------------------
+
+
+async def test_every_answer_says_that_it_is_the_final_one(stream: Any) -> None:
+    """Triton's `triton_final_response`: of a model that answers once it is always true, asked for or not."""
+    asked = request("b")
+    asked.parameters["triton_enable_empty_final_response"].bool_param = True
+    answers = [answer async for answer in stream(iter([request("a"), asked]))]
+    assert [answer.infer_response.parameters["triton_final_response"].bool_param for answer in answers] == [True, True]
+    assert [answer.infer_response.id for answer in answers] == ["a", "b"]
+
+
+async def test_an_error_says_that_it_is_the_final_answer(stream: Any) -> None:
+    """Of a request; a message that never became one has no more than its id."""
+    bad = request("bad")
+    del bad.raw_input_contents[1]
+    failed, refused = [answer.infer_response async for answer in stream(iter([request("b", "x"), bad]))]
+    assert (failed.model_name, failed.id, failed.parameters["triton_final_response"].bool_param) == ("x", "b", True)
+    assert (refused.model_name, refused.id, dict(refused.parameters)) == ("", "bad", {})
+
+
+async def test_an_answer_outside_of_a_stream_does_not_say_so(channel: grpc.aio.Channel) -> None:
+    """ModelInfer has one answer anyhow, and takes the parameter as Triton does."""
+    asked = request("a")
+    asked.parameters["triton_enable_empty_final_response"].bool_param = True
+    answer = await service_pb2_grpc.GRPCInferenceServiceStub(channel).ModelInfer(asked)
+    assert dict(answer.parameters) == {}

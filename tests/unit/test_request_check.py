@@ -39,7 +39,9 @@ def request(*inputs: Tensor, outputs: tuple[str, ...] = (), **parameters: Parame
 
 def test_a_good_request_gets_its_rows_and_its_inputs_in_the_configs_order() -> None:
     """Whatever the order of the caller, a batch is merged in the order of the config."""
-    good = request(b(2, 7, 2), a(2, 3), outputs=("z", "y"), timeout=5, mine="passes")
+    good = request(
+        b(2, 7, 2), a(2, 3), outputs=("z", "y"), timeout=5, mine="passes", triton_enable_empty_final_response=True
+    )
 
     check()(good)
 
@@ -79,6 +81,11 @@ def test_only_equal_shapes_share_a_signature() -> None:
         (request(a(1, 3), b(1, 1, 2), outputs=("y", "y")), "outputs[1].name"),
         (request(a(1, 3), b(1, 1, 2), timeout=-1), "parameters.timeout"),
         (request(a(1, 3), b(1, 1, 2), timeout=True), "parameters.timeout"),
+        (request(a(1, 3), b(1, 1, 2), triton_final_response=True), "parameters.triton_final_response"),
+        (
+            request(a(1, 3), b(1, 1, 2), triton_enable_empty_final_response=1),
+            "parameters.triton_enable_empty_final_response",
+        ),
         (request(a(1, 3), b(1, 1, 2), timeout="5"), "parameters.timeout"),
         (request(a(1, 3), b(1, 1, 2), priority=-1), "parameters.priority"),
         (request(a(1, 3), b(1, 1, 2), priority=True), "parameters.priority"),

@@ -91,6 +91,27 @@ def encode_infer(response: InferResponse) -> Any:
     return message
 
 
+FINAL_RESPONSE = "triton_final_response"
+"""The parameter of each answer in a stream: whether it is the last one to its request."""
+
+
+def encode_stream_infer(response: InferResponse, *, final: bool) -> Any:
+    """A ModelStreamInferResponse."""
+    message = pb.ModelStreamInferResponse(infer_response=encode_infer(response))
+    message.infer_response.parameters[FINAL_RESPONSE].bool_param = final
+    return message
+
+
+def encode_stream_error(problem: str, id: str, model_name: str = "") -> Any:
+    """A ModelStreamInferResponse that ends a request; without `model_name` of a message that never became one."""
+    message = pb.ModelStreamInferResponse(error_message=problem)
+    message.infer_response.id = id
+    if model_name:
+        message.infer_response.model_name = model_name
+        message.infer_response.parameters[FINAL_RESPONSE].bool_param = True
+    return message
+
+
 class _Inputs:
     """Reads the inputs of one message: those in shared memory have no entry of raw_input_contents."""
 
