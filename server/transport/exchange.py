@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import parse_qsl
 
 from server.errors import InvalidRequest, Unsupported
+from server.explain import ANSWER_KEY, REQUEST_KEY, Explanation, asked_by
 from server.transport.codec.tensors import quoted
 from server.transport.http1.reply import Reply, json_reply, with_headers
 from server.transport.inflate import WINDOW_BITS, inflated
@@ -19,6 +20,10 @@ if TYPE_CHECKING:
     from server.dataplane import DataPlane
     from server.transport.http1.head import Head
     from server.transport.http1.protocol import Turn
+
+
+_REQUEST_HEADER = REQUEST_KEY.encode()
+_ANSWER_HEADER = ANSWER_KEY.encode()
 
 
 class Exchange:
@@ -59,6 +64,10 @@ class Exchange:
     def deadline_ns(self) -> int:
         """When the caller gives up. Raises InvalidRequest as `timeout_ns`."""
         return min(self.received_ns + timeout_ns(self._head), NO_DEADLINE)
+
+    def explanation(self) -> Explanation | None:
+        """One if the header asks; whether the parameters do is not known before the body. Raises InvalidRequest."""
+        return Explanation(self.received_ns) if asked_by(self.header(_REQUEST_HEADER)) else None
 
     async def body(self) -> bytes:
         """The whole body, decompressed.
@@ -115,3 +124,11 @@ def failure_reply(error: BaseException) -> Reply:
     if failure.retry_after_ms > 0:
         return with_headers(reply, (b"retry-after", str(failure.retry_after_s).encode()))
     return reply
+
+
+def explained(reply: Reply, explanation: Explanation | None) -> Reply:
+    """The reply, with where its time went if somebody asked."""
+    if explanation is None:
+        return reply
+    explanation.mark("encode")
+    return with_headers(reply, (_ANSWER_HEADER, explanation.server_timing().encode()))

@@ -9,18 +9,16 @@ from typing import NamedTuple
 from urllib.parse import unquote_to_bytes
 
 from server.errors import InvalidRequest, UnknownRoute
-from server.explain import ANSWER_KEY, REQUEST_KEY, Explanation, asked_by, decoded
-from server.transport import observing, shared_memory
+from server.explain import decoded
+from server.transport import generate, observing, shared_memory
 from server.transport.codec import management, predict_rest, statistics
-from server.transport.exchange import Exchange
-from server.transport.http1.reply import Reply, json_reply
+from server.transport.exchange import Exchange, explained
+from server.transport.http1.reply import Reply, StreamedReply, json_reply
 from server.transport.openapi.document import document
 
-Handler = Callable[[Exchange], Awaitable[Reply]]
+Handler = Callable[[Exchange], Awaitable[Reply | StreamedReply]]
 
 _JSON_TYPE = (b"content-type", b"application/json")
-_REQUEST_HEADER = REQUEST_KEY.encode()
-_ANSWER_HEADER = ANSWER_KEY.encode()
 
 
 async def _live(exchange: Exchange) -> Reply:
@@ -70,7 +68,7 @@ async def _statistics_reply(exchange: Exchange, name: str = "", version: str = "
 
 
 async def _predict(exchange: Exchange) -> Reply:
-    explanation = _explanation(exchange)
+    explanation = exchange.explanation()
     body = await exchange.body()
     if explanation is not None:
         explanation.mark("receive")
@@ -84,19 +82,7 @@ async def _predict(exchange: Exchange) -> Reply:
     )
     request.explanation = decoded(explanation, request.parameters, exchange.received_ns)
     reply = Reply(200, predict_rest.encode_predict(await exchange.dataplane.predict(request)), [_JSON_TYPE])
-    return _explained(reply, request.explanation)
-
-
-def _explanation(exchange: Exchange) -> Explanation | None:
-    """One if the header asks; whether the parameters do is not known before the body."""
-    return Explanation(exchange.received_ns) if asked_by(exchange.header(_REQUEST_HEADER)) else None
-
-
-def _explained(reply: Reply, explanation: Explanation | None) -> Reply:
-    if explanation is None:
-        return reply
-    explanation.mark("encode")
-    return reply._replace(headers=[*reply.headers, (_ANSWER_HEADER, explanation.server_timing().encode())])
+    return explained(reply, request.explanation)
 
 
 async def _index(exchange: Exchange) -> Reply:
@@ -145,6 +131,10 @@ ROUTES: tuple[Route, ...] = (
     Route("POST", "/v2/models/{model}/versions/{version}/infer", None),
     Route("POST", "/v2/models/{model}/predict", _predict),
     Route("POST", "/v2/models/{model}/versions/{version}/predict", _predict),
+    Route("POST", "/v2/models/{model}/generate", generate.generate),
+    Route("POST", "/v2/models/{model}/versions/{version}/generate", generate.generate),
+    Route("POST", "/v2/models/{model}/generate_stream", generate.generate_stream),
+    Route("POST", "/v2/models/{model}/versions/{version}/generate_stream", generate.generate_stream),
     Route("GET", "/v2", _server_metadata),
     Route("GET", "/v2/health/live", _live),
     Route("GET", "/v2/health/ready", _ready),

@@ -43,6 +43,8 @@ BINARY = json.dumps(
 PICTURE = (REPOSITORY / "digits" / "example.png").read_bytes()
 B64 = {"b64": "iVBORw0KGgo="}
 
+GENERATE = {"features": [0.0] * 30, "id": "x", "parameters": {"temperature": 0.5}}
+
 ANSWERED: dict[str, tuple[str, str, dict[str, Any], int]] = {
     "infer by JSON": (INFER, "breast_cancer", {"json": infer(data=[0.0] * 30)}, 200),
     "infer by JSON, explained": (
@@ -70,6 +72,8 @@ ANSWERED: dict[str, tuple[str, str, dict[str, Any], int]] = {
         {"json": infer(data=[0.0] * 30), "headers": {"X-Request-Timeout": "0.0001"}},
         504,
     ),
+    "generate": ("/v2/models/{model}/generate", "breast_cancer", {"json": GENERATE}, 200),
+    "generate, in events": ("/v2/models/{model}/generate_stream", "breast_cancer", {"json": GENERATE}, 200),
     "predict a picture": (PREDICT, "digits", {"content": PICTURE, "headers": {"Content-Type": "image/png"}}, 200),
     "predict rows": (PREDICT, "breast_cancer", {"json": {"inputs": [[0.0] * 30, [1.0] * 30], "id": "x"}}, 200),
     "predict what is no picture": (PREDICT, "digits", {"json": {"inputs": [B64]}}, 400),

@@ -6,24 +6,28 @@ A Triton that is missing (`make triton` installs one) skips these tests; under C
 
 from __future__ import annotations
 
+import json
+import queue
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import grpc
 import httpx
 import numpy as np
 import pytest
 import tritonclient.grpc as triton_grpc
 import tritonclient.http as triton_http
+from tritonclient.grpc import service_pb2, service_pb2_grpc
 from tritonclient.utils import InferenceServerException
 
 from loadtests.benchmarks.peers.running import free_ports
 from server.local_triton.process import LocalTriton, Ports
 from server.local_triton.program import TritonMissing, find
 from tests.e2e.conftest import REPOSITORY, ROOT, end, start
-from tests.support.onnx_models import linear_folder
+from tests.support.onnx_models import linear_folder, text_folder
 from tests.support.parts import lacking
 
 pytestmark = pytest.mark.e2e
@@ -53,6 +57,7 @@ def sides(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sides]:
     for model in ("digits", "fraud", "breast_cancer"):
         (repository / model).symlink_to(REPOSITORY / model)
     linear_folder(repository, "linear", versions=(1, 3), more="version_policy { all {} }\ndynamic_batching {}")
+    text_folder(repository, "text")
     log = folder / "triton.log"
     with ExitStack() as stack:
         output = stack.enter_context(log.open("wb"))
@@ -214,3 +219,150 @@ def counts(client: Client) -> list[int]:
     stats = client.get_inference_statistics("linear", "3", as_json=True)["model_stats"][0]
     success = stats.get("inference_stats", {}).get("success", {})
     return [int(n) for n in (success.get("count", 0), stats.get("inference_count", 0), stats.get("execution_count", 0))]
+
+
+# --- generate -------------------------------------------------------------------------------------------
+
+TEXT = {"text_input": "hi", "repeat": 2}
+GENERATED: dict[str, tuple[str, bytes | dict[str, Any]]] = {
+    "text and a number": ("text", TEXT),
+    "an id": ("text", {**TEXT, "id": "seven"}),
+    "an empty id": ("text", {**TEXT, "id": ""}),
+    "parameters": ("text", {**TEXT, "a": 1, "b": True, "c": "x", "d": 0.5, "parameters": {"e": 1, "id": "not an id"}}),
+    "inputs in parameters": ("text", {"parameters": TEXT}),
+    "lists of one": ("text", {"text_input": ["hi"], "repeat": [2]}),
+    "rows": ("text", {"text_input": ["hi", "ho"], "repeat": [1, 2]}),
+    "text that is not ASCII": ("text", {"text_input": '\u00e9 \U0001f600 "\n', "repeat": -1}),
+    "numbers": ("linear", {"x": [1, 2.5, -3]}),
+    "rows of numbers": ("linear", {"x": [1, 2, 3, 4, 5, 6]}),
+    "elements that fit no shape": ("linear", {"x": [1, 2, 3, 4]}),
+    "nested lists": ("linear", {"x": [[1, 2, 3]]}),
+    "an input that is there twice": ("text", {**TEXT, "parameters": {"repeat": 1}}),
+    "a missing input": ("text", {"text_input": "hi"}),
+    "rows that differ": ("text", {"text_input": ["hi", "ho"], "repeat": [1]}),
+    "no rows": ("text", {"text_input": [], "repeat": []}),
+    "too many rows": ("text", {"text_input": ["a"] * 9, "repeat": [1] * 9}),
+    "a parameter that is null": ("text", {**TEXT, "z": None}),
+    "a parameter that is a list": ("text", {**TEXT, "z": [1]}),
+    "an unknown model": ("nobody", TEXT),
+    "an unknown version": ("text/versions/9", TEXT),
+    "a version": ("linear/versions/1", {"x": [1, 2, 3]}),
+    "text that is a number": ("text", {**TEXT, "text_input": 5}),
+    "a number that is text": ("text", {**TEXT, "repeat": "5"}),
+    "an id that is a number": ("text", {**TEXT, "id": 5}),
+    "parameters that are none": ("text", {**TEXT, "parameters": 5}),
+    "no object": ("text", b"[]"),
+    "no JSON": ("text", b"{"),
+    "a number beyond FP32": ("linear", {"x": [1e40, 0, 0]}),
+    "a sequence": ("text", {**TEXT, "sequence_id": 3}),
+    "a reserved parameter": ("text", {**TEXT, "triton_any": 3}),
+}
+GENERATE_DIFFERS = {
+    **dict.fromkeys(
+        (
+            "text that is a number",
+            "a number that is text",
+            "an id that is a number",
+            "parameters that are none",
+            "no object",
+            "no JSON",
+        ),
+        (500, 400),
+    ),
+    "a number beyond FP32": (200, 400),
+    "a sequence": (200, 501),
+    "a reserved parameter": (200, 400),
+}
+"""Triton's status and ours, where they differ; each is in transport/README.md."""
+
+
+def events(text: str) -> list[Any]:
+    return [json.loads(event.removeprefix("data: ")) for event in text.split("\n\n") if event]
+
+
+@pytest.mark.parametrize("kind", ["generate", "generate_stream"])
+@pytest.mark.parametrize("asked", GENERATED)
+def test_generate_is_that_of_triton(sides: Sides, asked: str, kind: str) -> None:
+    """The same status, the same content type and the same JSON, in an object or in events."""
+    model, body = GENERATED[asked]
+    content = body if isinstance(body, bytes) else json.dumps(body).encode()
+    theirs, ours = (
+        httpx.post(f"http://127.0.0.1:{side.http}/v2/models/{model}/{kind}", content=content)
+        for side in (sides.triton, sides.ours)
+    )
+    statuses = theirs.status_code, ours.status_code
+    if asked in GENERATE_DIFFERS:
+        assert statuses == GENERATE_DIFFERS[asked]
+        return
+    assert statuses[0] == statuses[1], (theirs.text, ours.text)
+    assert theirs.headers["content-type"] == ours.headers["content-type"]
+    if theirs.status_code != 200:
+        assert theirs.json().keys() == ours.json().keys() == {"error"}
+    elif kind == "generate":
+        assert theirs.json() == ours.json()
+    else:
+        assert events(theirs.text) == events(ours.text)
+
+
+# --- ModelStreamInfer -----------------------------------------------------------------------------------
+
+
+def streamed(port: int, asked: list[tuple[str, np.ndarray[Any, Any]]], **more: Any) -> list[Any]:
+    """What tritonclient's stream gives for these models and inputs: each answer's id, outputs and parameters, or that
+    it is an error."""
+    told: queue.Queue[Any] = queue.Queue()
+    with triton_grpc.InferenceServerClient(f"127.0.0.1:{port}") as client:
+        client.start_stream(lambda result, error: told.put((result, error)))
+        answers = []
+        for index, (model, array) in enumerate(asked):
+            x = triton_grpc.InferInput("x", list(array.shape), "FP32").set_data_from_numpy(array)
+            client.async_stream_infer(model, [x], request_id=str(index), **more)
+            result, error = told.get(timeout=10)
+            if error is not None:
+                answers.append("error")
+                continue
+            response = result.get_response(as_json=True)
+            answers.append((response["id"], response["parameters"], result.as_numpy("y").tolist()))
+        client.stop_stream()
+    return answers
+
+
+@pytest.mark.parametrize("empty_final", [False, True])
+def test_a_stream_tells_the_final_response_as_triton_does(sides: Sides, empty_final: bool) -> None:
+    """Every answer says that it is the final one, asked for an empty one or not; an error does not end the stream."""
+    asked = [("linear", X), ("nobody", X), ("linear", X.reshape(3, 2)), ("linear", X[:1])]
+    theirs, ours = (
+        streamed(side.grpc, asked, enable_empty_final_response=empty_final) for side in (sides.triton, sides.ours)
+    )
+    assert theirs == ours
+    assert theirs[0][1] == {"triton_final_response": {"bool_param": True}}
+    assert theirs[1:3] == ["error", "error"]
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "status"),
+    [
+        ("triton_enable_empty_final_response", True, None),
+        ("triton_enable_empty_final_response", "yes", grpc.StatusCode.INVALID_ARGUMENT),
+        ("triton_final_response", True, grpc.StatusCode.INVALID_ARGUMENT),
+    ],
+    ids=["the known one", "of another type", "another one"],
+)
+def test_reserved_parameters_are_refused_as_by_triton(
+    sides: Sides, name: str, value: bool | str, status: grpc.StatusCode | None
+) -> None:
+    """Of the keys that Triton keeps to itself a request may have one, which is true or false."""
+    message = service_pb2.ModelInferRequest(model_name="linear", raw_input_contents=[X.tobytes()])
+    message.inputs.add(name="x", datatype="FP32", shape=X.shape)
+    kind = "bool_param" if isinstance(value, bool) else "string_param"
+    setattr(message.parameters[name], kind, value)
+    for side in (sides.triton, sides.ours):
+        with grpc.insecure_channel(f"127.0.0.1:{side.grpc}") as channel:
+            call = service_pb2_grpc.GRPCInferenceServiceStub(channel).ModelInfer.with_call
+            if status is None:
+                answer, _ = call(message)
+                assert dict(answer.parameters) == {}
+                continue
+            with pytest.raises(grpc.RpcError) as caught:
+                call(message)
+            assert caught.value.code() is status  # type: ignore[attr-defined]  # what is raised is a call, too

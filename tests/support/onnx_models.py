@@ -23,11 +23,13 @@ output {{ name: "y" data_type: TYPE_FP32 dims: 2 }}
 """
 
 
-def save(path: Path, nodes: Sequence[Any], inputs: Sequence[Any], outputs: Sequence[Any], weights: Any = ()) -> Path:
-    """Write a model of opset 17, which ONNX Runtime 1.19 reads."""
+def save(
+    path: Path, nodes: Sequence[Any], inputs: Sequence[Any], outputs: Sequence[Any], weights: Any = (), opset: int = 17
+) -> Path:
+    """Write a model of an opset that ONNX Runtime 1.19 reads, which goes to 21."""
     path.parent.mkdir(parents=True, exist_ok=True)
     graph = helper.make_graph(list(nodes), "graph", list(inputs), list(outputs), list(weights))
-    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), path)
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=8), path)
     return path
 
 
@@ -138,6 +140,37 @@ def identity_folder(root: Path, name: str) -> Path:
         [tensor("y", ["batch", "n"]), tensor("t", ["batch", "m"], TensorProto.STRING)],
     )
     (folder / "config.pbtxt").write_text(IDENTITY_CONFIG.format(name=name))
+    return folder
+
+
+TEXT_CONFIG = """
+name: "{name}"
+backend: "onnxruntime"
+max_batch_size: 8
+input [
+  {{ name: "text_input" data_type: TYPE_STRING dims: 1 }},
+  {{ name: "repeat" data_type: TYPE_INT64 dims: 1 }}
+]
+output [{{ name: "text_output" data_type: TYPE_STRING dims: 1 }}, {{ name: "twice" data_type: TYPE_INT64 dims: 1 }}]
+dynamic_batching {{ }}
+"""
+
+
+def text_folder(root: Path, name: str) -> Path:
+    """A model folder that takes text and gives text, with "> " before it; and twice a number, for numbers."""
+    folder = root / name
+    save(
+        folder / "1" / "model.onnx",
+        [
+            helper.make_node("StringConcat", ["prompt", "text_input"], ["text_output"]),
+            helper.make_node("Add", ["repeat", "repeat"], ["twice"]),
+        ],
+        [tensor("text_input", ["batch", 1], TensorProto.STRING), tensor("repeat", ["batch", 1], TensorProto.INT64)],
+        [tensor("text_output", ["batch", 1], TensorProto.STRING), tensor("twice", ["batch", 1], TensorProto.INT64)],
+        [helper.make_tensor("prompt", TensorProto.STRING, [1], [b"> "])],
+        opset=20,
+    )
+    (folder / "config.pbtxt").write_text(TEXT_CONFIG.format(name=name))
     return folder
 
 

@@ -92,7 +92,7 @@ def decode_raw_infer(call: Call, body: bytes, specs: Sequence[TensorSpec]) -> tu
     spec = specs[0]
     datatype = DATATYPES[spec.datatype]
     data = pack_bytes([body]) if not datatype.size else body
-    shape = _deduce(spec.dims, 1 if not datatype.size else len(body) // datatype.size)
+    shape = deduce(spec.dims, 1 if not datatype.size else len(body) // datatype.size)
     check_raw("body", datatype, count_elements("body", shape), data)
     return _request(call, [Tensor(spec.name, spec.datatype, shape, data)], "", [], {}), OutputFormat(True, {})
 
@@ -260,8 +260,8 @@ def _shape(field: str, entries: object) -> tuple[int, ...]:
     return tuple(shape)
 
 
-def _deduce(dims: Sequence[int], count: int) -> tuple[int, ...]:
-    """`dims` with every -1 filled in: the last one such that there are `count` elements, others 1."""
+def deduce(dims: Sequence[int], count: int) -> tuple[int, ...]:
+    """`dims` with every -1 filled in: the last one such that there are `count` elements, if that can be, others 1."""
     shape = [1 if dim < 0 else dim for dim in dims]
     free = [index for index, dim in enumerate(dims) if dim < 0]
     known = count_elements("body", shape)

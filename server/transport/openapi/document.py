@@ -74,7 +74,7 @@ def _operation(method: str, pattern: str, described: Operation) -> dict[str, Any
 
 def _parameters(described: Operation) -> list[dict[str, Any]]:
     headers = dict(_CALL_HEADERS) if described.calls else {}
-    if described.body and described.calls and not described.query:
+    if BINARY in described.answer:
         headers[_INFER_HEADER] = {"type": "integer", "minimum": 0, "description": "bytes of JSON before the tensors"}
     found = [{"name": name, "in": "header", "schema": schema} for name, schema in headers.items()]
     return found + [{"name": name, "in": "query", "schema": schema} for name, schema in (described.query or {}).items()]

@@ -10,7 +10,7 @@ from typing import NamedTuple
 from server.proto.triton import model_config_pb2, service_pb2
 from server.transport.openapi.schemas import Schema, array_of, name_of, reference
 
-JSON, BINARY = "application/json", "application/octet-stream"
+JSON, BINARY, EVENTS = "application/json", "application/octet-stream", "text/event-stream"
 _BYTES: Schema = {"type": "string", "contentMediaType": BINARY}
 
 
@@ -62,6 +62,22 @@ OPERATIONS: dict[tuple[str, str], Operation] = {
         body_required=True,
         calls=True,
         query={"top_k": {"type": "integer", "minimum": 0}, "id": {"type": "string"}},
+    ),
+    ("POST", "/v2/models/{model}/generate"): Operation(
+        "Inputs by their names in, outputs by theirs out",
+        _json("GenerateResponse"),
+        _CALL,
+        _json("GenerateRequest"),
+        body_required=True,
+        calls=True,
+    ),
+    ("POST", "/v2/models/{model}/generate_stream"): Operation(
+        "The same, each answer as a server-sent event",
+        {EVENTS: reference("GenerateEvent")},
+        _CALL,
+        _json("GenerateRequest"),
+        body_required=True,
+        calls=True,
     ),
     ("GET", "/v2"): Operation("The server", _json(_message(service_pb2.ServerMetadataResponse))),
     ("GET", "/v2/health/live"): Operation("Whether the server lives", {}, health=True),

@@ -61,7 +61,7 @@ def components() -> dict[str, Schema]:
         _add_message(message.DESCRIPTOR, found)
     # REST alone has a place for what predict takes.
     found["ModelMetadataResponse"]["properties"]["predict"] = {"type": "object"}
-    return {**found, **_infer(), **_predict(), **_management()}
+    return {**found, **_infer(), **_generate(), **_predict(), **_management()}
 
 
 def _infer() -> dict[str, Schema]:
@@ -98,6 +98,27 @@ def _infer() -> dict[str, Schema]:
                 },
             },
         ),
+    }
+
+
+def _generate() -> dict[str, Schema]:
+    element: Schema = {"type": ["boolean", "number", "string"]}
+    elements = {"anyOf": [element, {"type": "array", "items": element}]}
+    told = {"anyOf": [reference("GenerateResponse"), reference("Error")]}
+    return {
+        "GenerateRequest": {
+            "type": "object",
+            "properties": {"id": _TEXT, "parameters": {"type": "object", "additionalProperties": elements}},
+            "additionalProperties": elements,
+        },
+        "GenerateResponse": {
+            **record({"model_name": _TEXT, "model_version": _TEXT}, {"id": _TEXT}),
+            "additionalProperties": elements,
+        },
+        "GenerateEvent": {
+            **record({"data": {**_TEXT, "contentMediaType": "application/json", "contentSchema": told}}, closed=False),
+            "description": "one event of the stream",
+        },
     }
 
 
