@@ -38,6 +38,7 @@ from server.repository.sources import LocalSource
 from server.scheduler.share import Share
 from server.settings import RepositorySettings, Settings
 from server.shared_memory.requests import SharedMemory
+from server.transport.entrance import shared_entrance
 from server.transport.http1.server import Http1Server
 from server.transport.http2.server import Http2Server
 from server.transport.listen import ListenFailed
@@ -82,7 +83,12 @@ class Server:
         self.rest = RestServer(self.dataplane, host, http, settings.http_tls)
         self.grpc = _grpc_server(self.dataplane, settings)
         ours = self.grpc if isinstance(self.grpc, Http2Server) else None
-        closed = {"http": self.rest.closed, **({"grpc": ours.connections.closed} if ours else {})}
+        self.shared = shared_entrance(settings, self.rest.listener, ours) if ours and settings.one_port else None
+        closed = {"http": self.rest.closed}
+        if ours:
+            closed["grpc"] = ours.connections.closed
+        if self.shared:
+            closed["shared"] = self.shared.closed
         metrics = Metrics(self.dataplane, closed, ours, self.models.cache_counts)
         self.metrics = Http1Server(MetricsApp(metrics.expose), host, settings.metrics.port, http)
         self.ports: dict[str, int] = {}
@@ -99,8 +105,11 @@ class Server:
         repository = self.settings.repository
         await self.models.load_all(wanted(repository, self.models.names()))
         self.ports["metrics"] = await self.metrics.start()
-        self.ports["grpc"] = await self.grpc.start()
-        self.ports["http"] = await self.rest.start()
+        if self.shared:
+            self.ports["http"] = self.ports["grpc"] = await self.shared.start()
+        else:
+            self.ports["grpc"] = await self.grpc.start()
+            self.ports["http"] = await self.rest.start()
         if repository.control_mode == "poll":
             self._poll = asyncio.create_task(self.models.poll(repository.poll_s))
         self.lifecycle.advance(State.READY)
@@ -124,6 +133,8 @@ class Server:
 
     async def stop_listening(self, grace_s: float) -> None:
         """Take no new requests; returns when those in flight are answered, at most `grace_s` later."""
+        if self.shared:
+            self.shared.close()
         await asyncio.gather(self.rest.stop(grace_s), self.grpc.stop(grace_s))
 
     async def close(self) -> None:

@@ -20,12 +20,12 @@ _PICTURES = {".png": "image/png", ".jpg": "image/jpeg", ".jpeg": "image/jpeg"}
 def banner(dataplane: DataPlane, settings: Settings, ports: dict[str, int]) -> str:
     """The addresses, every version with its state, and one command for each model that serves."""
     host = f"[{settings.host}]" if ":" in settings.host else settings.host
-    url = f"http{'s' if settings.http_tls.certificate else ''}://{host}:{ports['http']}"
+    url = f"http{'s' if settings.rest_tls.certificate else ''}://{host}:{ports['http']}"
     lines = [
         "",
         f"Forwardpass is {'ready' if dataplane.ready() else 'NOT ready'}.",
         f"  REST     {url}",
-        f"  gRPC     {host}:{ports['grpc']}",
+        f"  gRPC     {host}:{ports['grpc']}{', the same port' if settings.one_port else ''}",
         f"  metrics  http://{host}:{ports['metrics']}/metrics",
         "",
     ]

@@ -74,7 +74,8 @@ class RepositorySettings(Section):
 
 class HttpSettings(Section):
     port: Annotated[int, Field(ge=0, le=65535, json_schema_extra=flag("--http-port"))] = 8000
-    """REST; 0 picks a free port."""
+    """REST; 0 picks a free port. It may be gRPC's: then each connection is served as what it speaks, HTTP/1.1 or
+    HTTP/2 (by ALPN where there is TLS, else by its first bytes)."""
     max_body_bytes: Annotated[int, Field(gt=0, json_schema_extra=flag("--http-max-input-size"))] = 64 * 1024 * 1024
     """Bytes of a request's body, after decompression."""
     max_bodies_bytes: Annotated[int, Field(gt=0)] = 1024 * 1024 * 1024
@@ -107,7 +108,7 @@ class HttpSettings(Section):
 
 class GrpcSettings(Section):
     port: Annotated[int, Field(ge=0, le=65535, json_schema_extra=flag("--grpc-port"))] = 8001
-    """gRPC; 0 picks a free port."""
+    """gRPC; 0 picks a free port. It may be REST's."""
     transport: Annotated[GrpcTransport, Field(json_schema_extra=flag("--grpc-transport"))] = "http2"
     """http2: our own, with all the limits below. grpcio: Google's, many times slower, with its own limits: of those
     below it honours max_message_bytes, max_concurrent_streams, max_header_list_bytes and max_connection_age_s."""
@@ -140,7 +141,8 @@ class GrpcSettings(Section):
     max_empty_frames_per_s: Annotated[int, Field(gt=0)] = 1000
     """Frames of one client in a second that carry nothing: empty DATA, PRIORITY, unknown types."""
     handshake_timeout_s: Annotated[float, Field(gt=0)] = 10.0
-    """Seconds from the accepted connection to the end of the TLS handshake, then to the first SETTINGS and our ACK."""
+    """Seconds from the accepted connection to the end of the TLS handshake, then to the first SETTINGS and our ACK; on
+    REST's port also to the bytes that tell what is spoken."""
     request_timeout_s: Annotated[float, Field(gt=0)] = 60.0
     """Seconds in which a unary call's request must have arrived as a whole."""
     send_timeout_s: Annotated[float, Field(gt=0)] = 60.0
@@ -163,6 +165,15 @@ class TlsSettings(Section):
     nothing else; empty: no TLS."""
     key: Annotated[str, Field(json_schema_extra=flag("--grpc-tls-key"))] = ""
     """PEM file of the certificate's private key, not encrypted."""
+
+    @property
+    def pair(self) -> tuple[str, str]:
+        return self.certificate, self.key
+
+    @property
+    def given(self) -> bool:
+        """Whether any of it is set."""
+        return any(self.pair)
 
 
 class HttpTlsSettings(TlsSettings):
@@ -277,6 +288,37 @@ class Settings(Section):
     shutdown: ShutdownSettings = ShutdownSettings()
     trace: TraceSettings = TraceSettings()
     log: LogSettings = LogSettings()
+
+    @property
+    def one_port(self) -> bool:
+        """Whether REST and gRPC share a port, and each connection says which of them it is for."""
+        return self.http.port == self.grpc.port != 0
+
+    @property
+    def rest_tls(self) -> TlsSettings:
+        """Of REST: on a shared port gRPC's, where only gRPC's is given."""
+        return self.tls if self.one_port and not self.http_tls.given else self.http_tls
+
+    @property
+    def grpc_tls(self) -> TlsSettings:
+        """Of gRPC: on a shared port REST's, where only REST's is given."""
+        return self.http_tls if self.one_port and not self.tls.given else self.tls
+
+    @model_validator(mode="after")
+    def _one_port_can_be_had(self) -> Self:
+        if not self.one_port:
+            return self
+        if self.grpc.transport != "http2":
+            raise ValueError(
+                f"http.port and grpc.port are both {self.http.port}, and one port for both needs grpc.transport http2: "
+                "grpcio shares none"
+            )
+        if self.rest_tls.pair != self.grpc_tls.pair:
+            raise ValueError(
+                f"http.port and grpc.port are both {self.http.port}, and http_tls and tls differ: one port has one "
+                "certificate. Give it to one of them, or the same to both"
+            )
+        return self
 
     @model_validator(mode="after")
     def _workers_can_be_had(self) -> Self:

@@ -15,10 +15,11 @@ TOO_MANY = "too_many_connections"
 class Connections(Generic[C]):
     """At most `limit` connections at a time. `closed` counts those that the server ended for a fault, by cause."""
 
-    def __init__(self, limit: int) -> None:
+    def __init__(self, limit: int, closed: Counter[str] | None = None) -> None:
+        """`closed`: where to count, if that is another's; None: apart."""
         self._limit = limit
         self._open: dict[C, None] = {}  # A set that keeps the order of arrival.
-        self.closed: Counter[str] = Counter()
+        self.closed: Counter[str] = Counter() if closed is None else closed
         self.changed: Callable[[], None] | None = None
         """Called when one was taken in, turned away or is gone: for whoever hands connections to this process."""
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import socket
 import ssl
-from typing import Literal
 
 from server.settings import TlsSettings
 
@@ -37,8 +36,8 @@ def listen(host: str, port: int) -> socket.socket:
         raise ListenFailed(format_address(host, port), error.strerror or str(error)) from error
 
 
-def tls_context(settings: TlsSettings, protocol: Literal["h2", "http/1.1"]) -> ssl.SSLContext | None:
-    """TLS 1.2 or newer, for `protocol` by ALPN; None where no certificate is set.
+def tls_context(settings: TlsSettings, *protocols: str) -> ssl.SSLContext | None:
+    """TLS 1.2 or newer, for `protocols` by ALPN, the first that a client has too; None where no certificate is set.
 
     Raises:
         ListenFailed: the certificate or its key can't be read, or do not belong together, or one of them is missing.
@@ -49,7 +48,7 @@ def tls_context(settings: TlsSettings, protocol: Literal["h2", "http/1.1"]) -> s
         raise ListenFailed("TLS", "certificate and key are needed, and one of them is not set")
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
-    context.set_alpn_protocols([protocol])
+    context.set_alpn_protocols(protocols)
     try:
         context.load_cert_chain(settings.certificate, settings.key)
     except OSError as error:  # ssl.SSLError is one.

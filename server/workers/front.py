@@ -21,6 +21,7 @@ from server.engine.cores import available_cores
 from server.lifecycle import State
 from server.model_control import ModelControl
 from server.settings import Settings
+from server.transport.entrance import Entrance, shared_entrance
 from server.transport.http1.server import Http1Server
 from server.transport.http2.server import Http2Server
 from server.transport.rest import RestServer
@@ -72,23 +73,22 @@ class Front:
         self.rest = RestServer(self.dataplane, settings.host, own.http, settings.http_tls)
         self.grpc = Http2Server(self.dataplane, settings.host, own.grpc, settings.tls)
         self.metrics = Http1Server(MetricsOfAll(self.models, self.dataplane), settings.host, 0, own.http)
-        self._listeners: Mapping[str, Http1Server | Http2Server] = {
-            "http": self.rest.listener,
-            "grpc": self.grpc,
-            "metrics": self.metrics,
+        self._shared = shared_entrance(own, self.rest.listener, self.grpc) if settings.one_port else None
+        apart = {"http": self.rest.listener.entrance, "grpc": self.grpc.entrance}
+        self._entrances: Mapping[str, Entrance] = {
+            **({"http": self._shared} if self._shared else apart),
+            "metrics": self.metrics.entrance,
         }
         self._got = dict.fromkeys(LISTENERS, 0)
-        self._shaking_hands: Counter[str] = Counter()
+        self._taking: Counter[str] = Counter()
         self._report_due = False
         self._stop = asyncio.Event()
         self._tasks = Tasks()
 
     async def run(self) -> int:
-        self.grpc.start_handed()
-        for listener in (self.rest.listener, self.metrics):
-            listener.start_handed()
-        for each in self._listeners.values():
-            each.connections.changed = self._report_soon
+        for entrance in self._entrances.values():
+            entrance.start_handed()
+            entrance.tell_of_changes(self._report_soon)
         asyncio.get_running_loop().add_reader(self._supervisor, self._hear)
         await self.models.told.wait()
         if self.dataplane.lifecycle.state is State.STARTING:
@@ -101,6 +101,8 @@ class Front:
 
     async def _drain(self) -> None:
         grace_s = self._settings.shutdown.grace_s
+        if self._shared:
+            self._shared.close()
         closing = asyncio.gather(*(each.stop(grace_s + _LAST_ANSWERS_S) for each in (self.rest, self.grpc)))
         await asyncio.wait((closing,), timeout=grace_s)
         await self.models.drain(time.monotonic_ns())
@@ -134,15 +136,12 @@ class Front:
 
     async def _serve(self, listener: str, connection: socket.socket) -> None:
         self._got[listener] += 1
-        self._shaking_hands[listener] += 1
+        self._taking[listener] += 1
         try:
             connection.setblocking(False)
-            await self._listeners[listener].take(connection)
-        except OSError as error:
-            log.debug("a connection was lost before it served: %s", error)
-            connection.close()
+            await self._entrances[listener].take(connection)
         finally:
-            self._shaking_hands[listener] -= 1
+            self._taking[listener] -= 1
             self._report_soon()
 
     async def _link(self, said: Said) -> None:
@@ -164,8 +163,10 @@ class Front:
     def _report(self) -> None:
         self._report_due = False
         counts: list[int] = []
-        for name, listener in self._listeners.items():
-            counts += (self._got[name], len(listener.connections) + self._shaking_hands[name])
+        for name in LISTENERS:
+            entrance = self._entrances.get(name)
+            inside = entrance.open_connections() if entrance else 0
+            counts += (self._got[name], inside + self._taking[name])
         if not say(self._supervisor, Word.OPEN, COUNTS.pack(*counts)):
             asyncio.get_running_loop().call_later(0.01, self._report_soon)
 
@@ -181,10 +182,13 @@ class Front:
             return None
         now_ns = time.monotonic_ns()
         grpc = self.grpc
+        closed = {"http": dict(self.rest.closed), "grpc": dict(grpc.connections.closed)}
+        if self._shared:
+            closed["shared"] = dict(self._shared.closed)
         return {
             "pid": os.getpid(),
             "models": [told(statistics, now_ns) for statistics in self.models.counted()],
-            "closed": {"http": dict(self.rest.closed), "grpc": dict(grpc.connections.closed)},
+            "closed": closed,
             "grpc": {
                 "connections": grpc.open_connections(),
                 "streams": grpc.open_streams(),

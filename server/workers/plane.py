@@ -143,6 +143,7 @@ class MetricsOfAll(MetricsApp):
     def _text(self, counts: Mapping[str, Any]) -> bytes:
         fronts = counts["fronts"]
         models: list[ModelStatistics] = [total for _, total in sorted(summed(counts["models"]).items())]
-        closed = {listener: counters(front["closed"][listener] for front in fronts) for listener in ("http", "grpc")}
+        listeners = {listener: None for front in fronts for listener in front["closed"]}
+        closed = {listener: counters(front["closed"][listener] for front in fronts) for listener in listeners}
         cache = CacheCounts(*counts["cache"]) if counts["cache"] is not None else None
         return Metrics(_Counted(models, self._dataplane.ready()), closed, _Grpc(fronts), lambda: cache).expose()

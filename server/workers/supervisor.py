@@ -17,7 +17,7 @@ import selectors
 import signal
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from functools import partial
 from typing import Any
@@ -45,12 +45,13 @@ def run(settings: Settings) -> int:
     configure_logging(settings.log, "supervisor")
     log.info("settings: %s", settings.model_dump_json())
     ports = {"http": settings.http.port, "grpc": settings.grpc.port, "metrics": settings.metrics.port}
-    listeners: list[socket.socket] = []
+    if settings.one_port:
+        del ports["grpc"]
     try:
         # The fronts need them; what is wrong with them is told once.
-        tls_context(settings.tls, "h2")
-        tls_context(settings.http_tls, "http/1.1")
-        listeners += [listen(settings.host, ports[name]) for name in LISTENERS]
+        tls_context(settings.grpc_tls, "h2")
+        tls_context(settings.rest_tls, "http/1.1")
+        listeners = {name: listen(settings.host, port) for name, port in ports.items()}
     except ListenFailed as error:
         log.error("can't start: %s", error)
         return 1
@@ -62,9 +63,11 @@ def run(settings: Settings) -> int:
 class Supervisor:
     """One server. `run` returns when every process has ended."""
 
-    def __init__(self, settings: Settings, listeners: list[socket.socket]) -> None:
+    def __init__(self, settings: Settings, listeners: Mapping[str, socket.socket]) -> None:
+        """`listeners` by their names of `LISTENERS`; where there is no "grpc", "http" is the one of both."""
         self._settings = settings
-        self._listeners = listeners
+        self._listeners = {LISTENERS.index(name): listener for name, listener in listeners.items()}
+        """By their places in `LISTENERS`."""
         self._selector = selectors.DefaultSelector()
         self._children: dict[str, Child] = {}
         self._deaths = Deaths(settings.workers.max_deaths)
@@ -88,7 +91,7 @@ class Supervisor:
         for kind in (signal.SIGTERM, signal.SIGINT, signal.SIGCHLD):
             signal.signal(kind, lambda number, _frame: self._signals.append(number))
         self._selector.register(self._wakeup, selectors.EVENT_READ, self._woken)
-        for listener in self._listeners:
+        for listener in self._listeners.values():
             listener.setblocking(False)
         self._start(_ENGINE)
         for number in range(self._settings.workers.count):
@@ -131,7 +134,7 @@ class Supervisor:
     def _leave(self) -> None:
         """In a child: what is the supervisor's alone."""
         self._selector.close()
-        for end in (self._wakeup, self._wake, *self._listeners):
+        for end in (self._wakeup, self._wake, *self._listeners.values()):
             end.close()
         for child in self._children.values():
             child.end.close()
@@ -238,7 +241,8 @@ class Supervisor:
         self._told_ready = True
         self._listen(True)
         log.info("ready in %.2f s, with %d fronts", time.monotonic() - self._began_s, self._settings.workers.count)
-        ports = {name: at.getsockname()[1] for name, at in zip(LISTENERS, self._listeners, strict=True)}
+        ports = {LISTENERS[place]: at.getsockname()[1] for place, at in self._listeners.items()}
+        ports.setdefault("grpc", ports["http"])
         say(self._fronts[0].end, Word.BANNER, json.dumps(ports).encode())
 
     def _listen(self, wanted: bool) -> None:
@@ -247,7 +251,7 @@ class Supervisor:
         if wanted == self._listening:
             return
         self._listening = wanted
-        for place, listener in enumerate(self._listeners):
+        for place, listener in self._listeners.items():
             if wanted:
                 self._selector.register(listener, selectors.EVENT_READ, partial(self._accept, place))
             else:
@@ -293,11 +297,11 @@ class Supervisor:
         if self._stopping:
             return
         if self._listening:
-            for place in range(len(self._listeners)):
+            for place in self._listeners:
                 self._accept(place)
         self._listen(False)
         self._stopping = True
-        for listener in self._listeners:
+        for listener in self._listeners.values():
             listener.close()
         for front in self._fronts:
             say(front.end, Word.STOP)

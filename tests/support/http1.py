@@ -88,7 +88,13 @@ class MemoryTransport(asyncio.Transport):
         self.eof = False
         self.buffered = 0
         self.high: int | None = None
-        self.protocol: Http1Protocol | None = None
+        self.protocol: asyncio.Protocol | None = None
+
+    def is_closing(self) -> bool:
+        return self.closed or self.aborted
+
+    def set_protocol(self, protocol: Any) -> None:
+        self.protocol = protocol
 
     def write(self, data: Any) -> None:
         assert not self.closed, "written behind the end"

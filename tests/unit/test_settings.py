@@ -163,3 +163,38 @@ def test_repository_settings_that_contradict_each_other_are_refused(
     """As in Triton: nothing of it is ignored in silence."""
     with pytest.raises(ValueError, match=problem):
         load_settings({"repository": repository})
+
+
+PAIR = {"certificate": "c.pem", "key": "k.pem"}
+SHARED = {"http": {"port": 8000}, "grpc": {"port": 8000}}
+
+
+@pytest.mark.parametrize("ports", [(0, 0), (8000, 8001)])
+def test_two_ports_have_a_certificate_each(ports: tuple[int, int]) -> None:
+    """Ports that differ, or that the system chooses, are two listeners, and what is given to one is not the other's."""
+    settings = load_settings({"http": {"port": ports[0]}, "grpc": {"port": ports[1]}, "tls": PAIR})
+
+    assert not settings.one_port
+    assert (settings.grpc_tls.pair, settings.rest_tls.pair) == (("c.pem", "k.pem"), ("", ""))
+
+
+@pytest.mark.parametrize("given", [{"tls": PAIR}, {"http_tls": PAIR}, {"tls": PAIR, "http_tls": PAIR}])
+def test_one_port_has_one_certificate(given: dict[str, Any]) -> None:
+    """It may be given as gRPC's, as REST's or as both."""
+    settings = load_settings({**SHARED, **given})
+
+    assert settings.one_port
+    assert settings.grpc_tls.pair == settings.rest_tls.pair == ("c.pem", "k.pem")
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        ({"grpc": {"port": 8000, "transport": "grpcio"}}, "needs grpc.transport http2"),
+        ({"tls": PAIR, "http_tls": {"certificate": "other.pem", "key": "k.pem"}}, "http_tls and tls differ"),
+    ],
+)
+def test_one_port_that_can_not_be_had_is_refused(more: dict[str, Any], said: str) -> None:
+    """By the names of the settings that contradict each other."""
+    with pytest.raises(ValidationError, match=f"http.port and grpc.port are both 8000, and .*{said}"):
+        load_settings({**SHARED, **more})

@@ -1,21 +1,19 @@
-"""A listener of HTTP/1.1: its connections, what they share, and its way out."""
+"""A server of HTTP/1.1: its connections, what they share, and its way out."""
 
 from __future__ import annotations
 
 import asyncio
-import socket
-import ssl
 import time
 from collections.abc import Sequence
 from typing import Protocol
 
 from server.settings import HttpSettings, TlsSettings
 from server.transport.connections import Connections
+from server.transport.entrance import Entrance
 from server.transport.http1.connection import Memory
 from server.transport.http1.head import Head, Heads
 from server.transport.http1.protocol import Http1Protocol, Turn
 from server.transport.http1.reply import Clock
-from server.transport.listen import listen, tls_context
 
 _LOOK_S = 1.0
 """Between two looks at the connections' time-outs, which are as exact as this."""
@@ -49,41 +47,28 @@ class Http1Server:
         self.connections: Connections[Http1Protocol] = Connections(settings.max_connections)
         self.clock = Clock()
         self.draining = False
-        self._host = host
-        self._port = port
-        self._tls = tls
-        self._context: ssl.SSLContext | None = None
-        self._listener: asyncio.Server | None = None
+        self.entrance = Entrance(
+            host,
+            port,
+            {"http/1.1": self},
+            tls,
+            limit=settings.max_connections,
+            patience_s=settings.head_timeout_s,
+            closed=self.connections.closed,
+        )
         self._look: asyncio.TimerHandle | None = None
         self._empty = asyncio.Event()
 
     async def start(self) -> int:
         """Listen, and return the port. Raises ListenFailed, also where the certificate can't be used."""
-        self._context = self._make_context()
-        listener = listen(self._host, self._port)
-        port: int = listener.getsockname()[1]
-        loop = asyncio.get_running_loop()
-        handshake_s = self.settings.head_timeout_s if self._context else None
-        self._listener = await loop.create_server(
-            lambda: Http1Protocol(self), sock=listener, ssl=self._context, ssl_handshake_timeout=handshake_s
-        )
-        self._look_later()
-        return port
+        return await self.entrance.start()
 
-    def start_handed(self) -> None:
-        """Serve connections that another process accepts: `take` each. Raises ListenFailed: as `start`."""
-        self._context = self._make_context()
+    def begin(self) -> None:
+        """Keep time for the connections that are about to come."""
         self._look_later()
 
-    def _make_context(self) -> ssl.SSLContext | None:
-        return tls_context(self._tls, "http/1.1") if self._tls else None
-
-    async def take(self, connection: socket.socket) -> None:
-        """Serve an accepted connection. Raises OSError: it is gone, or its TLS handshake failed."""
-        handshake_s = self.settings.head_timeout_s if self._context else None
-        await asyncio.get_running_loop().connect_accepted_socket(
-            lambda: Http1Protocol(self), connection, ssl=self._context, ssl_handshake_timeout=handshake_s
-        )
+    def protocol(self) -> Http1Protocol:
+        return Http1Protocol(self)
 
     async def stop(self, grace_s: float) -> None:
         """Close the listener and idle connections, answer what is in flight; abandon what is not answered after
@@ -91,8 +76,7 @@ class Http1Server:
         if self._look is None or self.draining:
             return
         self.draining = True
-        if self._listener is not None:
-            self._listener.close()
+        self.entrance.close()
         for connection in self.connections:
             connection.drain()
         if not await self._emptied(grace_s):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Mapping
-from typing import Any, cast
+from typing import cast
 
 from server.transport.connections import TOO_MANY, Connections
 from server.transport.http2.calls import Calls, Service
@@ -46,11 +46,7 @@ class Http2Protocol(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
         self._transport.set_write_buffer_limits(high=self._service.settings.send_buffer_bytes)
-        tls: Any = transport.get_extra_info("ssl_object")
-        if tls is not None and tls.selected_alpn_protocol() != "h2":
-            self._connections.count_closed("no_alpn")
-            self._transport.abort()
-        elif self._connections.admit(self):
+        if self._connections.admit(self):
             self._flush()
         else:
             self.connection.fail(ConnectionFault(ErrorCode.ENHANCE_YOUR_CALM, "too many connections", TOO_MANY))
