@@ -115,6 +115,29 @@ class DataPlane:
                 for request in same:  # It comes back here with its tensors.
                     self.shared_memory.take(request, shared, self.submit)
 
+    def stream(self, requests: Sequence[InferRequest]) -> None:
+        """As `submit`, of callers that take several responses: each request's `caller` is a `Taker`."""
+        for request in requests:
+            try:
+                served = self._models.resolve(request.model_name, request.model_version)
+                if request.shared is not None:
+                    served.check_shared(request.shared)
+                    self.shared_memory.take(request, request.shared, self.stream)
+                    continue
+            except ServingError as error:
+                request.settle(error)
+                continue
+            if self.tracing.active:
+                self.tracing.watch((request,), request.model_name, served.model.version)
+            served.stream(request)
+
+    def decoupled(self, name: str, version: str = "") -> bool:
+        """Whether the model may give several responses, or none, to a request; False if it is not in service."""
+        try:
+            return self._models.resolve(name, version).model.config.decoupled
+        except ServingError:
+            return False
+
     def cancel(self, request: InferRequest) -> None:
         """The caller went away: the request is settled as Cancelled, and not executed if it still waits."""
         if request.holder is not None:

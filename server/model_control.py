@@ -22,6 +22,7 @@ from server.repository.repository import Repository, ServedModel
 from server.scheduler.batcher import Batcher
 from server.scheduler.caching import CachingBatcher
 from server.scheduler.costs import Costs, make_costs
+from server.scheduler.decoupled import DecoupledBatcher
 from server.scheduler.plan import Limits
 from server.scheduler.queue import Priorities, QueuePolicy
 from server.scheduler.response_cache import CacheCounts, ResponseCache
@@ -29,7 +30,7 @@ from server.scheduler.sequence_batcher import SequenceBatcher
 from server.scheduler.share import Share
 from server.scheduler.statistics import ModelStatistics
 from server.sequences import SequenceBatching
-from server.served import ModelBatcher, SequenceServed, Served, absent
+from server.served import DecoupledServed, ModelBatcher, SequenceServed, Served, absent
 from server.types import IndexEntry
 
 log = logging.getLogger(__name__)
@@ -239,6 +240,8 @@ class ModelControl:
         sequences = model.config.sequence_batching
         if sequences is not None:
             return self._serve_sequences(model, sequences, statistics)
+        if model.config.decoupled:
+            return self._serve_decoupled(model, statistics)
         config = model.config
         batching = config.dynamic_batching
         # A model without dynamic_batching runs each request alone: Triton's default scheduler.
@@ -276,6 +279,15 @@ class ModelControl:
             return batcher
         slo_ns = int(model.config.slo_ms * 1_000_000)
         return CachingBatcher(batcher, model.version, self._cache, statistics, slo_ns=slo_ns)
+
+    def _serve_decoupled(self, model: ServedModel, statistics: ModelStatistics) -> DecoupledServed:
+        config, fair, loop = model.config, model.config.fair_by_tenant, asyncio.get_running_loop()
+        who = model.name, model.version, model.engine_model.instances, self._policy(model)
+        priorities, slo_ns = self._priorities(config.dynamic_batching), int(config.slo_ms * 1_000_000)
+        batcher = DecoupledBatcher(
+            *who, statistics, loop, priorities=priorities, slo_ns=slo_ns, share=self._share, fair_by_tenant=fair
+        )
+        return DecoupledServed(model, batcher, statistics)
 
     def _serve_sequences(
         self, model: ServedModel, sequences: SequenceBatching, statistics: ModelStatistics

@@ -6,15 +6,18 @@ import asyncio
 import contextlib
 import time
 from collections.abc import Iterable, Sequence
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
-from server.errors import ModelNotReady, ServingError, UnknownModel
+from server.errors import ModelNotReady, ServingError, UnknownModel, Unsupported
 from server.repository.repository import ServedModel
 from server.request_check import RequestCheck
 from server.scheduler.sequence_batcher import SequenceBatcher
 from server.scheduler.statistics import ModelStatistics
 from server.sequences import sequence_id
 from server.types import IndexEntry, InferRequest
+
+if TYPE_CHECKING:
+    from server.shared_memory.references import SharedTensors
 
 
 class ModelBatcher(Protocol):
@@ -70,12 +73,40 @@ class Served:
         if good:
             batcher.submit(good)
 
+    def stream(self, request: InferRequest) -> None:
+        """As `submit`, of a caller that takes several responses."""
+        self.submit((request,))
+
+    def check_shared(self, shared: SharedTensors) -> None:
+        """Raises Unsupported for tensors in shared memory that the model can't have there."""
+
     async def drain(self, until_ns: int) -> None:
         """Answer all that was admitted; what is left at `until_ns` is settled as UNAVAILABLE."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(max(0, until_ns - time.monotonic_ns()) / 1e9):
                 await self._idle.wait()
         await self.batcher.drain(until_ns)
+
+
+class DecoupledServed(Served):
+    """A version that gives any number of responses to a request, and so none to callers that take just one."""
+
+    __slots__ = ()
+
+    def submit(self, requests: Sequence[InferRequest]) -> None:
+        name = self.model.name
+        problem = (
+            f"model '{name}' has a decoupled transaction policy: use ModelStreamInfer, generate or generate_stream"
+        )
+        for request in requests:
+            request.settle(Unsupported("model_transaction_policy", problem))
+
+    def stream(self, request: InferRequest) -> None:
+        super().submit((request,))
+
+    def check_shared(self, shared: SharedTensors) -> None:
+        if shared.outputs:
+            raise Unsupported("outputs", "several responses can't have one place in shared memory")
 
 
 class SequenceServed(Served):

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, cast
 
 from server.tensor import Array, Tensor, TensorSpec
 
@@ -28,7 +28,10 @@ _new = object.__new__
 
 
 class InferResponse:
-    """The answer to one `InferRequest`: its own rows of the batch's outputs, in the order it asked for."""
+    """The answer to one `InferRequest`: its own rows of the batch's outputs, in the order it asked for.
+
+    Where a model gives several responses, the outcome may be one without outputs: there are no more.
+    """
 
     __slots__ = ("id", "model_name", "model_version", "outputs", "parameters", "shared", "timing")
 
@@ -90,6 +93,13 @@ class Holder(Protocol):
 
     def cancel(self, request: InferRequest) -> None:
         """Settle the request as Cancelled and free its place. Does nothing if it is settled."""
+
+
+class Taker(Protocol):
+    """The `caller` of a request whose model may give several responses: whoever takes those before the last."""
+
+    def take(self, response: InferResponse, go_on: Callable[[], None]) -> None:
+        """Call `go_on` once there is room for another, at once mostly, or the request is settled."""
 
 
 class Form:
@@ -227,6 +237,16 @@ class InferRequest:
         """Let `on_settle` have the outcome instead of whoever was to have it, who is returned."""
         before, self._on_settle = self._on_settle, on_settle
         return before
+
+    def send(self, response: InferResponse, go_on: Callable[[], None]) -> None:
+        """Give the caller one response of several, before the outcome that settles the request; on the event loop.
+
+        `go_on` is called when the caller takes another: whoever can wait for it holds no more than its caller reads.
+        """
+        if self.settled:
+            go_on()
+        else:
+            cast("Taker", self.caller).take(response, go_on)
 
     def settle(self, outcome: Outcome) -> bool:
         """Give the caller its outcome. Returns False, and does nothing, if it was settled before."""

@@ -7,7 +7,7 @@ that the scheduler gave it, and sees a batch, never a request. To add an engine,
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -52,6 +52,8 @@ class EngineSpec:
     graph_level: int = 0
     """optimization.graph.level, as Triton's ORT backend reads it: 0 all, 1 extended, -1 basic, 2 none."""
     parameters: Mapping[str, str] = field(default_factory=dict)
+    decoupled: bool = False
+    """The model gives any number of responses to a request: its instances are `StreamingInstance`s."""
     fields: Mapping[tuple[str, str], str] = field(default_factory=dict)
     """The config's field of a tensor that is not in its lists, by ``input`` or ``output`` and name."""
 
@@ -78,6 +80,16 @@ class Instance(Protocol):
 
         Raises:
             EngineFailure: whatever the engine's own exception was (kept as the cause).
+        """
+
+
+class StreamingInstance(Instance, Protocol):
+    """One of a model that gives any number of responses to a request."""
+
+    def stream(self, batch: Batch) -> Generator[Mapping[str, Array]]:
+        """A pass of one request: the outputs of each of its responses, each as those of `run`.
+
+        It is closed before its end where nobody takes any more. Raises EngineFailure: as `run`.
         """
 
 

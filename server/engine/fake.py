@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -22,6 +22,7 @@ from server.types import Batch
 
 Act = Literal["answer", "fail", "hang", "nan"]
 Answer = Callable[[EngineSpec, Batch], Mapping[str, Array]]
+Answers = Callable[[EngineSpec, Batch], Iterable[Mapping[str, Array]]]
 
 
 def row_sums(spec: EngineSpec, batch: Batch) -> dict[str, Array]:
@@ -45,6 +46,20 @@ def row_sums(spec: EngineSpec, batch: Batch) -> dict[str, Array]:
     return outputs
 
 
+def counted(spec: EngineSpec, batch: Batch) -> Iterable[dict[str, Array]]:
+    """The default responses of a decoupled model: as many as the first element of its first input says; each output
+    is the answer's, with the number of the response, from 0, added (BYTES: in its place)."""
+    first = next(iter(batch.inputs.values())).reshape(-1)[0]
+    outputs = row_sums(spec, batch)
+    for number in range(int(first)):
+        yield {
+            name: np.full_like(array, str(number).encode())
+            if array.dtype.kind == "O"
+            else array + array.dtype.type(number)
+            for name, array in outputs.items()
+        }
+
+
 @dataclass
 class Script:
     """What the engine does, shared by all its models. May be changed while it runs.
@@ -59,6 +74,8 @@ class Script:
     on_load: Callable[[], None] = lambda: None
     """Called by each load, on its thread; may hold it up."""
     answer: Answer = row_sums
+    answers: Answers = counted
+    """Of decoupled models. Each response takes an act, and the latency."""
     sleep: Callable[[float], None] = time.sleep
     release: threading.Event = field(default_factory=threading.Event)
     """Set it to let passes that hang go on; they then answer."""
@@ -71,6 +88,8 @@ class FakeEngine:
         self.script = script or Script()
         self.batches: list[Batch] = []
         self.loaded: list[FakeModel] = []
+        self.given_up = 0
+        """Passes of decoupled models that were closed before their ends."""
         self._acts = iter(self.script.acts)
         self._lock = threading.Lock()
 
@@ -132,6 +151,18 @@ class FakeInstance:
 
     def run(self, batch: Batch) -> Mapping[str, Array]:
         """One scripted pass. Raises EngineFailure where the script says ``fail``."""
+        return self._play(batch, lambda: self._engine.script.answer(self._spec, batch))
+
+    def stream(self, batch: Batch) -> Generator[Mapping[str, Array]]:
+        """A scripted pass of a decoupled model, one act for each response; `closed` counts those that were given up."""
+        try:
+            for outputs in self._engine.script.answers(self._spec, batch):
+                yield self._play(batch, lambda outputs=outputs: outputs)  # type: ignore[misc]
+        except GeneratorExit:
+            self._engine.given_up += 1
+            raise
+
+    def _play(self, batch: Batch, answer: Callable[[], Mapping[str, Array]]) -> Mapping[str, Array]:
         script = self._engine.script
         act = self._engine.next_act(batch)
         seconds = script.latency_s(batch.rows)
@@ -141,7 +172,7 @@ class FakeInstance:
             raise EngineFailure(batch.model_name, f"{self.name}: scripted failure") from RuntimeError("scripted")
         if act == "hang":
             script.release.wait()
-        outputs = script.answer(self._spec, batch)
+        outputs = answer()
         if act == "nan":
             return {name: _poisoned(array) for name, array in outputs.items()}
         return outputs

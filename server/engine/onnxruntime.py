@@ -102,6 +102,9 @@ class OnnxRuntimeEngine:
         Raises:
             ModelLoadFailed: see `server.engine.base.Engine.load`.
         """
+        if spec.decoupled:
+            where = f"{CONFIG_FILE}: model_transaction_policy.decoupled"
+            raise ModelLoadFailed(spec.model_name, where, "is true, and an ONNX file gives one response to a request")
         parameters = parse_parameters(spec)
         available, gpus = self._ort.get_available_providers(), visible_gpus()
         placements = place(spec, available, gpus)

@@ -76,6 +76,8 @@ class ModelConfig:
     """None: requests are never merged, but for those of sequences."""
     sequence_batching: SequenceBatching | None = None
     """None: requests are independent of each other."""
+    decoupled: bool = False
+    """The model gives any number of responses to a request. Source: ModelTransactionPolicy."""
     gpu_accelerators: tuple[Accelerator, ...] = ()
     cpu_accelerators: tuple[Accelerator, ...] = ()
     graph_level: int = 0
@@ -127,6 +129,7 @@ class ModelConfig:
             cpu_accelerators=self.cpu_accelerators,
             graph_level=self.graph_level,
             parameters=self.parameters,
+            decoupled=self.decoupled,
             fields=self.sequence_batching.fields if self.sequence_batching else {},
         )
 
@@ -197,6 +200,7 @@ def from_message(message: pb.ModelConfig, folder_name: str) -> ModelConfig:
         version_policy=read_version_policy(message, refuse),
         dynamic_batching=read_dynamic_batching(message, refuse),
         sequence_batching=sequences,
+        decoupled=_decoupled(message, parameters, refuse),
         gpu_accelerators=tuple(Accelerator(a.name, dict(a.parameters)) for a in accelerators.gpu_execution_accelerator),
         cpu_accelerators=tuple(Accelerator(a.name, dict(a.parameters)) for a in accelerators.cpu_execution_accelerator),
         graph_level=message.optimization.graph.level,
@@ -243,6 +247,22 @@ _FOREIGN = {
     "openvino": "an OpenVINO model needs Triton Inference Server",
 }
 _ONLY_ONNX = f'; the embedded engine serves ONNX files: backend "{_BACKEND}" (platform "{_PLATFORM}")'
+
+
+def _decoupled(message: pb.ModelConfig, parameters: Mapping[str, str], refuse: Refuse) -> bool:
+    """Several responses to a request go together with nothing that has one answer, or one pass, of many in mind."""
+    if not message.model_transaction_policy.decoupled:
+        return False
+    others = {
+        "sequence_batching": message.HasField("sequence_batching"),
+        "dynamic_batching.preserve_ordering": message.dynamic_batching.preserve_ordering,
+        "response_cache": message.response_cache.enable,
+        LENGTH_BUCKETS: LENGTH_BUCKETS in parameters,
+    }
+    for other, there in others.items():
+        if there:
+            refuse("model_transaction_policy.decoupled", f"is true, which does not go together with {other}")
+    return True
 
 
 def _slo_ms(message: pb.ModelConfig, refuse: Refuse) -> float:

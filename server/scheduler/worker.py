@@ -108,14 +108,18 @@ def forward(instance: Instance, requests: Sequence[InferRequest], model: Model, 
         outputs = instance.run(batch)
         ran_ns = clock()
         responses = split(outputs, requests, batch, batched=model.batched, padding=padding)
-    except ServingError as error:
-        return Pass(rows, started_ns, error=error)
     except Exception as error:  # noqa: BLE001 - the one place where foreign exceptions are translated
-        return Pass(rows, started_ns, error=_failure(model.name, error))
+        return failed_pass(model, rows, started_ns, error)
     result = Pass(rows, started_ns, responses, None, merged_ns - started_ns, ran_ns - merged_ns, clock() - ran_ns)
     if model.buckets is not None:
         result.input_elements, result.padding_elements = elements(batch, model.buckets, padding, requests)
     return result
+
+
+def failed_pass(model: Model, rows: int, started_ns: int, error: Exception) -> Pass:
+    """The outcome of a pass that raised."""
+    told = error if isinstance(error, ServingError) else _failure(model.name, error)
+    return Pass(rows, started_ns, error=told)
 
 
 def _failure(model_name: str, error: BaseException) -> EngineFailure:
@@ -161,7 +165,7 @@ class Worker:
         while (job := self._jobs.get()) is not None:
             requests, done = job
             try:
-                result = forward(self._instance, requests, self._model, self._clock)
+                result = self._pass(requests)
             except BaseException as error:  # the thread ends, and its callers must not wait for ever
                 log.critical("the thread of %s died", self._instance.name, exc_info=error)
                 self._post(done, self._death(requests, error))
@@ -169,13 +173,18 @@ class Worker:
             self._post(done, result)
         self._post(self._ended.set)
 
+    def _pass(self, requests: Sequence[InferRequest]) -> Pass:
+        return forward(self._instance, requests, self._model, self._clock)
+
     def _death(self, requests: Sequence[InferRequest], error: BaseException) -> Pass:
         self._died = True
         rows = sum([request.rows for request in requests])
         return Pass(rows, self._clock(), error=_failure(self._model.name, error), died=True)
 
-    def _post(self, callback: Callable[..., None], *arguments: object) -> None:
+    def _post(self, callback: Callable[..., None], *arguments: object) -> bool:
         try:
             self._loop.call_soon_threadsafe(callback, *arguments)
         except RuntimeError:  # the loop is closed: nobody is left who could wait
             log.warning("%s ended a pass after the event loop", self._instance.name)
+            return False
+        return True

@@ -83,6 +83,12 @@ class FakeDataPlane:
             else:
                 request.settle(self._answer(request))
 
+    def stream(self, requests: Sequence[InferRequest]) -> None:
+        self.submit(requests)
+
+    def decoupled(self, name: str, version: str = "") -> bool:
+        return False
+
     def release(self) -> None:
         self.held = False
         for request in self.requests:

@@ -51,6 +51,7 @@ def decode_generate(call: Call, body: bytes, specs: Iterable[TensorSpec]) -> Inf
         parameters=parameters,
         deadline_ns=call.deadline_ns,
         tenant=call.tenant,
+        caller=call.caller,
     )
 
 
