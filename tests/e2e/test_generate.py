@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import socket
 import subprocess
 import time
@@ -135,3 +136,22 @@ def test_a_client_that_takes_nothing_is_cut_off(models: Path, start_server: Star
             assert time.monotonic() < until
             time.sleep(0.1)
     assert httpx.post(url(server, "generate"), json=ASK).json() == TOLD
+
+
+def test_sigterm_amid_a_stream(models: Path, start_server: StartServer) -> None:
+    """An event that is on its way is written to its end, properly framed, before the process ends with status 0."""
+    server = start_server(repository=models)
+    text = "x" * 8_000_000
+    with (
+        httpx.Client() as client,
+        client.stream("POST", url(server, "generate_stream", "both"), json={"x": 1, "s": text}) as response,
+    ):
+        lines = response.iter_raw()
+        received = next(lines)
+        server.process.send_signal(signal.SIGTERM)
+        time.sleep(0.5)
+        assert server.process.poll() is None
+        received += b"".join(lines)
+    [told] = data_of(received.decode().split("\n"))
+    assert told["t"] == text
+    assert server.process.wait(30) == 0
