@@ -203,6 +203,17 @@ async def test_a_peer_that_leaves_abandons_its_stream(app: Streamer) -> None:
     assert peer.protocol.streams == []
 
 
+@pytest.mark.parametrize("version", ["1.0", "1.1"])
+async def test_a_stream_that_begins_behind_the_end_is_dropped(app: Streamer, version: str) -> None:
+    """Whoever begins to answer a peer that has left does no harm."""
+    peer = Peer(app)
+    peer.send(get("/plain", version=version))
+    [turn] = app.plain
+    peer.protocol.connection_lost(None)
+    turn.stream(200, TYPE).end(b"late")
+    assert peer.transport.sent == b""
+
+
 async def test_a_drain_waits_for_the_end_of_a_stream(app: Streamer) -> None:
     """Its pieces go on; behind its end the connection is closed."""
     peer = Peer(app)

@@ -265,6 +265,8 @@ class Http1Protocol(asyncio.Protocol):
     def make_last(self, turn: Turn) -> None:
         """Nothing is answered behind this one, whatever was asked, and no more is read."""
         connection = self._connection
+        if turn not in self._turns:
+            return  # Its peer is gone.
         connection.unread |= self._turns[-1] is not turn or connection.phase in (HEAD, BODY)
         connection.close()
         self._enter(OVER)
