@@ -1,4 +1,5 @@
-"""Our gRPC transport under tools that are not gRPC's own: h2load, nghttp, curl, and TLS by the standard library.
+"""Our gRPC transport under its clients: grpcio and tritonclient, each sync and asyncio, unary and in streams; and under
+tools that are not gRPC's own: h2load, nghttp, curl, and TLS by the standard library.
 
 A tool that is missing skips its test with the reason; under CI it fails.
 """
@@ -10,8 +11,10 @@ import re
 import socket
 import ssl
 import subprocess
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from queue import Queue
 from struct import pack
 
 import grpc
@@ -19,6 +22,7 @@ import grpc.aio
 import numpy as np
 import pytest
 import tritonclient.grpc as triton
+import tritonclient.grpc.aio as triton_aio
 from tritonclient.grpc import service_pb2 as pb
 from tritonclient.grpc import service_pb2_grpc
 
@@ -104,6 +108,87 @@ async def test_curl(port: int, tmp_path: Path) -> None:
     assert await run(*curl, *grpc_body, url + INFER.decode()) == "200"
     answer = (tmp_path / "out").read_bytes()
     assert len(pb.ModelInferResponse.FromString(answer[5:]).raw_output_contents[0]) == 800_000
+
+
+CALLS = 50
+
+
+def grpcio_sync(address: str) -> None:
+    """Calls on threads, one with compression; then a stream whose requests come from an iterator."""
+    with grpc.insecure_channel(address) as channel, ThreadPoolExecutor(8) as threads:
+        stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
+        asked = [pb.ModelInferRequest.FromString(request(str(n))) for n in range(CALLS)]
+        ids = [answer.id for answer in threads.map(lambda one: stub.ModelInfer(one, timeout=30), asked)]
+        assert ids == [one.id for one in asked]
+        large = pb.ModelInferRequest.FromString(request(elements=100_000))
+        answer = stub.ModelInfer(large, timeout=30, compression=grpc.Compression.Gzip)
+        assert len(answer.raw_output_contents[0]) == 400_000
+        streamed = list(stub.ModelStreamInfer(iter(asked), timeout=30))
+        assert [one.infer_response.id for one in streamed] == ids
+
+
+async def grpcio_asyncio(address: str) -> None:
+    """Calls at once; then a stream that is written and read by turns."""
+    async with grpc.aio.insecure_channel(address) as channel:
+        stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
+        asked = [pb.ModelInferRequest.FromString(request(str(n))) for n in range(CALLS)]
+        answers = await asyncio.gather(*(stub.ModelInfer(one, timeout=30) for one in asked))
+        assert [answer.id for answer in answers] == [one.id for one in asked]
+        stream = stub.ModelStreamInfer(timeout=30)
+        for one in asked:
+            await stream.write(one)
+            assert (await stream.read()).infer_response.id == one.id
+        await stream.done_writing()
+        assert await stream.code() is grpc.StatusCode.OK
+
+
+def tensors() -> list[triton.InferInput]:
+    inputs = [triton.InferInput(name, [1, 4], "FP32") for name in ("a", "b")]
+    for each in inputs:
+        each.set_data_from_numpy(np.ones((1, 4), np.float32))
+    return inputs
+
+
+def tritonclient_sync(address: str) -> None:
+    """infer, async_infer, and a stream with its callback."""
+    answers: Queue[tuple[triton.InferResult | None, Exception | None]] = Queue()
+    with triton.InferenceServerClient(address) as client:
+        results = [client.infer(MODEL, tensors(), compression_algorithm="gzip")]
+        for _ in range(CALLS):
+            client.async_infer(MODEL, tensors(), lambda result, error: answers.put((result, error)))
+        client.start_stream(lambda result, error: answers.put((result, error)))
+        for _ in range(CALLS):
+            client.async_stream_infer(MODEL, tensors())
+        for _ in range(2 * CALLS):
+            result, error = answers.get(timeout=30)
+            assert result is not None, error
+            results.append(result)
+        client.stop_stream()
+    assert all(result.as_numpy("sum").tolist() == [[2, 2, 2, 2]] for result in results)
+
+
+async def tritonclient_asyncio(address: str) -> None:
+    """infer at once, and a stream that asks from a generator."""
+
+    async def asked() -> AsyncIterator[dict[str, object]]:
+        for number in range(CALLS):
+            yield {"model_name": MODEL, "inputs": tensors(), "request_id": str(number)}
+
+    async with triton_aio.InferenceServerClient(address) as client:
+        results = await asyncio.gather(*(client.infer(MODEL, tensors()) for _ in range(CALLS)))
+        assert all(result.as_numpy("sum").tolist() == [[2, 2, 2, 2]] for result in results)
+        got = [result.get_response().id async for result, error in client.stream_infer(asked()) if error is None]
+    assert got == [str(number) for number in range(CALLS)]
+
+
+@pytest.mark.parametrize("client", [grpcio_sync, grpcio_asyncio, tritonclient_sync, tritonclient_asyncio])
+async def test_clients_of_grpc(port: int, client: Callable[[str], Awaitable[None] | None]) -> None:
+    """Each is answered in each of the ways in which it can ask."""
+    address = f"127.0.0.1:{port}"
+    if asyncio.iscoroutinefunction(client):
+        await client(address)
+    else:
+        await asyncio.to_thread(client, address)
 
 
 @pytest.mark.parametrize("transport", [Http2Server, GrpcioServer])
