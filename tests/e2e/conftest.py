@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -50,6 +51,13 @@ class ServerProcess:
 
 
 StartServer = Callable[..., ServerProcess]
+
+
+def on_one_port() -> list[str]:
+    """The flags of REST and gRPC on one port, which is free now."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = str(free.getsockname()[1])
+    return ["--http-port", port, "--grpc-port", port]
 
 
 def start(log: Path, *flags: str, repository: Path = REPOSITORY, deadline_s: float = 60) -> ServerProcess:

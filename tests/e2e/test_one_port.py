@@ -14,7 +14,7 @@ from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from server.client import Client
 from server.settings import TlsSettings
-from tests.e2e.conftest import REPOSITORY, ServerProcess, StartServer
+from tests.e2e.conftest import REPOSITORY, StartServer, on_one_port
 from tests.support.parts import self_signed
 
 pytestmark = pytest.mark.e2e
@@ -23,17 +23,11 @@ EXAMPLE = REPOSITORY / "digits" / "example.png"
 WORKERS = pytest.mark.parametrize("workers", [1, 2])
 
 
-def one_port(start_server: StartServer, *flags: str) -> ServerProcess:
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = str(free.getsockname()[1])
-    return start_server("--http-port", port, "--grpc-port", port, *flags)
-
-
 @WORKERS
 def test_both_are_served_and_counted(start_server: StartServer, monkeypatch: pytest.MonkeyPatch, workers: int) -> None:
     """Predictions over both, four silent connections cut off, and each of them in the metrics."""
     monkeypatch.setenv("FORWARDPASS_GRPC__HANDSHAKE_TIMEOUT_S", "1")
-    server = one_port(start_server, "--workers", str(workers))
+    server = start_server(*on_one_port(), "--workers", str(workers))
     assert server.port("REST") == server.port("gRPC")
     assert "the same port" in server.banner
     silent = [socket.create_connection(("127.0.0.1", server.port("gRPC"))) for _ in range(4)]
@@ -61,7 +55,7 @@ def test_one_certificate_is_that_of_both(
     """Given for gRPC alone it is REST's too, in the printed address as well."""
     tls: TlsSettings = self_signed(tmp_path_factory.mktemp("tls"))
     flags = ["--grpc-tls-certificate", tls.certificate, "--grpc-tls-key", tls.key]
-    server = one_port(start_server, *flags, "--workers", str(workers))
+    server = start_server(*on_one_port(), *flags, "--workers", str(workers))
     port = server.port("REST")
     assert f"https://127.0.0.1:{port}" in server.banner
     trust = ssl.create_default_context(cafile=tls.certificate)

@@ -22,7 +22,8 @@ def lacking(reason: str) -> NoReturn:
 
 def tool(name: str) -> str:
     """The path of a program."""
-    path = shutil.which(name)
+    # Daemons lie where not everybody looks.
+    path = shutil.which(name, path=f"{os.environ.get('PATH', os.defpath)}:/usr/sbin")
     if path is None:
         lacking(f"{name} is not installed")
     return path
