@@ -133,7 +133,8 @@ class GrpcSettings(Section):
     max_send_bytes: Annotated[int, Field(gt=0)] = 256 * 1024 * 1024
     """Bytes of answers that may wait for one connection; over it the connection is closed."""
     max_resets_per_s: Annotated[int, Field(gt=0)] = 1000
-    """Streams that one client may make end by RST_STREAM in a second, its own or ours for its faults."""
+    """Streams that one client may make end by RST_STREAM in a second, its own or ours for its faults, beside as many as
+    it lets end otherwise: of the clients behind one proxy some give up."""
     max_pings_per_s: Annotated[int, Field(gt=0)] = 500
     """PING frames of one client in a second."""
     max_settings_per_s: Annotated[int, Field(gt=0)] = 10

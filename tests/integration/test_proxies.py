@@ -310,6 +310,22 @@ async def envoys_word(proxy: Proxy, page: str) -> str:
         return (await client.get(f"http://127.0.0.1:{proxy.admin}/{page}")).text
 
 
+async def test_who_gives_up_behind_envoy_harms_nobody_else(tmp_path: Path, certificate: TlsSettings) -> None:
+    """One client cancels ten times as often as a client may, and its calls share a connection with all others': no call
+    of theirs fails."""
+    async with through("envoy", tmp_path, certificate, max_resets_per_s=10) as way:
+        async with channel(way.proxy) as patient, channel(way.proxy) as impatient:
+            stub = service_pb2_grpc.GRPCInferenceServiceStub(patient)
+            health = health_pb2_grpc.HealthStub(impatient)
+            for _ in range(200):
+                watch = health.Watch(health_pb2.HealthCheckRequest(), timeout=60)
+                await watch.read()
+                watch.cancel()
+                for _ in range(2):
+                    await stub.ModelInfer(asked(), timeout=60)
+        assert not way.server.connections.closed
+
+
 async def test_what_a_proxy_says_by_itself_is_grpc(plain: Way) -> None:
     """Of a server that is gone a client is told UNAVAILABLE, not the status of some page."""
     async with channel(plain.proxy) as open_channel:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from struct import pack
 
 import pytest
@@ -725,6 +726,54 @@ def test_10_5_rapid_reset() -> None:
         assert goaway_code(peer.send(*pairs)) is ErrorCode.ENHANCE_YOUR_CALM
         assert peer.connection.fault is not None
         assert peer.connection.fault.cause == "rapid_reset"
+
+
+def mostly_reset(peer: Peer, first: int, count: int, kept: int) -> ErrorCode | None:
+    """Open streams, of which all but each `kept`-th are reset, and that one is answered; the code of a GOAWAY."""
+    for n in range(count):
+        stream_id = first + 2 * n
+        if n % kept:
+            out = peer.send(headers(stream_id), frames.rst_stream(stream_id, ErrorCode.CANCEL))
+        else:
+            out = peer.send(headers(stream_id), data(stream_id, message(b""), END_STREAM))
+            if stream := peer.connection.streams.get(stream_id):
+                peer.connection.send_trailers(stream, b"")
+        if code := goaway_code(out):
+            return code
+    assert not peer.connection.streams
+    return None
+
+
+def test_10_5_resets_among_calls_that_end_well() -> None:
+    """A proxy brings the calls of many clients, and one in two may give up for ever; of two in three it is too much."""
+    peer = Peer(max_resets_per_s=10)
+    assert mostly_reset(peer, 1, 1000, kept=2) is None
+    assert mostly_reset(peer, 2001, 1000, kept=3) is ErrorCode.ENHANCE_YOUR_CALM
+
+
+def test_10_5_a_client_that_gives_up_all_its_calls_at_once() -> None:
+    """As many as it may have are reset together, of its first calls, and of those behind many that ended well."""
+    peer = Peer(max_resets_per_s=10, max_concurrent_streams=40)
+    for first in (1, 2001, 4001):
+        ids = range(first, first + 2 * 38, 2)
+        assert goaway_code(peer.send(*map(headers, ids))) is None
+        assert goaway_code(peer.send(*(frames.rst_stream(i, ErrorCode.CANCEL) for i in ids))) is None
+        assert mostly_reset(peer, first + 1000, 100, kept=1) is None
+        peer.now_ns += 2 * 10**9
+
+
+@pytest.mark.parametrize("idle", [lambda i: i + 2000, lambda i: i + 2], ids=["numbers left out", "one after the other"])
+def test_10_5_numbers_that_are_left_out_are_no_calls(idle: Callable[[int], int]) -> None:
+    """To skip numbers of streams earns no resets, nor do streams that are refused."""
+    peer = Peer(max_resets_per_s=10, max_concurrent_streams=3)
+    peer.send(headers(1), headers(3))
+    stream_id, ended = 5, None
+    for _ in range(100):
+        refused = idle(stream_id)
+        pair = [headers(stream_id), headers(refused), frames.rst_stream(stream_id, ErrorCode.CANCEL)]
+        ended = ended or goaway_code(peer.send(*pair))
+        stream_id = idle(refused)
+    assert ended is ErrorCode.ENHANCE_YOUR_CALM
 
 
 @pytest.mark.parametrize("piece", [b"", b"\x00\x01x\x01y" * 200], ids=["empty", "large"])

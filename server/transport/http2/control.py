@@ -44,7 +44,7 @@ class ControlFrames(Streams):
         if len(payload) != 4:
             raise ConnectionFault(ErrorCode.FRAME_SIZE_ERROR, "RST_STREAM has 4 bytes")
         stream = self._step(stream_id, Step.RECV_RST)
-        self._spend(self._resets, "rapid_reset")
+        self._spend_reset()
         if stream is not None:
             self._close(stream)
             self._events.append((Kind.RESET, stream, b""))

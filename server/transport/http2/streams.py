@@ -14,7 +14,7 @@ from server.transport.http2.answers import whole
 from server.transport.http2.flow import Sender
 from server.transport.http2.frames import ConnectionFault, ErrorCode, StreamFault
 from server.transport.http2.head import Head
-from server.transport.http2.limits import Allowance
+from server.transport.http2.limits import Allowance, Resets
 from server.transport.http2.states import State, Step, after
 from server.transport.http2.stream import Stream
 
@@ -67,11 +67,18 @@ class Streams:
         self._reset_ids: dict[int, None] = {}
         self._gaps: deque[tuple[int, int]] = deque(maxlen=_REMEMBERED_GAPS)
         self._max_streams = settings.max_concurrent_streams
-        self._resets = Allowance(settings.max_resets_per_s)
+        self._resets = Resets(settings.max_resets_per_s, settings.max_concurrent_streams)
+        self._not_opened = 0
+        """Numbers of streams up to the last that were left out, or whose streams were refused."""
 
     def _spend(self, allowance: Allowance, cause: str) -> None:
         if not allowance.take(self.now_ns):
             raise ConnectionFault(ErrorCode.ENHANCE_YOUR_CALM, cause.replace("_", " "), cause)
+
+    def _spend_reset(self) -> None:
+        """A stream ends by RST_STREAM at the client's wish, or for its fault."""
+        if not self._resets.take(self.now_ns, ((self._last_id + 1) >> 1) - self._not_opened):
+            raise ConnectionFault(ErrorCode.ENHANCE_YOUR_CALM, "rapid reset", "rapid_reset")
 
     # --- states -----------------------------------------------------------------------------------
 
@@ -102,6 +109,7 @@ class Streams:
     def _take_id(self, stream_id: int) -> None:
         if stream_id > self._last_id + 2:
             self._gaps.append((self._last_id + 1, stream_id - 1))
+            self._not_opened += (stream_id - self._last_id - 2) >> 1
         self._last_id = stream_id
 
     def _open(self, stream_id: int, head: Head) -> Stream | None:
@@ -119,6 +127,7 @@ class Streams:
 
     def _refuse(self, stream_id: int) -> None:
         self._remember_reset(stream_id)
+        self._not_opened += 1
         if stream_id <= self._accepted_until:
             self.refused["too_many_streams"] += 1
             self.sender.out.append(frames.rst_stream(stream_id, ErrorCode.REFUSED_STREAM))
@@ -219,7 +228,7 @@ class Streams:
         """Section 5.4.2. Faults that the client makes us reset for count as if it had reset itself."""
         if stream_id > self._last_id:
             raise ConnectionFault(fault.code, fault.problem)
-        self._spend(self._resets, "rapid_reset")
+        self._spend_reset()
         self.refused["malformed"] += 1
         stream = self.streams.get(stream_id)
         if stream is None:
