@@ -130,6 +130,16 @@ def test_what_makes_another_question(other: InferRequest) -> None:
     assert cache.key(OWNER, other) != cache.key(OWNER, asked(tensor()))
 
 
+def test_data_are_not_run_together() -> None:
+    """The same bytes, cut elsewhere between two inputs of any length, are another question."""
+    cache = ResponseCache(1)
+    one, other = (
+        cache.key(OWNER, asked(tensor("a", "BYTES", data=data[:cut]), tensor("b", "BYTES", data=data[cut:])))
+        for data, cut in ((b"abc", 1), (b"abc", 2))
+    )
+    assert one != other
+
+
 def test_the_order_of_outputs_is_part_of_the_question() -> None:
     """An answer has them in the order in which they were asked for."""
     cache = ResponseCache(1)
