@@ -212,6 +212,16 @@ def test_an_entry_is_reckoned_with_what_holds_it(tensors: int, size: int) -> Non
     assert taken <= cache.used_bytes < 3 * taken
 
 
+def test_what_is_kept_twice_takes_its_bytes_once() -> None:
+    """As it does where equal requests were under way at the same time; the first one stays."""
+    first, second = (tensor(),), (tensor(),)
+    cache = ResponseCache(1 << 20)
+    for outputs in (first, second):
+        cache.keep(b"a", outputs)
+    assert cache.used_bytes == entry_bytes(first)
+    assert cache.find(b"a") is first
+
+
 def test_an_answer_that_is_too_large_is_not_kept() -> None:
     """Nor does it drive out anybody."""
     small, large = (tensor(),), (tensor(data=bytes(5000)),)
