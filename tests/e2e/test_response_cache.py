@@ -15,7 +15,7 @@ import tritonclient.http as triton_http
 import tritonclient.utils.shared_memory as shm
 
 from tests.e2e.conftest import ServerProcess, StartServer, end, start
-from tests.support.onnx_models import WEIGHTS, linear_folder
+from tests.support.onnx_models import WEIGHTS, linear, linear_folder
 
 pytestmark = pytest.mark.e2e
 
@@ -131,12 +131,15 @@ def test_versions_have_their_own_answers(asking: Asking) -> None:
 
 
 def test_a_reload_begins_anew(asking: Asking) -> None:
-    """What was loaded again may answer otherwise; what was kept for the load before it is freed."""
-    asking.infer("reloaded", x(1))
-    asking.infer("reloaded", x(1))
+    """What was loaded again may answer otherwise, and does here; what was kept for the load before it is freed."""
+    for _ in range(2):
+        old, _ = asking.infer("reloaded", x(1))
     before = asking.gauge("nv_cache_num_entries")
+    linear(asking.server.log.parent / "models" / "reloaded" / "1" / "model.onnx", weights=-WEIGHTS)
     asking.grpc.load_model("reloaded")
-    asking.infer("reloaded", x(1))
+    new, _ = asking.infer("reloaded", x(1))
+    np.testing.assert_allclose(old, x(1) @ WEIGHTS)
+    np.testing.assert_allclose(new, -old)
     assert asking.counts("reloaded") == told(2, 2, 3, 1, 2)
     assert asking.gauge("nv_cache_num_entries") <= before
 
