@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import queue
+import shutil
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,7 +16,7 @@ import tritonclient.grpc as triton_grpc
 import tritonclient.http as triton_http
 import tritonclient.utils.shared_memory as shm
 
-from tests.e2e.conftest import ServerProcess, StartServer, end, start
+from tests.e2e.conftest import REPOSITORY, ServerProcess, StartServer, end, start
 from tests.support.onnx_models import WEIGHTS, linear, linear_folder
 
 pytestmark = pytest.mark.e2e
@@ -27,7 +29,7 @@ SIZE = ("--cache-size-bytes", "1000000")
 def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
     folder = tmp_path_factory.mktemp("cached")
     models = folder / "models"
-    for name in ("counted", "mixed", "versions", "shared", "reloaded", "explained"):
+    for name in ("counted", "mixed", "versions", "streamed", "reloaded", "explained"):
         linear_folder(models, name, versions=(1, 2), more=CACHED + "\nversion_policy { all {} }")
     linear_folder(models, "plain", more="dynamic_batching {}")
     flags = ("--workers", request.param, "--model-control-mode", "explicit", "--load-model", "*", *SIZE)
@@ -155,6 +157,39 @@ def test_the_cache_tells_of_itself(asking: Asking) -> None:
     assert [one - other for one, other in zip(after, before, strict=True)] == [2, 1, 1, 1]
     assert util < asking.gauge("nv_cache_util") < 0.1
     assert asking.gauge("nv_cache_num_evictions") == 0
+
+
+def test_requests_of_a_stream_are_hits_too(asking: Asking) -> None:
+    """Each is told in its turn, by its own id."""
+    tensor = triton_grpc.InferInput("x", [1, 3], "FP32")
+    tensor.set_data_from_numpy(x(1))
+    told_of: queue.Queue[tuple[Any, Any]] = queue.Queue()
+    asking.grpc.start_stream(lambda result, error: told_of.put((result, error)))
+    for number in range(3):
+        asking.grpc.async_stream_infer("streamed", [tensor], request_id=str(number), model_version="1")
+        result, error = told_of.get(timeout=30)
+        assert error is None
+        assert result.get_response().id == str(number)
+        np.testing.assert_allclose(result.as_numpy("y"), x(1) @ WEIGHTS)
+    asking.grpc.stop_stream()
+    assert asking.counts("streamed") == told(1, 1, 3, 2, 1)
+
+
+def test_a_prediction_is_made_of_what_is_kept(start_server: StartServer, tmp_path: Path) -> None:
+    """The picture is decoded each time, and the same tensors are the same question."""
+    folder = Path(shutil.copytree(REPOSITORY / "digits", tmp_path / "models" / "digits"))
+    (folder / "manifest.json").unlink()  # It does not fit the config any more.
+    with (folder / "config.pbtxt").open("a") as config:
+        config.write("\nresponse_cache { enable: true }\n")
+    asking = Asking(start_server(*SIZE, repository=tmp_path / "models"))
+    url, picture = (
+        f"{asking.server.http}/v2/models/digits/predict",
+        (REPOSITORY / "digits" / "example.png").read_bytes(),
+    )
+    first, again = (httpx.post(url, content=picture, headers={"Content-Type": "image/png"}) for _ in range(2))
+    assert first.status_code == 200
+    assert first.content == again.content
+    assert asking.counts("digits") == told(1, 1, 2, 1, 1)
 
 
 def test_a_hit_explains_itself(asking: Asking) -> None:
