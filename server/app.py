@@ -47,6 +47,9 @@ from server.transport.rest import RestServer
 from server.types import IndexEntry
 
 if TYPE_CHECKING:
+    from prometheus_client.registry import Collector
+
+    from server.over_triton.models import TritonModels
     from server.transport.grpcio import GrpcioServer
 
 log = logging.getLogger("server")
@@ -62,22 +65,8 @@ class Server:
         """`logs`: of the process, which clients may change; None: what they change is nobody's."""
         self.settings = settings
         self.lifecycle = Lifecycle()
-        self.models = ModelControl(
-            open_repository(settings),
-            default_max_queue_size=settings.scheduler.default_max_queue_size,
-            share=Share(available_cores()),
-            cache_size_bytes=settings.cache.size_bytes,
-            load_threads=settings.repository.load_threads,
-            max_override_bytes=settings.repository.max_override_bytes,
-        )
-        self.dataplane = DataPlane(
-            self.models,
-            self.lifecycle,
-            settings.repository,
-            settings.pipeline.threads or available_cores(),
-            SharedMemory(settings.shared_memory, enabled=allows_shared_memory(settings)),
-            Tracing(settings.trace),
-            logs,
+        self.models, self.dataplane = _over_triton(settings, self.lifecycle, logs) or _embedded(
+            settings, self.lifecycle, logs
         )
         host, http = settings.host, settings.http
         self.rest = RestServer(self.dataplane, host, http, settings.http_tls)
@@ -89,7 +78,7 @@ class Server:
             closed["grpc"] = ours.connections.closed
         if self.shared:
             closed["shared"] = self.shared.closed
-        metrics = Metrics(self.dataplane, closed, ours, self.models.cache_counts)
+        metrics = Metrics(self.dataplane, closed, ours, self.models.cache_counts, _metrics_of(self.models))
         self.metrics = Http1Server(MetricsApp(metrics.expose), host, settings.metrics.port, http)
         self.ports: dict[str, int] = {}
         self._poll: asyncio.Task[None] | None = None
@@ -110,7 +99,7 @@ class Server:
         else:
             self.ports["grpc"] = await self.grpc.start()
             self.ports["http"] = await self.rest.start()
-        if repository.control_mode == "poll":
+        if repository.control_mode == "poll" and isinstance(self.models, ModelControl):
             self._poll = asyncio.create_task(self.models.poll(repository.poll_s))
         self.lifecycle.advance(State.READY)
 
@@ -144,6 +133,52 @@ class Server:
         self.dataplane.close()
         await self.metrics.stop(_LAST_ANSWERS_S)
         self.lifecycle.advance(State.STOPPED)
+
+
+Composed = tuple["ModelControl | TritonModels", DataPlane]
+
+
+def _embedded(settings: Settings, lifecycle: Lifecycle, logs: LogControl | None) -> Composed:
+    models = ModelControl(
+        open_repository(settings),
+        default_max_queue_size=settings.scheduler.default_max_queue_size,
+        share=Share(available_cores()),
+        cache_size_bytes=settings.cache.size_bytes,
+        load_threads=settings.repository.load_threads,
+        max_override_bytes=settings.repository.max_override_bytes,
+    )
+    return models, DataPlane(models, lifecycle, *_beside(settings), logs)
+
+
+def _over_triton(settings: Settings, lifecycle: Lifecycle, logs: LogControl | None) -> Composed | None:
+    """None: the models run here."""
+    if settings.engine.kind != "triton":
+        return None
+    # Imported where it is wanted only: it brings grpcio, which starts threads of its own.
+    from server.over_triton.compose import open_models
+    from server.over_triton.plane import TritonPlane
+
+    models = open_models(settings)
+    return models, TritonPlane(models, lifecycle, *_beside(settings), logs, settings.triton.forwards)
+
+
+def _metrics_of(models: ModelControl | TritonModels) -> list[Collector]:
+    """Beside those that every server has."""
+    if isinstance(models, ModelControl):
+        return []
+    from server.over_triton.metrics import TritonMetrics
+
+    return [TritonMetrics(models)]
+
+
+def _beside(settings: Settings) -> tuple[RepositorySettings, int, SharedMemory, Tracing]:
+    """What a data plane has beside its models, whoever runs them."""
+    return (
+        settings.repository,
+        settings.pipeline.threads or available_cores(),
+        SharedMemory(settings.shared_memory, enabled=allows_shared_memory(settings)),
+        Tracing(settings.trace),
+    )
 
 
 def allows_shared_memory(settings: Settings) -> bool:
@@ -182,7 +217,17 @@ def wanted(settings: RepositorySettings, names: list[str]) -> list[str]:
 
 
 def check(settings: Settings) -> list[IndexEntry]:
-    """Load every model as `serve` would, golden inputs and all; the state of each version, with its reason."""
+    """Load every model as `serve` would, golden inputs and all; the state of each version, with its reason.
+
+    In front of Tritons: what they have, and whether it is served here.
+
+    Raises:
+        InvalidRequest, TritonUnreached: there are no Tritons to be asked.
+    """
+    if settings.engine.kind == "triton":
+        from server.over_triton.compose import check as check_over
+
+        return asyncio.run(check_over(settings))
     repository = open_repository(settings)
     for name in repository.names():
         try:

@@ -14,6 +14,7 @@ from server.proto.triton import model_config_pb2
 from server.settings import Settings
 from server.types import ImageInput, ModelMetadata, RowInput
 
+_MOST_ELEMENTS = 4096
 _PICTURES = {".png": "image/png", ".jpg": "image/jpeg", ".jpeg": "image/jpeg"}
 
 
@@ -64,12 +65,16 @@ def _predict(pipeline: Pipeline, folders: list[Path], url: str) -> str:
 
 
 def _infer(metadata: ModelMetadata, url: str, more: Mapping[str, object]) -> str:
-    inputs = []
+    """With zeros; where these are too many to be pasted, the command asks what the model takes."""
+    inputs, elements = [], 0
     for spec in metadata.inputs:
         shape = [1 if dim == -1 else dim for dim in spec.dims]
         size = 1
         for dim in shape:
             size *= dim
+        elements += size
+        if elements > _MOST_ELEMENTS:
+            return f"curl -s {url}/v2/models/{metadata.name}"
         zero: object = {"BYTES": "", "BOOL": False}.get(spec.datatype, 0)
         inputs.append({"name": spec.name, "datatype": spec.datatype, "shape": shape, "data": [zero] * size})
     return _post(f"{url}/v2/models/{metadata.name}/infer", {**more, "inputs": inputs})

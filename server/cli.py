@@ -98,7 +98,8 @@ def check(settings: Settings) -> int:
     with _reported(FAILED):
         entries = check_repository(settings)
     if not entries:
-        _fail(FAILED, f"there is no model in {', '.join(settings.repository.path)}")
+        where = settings.triton.url or ", ".join(settings.repository.path)
+        _fail(FAILED, f"there is no model in {where}")
     typer.echo(
         _table(("MODEL", "VERSION", "STATE", "REASON"), [(e.name, e.version, e.state, e.reason) for e in entries])
     )

@@ -91,6 +91,8 @@ class DataPlane:
         self._lifecycle = lifecycle
         self._settings = settings
         self._pipelines = Offload(pipeline_threads, "pipeline")
+        self.forwards: Sequence[str] = ()
+        """Names of the metadata that goes along with requests, where another server runs the models."""
         self.tracing = tracing or Tracing(TraceSettings())
         self.logs = logs or LogControl(LogSettings())
         self.shared_memory = shared_memory or SharedMemory(SharedMemorySettings(), enabled=False)
@@ -176,6 +178,8 @@ class DataPlane:
             explanation=request.explanation,
             tenant=request.tenant,
         )
+        if request.metadata:
+            inner.metadata = request.metadata
         if inner.explanation is not None:
             inner.explanation.mark("loop", inner.received_ns)
         if self.tracing.active:

@@ -18,6 +18,9 @@
       Draining          UNAVAILABLE   the server is shutting down
       SequenceLost      UNAVAILABLE   a request of the same sequence before this one was not answered
       EngineLost        UNAVAILABLE   the process that runs the models ended, or takes no more; it is replaced
+      TritonUnreached   UNAVAILABLE   no Triton behind this server took the request; it was not executed
+        TritonDeclined                one that can be reached did not take it
+      TritonLost        UNAVAILABLE   the connection to a Triton broke while it had the request
       QueueFull         EXHAUSTED     more work is waiting than the model's queue takes
       Overloaded        EXHAUSTED     the answer would come after the request's deadline
       SharedMemoryBusy  EXHAUSTED     tensors in shared memory, more bytes under way than may be
@@ -28,6 +31,7 @@
       Unsupported       UNSUPPORTED   a feature of the protocol that this server or engine does not have
       ModelLoadFailed   INVALID_ARG   a model's folder can't be served, and why
       EngineFailure     INTERNAL      a forward pass failed; the text stays in the log
+      TritonSaid                      what a Triton behind this server answered, in its words; a class for each code
 
 An error carries its code as a class attribute and its facts as fields. `public_message` is all that a
 client ever sees; `transport.status` is the one table from `Code` to HTTP and gRPC.
@@ -313,6 +317,74 @@ class EngineLost(ServingError):
         return "the process that runs the models was lost and is being replaced"
 
 
+class TritonUnreached(ServingError):
+    """It was not executed, so it may be sent again. `why` is shown to clients and names no address."""
+
+    code = Code.UNAVAILABLE
+    retry_after_ms = 1000
+
+    def __init__(self, model_name: str, why: str) -> None:
+        super().__init__(model_name, why)
+        self.model_name = model_name
+        self.why = why
+
+    @property
+    def public_message(self) -> str:
+        return f"model '{self.model_name}': no Triton took the request, which was not executed: {self.why}"
+
+
+class TritonDeclined(TritonUnreached):
+    """A Triton that can be reached took the request not; as `TritonUnreached` it may be sent again."""
+
+
+class TritonLost(ServingError):
+    """`detail` is for the log alone."""
+
+    code = Code.UNAVAILABLE
+    retry_after_ms = 1000
+
+    def __init__(self, model_name: str, detail: str = "") -> None:
+        super().__init__(model_name, detail)
+        self.model_name = model_name
+        self.detail = detail
+
+    @property
+    def public_message(self) -> str:
+        return f"model '{self.model_name}': the connection to its Triton broke; the request may have been executed"
+
+
+class TritonSaid(ServingError):
+    """What a Triton behind this server said, in its own words. Never raised itself."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+        self.text = text
+
+    @property
+    def public_message(self) -> str:
+        return self.text
+
+
+class TritonRefused(TritonSaid):
+    code = Code.INVALID_ARG
+
+
+class TritonHasNo(TritonSaid):
+    code = Code.NOT_FOUND
+
+
+class TritonNotServing(TritonSaid):
+    code = Code.UNAVAILABLE
+
+
+class TritonCannot(TritonSaid):
+    code = Code.UNSUPPORTED
+
+
+class TritonExhausted(TritonSaid):
+    code = Code.EXHAUSTED
+
+
 class QueueFull(ServingError):
     """`retry_after_ms` is when a place is expected to be free, 0 where nobody knows.
 
@@ -334,6 +406,17 @@ class QueueFull(ServingError):
 
     def _share(self) -> str:
         return f", shared by tenants, and this one has {self.held}" if self.held else ""
+
+
+class TritonQueueFull(QueueFull):
+    """The queue of a Triton behind this server, which did not execute the request."""
+
+    def __init__(self, model_name: str) -> None:
+        super().__init__(model_name, 0)
+
+    @property
+    def public_message(self) -> str:
+        return f"the queue of model '{self.model_name}' is full at its Triton"
 
 
 class Overloaded(ServingError):

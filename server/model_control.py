@@ -16,7 +16,7 @@ from weakref import WeakValueDictionary
 
 from server import process
 from server.errors import ModelLoadFailed, UnknownModel
-from server.repository.model_config import DynamicBatching, QueuePolicyConfig
+from server.queueing import priorities, queue_policy
 from server.repository.override import read_override
 from server.repository.repository import Repository, ServedModel
 from server.scheduler.batcher import Batcher
@@ -24,7 +24,7 @@ from server.scheduler.caching import CachingBatcher
 from server.scheduler.costs import Costs, make_costs
 from server.scheduler.decoupled import DecoupledBatcher
 from server.scheduler.plan import Limits
-from server.scheduler.queue import Priorities, QueuePolicy
+from server.scheduler.queue import QueuePolicy
 from server.scheduler.response_cache import CacheCounts, ResponseCache
 from server.scheduler.sequence_batcher import SequenceBatcher
 from server.scheduler.share import Share
@@ -255,11 +255,11 @@ class ModelControl:
             model.version,
             model.engine_model.instances,
             limits,
-            self._policy(model),
+            queue_policy(config, self._default_max_queue_size),
             costs_of(model),
             statistics,
             asyncio.get_running_loop(),
-            priorities=self._priorities(batching),
+            priorities=priorities(config, self._default_max_queue_size),
             slo_ns=int(config.slo_ms * 1_000_000),
             preserve_ordering=batching.preserve_ordering if batching else False,
             share=self._share,
@@ -282,10 +282,11 @@ class ModelControl:
 
     def _serve_decoupled(self, model: ServedModel, statistics: ModelStatistics) -> DecoupledServed:
         config, fair, loop = model.config, model.config.fair_by_tenant, asyncio.get_running_loop()
-        who = model.name, model.version, model.engine_model.instances, self._policy(model)
-        priorities, slo_ns = self._priorities(config.dynamic_batching), int(config.slo_ms * 1_000_000)
+        size, slo_ns = self._default_max_queue_size, int(config.slo_ms * 1_000_000)
+        who = model.name, model.version, model.engine_model.instances, queue_policy(config, size)
+        levels = priorities(config, size)
         batcher = DecoupledBatcher(
-            *who, statistics, loop, priorities=priorities, slo_ns=slo_ns, share=self._share, fair_by_tenant=fair
+            *who, statistics, loop, priorities=levels, slo_ns=slo_ns, share=self._share, fair_by_tenant=fair
         )
         return DecoupledServed(model, batcher, statistics)
 
@@ -307,26 +308,6 @@ class ModelControl:
             share=self._share,
         )
         return SequenceServed(model, batcher, statistics)
-
-    def _policy(self, model: ServedModel) -> QueuePolicy:
-        batching = model.config.dynamic_batching
-        if batching is None:
-            return QueuePolicy(max_queue_size=self._default_max_queue_size)
-        return self._queue_policy(batching.default_queue_policy)
-
-    def _priorities(self, batching: DynamicBatching | None) -> Priorities:
-        if batching is None:
-            return Priorities()
-        policies = {level: self._queue_policy(policy) for level, policy in batching.priority_queue_policy.items()}
-        return Priorities(batching.priority_levels, batching.default_priority_level, policies)
-
-    def _queue_policy(self, policy: QueuePolicyConfig) -> QueuePolicy:
-        return QueuePolicy(
-            max_queue_size=policy.max_queue_size or self._default_max_queue_size,
-            default_timeout_ns=policy.default_timeout_microseconds * 1000,
-            timeout_action=policy.timeout_action,
-            allow_timeout_override=policy.allow_timeout_override,
-        )
 
     def _replace(self, name: str, new: list[Served]) -> None:
         old = list(self._served.pop(name, {}).values())

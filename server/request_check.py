@@ -39,7 +39,7 @@ class RequestCheck:
         self._buckets = config.buckets
         sequences = config.sequence_batching
         self._sequences = SequenceCheck(config.name, sequences) if sequences is not None else None
-        self._has_text = any(spec.datatype == "BYTES" for spec in config.inputs)
+        self._has_text = config.text_is_utf8 and any(spec.datatype == "BYTES" for spec in config.inputs)
 
     def __call__(self, request: InferRequest) -> None:
         """Set the request's `rows` and `signature`, with its inputs in the order of the config.
@@ -72,7 +72,7 @@ class RequestCheck:
                 raise InvalidRequest("inputs", self._missing(positions))
             tensor = request.inputs[index]
             rows = self._check_tensor(tensor, spec, f"inputs[{index}]", rows)
-            if spec.datatype == "BYTES":
+            if self._has_text and spec.datatype == "BYTES":
                 _check_text(tensor, f"inputs[{index}].data")
             ordered.append(tensor)
         request.rows = rows if self._batched else 1

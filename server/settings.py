@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, Self, TypeGuard, get_origin
@@ -22,8 +23,13 @@ ModelControlMode = Literal["none", "poll", "explicit"]
 GrpcTransport = Literal["http2", "grpcio"]
 LogFormat = Literal["text", "json"]
 LogLevel = Literal["debug", "info", "warning", "error"]
+EngineKind = Literal["onnxruntime", "triton"]
 TraceLevel = Literal["OFF", "TIMESTAMPS"]
 ClientSharedMemory = Literal["auto", "true", "false"]
+
+
+_METADATA_NAME = re.compile(r"(?!grpc-)[a-z0-9_.-]+")
+_NOT_FORWARDED = frozenset(("content-type", "content-length", "te", "host", "user-agent", "connection"))
 
 
 def flag(name: str) -> dict[str, Any]:
@@ -216,9 +222,65 @@ class CacheSettings(Section):
 
 
 class EngineSettings(Section):
+    kind: Annotated[EngineKind, Field(json_schema_extra=flag("--engine"))] = "onnxruntime"
+    """onnxruntime: the models run in this process. triton: they run on the Triton Inference Servers of --triton-url,
+    and this server is the gateway in front of them."""
     threads: Annotated[int, Field(ge=0, json_schema_extra=flag("--engine-threads"))] = 0
     """Threads of one forward pass where config.pbtxt sets no intra_op_thread_count; 0: the cores that this
     process may use (cgroup quota and affinity, not the host's), shared out over the instances."""
+
+
+class TritonSettings(Section):
+    url: Annotated[str, Field(json_schema_extra=flag("--triton-url"))] = ""
+    """The Tritons' gRPC addresses, a list with commas: grpc://HOST:PORT, grpcs://HOST:PORT (TLS) or dns:///HOST:PORT. A
+    name stands for all its addresses, each a server of its own."""
+    tls: Annotated[bool, Field(json_schema_extra=flag("--triton-tls"))] = False
+    """Speak TLS with all of them; without it with those of grpcs:// alone."""
+    tls_ca: Annotated[str, Field(json_schema_extra=flag("--triton-tls-ca"))] = ""
+    """PEM file of the authorities that Tritons' certificates must be of; empty: those that gRPC brings."""
+    tls_certificate: Annotated[str, Field(json_schema_extra=flag("--triton-tls-certificate"))] = ""
+    """PEM file of this server's own certificate and its chain, for Tritons that ask for one (mTLS); empty: none."""
+    tls_key: Annotated[str, Field(json_schema_extra=flag("--triton-tls-key"))] = ""
+    """PEM file of that certificate's private key, not encrypted."""
+    tls_server_name: Annotated[str, Field(json_schema_extra=flag("--triton-tls-server-name"))] = ""
+    """The name that the certificates must be for; empty: the host of the address."""
+    forward_metadata: Annotated[str, Field(json_schema_extra=flag("--triton-forward-metadata"))] = ""
+    """Names of gRPC metadata and REST headers, a list with commas, that go along with a request to its Triton, for
+    example traceparent,tracestate; empty: none."""
+    health_interval_s: Annotated[float, Field(gt=0, json_schema_extra=flag("--triton-health-interval-secs"))] = 1.0
+    """Seconds between two probes of a Triton that is well: whether it is ready, and which models it has."""
+    probe_timeout_s: Annotated[float, Field(gt=0)] = 1.0
+    """Seconds that it has to answer a probe; after two in a row without an answer it is ejected, and after one that
+    fails at once."""
+    max_backoff_s: Annotated[float, Field(gt=0)] = 3.0
+    """The longest time in seconds between two probes of a Triton that is ejected."""
+    poll_s: Annotated[float, Field(gt=0, json_schema_extra=flag("--triton-poll-secs"))] = 5.0
+    """Seconds between two looks at the configs of the models, for those that were loaded anew there."""
+    resolve_s: Annotated[float, Field(gt=0)] = 5.0
+    """Seconds between two look-ups of the names in the addresses."""
+    connect_timeout_s: Annotated[float, Field(gt=0)] = 2.0
+    """Seconds that a connection may take to be made."""
+    keepalive_s: Annotated[float, Field(gt=0)] = 10.0
+    """Seconds without a sign of a Triton after which it is pinged; shorter than the idle time of load balancers."""
+    keepalive_timeout_s: Annotated[float, Field(gt=0)] = 5.0
+    """Seconds that it has to answer; then the connection is lost, and the requests on it."""
+    control_timeout_s: Annotated[float, Field(gt=0)] = 300.0
+    """Seconds that a Triton may take to load or unload a model."""
+    max_in_flight_rows: Annotated[int, Field(ge=1)] = 1024
+    """Rows of one model that one Triton may have at a time, however wide the window is that was learned."""
+
+    @property
+    def forwards(self) -> tuple[str, ...]:
+        """The names of `forward_metadata`."""
+        return tuple(name.strip() for name in self.forward_metadata.split(",") if name.strip())
+
+    @field_validator("forward_metadata")
+    @classmethod
+    def _can_be_forwarded(cls, value: str) -> str:
+        for name in filter(None, map(str.strip, value.split(","))):
+            if not _METADATA_NAME.fullmatch(name) or name.endswith("-bin") or name in _NOT_FORWARDED:
+                raise ValueError(f"'{name}' can't be forwarded: a name is of a-z, 0-9, _ . - and none of gRPC's own")
+        return value
 
 
 class PipelineSettings(Section):
@@ -284,6 +346,7 @@ class Settings(Section):
     scheduler: SchedulerSettings = SchedulerSettings()
     cache: CacheSettings = CacheSettings()
     engine: EngineSettings = EngineSettings()
+    triton: TritonSettings = TritonSettings()
     pipeline: PipelineSettings = PipelineSettings()
     workers: WorkersSettings = WorkersSettings()
     shutdown: ShutdownSettings = ShutdownSettings()
@@ -329,6 +392,24 @@ class Settings(Section):
             raise ValueError("shared_memory.allow needs workers.count 1: regions are known to one process")
         if self.workers.count > 1 and self.trace.level != "OFF":
             raise ValueError("trace.level needs workers.count 1: the file of traces is one process's")
+        return self
+
+    @model_validator(mode="after")
+    def _engine_fits(self) -> Self:
+        if self.engine.kind != "triton":
+            if self.triton != TritonSettings():
+                raise ValueError("triton.* settings need --engine triton")
+            return self
+        if not self.triton.url:
+            raise ValueError("--engine triton needs --triton-url")
+        if self.workers.count > 1:
+            raise ValueError("--engine triton needs --workers 1: start several servers instead")
+        if self.cache.size_bytes:
+            raise ValueError("--cache-size-bytes needs --engine onnxruntime: Tritons keep answers themselves")
+        if self.repository.control_mode == "poll":
+            raise ValueError("--model-control-mode poll needs --engine onnxruntime: Tritons are followed anyway")
+        if bool(self.triton.tls_certificate) != bool(self.triton.tls_key):
+            raise ValueError("--triton-tls-certificate and --triton-tls-key go together")
         return self
 
 

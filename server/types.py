@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from server.shared_memory.references import Reference, SharedTensors
 
 Parameter = bool | int | float | str
+Metadata = Sequence[tuple[str, str]]
+"""Names in lower case, with their values."""
 
 _NO_PARAMETERS: Mapping[str, Parameter] = MappingProxyType({})
 
@@ -127,6 +129,7 @@ class InferRequest:
     """
 
     __slots__ = (
+        "_metadata",
         "_on_settle",
         "caller",
         "deadline_ns",
@@ -232,6 +235,17 @@ class InferRequest:
         self.settled = False
         self._on_settle = on_settle
         return self
+
+    @property
+    def metadata(self) -> Metadata:
+        """What of its caller's metadata goes along to another server that runs the model: mostly nothing, and then it
+        is not even said, for that would cost every request."""
+        found: Metadata = getattr(self, "_metadata", ())
+        return found
+
+    @metadata.setter
+    def metadata(self, metadata: Metadata) -> None:
+        self._metadata = metadata
 
     def divert(self, on_settle: Callable[[InferRequest, Outcome], None]) -> Callable[[InferRequest, Outcome], None]:
         """Let `on_settle` have the outcome instead of whoever was to have it, who is returned."""
@@ -344,7 +358,8 @@ class PredictRequest:
     parameters: Mapping[str, Parameter] | None = None
     explanation: Explanation | None = None
     tenant: str = ""
-    """As of an `InferRequest`."""
+    """As of an `InferRequest`, as `metadata`."""
+    metadata: Metadata = ()
 
 
 @dataclass(frozen=True, slots=True)

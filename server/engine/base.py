@@ -104,6 +104,15 @@ class EngineModel(Protocol):
         """Free memory and devices. No `run` may be under way; called once."""
 
 
+class Elsewhere:
+    """The engine model of a version that another process runs: there is nothing of it here."""
+
+    instances = ()
+
+    def close(self) -> None:
+        """There is nothing to free."""
+
+
 class Engine(Protocol):
     @property
     def name(self) -> str:

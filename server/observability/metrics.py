@@ -7,7 +7,7 @@ Triton's where they mean the same (``nv_inference_*``); ours are ``forwardpass_*
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import accumulate
 from typing import TYPE_CHECKING, Protocol
 
@@ -202,16 +202,19 @@ class Metrics:
         closed: Mapping[str, Mapping[str, int]],
         grpc: GrpcLoad | None = None,
         cache: Callable[[], CacheCounts | None] = lambda: None,
+        more: Sequence[Collector] = (),
     ) -> None:
         """`closed` counts, by listener and cause, the connections that a listener ended for a fault of their peer;
         `grpc` is our own transport, None where another serves gRPC; `cache` tells of the response cache, if there is
-        one."""
+        one; `more`: of who runs the models."""
         self._registry = CollectorRegistry()
         self._registry.register(_Models(dataplane))
         self._registry.register(_Listeners(closed))
         self._registry.register(CacheMetrics(cache))
         if grpc is not None:
             self._registry.register(_Grpc(grpc))
+        for collector in more:
+            self._registry.register(collector)
         ProcessCollector(registry=self._registry)
         PlatformCollector(registry=self._registry)
 

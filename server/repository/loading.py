@@ -23,6 +23,7 @@ from server.repository.override import WHERE as OVERRIDING_CONFIG
 from server.repository.replay import replay, replay_padded, replay_preprocessing
 from server.repository.reshape import reshaped
 from server.repository.tensors import misfit
+from server.repository.trial import check_postprocessing, example_tensors
 from server.repository.warmup import Costs, WarmUp, warm_up
 from server.repository.warmup_samples import Rows, filling, read_samples, run_samples
 from server.tensor import Array
@@ -263,20 +264,4 @@ def _forward(config: ModelConfig, version: str, instance: Instance, inputs: Mapp
 
 def _try_pipeline(config: ModelConfig, version: str, pipeline: Pipeline, instance: Instance) -> None:
     """One example all the way: a pipeline that does not fit its model must not be found out by a caller."""
-    try:
-        tensors = pipeline.preprocess([pipeline.example()])
-    except ServingError as error:
-        raise ModelLoadFailed(config.name, PROCESSING_FILE, f"refuses its own example: {error}") from error
-    needed = {spec.name for spec in config.inputs if not spec.optional}
-    if not needed <= set(tensors) <= {spec.name for spec in config.inputs}:
-        made, wanted = ", ".join(sorted(tensors)), ", ".join(sorted(spec.name for spec in config.inputs))
-        raise ModelLoadFailed(config.name, PROCESSING_FILE, f"makes the tensors {made}; the model takes {wanted}")
-    for spec in config.inputs:
-        if spec.name in tensors and (problem := misfit(tensors[spec.name], spec, config.max_batch_size)):
-            raise ModelLoadFailed(config.name, PROCESSING_FILE, f"tensor {problem}")
-    outputs = _forward(config, version, instance, tensors)
-    try:
-        pipeline.postprocess(outputs)
-    except (ServingError, ValueError, KeyError, IndexError, TypeError) as error:
-        problem = f"can't make an answer of the model's outputs: {error}"
-        raise ModelLoadFailed(config.name, PROCESSING_FILE, problem) from error
+    check_postprocessing(config, pipeline, _forward(config, version, instance, example_tensors(config, pipeline)))

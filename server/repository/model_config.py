@@ -97,6 +97,11 @@ class ModelConfig:
     """The file of labels by output name, relative to the model's folder."""
 
     @property
+    def text_is_utf8(self) -> bool:
+        """BYTES are ONNX strings; other backends take any bytes."""
+        return self.backend == _BACKEND
+
+    @property
     def engine_inputs(self) -> tuple[TensorSpec, ...]:
         """Of the model's file: what clients send, and behind it what tells of sequences and their states."""
         return self.inputs + (self.sequence_batching.inputs if self.sequence_batching else ())
@@ -205,9 +210,9 @@ def from_message(message: pb.ModelConfig, folder_name: str) -> ModelConfig:
         cpu_accelerators=tuple(Accelerator(a.name, dict(a.parameters)) for a in accelerators.cpu_execution_accelerator),
         graph_level=message.optimization.graph.level,
         parameters={key: text for key, text in parameters.items() if key not in _OURS},
-        slo_ms=_slo_ms(message, refuse),
+        slo_ms=read_slo_ms(message, refuse),
         buckets=read_buckets(parameters, inputs, outputs, merges=merges, refuse=refuse),
-        fair_by_tenant=_fair_by_tenant(message, refuse),
+        fair_by_tenant=read_fair_by_tenant(message, refuse),
         model_warmup=read_model_warmup(message, inputs, sequences, refuse),
         response_cache=_response_cache(message, refuse),
         default_model_filename=_inside(
@@ -265,7 +270,8 @@ def _decoupled(message: pb.ModelConfig, parameters: Mapping[str, str], refuse: R
     return True
 
 
-def _slo_ms(message: pb.ModelConfig, refuse: Refuse) -> float:
+def read_slo_ms(message: pb.ModelConfig, refuse: Refuse) -> float:
+    """The latency objective; 0: none."""
     if _SLO not in message.parameters:
         return 0
     text = message.parameters[_SLO].string_value
@@ -278,7 +284,8 @@ def _slo_ms(message: pb.ModelConfig, refuse: Refuse) -> float:
     return value
 
 
-def _fair_by_tenant(message: pb.ModelConfig, refuse: Refuse) -> bool:
+def read_fair_by_tenant(message: pb.ModelConfig, refuse: Refuse) -> bool:
+    """Whether tenants share the queue."""
     if _FAIR_BY not in message.parameters:
         return False
     text = message.parameters[_FAIR_BY].string_value

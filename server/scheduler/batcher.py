@@ -47,6 +47,8 @@ MakeRunner = Callable[[Instance], Runner]
 class Batcher(Ticking):
     """Takes the requests of one model version to its instances. Call it on the event loop's thread only."""
 
+    _instances: Instances
+
     def __init__(
         self,
         model_name: str,

@@ -144,9 +144,10 @@ class Instances:
         free = bool(self.idle) and not reruns
         return Outlook(now_ns, left_ns + reruns_ns, speed, free, turn_ns if self.idle else 0, slowdown)
 
-    async def close(self) -> None:
+    async def close(self, clock: Callable[[], int]) -> None:
         """Begin nothing any more; returns when the last pass has ended."""
         for runner in self._runners:
             runner.stop()
         for runner in self._runners:
             await runner.join()
+        self.turn.leave(clock())

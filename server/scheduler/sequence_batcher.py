@@ -48,6 +48,8 @@ _CANCELLED = "a request of it was cancelled"
 class SequenceBatcher(Ticking):
     """Takes the sequences of one model version to its instances. Call it on the event loop's thread only."""
 
+    _instances: Instances
+
     def __init__(
         self,
         model_name: str,

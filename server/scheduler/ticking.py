@@ -10,20 +10,27 @@ import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Protocol
 
 from server.errors import Draining, EngineFailure, ServingError
 from server.scheduler.alarm import Alarm
-from server.scheduler.instances import Instances
 from server.scheduler.settling import Settling
 from server.types import NO_DEADLINE, InferRequest
 
 log = logging.getLogger(__name__)
 
 
+class Ends(Protocol):
+    """What runs the requests of a scheduler."""
+
+    async def close(self, clock: Callable[[], int]) -> None:
+        """Begin nothing any more; returns when nothing is under way."""
+
+
 class Ticking(ABC):
     """A scheduler that looks at all that arrived in one turn of the loop together."""
 
-    _instances: Instances
+    _instances: Ends
     _settling: Settling
 
     def __init__(self, model_name: str, loop: asyncio.AbstractEventLoop, clock: Callable[[], int]) -> None:
@@ -114,9 +121,8 @@ class Ticking(ABC):
         self._settling.release()
         self._tell()
         self._tick_soon()
-        await self._instances.close()
+        await self._instances.close(self._clock)
         self._alarm.cancel()
-        self._instances.turn.leave(self._clock())
 
     def _stop_admitting(self, until_ns: int) -> None:
         if self._arrivals():

@@ -9,10 +9,11 @@ from urllib.parse import parse_qsl
 from server.errors import InvalidRequest, Unsupported
 from server.explain import ANSWER_KEY, REQUEST_KEY, Explanation, asked_by
 from server.transport.codec.tensors import quoted
+from server.transport.forwarding import forwarded
 from server.transport.http1.reply import Reply, json_reply, with_headers
 from server.transport.inflate import WINDOW_BITS, inflated
 from server.transport.status import failure_of
-from server.types import NO_DEADLINE
+from server.types import NO_DEADLINE, Metadata
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -48,6 +49,11 @@ class Exchange:
     @property
     def tenant(self) -> str:
         return tenant(self._head)
+
+    @property
+    def metadata(self) -> Metadata:
+        """What goes along to where the models run."""
+        return forwarded(self.dataplane.forwards, lambda name: self._head.header(name.encode()))
 
     def header(self, name: bytes) -> str:
         """The value of a header (`name` in lower case), empty if it is not there."""

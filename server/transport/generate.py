@@ -97,6 +97,7 @@ async def _decode(exchange: Exchange, responses: Responses) -> InferRequest:
     if explanation is not None:
         explanation.mark("receive")
     request = decode_generate(call, body, specs)
+    request.metadata = exchange.metadata
     request.explanation = decoded(explanation, request.parameters, exchange.received_ns)
     return request
 

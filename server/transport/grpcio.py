@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -14,6 +15,7 @@ from google.protobuf.message import Message
 
 from server.explain import ANSWER_KEY, REQUEST_KEY, Explanation, asked_by
 from server.settings import GrpcSettings, TlsSettings
+from server.transport.forwarding import forwarded
 from server.transport.listen import ListenFailed, format_address, listen, tls_context
 from server.transport.methods import METHODS, TENANT_KEY, CallInfo, Method
 from server.transport.status import STATUS_DETAILS_KEY, failure_of, status_details
@@ -91,6 +93,7 @@ class _Handlers(grpc.GenericRpcHandler):  # type: ignore[type-arg]  # the stub i
         """Calls that grpc has handed over."""
         self._handlers = {method.name: _handler(method, dataplane) for method in METHODS}
         self._asking = {method.name: _handler(method, dataplane, asking=True) for method in METHODS if method.explains}
+        self._asks = {REQUEST_KEY, TENANT_KEY, *dataplane.forwards}
 
     def service(self, handler_call_details: grpc.HandlerCallDetails) -> Any:
         """The handler of a call, or None, which grpc answers with UNIMPLEMENTED."""
@@ -99,7 +102,7 @@ class _Handlers(grpc.GenericRpcHandler):  # type: ignore[type-arg]  # the stub i
         method = handler_call_details.method
         if method in self._asking:
             for key, _ in handler_call_details.invocation_metadata:
-                if key in (REQUEST_KEY, TENANT_KEY):
+                if key in self._asks:
                     return self._asking[method]
         return self._handlers.get(method)
 
@@ -123,6 +126,7 @@ def _behaviour(
             info = CallInfo.arriving(context.time_remaining())
             if asking:
                 info.tenant = _metadata(context, TENANT_KEY)
+                info.metadata = forwarded(dataplane.forwards, partial(_metadata, context))
                 if asked_by(_metadata(context, REQUEST_KEY)):
                     info.explanation = Explanation(info.received_ns)
             encoded = await method.respond(dataplane, data, info)
@@ -146,6 +150,7 @@ def _streams_behaviour(
         try:
             info = CallInfo.arriving(context.time_remaining())
             info.tenant = _metadata(context, TENANT_KEY)
+            info.metadata = forwarded(dataplane.forwards, partial(_metadata, context))
             async for encoded in method.respond_streams(dataplane, parsed(messages), info):
                 yield encoded
         except Exception as error:  # noqa: BLE001 - the boundary where every error becomes a status

@@ -23,7 +23,7 @@ from server.proto.forwardpass.v1 import prediction_pb2
 from server.proto.triton import service_pb2 as pb
 from server.transport import health, observing, reflection, shared_memory, stream_infer
 from server.transport.codec import management, predict_grpc, statistics, v2_grpc
-from server.types import NO_DEADLINE
+from server.types import NO_DEADLINE, Metadata
 
 if TYPE_CHECKING:
     from server.dataplane import DataPlane
@@ -41,6 +41,8 @@ class CallInfo:
     deadline_ns: int = NO_DEADLINE
     tenant: str = ""
     """On whose behalf it is asked: the metadata `x-tenant`."""
+    metadata: Metadata = ()
+    """What goes along to where the models run."""
     explanation: Explanation | None = None
     """Set by the transport if the metadata asks, by the handler if the message does; the transport tells it."""
 
@@ -111,6 +113,8 @@ async def _model_infer(dataplane: DataPlane, message: Any, info: CallInfo) -> An
         message, on_settle=settle_into(settled), received_ns=info.received_ns, deadline_ns=info.deadline_ns
     )
     request.tenant = info.tenant
+    if info.metadata:
+        request.metadata = info.metadata
     request.explanation = info.explanation = decoded(info.explanation, request.parameters, info.received_ns)
     dataplane.submit((request,))
     return v2_grpc.encode_infer(await answer(request, settled, dataplane.cancel))
@@ -118,7 +122,7 @@ async def _model_infer(dataplane: DataPlane, message: Any, info: CallInfo) -> An
 
 async def _predict(dataplane: DataPlane, message: Any, info: CallInfo) -> Any:
     request = predict_grpc.decode_predict(message, info.deadline_ns)
-    request.tenant = info.tenant
+    request.tenant, request.metadata = info.tenant, info.metadata
     request.explanation = decoded(info.explanation, request.parameters, info.received_ns)
     return predict_grpc.encode_predict(await dataplane.predict(request))
 

@@ -53,7 +53,7 @@ class RestApp:
     def plan(self, head: Head) -> None:
         try:
             handler, names = self._find(head)
-            head.plan = _Plan(handler, names) if handler else InferPlan(head, names)
+            head.plan = _Plan(handler, names) if handler else InferPlan(head, names, self._dataplane.forwards)
         except MethodNotAllowed as error:
             reply = error_reply(405, "method: not allowed for this path")
             head.refusal = with_headers(reply, (b"allow", error.allow.encode()))

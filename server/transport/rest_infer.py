@@ -17,11 +17,12 @@ from server.transport.exchange import (
     tenant,
     timeout_ns,
 )
+from server.transport.forwarding import forwarded
 from server.transport.inflate import ON_LOOP_BYTES, inflate
 from server.types import NO_DEADLINE, InferRequest, InferResponse, Outcome
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from server.dataplane import DataPlane
     from server.transport.http1.head import Head
@@ -31,17 +32,19 @@ if TYPE_CHECKING:
 class InferPlan:
     """What the head of an infer request says. Raises ServingError for what it says wrong."""
 
-    __slots__ = ("encoding", "explains", "plain", "target", "timeout_ns")
+    __slots__ = ("encoding", "explains", "metadata", "plain", "target", "timeout_ns")
 
-    def __init__(self, head: Head, names: Mapping[str, str]) -> None:
-        """`names` are the model and, where the path has one, the version."""
+    def __init__(self, head: Head, names: Mapping[str, str], forwards: Sequence[str] = ()) -> None:
+        """`names` are the model and, where the path has one, the version; `forwards` those of headers to hand on."""
         length = head.header(b"inference-header-content-length")
         header_length = v2_rest.parse_header_length(length) if length else None
         self.target = Target(names["model"], names.get("version", ""), header_length, tenant(head))
         self.timeout_ns = timeout_ns(head)
         self.encoding = content_encoding(head)
         self.explains = asked_by(head.header(REQUEST_KEY.encode()))
-        self.plain = not (self.encoding or self.explains or header_length == 0) and self.timeout_ns == NO_DEADLINE
+        self.metadata = forwarded(forwards, lambda name: head.header(name.encode()))
+        unusual = self.encoding or self.explains or header_length == 0 or self.metadata
+        self.plain = not unusual and self.timeout_ns == NO_DEADLINE
         """It says no more than which model, and for whom."""
 
     def on_thread(self, turn: Turn) -> bool:
@@ -93,6 +96,8 @@ class RestInfer:
             request = self._raw(turn, plan.target, body, deadline_ns)
         else:
             request, turn.formats = self._decode(plan.target, body, self._on_settle, received_ns, turn, deadline_ns)
+        if plan.metadata:
+            request.metadata = plan.metadata
         if explanation is not None:
             request.explanation = decoded(explanation, request.parameters, received_ns)
         return request

@@ -120,6 +120,8 @@ class _Stream:
         if decoded(None, request.parameters, now_ns) is not None:
             raise Unsupported("parameters.explain", "has no place in the answers of a stream: use ModelInfer")
         request.tenant = self._info.tenant
+        if self._info.metadata:
+            request.metadata = self._info.metadata
         request.caller = responses
         return request
 

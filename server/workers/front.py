@@ -21,6 +21,7 @@ from server.engine.cores import available_cores
 from server.lifecycle import State
 from server.model_control import ModelControl
 from server.settings import Settings
+from server.tasks import Tasks
 from server.transport.entrance import Entrance, shared_entrance
 from server.transport.http1.server import Http1Server
 from server.transport.http2.server import Http2Server
@@ -30,7 +31,6 @@ from server.workers.counts import told
 from server.workers.memory import Places
 from server.workers.plane import FrontPlane, LogsOfAll, MetricsOfAll
 from server.workers.remote import RemoteModels
-from server.workers.tasks import Tasks
 
 log = logging.getLogger("server")
 

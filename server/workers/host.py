@@ -22,6 +22,7 @@ from server.errors import EngineLost, ServingError
 from server.scheduler.handoff import HANDOFF_NS
 from server.scheduler.statistics import ModelStatistics
 from server.served import Served
+from server.tasks import Tasks
 from server.types import InferRequest, InferResponse, Outcome
 from server.workers.counts import Total, summed, told
 from server.workers.frames import BadFrame, Kind, frame
@@ -36,7 +37,6 @@ from server.workers.messages import (
     write_failure,
 )
 from server.workers.remote import Announced, Announcement
-from server.workers.tasks import Tasks
 
 if TYPE_CHECKING:
     from server.dataplane import DataPlane

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+from server.engine.base import Elsewhere
 from server.errors import Cancelled, Draining, EngineLost, ServingError, UnknownModel
 from server.model_control import ModelControl
 from server.proto.triton import model_config_pb2
@@ -24,6 +25,7 @@ from server.repository.loading import ServedModel
 from server.repository.model_config import from_message
 from server.scheduler.statistics import ModelStatistics
 from server.served import Served, absent
+from server.tasks import Tasks
 from server.types import IndexEntry, InferRequest, InferResponse
 from server.workers.frames import BadFrame, Kind, frame
 from server.workers.link import Link, Question
@@ -38,7 +40,6 @@ from server.workers.messages import (
     read_json,
     write_infer,
 )
-from server.workers.tasks import Tasks
 
 log = logging.getLogger(__name__)
 
@@ -70,15 +71,6 @@ class Announcement:
 
     versions: list[Announced]
     entries: list[IndexEntry]
-
-
-class _Nothing:
-    """The engine model of a version that is loaded elsewhere."""
-
-    instances = ()
-
-    def close(self) -> None:
-        """There is nothing to free."""
 
 
 class Unchecked(Served):
@@ -317,7 +309,7 @@ class RemoteModels:
 
     def _serve(self, told: Announced) -> Served:
         config = from_message(model_config_pb2.ModelConfig.FromString(told.config), told.name)
-        model = ServedModel(told.name, told.version, config, _Nothing(), told.pipeline, None, {})
+        model = ServedModel(told.name, told.version, config, Elsewhere(), told.pipeline, None, {})
         # A version that was here before goes on counting where it was.
         statistics = self._local.statistics_of(told.name, told.version)
         make = Served if config.sequence_batching is None else Unchecked

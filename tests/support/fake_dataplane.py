@@ -55,6 +55,7 @@ class FakeDataPlane:
     outcome: Outcome | None = None
     ready_now: bool = True
     draining_now: bool = False
+    forwards: Sequence[str] = ()
     single_input: TensorSpec | None = None
     answers: list[Tensor] | None = None
     requests: list[InferRequest] = field(default_factory=list)

@@ -118,6 +118,17 @@ def test_serve_without_flags_has_the_default_settings(app: SimpleNamespace) -> N
     assert (result.exit_code, app.settings) == (3, [Settings()])
 
 
+def _companions(flag: str) -> list[str]:
+    """The flags without which this one is refused."""
+    engine, url = ["--engine", "triton"], ["--triton-url", "grpc://a:1"]
+    pair = ["--triton-tls-certificate", "--triton-tls-key"]
+    if flag in ("--engine", "--triton-url"):
+        return url if flag == "--engine" else engine
+    if flag.startswith("--triton-"):
+        return [*engine, *url, *(word for other in pair if flag in pair and other != flag for word in (other, "a"))]
+    return ["--model-control-mode", "explicit"] if flag == "--load-model" else []
+
+
 def test_every_flag_sets_its_own_setting(app: SimpleNamespace) -> None:
     """A value by each flag of the settings arrives where it belongs, in its own type."""
     given = {
@@ -132,15 +143,15 @@ def test_every_flag_sets_its_own_setting(app: SimpleNamespace) -> None:
             continue
         if option.repeatable:
             words, expected = ["a", option.flag, "b"], ("a", "b")
+        elif option.flag == "--triton-forward-metadata":
+            words, expected = ["a,b"], "a,b"
         elif option.annotation in given:
             words, expected = given[option.annotation]
         else:
             expected = next(choice for choice in option.value.split(" or ") if choice != option.default)
             words = [expected]
 
-        mode = ["--model-control-mode", "explicit"] if option.flag == "--load-model" else []
-
-        result = forwardpass("serve", option.flag, *words, *mode)
+        result = forwardpass("serve", option.flag, *words, *_companions(option.flag))
 
         assert result.exit_code == 0, result.output
         section: Any = app.settings[-1]

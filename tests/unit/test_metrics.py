@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 import time
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.samples import Sample
@@ -12,6 +14,7 @@ from prometheus_client.samples import Sample
 import server
 from server.errors import Cancelled, DeadlineExceeded, Overloaded, QueueFull
 from server.observability.metrics import Metrics
+from server.over_triton.metrics import TritonMetrics
 from server.scheduler.load import WINDOW_NS
 from server.scheduler.statistics import ModelStatistics
 from server.settings import GrpcSettings, TlsSettings
@@ -37,7 +40,9 @@ class Counted(FakeDataPlane):
 def exposed(counts: ModelStatistics) -> dict[str, tuple[str, list[Sample]]]:
     """Type and samples by the name in the TYPE line."""
     server = Http2Server(Counted(counts), "127.0.0.1", GrpcSettings(), TlsSettings())  # type: ignore[arg-type]
-    text = Metrics(Counted(counts), {"grpc": server.connections.closed}, server).expose().decode()  # type: ignore[arg-type]
+    tritons: Any = SimpleNamespace(pool=SimpleNamespace(servers=[]), placed=list)
+    closed = {"grpc": server.connections.closed}
+    text = Metrics(Counted(counts), closed, server, more=[TritonMetrics(tritons)]).expose().decode()  # type: ignore[arg-type]
     families = {family.name: family for family in text_string_to_metric_families(text)}
     found = {}
     for name, kind in re.findall(r"^# TYPE (\S+) (\S+)$", text, re.MULTILINE):

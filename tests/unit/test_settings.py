@@ -198,3 +198,26 @@ def test_one_port_that_can_not_be_had_is_refused(more: dict[str, Any], said: str
     """By the names of the settings that contradict each other."""
     with pytest.raises(ValidationError, match=f"http.port and grpc.port are both 8000, and .*{said}"):
         load_settings({**SHARED, **more})
+
+
+OVER_TRITON = {"engine": {"kind": "triton"}, "triton": {"url": "grpc://a:1"}}
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"engine": {"kind": "triton"}}, "needs --triton-url"),
+        ({"triton": {"url": "grpc://a:1"}}, "need --engine triton"),
+        ({**OVER_TRITON, "workers": {"count": 2}}, "needs --workers 1"),
+        ({**OVER_TRITON, "cache": {"size_bytes": 1}}, "--cache-size-bytes needs --engine onnxruntime"),
+        ({**OVER_TRITON, "repository": {"control_mode": "poll"}}, "poll needs --engine onnxruntime"),
+        ({**OVER_TRITON, "triton": {"url": "grpc://a:1", "tls_key": "k"}}, "--triton-tls-key go together"),
+    ],
+    ids=["no address", "no engine", "workers", "a cache", "polling", "a key without a certificate"],
+)
+def test_what_does_not_go_with_tritons_is_refused(given: dict[str, Any], words: str) -> None:
+    """By name, before anything starts."""
+    assert Settings.model_validate(OVER_TRITON).triton.url
+
+    with pytest.raises(ValidationError, match=words):
+        Settings.model_validate(given)

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from server.errors import InvalidRequest
+from server.proto.parameters import set_parameter
 from server.proto.triton import service_pb2 as pb
 from server.tensor import Datatype, Tensor, pack_bytes
 from server.transport.codec.shared_memory import SharedParts, parameters_of, reference_of
@@ -36,8 +37,6 @@ _CONTENTS = {
     "BYTES": "bytes_contents",
 }
 """The field of InferTensorContents for a datatype. FP16 and BF16 have none: they travel raw."""
-
-_INT64_MAX = 2**63 - 1
 
 
 def decode_infer(
@@ -84,10 +83,10 @@ def encode_infer(response: InferResponse) -> Any:
         output = message.outputs.add(name=tensor.name, datatype=tensor.datatype, shape=tensor.shape)
         if response.shared and tensor.name in response.shared:
             for key, place in parameters_of(response.shared[tensor.name]).items():
-                _set_parameter(output.parameters[key], place)
+                set_parameter(output.parameters[key], place)
         message.raw_output_contents.append(bytes(tensor.data))
     for name, value in response.parameters.items():
-        _set_parameter(message.parameters[name], value)
+        set_parameter(message.parameters[name], value)
     return message
 
 
@@ -201,17 +200,3 @@ def _parameters(field: str, parameters: Mapping[str, Any]) -> dict[str, Paramete
             raise InvalidRequest(f"{field}[{quoted(name)}]", "has no value")
         values[name] = getattr(parameter, choice)
     return values
-
-
-def _set_parameter(parameter: Any, value: Parameter) -> None:
-    match value:
-        case bool():
-            parameter.bool_param = value
-        case int() if value > _INT64_MAX:
-            parameter.uint64_param = value
-        case int():
-            parameter.int64_param = value
-        case float():
-            parameter.double_param = value
-        case _:
-            parameter.string_param = value

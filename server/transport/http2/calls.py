@@ -118,6 +118,8 @@ class Calls:
 
     def _ask_more(self, stream: Stream, request: InferRequest) -> None:
         request.tenant = stream.head.tenant
+        if stream.head.metadata:
+            request.metadata = stream.head.metadata
         if request.parameters and "explain" in request.parameters:
             request.explanation = decoded(None, request.parameters, request.received_ns)
 
@@ -235,7 +237,7 @@ class Calls:
         """What the call says beside its messages. Raises InvalidRequest."""
         head, now_ns = stream.head, self.connection.now_ns
         deadline_ns = now_ns + stream.timeout_ns if stream.timeout_ns else NO_DEADLINE
-        info = CallInfo(now_ns, deadline_ns, tenant=head.tenant)
+        info = CallInfo(now_ns, deadline_ns, head.tenant, head.metadata)
         if head.explain and head.method is not None and head.method.explains and asked_by(head.explain):
             info.explanation = Explanation(now_ns)
         return info

@@ -12,7 +12,7 @@ Source: RFC 9113, of which each method names its section.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 from server.settings import GrpcSettings
 from server.transport.http2 import frames, times
@@ -20,7 +20,7 @@ from server.transport.http2.control import ControlFrames
 from server.transport.http2.fields import check_trailers
 from server.transport.http2.frames import ConnectionFault, ErrorCode, StreamFault, read_header
 from server.transport.http2.head import Opening
-from server.transport.http2.heads import Heads
+from server.transport.http2.heads import ForwardingHeads, Heads
 from server.transport.http2.hpack import Decoder, HeaderListTooLarge, HpackError
 from server.transport.http2.states import State, Step
 from server.transport.http2.stream import Stream
@@ -40,10 +40,20 @@ class Connection(ControlFrames):
     """`refused` counts streams that were not served, by cause."""
 
     def __init__(
-        self, settings: GrpcSettings, methods: Mapping[bytes, Method], refused: Counter[str], now_ns: int
+        self,
+        settings: GrpcSettings,
+        methods: Mapping[bytes, Method],
+        refused: Counter[str],
+        now_ns: int,
+        forwards: Sequence[str] = (),
     ) -> None:
+        """`forwards`: names of the metadata that goes along with requests."""
         super().__init__(settings, refused, now_ns)
-        self._heads = Heads(Decoder(), methods, settings.max_header_list_bytes)
+        self._heads = (
+            ForwardingHeads(Decoder(), methods, settings.max_header_list_bytes, forwards)
+            if forwards
+            else Heads(Decoder(), methods, settings.max_header_list_bytes)
+        )
         self._known_heads = self._heads.known
         self.opened_ns = self.heard_ns = now_ns
         self._preface_left = frames.PREFACE

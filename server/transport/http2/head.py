@@ -12,6 +12,7 @@ from server.transport.http2 import answers
 from server.transport.http2.messages import ENCODINGS, IDENTITY
 from server.transport.methods import Method
 from server.transport.status import Failure, failure_of
+from server.types import Metadata
 
 _TIMEOUT_UNITS_NS = {
     b"H": 3_600_000_000_000,
@@ -28,7 +29,7 @@ _NO_METHOD = Failure(Code.UNSUPPORTED, "Method not found!")
 class Head:
     """One per distinct set of fields, shared by its calls, so nothing here may change."""
 
-    __slots__ = ("accepts", "content_length", "encoding", "explain", "hot", "method", "refusal", "tenant")
+    __slots__ = ("accepts", "content_length", "encoding", "explain", "hot", "metadata", "method", "refusal", "tenant")
 
     def __init__(self) -> None:
         self.method: Method | None = None
@@ -38,6 +39,8 @@ class Head:
         self.accepts = b""
         self.explain = ""
         self.tenant = ""
+        self.metadata: Metadata = ()
+        """What goes along to where the models run."""
         self.hot = False
         """A plain ModelInfer: it goes to the data plane without a task of its own."""
         self.refusal: bytes | None = None

@@ -17,9 +17,10 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 
 from server.errors import Code
+from server.transport.forwarding import forwarded
 from server.transport.http2.alike import Outline, OutlineKey, Pattern, outline_key
 from server.transport.http2.fields import Field, check_request
-from server.transport.http2.head import Head, Opening, read_head, refused
+from server.transport.http2.head import Head, Opening, read_head, refused, within
 from server.transport.http2.hpack import Decoder, HeaderListTooLarge
 from server.transport.methods import Method
 from server.transport.status import Failure
@@ -148,3 +149,29 @@ class Heads:
             if len(self.known) >= _KEPT:
                 self.known.clear()
             self.known[block] = opening
+
+
+class ForwardingHeads(Heads):
+    """Of a server that hands metadata on: what heads say differs from call to call, and none is remembered."""
+
+    __slots__ = ("_forwards",)
+
+    def __init__(
+        self, decoder: Decoder, methods: Mapping[bytes, Method], max_list_bytes: int, forwards: Sequence[str]
+    ) -> None:
+        """`forwards`: names, in lower case."""
+        super().__init__(decoder, methods, max_list_bytes)
+        self._forwards = forwards
+
+    def read(self, block: bytes) -> Opening:
+        try:
+            fields = self.fields(block)
+        except HeaderListTooLarge as error:
+            return refused(Failure(Code.TOO_LARGE, str(error))), 0
+        check_request(fields)
+        values = dict(fields)
+        head = read_head(values, self._methods)
+        head.metadata = forwarded(self._forwards, lambda name: values.get(name.encode(), b"").decode("latin-1"))
+        head.hot = head.hot and not head.metadata
+        timeout = values.get(b"grpc-timeout")
+        return (head, 0) if timeout is None or head.refusal is not None else within(head, timeout)

@@ -30,7 +30,9 @@ class Http2Protocol(asyncio.Protocol):
     ) -> None:
         self._service = service
         self._connections = connections
-        self.connection = Connection(service.settings, methods, service.refused, time.monotonic_ns())
+        self.connection = Connection(
+            service.settings, methods, service.refused, time.monotonic_ns(), service.dataplane.forwards
+        )
         self._calls = Calls(service, self.connection, self._answered)
         self._loop = asyncio.get_running_loop()
         self._flush_due = False

@@ -1,0 +1,77 @@
+"""A request of ours as Triton's ModelInferRequest, and its ModelInferResponse as our answer: tensors as raw bytes.
+
+Source: KServe v2 gRPC, Triton's grpc_service.proto and docs/protocol/extension_parameters.md.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from math import prod
+from typing import Any
+
+from server.errors import EngineFailure
+from server.proto.parameters import set_parameter
+from server.proto.triton import service_pb2 as pb
+from server.tensor import DATATYPES, Buffer, Tensor
+from server.types import NO_DEADLINE, InferRequest, InferResponse, Parameter
+
+_LEAST_US = 1
+
+
+def message_of(request: InferRequest, version: str, now_ns: int) -> Any:
+    """What Triton is asked. What is left of the deadline is told as `timeout`, by which its queue drops who is late."""
+    message = pb.ModelInferRequest(model_name=request.model_name, model_version=version, id=request.id)
+    for tensor in request.inputs:
+        message.inputs.add(name=tensor.name, datatype=tensor.datatype, shape=tensor.shape)
+        message.raw_input_contents.append(bytes(tensor.data))
+    for name in request.outputs:
+        message.outputs.add(name=name)
+    for name, value in request.parameters.items():
+        set_parameter(message.parameters[name], value)
+    if request.deadline_ns < NO_DEADLINE:
+        left_us = max(_LEAST_US, (request.deadline_ns - now_ns) // 1000)
+        own = request.parameters.get("timeout")
+        message.parameters["timeout"].int64_param = min(own, left_us) if type(own) is int and own > 0 else left_us
+    return message
+
+
+def answer_of(message: Any, request: InferRequest, outputs: Sequence[str]) -> InferResponse:
+    """The answer that Triton's message is, its outputs in the order asked for, else in that of `outputs`, the model's.
+
+    Raises:
+        EngineFailure: the message contradicts itself, or has not what was asked for.
+    """
+    raw = message.raw_output_contents
+    if len(raw) != len(message.outputs):
+        raise EngineFailure(request.model_name, f"{len(message.outputs)} outputs, {len(raw)} raw contents")
+    tensors = {
+        output.name: _tensor(request.model_name, output, data)
+        for output, data in zip(message.outputs, raw, strict=True)
+    }
+    missing = [name for name in request.outputs if name not in tensors]
+    if missing:
+        raise EngineFailure(request.model_name, f"the answer lacks the output {missing[0]}")
+    order = request.outputs or [name for name in outputs if name in tensors]
+    rest = [] if request.outputs else [name for name in tensors if name not in outputs]
+    return InferResponse(
+        request.model_name,
+        message.model_version,
+        [tensors[name] for name in (*order, *rest)],
+        request.id,
+        _parameters(message.parameters) if message.parameters else None,
+    )
+
+
+def _tensor(model_name: str, output: Any, data: Buffer) -> Tensor:
+    shape = tuple(output.shape)
+    datatype = DATATYPES.get(output.datatype)
+    if datatype is None:
+        raise EngineFailure(model_name, f"output {output.name} has the datatype {output.datatype}")
+    if datatype.size and len(data) != prod(shape) * datatype.size:
+        raise EngineFailure(model_name, f"output {output.name} of shape {shape} has {len(data)} bytes")
+    return Tensor(output.name, output.datatype, shape, data)
+
+
+def _parameters(parameters: Mapping[str, Any]) -> dict[str, Parameter]:
+    choices = {name: parameter.WhichOneof("parameter_choice") for name, parameter in parameters.items()}
+    return {name: getattr(parameters[name], choice) for name, choice in choices.items() if choice}

@@ -1,0 +1,99 @@
+"""The Tritons behind this server: those at all addresses that the URL stands for now, each watched."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+
+import grpc
+
+from server.engine.triton.addresses import Endpoint, Target, resolve
+from server.engine.triton.server import TritonServer
+from server.settings import TritonSettings
+
+log = logging.getLogger(__name__)
+
+_FINISHING_S = 30.0
+"""How long a server that is no address of the name any more may take to answer what it has."""
+
+Resolve = Callable[[Target], Awaitable[Sequence[Endpoint]]]
+
+
+class Pool:
+    """`start`, then `servers` is who is there; `changed` tells of every change of one of them, and of them all."""
+
+    def __init__(
+        self,
+        targets: Sequence[Target],
+        settings: TritonSettings,
+        open_channel: Callable[[Endpoint], grpc.aio.Channel],
+        look_up: Resolve = resolve,
+    ) -> None:
+        self._targets = targets
+        self._settings = settings
+        self._open_channel = open_channel
+        self._look_up = look_up
+        self._servers: dict[Endpoint, TritonServer] = {}
+        self._found: dict[Target, Sequence[Endpoint]] = {}
+        self._following: asyncio.Task[None] | None = None
+        self._closing: set[asyncio.Task[None]] = set()
+        self.changed: Callable[[], None] = lambda: None
+
+    @property
+    def servers(self) -> list[TritonServer]:
+        """All of them, up or not."""
+        return list(self._servers.values())
+
+    @property
+    def up(self) -> list[TritonServer]:
+        return [server for server in self._servers.values() if server.up]
+
+    async def start(self) -> None:
+        """Find them and probe each once; from now on they are watched. What is not there is no error."""
+        await self._follow()
+        self._following = asyncio.get_running_loop().create_task(self._follow_on())
+
+    async def _follow_on(self) -> None:
+        while True:
+            await asyncio.sleep(self._settings.resolve_s)
+            await self._follow()
+
+    async def _follow(self) -> None:
+        for target in self._targets:
+            try:
+                self._found[target] = await self._look_up(target)
+            except OSError as error:
+                # Whoever was found before is likely still there.
+                log.warning("%s can't be looked up: %s", target.host, error)
+        wanted = dict.fromkeys(endpoint for found in self._found.values() for endpoint in found)
+        new = [endpoint for endpoint in wanted if endpoint not in self._servers]
+        gone = [endpoint for endpoint in self._servers if endpoint not in wanted]
+        await self._add(new)
+        for endpoint in gone:
+            self._remove(endpoint)
+        if new or gone:
+            self.changed()
+
+    async def _add(self, endpoints: Iterable[Endpoint]) -> None:
+        servers = [TritonServer(at, self._settings, self._open_channel, lambda _: self.changed()) for at in endpoints]
+        self._servers.update({server.endpoint: server for server in servers})
+        await asyncio.gather(*(server.probe() for server in servers))
+        for server in servers:
+            if not server.up:
+                log.warning("Triton %s is not up", server.name)
+            server.watch()
+
+    def _remove(self, endpoint: Endpoint) -> None:
+        server = self._servers.pop(endpoint)
+        log.info("Triton %s is no address of %s any more", server.name, endpoint.target.host)
+        task = asyncio.get_running_loop().create_task(server.close(_FINISHING_S))
+        self._closing.add(task)
+        task.add_done_callback(self._closing.discard)
+
+    async def close(self) -> None:
+        """Let go of them all."""
+        if self._following is not None:
+            self._following.cancel()
+        await asyncio.gather(*self._closing, *(server.close(0.0) for server in self._servers.values()))
+        self._servers.clear()

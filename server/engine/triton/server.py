@@ -1,0 +1,228 @@
+"""One Triton: its connection, the probes of its health, what it says of its models, and calls to it."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from functools import partial
+from typing import Any, NamedTuple
+
+import grpc
+from grpc import StatusCode
+
+from server.engine.triton.addresses import Endpoint
+from server.engine.triton.calls import answer_of, message_of
+from server.engine.triton.failures import failure_of
+from server.engine.triton.health import Health
+from server.errors import Cancelled, EngineFailure, ServingError, TritonDeclined, TritonLost, TritonUnreached
+from server.proto.triton import service_pb2 as pb
+from server.settings import TritonSettings
+from server.types import NO_DEADLINE, IndexEntry, InferRequest, Outcome
+
+log = logging.getLogger(__name__)
+
+_SERVICE = "/inference.GRPCInferenceService/"
+_READY = "READY"
+_UNLOADED = "unloaded"
+
+ModelKey = tuple[str, str]
+"""Name and version."""
+
+
+class Unary(NamedTuple):
+    """A method of Triton's."""
+
+    name: str
+    request: type[Any]
+    response: type[Any]
+
+
+INFER = Unary("ModelInfer", pb.ModelInferRequest, pb.ModelInferResponse)
+READY = Unary("ServerReady", pb.ServerReadyRequest, pb.ServerReadyResponse)
+INDEX = Unary("RepositoryIndex", pb.RepositoryIndexRequest, pb.RepositoryIndexResponse)
+CONFIG = Unary("ModelConfig", pb.ModelConfigRequest, pb.ModelConfigResponse)
+METADATA = Unary("ModelMetadata", pb.ModelMetadataRequest, pb.ModelMetadataResponse)
+LOAD = Unary("RepositoryModelLoad", pb.RepositoryModelLoadRequest, pb.RepositoryModelLoadResponse)
+UNLOAD = Unary("RepositoryModelUnload", pb.RepositoryModelUnloadRequest, pb.RepositoryModelUnloadResponse)
+
+
+class TritonServer:
+    """At one address. All on the event loop."""
+
+    def __init__(
+        self,
+        endpoint: Endpoint,
+        settings: TritonSettings,
+        open_channel: Callable[[Endpoint], grpc.aio.Channel],
+        changed: Callable[[TritonServer], None],
+    ) -> None:
+        """`changed` is called when it came up, went down, or tells another index of models than before."""
+        self.endpoint = endpoint
+        self.name = endpoint.name
+        self.work_ns = 0
+        self.health = Health(settings.health_interval_s, settings.max_backoff_s)
+        self.ready = False
+        """It says so of itself, as a whole."""
+        self.index: Mapping[ModelKey, IndexEntry] = {}
+        """What it said last."""
+        self._probe_timeout_s = settings.probe_timeout_s
+        self._channel = open_channel(endpoint)
+        self._calls: dict[str, Any] = {}
+        self._changed = changed
+        self._wake = asyncio.Event()
+        self._asking: set[asyncio.Task[Outcome]] = set()
+        self._watching: asyncio.Task[None] | None = None
+
+    # --- health -----------------------------------------------------------------------------------
+
+    @property
+    def up(self) -> bool:
+        """It may be sent requests."""
+        return self.health.up
+
+    def has(self, key: ModelKey) -> bool:
+        """Whether it serves that version."""
+        entry = self.index.get(key)
+        return self.up and entry is not None and entry.state == _READY
+
+    def watch(self) -> None:
+        """Probe it from now on, but for its first probe."""
+        self._watching = asyncio.get_running_loop().create_task(self._watch())
+
+    async def _watch(self) -> None:
+        while True:
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._wake.wait(), self.health.next_s)
+            self._wake.clear()
+            await self.probe()
+
+    async def probe(self) -> None:
+        """Ask it how it is and what it has. Never raises."""
+        before = (self.up, self.ready, self.index)
+        try:
+            ready, index = await asyncio.gather(
+                self.call(READY, pb.ServerReadyRequest(), self._probe_timeout_s),
+                self.call(INDEX, pb.RepositoryIndexRequest(), self._probe_timeout_s),
+            )
+        except (TimeoutError, ServingError) as error:
+            self.health.silent() if isinstance(error, TimeoutError) else self.health.failed()
+            reason = str(error) or "no answer in time"
+        else:
+            self._heard(ready.ready, index)
+            reason = "it is stopping"
+        self.ready = self.ready and self.up
+        if before != (self.up, self.ready, self.index):
+            if self.up and not before[0]:
+                log.info("Triton %s is up", self.name)
+            elif before[0] and not self.up:
+                log.warning("Triton %s is ejected: %s", self.name, reason)
+            self._changed(self)
+
+    def _heard(self, ready: bool, index: Any) -> None:
+        self.index = {
+            (model.name, model.version): IndexEntry(model.name, model.version, model.state, model.reason)
+            for model in index.models
+        }
+        self.ready = ready
+        # Under its strict readiness one model that can't be loaded makes it say no, and the others serve. Where all
+        # are well it says no because it stops.
+        broken = any(entry.state != _READY and entry.reason != _UNLOADED for entry in self.index.values())
+        self.health.passed() if ready or broken else self.health.failed()
+
+    def suspect(self) -> None:
+        """A call found it gone: nothing more is sent to it before a probe succeeds, which is made now."""
+        if self.up:
+            self.health.failed()
+            self.ready = False
+            log.warning("Triton %s is ejected: a call found it gone", self.name)
+            self._changed(self)
+        self._wake.set()
+
+    # --- requests -----------------------------------------------------------------------------------
+
+    def ask(
+        self,
+        request: InferRequest,
+        version: str,
+        outputs: Sequence[str],
+        done: Callable[[Outcome], None],
+    ) -> Callable[[], None]:
+        """Send a request to that version; `done` hears the outcome once, later. Returns what gives the call up.
+
+        `outputs`: of the model, in its order.
+        """
+        task = asyncio.get_running_loop().create_task(self._infer(request, version, outputs))
+        self._asking.add(task)
+        task.add_done_callback(partial(self._asked, request, done))
+        return partial(_give_up, task)
+
+    def _asked(self, request: InferRequest, done: Callable[[Outcome], None], task: asyncio.Task[Outcome]) -> None:
+        self._asking.discard(task)
+        outcome = _outcome(request, task)
+        if isinstance(outcome, TritonDeclined):
+            self._wake.set()
+        elif isinstance(outcome, TritonUnreached | TritonLost):
+            self.suspect()
+        done(outcome)
+
+    async def _infer(self, request: InferRequest, version: str, outputs: Sequence[str]) -> Outcome:
+        began_ns = time.monotonic_ns()
+        message = message_of(request, version, began_ns)
+        left_ns = request.deadline_ns - began_ns if request.deadline_ns < NO_DEADLINE else None
+        timeout_s = None if left_ns is None else max(0, left_ns) / 1e9
+        try:
+            reply = await self._method(INFER)(message, timeout=timeout_s, metadata=request.metadata or None)
+        except grpc.aio.AioRpcError as error:
+            took_us = (time.monotonic_ns() - began_ns) // 1000
+            raise failure_of(request.model_name, error.code(), error.details() or "", took_us) from error
+        return answer_of(reply, request, outputs)
+
+    async def call(self, method: Unary, message: Any, timeout_s: float, model_name: str = "") -> Any:
+        """One of its other methods.
+
+        Raises:
+            TimeoutError: no answer in that time.
+            ServingError: it can't be reached, or says no.
+        """
+        try:
+            return await self._method(method)(message, timeout=timeout_s)
+        except grpc.aio.AioRpcError as error:
+            if error.code() is StatusCode.DEADLINE_EXCEEDED:
+                raise TimeoutError from error
+            raise failure_of(model_name, error.code(), error.details() or "") from error
+
+    def _method(self, method: Unary) -> Any:
+        call = self._calls.get(method.name)
+        if call is None:
+            call = self._calls[method.name] = self._channel.unary_unary(
+                _SERVICE + method.name,
+                request_serializer=method.request.SerializeToString,
+                response_deserializer=method.response.FromString,
+            )
+        return call
+
+    async def close(self, grace_s: float) -> None:
+        """Send nothing more; what is under way has so long to be answered, then it is lost."""
+        if self._watching is not None:
+            self._watching.cancel()
+        if self._asking:
+            await asyncio.wait(set(self._asking), timeout=grace_s)
+        await self._channel.close(None)
+
+
+def _outcome(request: InferRequest, task: asyncio.Task[Outcome]) -> Outcome:
+    if task.cancelled():
+        return Cancelled()
+    error = task.exception()
+    if error is None or isinstance(error, ServingError):
+        return error or task.result()
+    log.error("a call to a Triton failed", exc_info=error)
+    return EngineFailure(request.model_name, repr(error))
+
+
+def _give_up(task: asyncio.Task[Outcome]) -> None:
+    # Not at once: whoever gives up may be in the middle of what `done` changes.
+    task.get_loop().call_soon(task.cancel)

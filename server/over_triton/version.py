@@ -1,0 +1,159 @@
+"""One version of a model in service in front of Tritons: what they say of it, its relay, and where it is."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from server.engine.base import Elsewhere
+from server.engine.triton.server import ModelKey, TritonServer
+from server.errors import ModelLoadFailed, ServingError
+from server.pipeline.base import Pipeline
+from server.queueing import priorities, queue_policy
+from server.repository.foreign import least_in_flight, read_foreign
+from server.repository.loading import ServedModel
+from server.repository.model_config import ModelConfig
+from server.repository.trial import check_postprocessing, example_tensors
+from server.scheduler.costs import make_costs
+from server.scheduler.flights import Done
+from server.scheduler.relay import Relay
+from server.scheduler.statistics import ModelStatistics
+from server.scheduler.window import Bounds, Window
+from server.served import Served
+from server.tensor import Array, Tensor, TensorSpec
+from server.types import InferRequest, InferResponse, ModelMetadata, Outcome
+
+_MOST_AT_FIRST = 64
+"""Of a window that has learned nothing yet: of what is sent at first, nothing comes back into reach."""
+_EXAMPLE_NS = 10_000_000_000
+_TRITON = "triton"
+"""The one device whose answers are learned: servers are taken to be alike."""
+
+
+class Place:
+    """One Triton as the relay of one version sees it."""
+
+    def __init__(self, server: TritonServer, config: ModelConfig, version: str) -> None:
+        self._server = server
+        self._version = version
+        self._outputs = [spec.name for spec in config.outputs]
+
+    @property
+    def work_ns(self) -> int:
+        return self._server.work_ns
+
+    @work_ns.setter
+    def work_ns(self, work_ns: int) -> None:
+        self._server.work_ns = work_ns
+
+    def ask(self, request: InferRequest, done: Done) -> Callable[[], None]:
+        return self._server.ask(request, self._version, self._outputs, done)
+
+
+class Version:
+    """Made of what one Triton says; others have the same if they say the same."""
+
+    def __init__(
+        self,
+        key: ModelKey,
+        message: Any,
+        metadata: Any,
+        statistics: ModelStatistics,
+        *,
+        default_max_queue_size: int,
+        most_in_flight: int,
+    ) -> None:
+        """`message`: a ModelConfig; `metadata`: a ModelMetadataResponse.
+
+        Raises:
+            ModelLoadFailed: this server can't stand in front of such a model.
+        """
+        self.key = key
+        self.message = message
+        self.config = config = read_foreign(message)
+        self.metadata = metadata_from(metadata)
+        self.problem = ""
+        """Why there is no pipeline though there is a processing.yaml; empty: there is one, or none is wanted."""
+        self.mark: object = None
+        """Of the pipeline's files."""
+        self._places: dict[TritonServer, Place] = {}
+        batching = config.dynamic_batching
+        merges = batching is not None and config.max_batch_size > 1
+        least = least_in_flight(message)
+        first = max(least, min(_MOST_AT_FIRST, least * (config.max_batch_size if merges else 1)))
+        self.relay = Relay(
+            config.name,
+            Bounds(min(least, most_in_flight), min(first, most_in_flight), most_in_flight),
+            queue_policy(config, default_max_queue_size),
+            make_costs({_TRITON: {}}, by_length=any(-1 in spec.dims for spec in config.inputs)),
+            statistics,
+            asyncio.get_running_loop(),
+            priorities=priorities(config, default_max_queue_size),
+            slo_ns=int(config.slo_ms * 1_000_000),
+            merges=merges,
+            preserve_ordering=batching.preserve_ordering if batching else False,
+            fair_by_tenant=config.fair_by_tenant,
+        )
+        self.served = self._serve(None)
+
+    def _serve(self, pipeline: Pipeline | None) -> Served:
+        model = ServedModel(*self.key, self.config, Elsewhere(), pipeline, None, {})
+        return Served(model, self.relay, self.relay.statistics)
+
+    def serve_by(self, servers: Iterable[TritonServer]) -> None:
+        """Who has it, from now on."""
+        self._places = {server: self._places.get(server) or self._place(server) for server in servers}
+        self.relay.serve_by(self._places.values())
+
+    def windows(self) -> list[tuple[str, Window]]:
+        """Of every server that has it, by its name."""
+        return [(server.name, self.relay.window(place)) for server, place in self._places.items()]
+
+    def _place(self, server: TritonServer) -> Place:
+        return Place(server, self.config, self.key[1])
+
+    async def give(self, pipeline: Pipeline, server: TritonServer) -> None:
+        """Let `predict` use this pipeline, if its example goes all the way on `server`.
+
+        Raises:
+            ModelLoadFailed: it does not fit the model.
+        """
+        tensors = await asyncio.to_thread(example_tensors, self.config, pipeline)
+        outputs = await self._run(tensors, server)
+        if outputs is not None:
+            await asyncio.to_thread(check_postprocessing, self.config, pipeline, outputs)
+        self.served = self._serve(pipeline)
+
+    async def _run(self, tensors: Mapping[str, Array], server: TritonServer) -> Mapping[str, Array] | None:
+        """The outputs for these inputs; None if Triton could not be asked, which is not the pipeline's fault."""
+        outcome: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
+        now_ns = time.monotonic_ns()
+        request = InferRequest(
+            self.key[0],
+            [Tensor.from_numpy(name, array) for name, array in tensors.items()],
+            on_settle=lambda *_: None,
+            received_ns=now_ns,
+            deadline_ns=now_ns + _EXAMPLE_NS,
+        )
+        self._place(server).ask(request, outcome.set_result)
+        answer = await outcome
+        if isinstance(answer, InferResponse):
+            return {tensor.name: tensor.numpy() for tensor in answer.outputs}
+        if isinstance(answer, ServingError) and answer.retry_after_ms:
+            return None
+        problem = f"its example is not answered: {answer}"
+        raise ModelLoadFailed(self.key[0], "processing.yaml", problem)
+
+
+def metadata_from(message: Any) -> ModelMetadata:
+    """What a ModelMetadataResponse says."""
+    return ModelMetadata(
+        message.name,
+        tuple(message.versions),
+        message.platform,
+        tuple(TensorSpec(one.name, one.datatype, tuple(one.shape)) for one in message.inputs),
+        tuple(TensorSpec(one.name, one.datatype, tuple(one.shape)) for one in message.outputs),
+        None,
+    )

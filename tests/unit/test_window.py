@@ -1,0 +1,137 @@
+"""The window of a server: it finds what keeps the server busy, against simulated servers of several kinds."""
+
+from __future__ import annotations
+
+import heapq
+import random
+from collections.abc import Callable
+
+import pytest
+
+from server.scheduler.window import Bounds, Window
+
+MS = 1_000_000
+
+
+class Simulated:
+    """A server that merges what waits into batches, with more demand than it can do."""
+
+    def __init__(self, cost_ms: Callable[[int], float], largest: int, instances: int, window: Window) -> None:
+        self._cost_ms, self._largest, self._idle, self.window = cost_ms, largest, instances, window
+        self._random = random.Random(1)
+        self._events: list[tuple[float, float, str, int]] = []
+        self._now, self._queued = 0.0, 0
+        self.answered = 0
+
+    def run(self, seconds: float) -> float:
+        """Answers a second, of the second half of that time."""
+        end, half, before = self._now + seconds * 1000, self._now + seconds * 500, self.answered
+        self._send()
+        while self._now < end:
+            self._now, _, kind, rows = heapq.heappop(self._events)
+            if self._now < half:
+                before = self.answered
+            getattr(self, kind)(rows)
+        return (self.answered - before) / (seconds / 2)
+
+    def _later(self, ms: float, kind: str, rows: int) -> None:
+        heapq.heappush(self._events, (self._now + ms, self._random.random(), kind, rows))
+
+    def _send(self) -> None:
+        while self.window.fits(1):
+            self.window.begin(1)
+            self._later(0.1 + 0.2 * self._random.random(), "arrive", 1)
+
+    def arrive(self, _rows: int) -> None:
+        self._queued += 1
+        self._start()
+
+    def _start(self) -> None:
+        while self._queued and self._idle:
+            rows = min(self._queued, self._largest)
+            self._queued -= rows
+            self._idle -= 1
+            self._later(self._cost_ms(rows) * (1 + 0.1 * self._random.random()), "done", rows)
+
+    def done(self, rows: int) -> None:
+        self._idle += 1
+        self._start()
+        for _ in range(rows):
+            self._later(0.2 * self._random.random(), "answer", 1)
+
+    def answer(self, rows: int) -> None:
+        self.answered += 1
+        self.window.end(rows, int(self._now * MS), answered=True)
+        self._send()
+
+
+SERVERS: dict[str, tuple[Callable[[int], float], int, int, int]] = {
+    "batches cost nothing more": (lambda rows: 4 + 0.06 * rows, 32, 1, 200),
+    "batches cost less by the row": (lambda rows: 1 + 0.25 * rows, 32, 1, 100),
+    "batches gain nothing": (lambda rows: 4 * rows, 32, 1, 16),
+    "four instances without batches": (lambda rows: 10, 1, 4, 40),
+    "a slow model": (lambda rows: 100 + 5 * rows, 8, 1, 64),
+}
+"""What a batch costs in ms, the largest one, instances, and the largest window that is still sensible."""
+
+
+@pytest.mark.parametrize("first", [2, 64])
+@pytest.mark.parametrize("server", SERVERS)
+def test_the_window_comes_to_what_keeps_the_server_busy(server: str, first: int) -> None:
+    """From a small one and from a large one: most of what the server can do, and no long queue there."""
+    cost_ms, largest, instances, most = SERVERS[server]
+    window = Window(Bounds(2 * instances, max(first, 2 * instances), 512))
+    simulated = Simulated(cost_ms, largest, instances, window)
+
+    rate = simulated.run(20)
+
+    best = max(instances * 1000 * rows / cost_ms(rows) for rows in range(1, largest + 1))
+    assert rate > 0.7 * best
+    assert window.size <= most
+
+
+def test_demand_below_the_window_teaches_nothing() -> None:
+    """The rate is then the callers', however long it lasts."""
+    window = Window(Bounds(2, 16, 64))
+    for at in range(10_000):
+        window.begin(1)
+        window.end(1, at * MS, answered=True)
+        window.slack()
+
+    assert window.size == 16
+
+
+def test_a_cut_makes_it_smaller_and_never_smaller_than_the_least() -> None:
+    """The server's own queue was full."""
+    window = Window(Bounds(4, 16, 64))
+    window.cut()
+    assert window.size == 11
+
+    for _ in range(10):
+        window.cut()
+
+    assert window.size == 4
+
+
+def test_it_stays_within_its_bounds() -> None:
+    """However much a server could do."""
+    window = Window(Bounds(2, 4, 8))
+
+    Simulated(lambda rows: 4.0, 64, 1, window).run(5)
+
+    assert 2 <= window.size <= 8
+
+
+def test_a_failure_is_time_without_rows() -> None:
+    """A round in which half of the calls fail has half the rate."""
+    sizes = []
+    for failing in (False, True):
+        window = Window(Bounds(1, 8, 64))
+        for at in range(4000):
+            while window.fits(1):
+                window.begin(1)
+            trial = window.size > 8
+            window.end(1, at * MS, answered=not (failing and trial and at % 2))
+        sizes.append(window.size)
+
+    assert sizes[1] <= 12
