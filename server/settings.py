@@ -97,7 +97,8 @@ class HttpSettings(Section):
     max_headers: Annotated[int, Field(gt=0)] = 100
     """Header fields of a request (431)."""
     max_unsent_bytes: Annotated[int, Field(gt=0)] = 256 * 1024
-    """Bytes of answers that may wait for their client to take them; while there are more, it is not read from."""
+    """Bytes of answers that may wait for their client to take them; while there are more, it is not read from, and no
+    further piece of a stream (generate_stream) is made."""
     keep_alive_s: Annotated[int, Field(gt=0)] = 75
     """Seconds that an idle connection is kept; longer than the 60 s of common proxies, so that they close first."""
     head_timeout_s: Annotated[float, Field(gt=0)] = 20.0

@@ -138,6 +138,15 @@ def test_a_client_that_takes_nothing_is_cut_off(models: Path, start_server: Star
     assert httpx.post(url(server, "generate"), json=ASK).json() == TOLD
 
 
+def test_front_processes_generate_as_well(models: Path, start_server: StartServer) -> None:
+    """The models are another process's then; the answers are the same."""
+    server = start_server("--workers", "2", repository=models)
+    assert httpx.post(url(server, "generate"), json=ASK).json() == TOLD
+    streamed = httpx.post(url(server, "generate_stream"), json=ASK)
+    assert data_of(streamed.text.split("\n")) == [TOLD]
+    assert httpx.post(url(server, "generate_stream"), json={"text_input": "a"}).status_code == 400
+
+
 def test_sigterm_amid_a_stream(models: Path, start_server: StartServer) -> None:
     """An event that is on its way is written to its end, properly framed, before the process ends with status 0."""
     server = start_server(repository=models)

@@ -241,6 +241,18 @@ async def test_an_error_behind_the_first_event_is_an_event(plane: Plane, rest: R
         assert (answer.status_code, answer.json().keys()) == (500, {"error"})
 
 
+async def test_a_response_that_json_can_t_carry_ends_the_stream(plane: Plane, rest: RestServer) -> None:
+    """NaN is a status, or behind the first event an event, and the engine makes no more."""
+    port = await rest.start()
+    async with httpx.AsyncClient() as client:
+        for number, (acts, status) in enumerate(((["nan"], 501), (["answer", "nan"], 200)), start=1):
+            plane.engine.play(acts)
+            answer = await client.post(url(port, "generate_stream"), json={"x": ENDLESS})
+            assert answer.status_code == status
+            assert "holds NaN" in json.loads(answer.text.split("data: ")[-1])["error"]
+            await until(lambda closed=number: plane.engine.given_up == closed)  # type: ignore[misc]
+
+
 async def test_generate_takes_exactly_one_response(plane: Plane, rest: RestServer) -> None:
     """None, or several, are an error; of several no more than two are made."""
     port = await rest.start()

@@ -63,14 +63,16 @@ def unpack_json(field: str, tensor: Tensor) -> Array | list[str]:
         try:
             return [element.decode() for element in array]
         except UnicodeDecodeError as error:
-            raise Unsupported(field, f"output {quoted(tensor.name)} is no UTF-8, ask for it as binary_data") from error
+            problem = f"output {quoted(tensor.name)} is no UTF-8, ask infer for it as binary_data"
+            raise Unsupported(field, problem) from error
     if tensor.datatype == "BF16":
         array = widened(array)
     # A search in the bytes costs half of `all()` where there are few.
     if DATATYPES[tensor.datatype].kind == "f" and b"\0" in np.isfinite(array).tobytes():
-        raise Unsupported(
-            field, f"output {quoted(tensor.name)} holds NaN or infinity, JSON has neither: ask for it as binary_data"
+        problem = (
+            f"output {quoted(tensor.name)} holds NaN or infinity, JSON has neither: ask infer for it as binary_data"
         )
+        raise Unsupported(field, problem)
     return array
 
 
