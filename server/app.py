@@ -25,7 +25,6 @@ from server import process
 from server.banner import banner
 from server.dataplane import DataPlane
 from server.engine.cores import available_cores
-from server.engine.onnxruntime import OnnxRuntimeEngine
 from server.errors import InvalidRequest, ModelLoadFailed
 from server.lifecycle import Lifecycle, State
 from server.model_control import ModelControl
@@ -202,6 +201,9 @@ def _grpc_server(dataplane: DataPlane, settings: Settings) -> Http2Server | Grpc
 
 def open_repository(settings: Settings) -> Repository:
     """The repositories of `settings` over the embedded engine."""
+    # Imported where it is wanted only: in front of Tritons nobody needs ONNX Runtime.
+    from server.engine.onnxruntime import OnnxRuntimeEngine
+
     return Repository(
         [LocalSource(Path(path)) for path in settings.repository.path],
         OnnxRuntimeEngine(settings.engine.threads),

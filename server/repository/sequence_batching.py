@@ -38,7 +38,7 @@ def read_sequence_batching(
     if not message.HasField(_FIELD):
         return None
     batching = message.sequence_batching
-    controls = _controls(batching, refuse)
+    controls = read_controls(batching, refuse)
     states = _states(batching, refuse)
     _check_names(controls, states, inputs, outputs, refuse)
     return SequenceBatching(
@@ -85,7 +85,8 @@ def _strategy(batching: Any, max_batch_size: int, refuse: Refuse) -> Direct | Ol
 # --- controls -----------------------------------------------------------------------------------------
 
 
-def _controls(batching: Any, refuse: Refuse) -> tuple[Control, ...]:
+def read_controls(batching: Any, refuse: Refuse) -> tuple[Control, ...]:
+    """What the model is told of its sequences, by `ModelSequenceBatching.control_input`."""
     controls: dict[ControlKind, Control] = {}
     for index, message in enumerate(batching.control_input):
         path = f"{_FIELD}.control_input[{index}]"

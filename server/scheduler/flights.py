@@ -23,6 +23,10 @@ _WEIGHT = 32
 class Server(Protocol):
     """One of the servers that run a model. Hashed by identity."""
 
+    @property
+    def name(self) -> str:
+        """The same for the same server, whoever asks."""
+
     work_ns: int
     """What all requests that it has, of all models, are expected to take together; kept by who sends them."""
 

@@ -68,11 +68,13 @@ class Relay(Ticking):
         priorities: Priorities | None = None,
         slo_ns: int = 0,
         merges: bool = True,
+        foresees: bool = True,
         preserve_ordering: bool = False,
         fair_by_tenant: bool = False,
     ) -> None:
         """`bounds`: of each server's window. `costs`: of answers, from the request's sending. `merges`: the servers
-        make batches of several requests. The rest as of `Batcher`."""
+        make batches of several requests. `foresees`: answers take about as long as those before them. The rest as of
+        `Batcher`."""
         super().__init__(model_name, loop, clock)
         self.statistics = statistics
         self._costs = costs
@@ -84,6 +86,7 @@ class Relay(Ticking):
         self._waits = Waits(by_tenant=fair_by_tenant)
         self._refused_by: dict[InferRequest, Server] = {}
         """Requests that are sent once more, and who did not take them."""
+        self._foresees = foresees
         self._shut = False
         self.retries = 0
         """Requests that were sent once more."""
@@ -238,8 +241,9 @@ class Relay(Ticking):
 
     def _answer(self, flight: Flight, response: InferResponse, took_ns: int, now_ns: int) -> None:
         request = flight.request
-        self._costs.for_signature(request.signature).observe(request.rows, took_ns)
-        self._admission.learn_pass([request], took_ns, now_ns)
+        if self._foresees:
+            self._costs.for_signature(request.signature).observe(request.rows, took_ns)
+            self._admission.learn_pass([request], took_ns, now_ns)
         passed = Pass(request.rows, flight.begun_ns, [response], None, 0, took_ns, 0)
         self._settling.answer([request], passed, now_ns)
 

@@ -34,6 +34,7 @@ from server.errors import (
     TritonUnreached,
     UnknownModel,
     UnknownRepository,
+    Unsupported,
 )
 from server.over_triton.compose import check
 from server.over_triton.metrics import TritonMetrics
@@ -45,7 +46,7 @@ from server.settings import Settings, TritonSettings
 from server.tensor import Array, Tensor
 from server.types import NO_DEADLINE, InferRequest, InferResponse
 from tests.e2e.conftest import REPOSITORY, ServerProcess, end, start
-from tests.support.fake_triton import CONFIG, FakeTriton, Model, never, refusing
+from tests.support.fake_triton import CONFIG, FakeTriton, Model, never, refusing, response
 from tests.support.parts import self_signed
 
 X = np.arange(6, dtype=np.float32).reshape(2, 3)
@@ -105,8 +106,8 @@ async def ask(models: TritonModels, x: Array = X, *, within_s: float = 0, name: 
         assert request.holder is not None
         request.holder.cancel(request)
 
-    response: InferResponse = await answer(request, settled, cancel)
-    return response.outputs[0].numpy()
+    found: InferResponse = await answer(request, settled, cancel)
+    return found.outputs[0].numpy()
 
 
 async def until(true: Callable[[], bool], seconds: float = 20) -> None:
@@ -466,15 +467,14 @@ async def test_servers_that_say_different_things_of_a_model_are_not_mixed() -> N
 @pytest.mark.parametrize(
     ("more", "words"),
     [
-        ("sequence_batching {}", "sequence_batching"),
         ("input { name: 's' data_type: TYPE_INT32 is_shape_tensor: true }", "shape"),
+        ("input { name: 's' dims: 1 }", "data_type"),
     ],
-    ids=["sequences", "shape tensors"],
+    ids=["shape tensors", "a datatype that is not known"],
 )
 async def test_what_is_not_passed_through_is_said(more: str, words: str) -> None:
     """In the index, and to who asks; the others serve."""
-    config = CONFIG.replace("dynamic_batching {}", "") + more
-    triton = FakeTriton(Model(), Model(config.replace('"double"', '"odd"')))
+    triton = FakeTriton(Model(), Model((CONFIG + more).replace('"double"', '"odd"')))
     async with over(triton) as models:
         with pytest.raises(ModelNotReady, match=words):
             models.resolve("odd")
@@ -541,6 +541,156 @@ async def test_what_triton_says_to_a_load_is_told() -> None:
         await until(lambda: not models.pool.up)
         with pytest.raises(TritonUnreached):
             await models.load("double")
+
+
+# --- sequences ---------------------------------------------------------------------------------------
+
+SEQUENCES = CONFIG.replace("dynamic_batching {}", "sequence_batching {}")
+
+
+async def test_a_sequence_stays_with_one_triton_in_its_order() -> None:
+    """However many come at a time; and several sequences are spread over the servers."""
+    tritons = FakeTriton(Model(SEQUENCES)), FakeTriton(Model(SEQUENCES))
+    flags: list[dict[str, bool]] = [{"sequence_start": True}, {}, {}, {"sequence_end": True}]
+    async with over(*tritons) as models:
+        await asyncio.gather(
+            *(
+                ask(models, X[:1] + step, parameters={"sequence_id": name, **flags[step]})
+                for step in range(4)
+                for name in range(1, 33)
+            )
+        )
+
+    for triton in tritons:
+        names = [message.parameters["sequence_id"].int64_param for message in triton.requests]
+        assert len(set(names)) >= 4
+        for name in set(names):
+            values = [
+                np.frombuffer(message.raw_input_contents[0], np.float32)[0]
+                for message in triton.requests
+                if message.parameters["sequence_id"].int64_param == name
+            ]
+            assert values == [0, 1, 2, 3]
+
+
+async def test_a_sequence_whose_triton_dies_is_over_and_begins_anew_elsewhere() -> None:
+    """Nobody else's state is touched."""
+    tritons = FakeTriton(Model(SEQUENCES)), FakeTriton(Model(SEQUENCES))
+    async with over(*tritons) as models:
+        await ask(models, X[:1], parameters={"sequence_id": "s", "sequence_start": True})
+        home, other = tritons if tritons[0].requests else tritons[::-1]
+        home.script = never
+        request = asyncio.create_task(ask(models, X[:1], parameters={"sequence_id": "s"}))
+        await until(lambda: len(home.requests) == 2)
+        await home.stop()
+        with pytest.raises(TritonLost):
+            await request
+        await until(lambda: len(models.pool.up) == 1)
+        await ask(models, X[:1], parameters={"sequence_id": "s", "sequence_start": True, "sequence_end": True})
+
+    assert len(other.requests) == 1
+
+
+# --- several responses -------------------------------------------------------------------------------
+
+SEVERAL = CONFIG + "model_transaction_policy { decoupled: true }"
+
+
+class Told:
+    """Takes the responses to one request, with their end."""
+
+    def __init__(self) -> None:
+        self.rows: list[float] = []
+        self.end: Any = None
+        self.over = asyncio.Event()
+
+    def take(self, response: InferResponse, go_on: Callable[[], None]) -> None:
+        assert "triton_final_response" not in response.parameters
+        self.rows.append(float(response.outputs[0].numpy()[0, 0]))
+        go_on()
+
+    def settle(self, _request: InferRequest, outcome: Any) -> None:
+        self.end = outcome
+        self.over.set()
+
+
+def stream(models: TritonModels, told: Told) -> InferRequest:
+    request = InferRequest(
+        "double", [Tensor.from_numpy("x", X[:1])], on_settle=told.settle, received_ns=time.monotonic_ns(), caller=told
+    )
+    models.resolve("double").stream(request)
+    return request
+
+
+@pytest.mark.parametrize("empty", [True, False], ids=["a last one without outputs", "a last one with outputs"])
+async def test_several_responses_come_as_triton_sends_them(empty: bool) -> None:
+    """And their end is told once, whatever is in it."""
+    triton = FakeTriton(Model(SEVERAL))
+    last = response(None if empty else 3.0, final=True)
+    triton.responses = [response(1.0, final=False), response(2.0, final=False), last]
+    async with over(triton) as models:
+        told = Told()
+        stream(models, told)
+        await told.over.wait()
+
+    assert told.rows == [1.0, 2.0] + ([] if empty else [3.0])
+    assert isinstance(told.end, InferResponse)
+    assert list(told.end.outputs) == []
+    assert triton.requests[0].parameters["triton_enable_empty_final_response"].bool_param
+
+
+async def test_whoever_takes_one_answer_is_refused_by_a_model_that_gives_several() -> None:
+    """As over the embedded engine; Triton does not hear of it."""
+    triton = FakeTriton(Model(SEVERAL))
+    async with over(triton) as models:
+        with pytest.raises(Unsupported, match="decoupled"):
+            await ask(models)
+
+    assert triton.requests == []
+
+
+async def test_an_error_ends_several_responses_behind_those_that_came() -> None:
+    """Its text stays in the log."""
+    triton = FakeTriton(Model(SEVERAL))
+    triton.responses = [response(1.0, final=False), pb.ModelStreamInferResponse(error_message="at /a/path")]
+    async with over(triton) as models:
+        told = Told()
+        stream(models, told)
+        await told.over.wait()
+
+    assert told.rows == [1.0]
+    assert isinstance(told.end, EngineFailure)
+
+
+async def test_a_caller_who_goes_away_ends_the_stream() -> None:
+    """Triton hears of it."""
+    triton = FakeTriton(Model(SEVERAL))
+    triton.responses = [response(1.0, final=False), 3600.0]
+    async with over(triton) as models:
+        told = Told()
+        request = stream(models, told)
+        await until(lambda: told.rows == [1.0])
+        assert request.holder is not None
+        request.holder.cancel(request)
+        await until(lambda: triton.cancelled == 1)
+
+    assert isinstance(told.end, Cancelled)
+
+
+async def test_responses_that_came_are_no_ground_to_ask_again() -> None:
+    """The server goes in their midst: their caller is told, and nobody else is asked."""
+    tritons = FakeTriton(Model(SEVERAL)), FakeTriton(Model(SEVERAL))
+    for triton in tritons:
+        triton.responses = [response(1.0, final=False), 3600.0]
+    async with over(*tritons) as models:
+        told = Told()
+        stream(models, told)
+        await until(lambda: told.rows == [1.0])
+        await next(triton for triton in tritons if triton.requests).stop()
+        await told.over.wait()
+
+    assert isinstance(told.end, TritonLost)
+    assert sum(len(triton.requests) for triton in tritons) == 1
 
 
 # --- TLS ---------------------------------------------------------------------------------------------
@@ -767,9 +917,8 @@ async def test_a_pipeline_that_was_changed_is_loaded_anew(tmp_path: Path) -> Non
 
 async def test_check_tells_what_tritons_have() -> None:
     """And that none is there, where none is."""
-    triton = FakeTriton(
-        Model(), Model(CONFIG.replace('"double"', '"odd"').replace("dynamic_batching", "sequence_batching"))
-    )
+    odd = Model((CONFIG + "input { name: 's' dims: 1 }").replace('"double"', '"odd"'))
+    triton = FakeTriton(Model(), odd)
     await triton.start()
     own = Settings.model_validate(
         {"engine": {"kind": "triton"}, "triton": {"url": f"grpc://127.0.0.1:{triton.port}", "connect_timeout_s": 0.5}}

@@ -59,6 +59,8 @@ class FakeTriton:
         self.controlled: list[Any] = []
         """Loads and unloads."""
         self.refuses_control = ""
+        self.responses: list[Any] = []
+        """What each stream is answered with, one for each request: ModelStreamInferResponses, or a pause in seconds."""
         self.port = 0
         self._server: grpc.aio.Server | None = None
 
@@ -137,6 +139,31 @@ class FakeTriton:
             raise
         return doubled(message)
 
+    async def model_stream_infer(self, messages: Any, context: Any) -> Any:
+        """An async generator."""
+        try:
+            async for message in messages:
+                self.requests.append(message)
+                for response in self.responses:
+                    if isinstance(response, float):
+                        await asyncio.sleep(response)
+                    else:
+                        yield response
+        except asyncio.CancelledError:
+            self.cancelled += 1
+            raise
+
+
+def response(value: float | None, *, final: bool) -> Any:
+    """One of several: a row of that value, or none."""
+    message = pb.ModelStreamInferResponse()
+    message.infer_response.model_name, message.infer_response.model_version = "double", "1"
+    message.infer_response.parameters["triton_final_response"].bool_param = final
+    if value is not None:
+        message.infer_response.outputs.add(name="y", datatype="FP32", shape=[1, 3])
+        message.infer_response.raw_output_contents.append(np.full(3, value, np.float32).tobytes())
+    return message
+
 
 def doubled(message: Any) -> Any:
     """The model's answer."""
@@ -181,6 +208,12 @@ class _Handlers(grpc.GenericRpcHandler):  # type: ignore[type-arg]
         self._triton = triton
 
     def service(self, details: grpc.HandlerCallDetails) -> Any:
+        if details.method == f"{_PREFIX}ModelStreamInfer":
+            return grpc.stream_stream_rpc_method_handler(
+                self._triton.model_stream_infer,
+                request_deserializer=pb.ModelInferRequest.FromString,
+                response_serializer=lambda message: message.SerializeToString(),
+            )
         found = _METHODS.get(str(details.method).removeprefix(_PREFIX))
         if found is None:
             return None

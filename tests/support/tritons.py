@@ -8,20 +8,25 @@ from pathlib import Path
 
 from loadtests.benchmarks.peers.running import free_ports
 from server.local_triton.process import LocalTriton, Ports
-from server.local_triton.program import TritonMissing, find
+from server.local_triton.program import Program, TritonMissing, find
 from tests.e2e.conftest import REPOSITORY, ROOT, ServerProcess, end, start
 from tests.support.parts import lacking
 
 
-def triton(stack: ExitStack, folder: Path, repository: Path = REPOSITORY, flags: Sequence[str] = ()) -> LocalTriton:
-    """A running one, ready; `stack` stops it. Its log is in `folder`. The test is skipped where there is none."""
+def program() -> Program:
+    """The test is skipped where there is none."""
     try:
-        program = find(folder=ROOT / "build" / "triton")
+        return find(folder=ROOT / "build" / "triton")
     except TritonMissing as missing:
         lacking(str(missing))
+
+
+def triton(stack: ExitStack, folder: Path, repository: Path = REPOSITORY, flags: Sequence[str] = ()) -> LocalTriton:
+    """A running one, ready; `stack` stops it. Its log is in `folder`. The test is skipped where there is none."""
+    found = program()
     ports = Ports(*free_ports(3))
     output = stack.enter_context((folder / f"triton{ports.grpc}.log").open("ab"))
-    server = LocalTriton(program, repository, ports, flags=["--log-verbose=0", *flags], output=output)
+    server = LocalTriton(found, repository, ports, flags=["--log-verbose=0", *flags], output=output)
     stack.enter_context(server)
     server.wait_ready(90)
     return server

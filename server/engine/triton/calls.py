@@ -16,6 +16,9 @@ from server.tensor import DATATYPES, Buffer, Tensor
 from server.types import NO_DEADLINE, InferRequest, InferResponse, Parameter
 
 _LEAST_US = 1
+EMPTY_FINAL = "triton_enable_empty_final_response"
+"""Asks for a last response that may be without outputs. Source: Triton, docs/user_guide/decoupled_models.md."""
+FINAL = "triton_final_response"
 
 
 def message_of(request: InferRequest, version: str, now_ns: int) -> Any:
@@ -35,8 +38,12 @@ def message_of(request: InferRequest, version: str, now_ns: int) -> Any:
     return message
 
 
-def answer_of(message: Any, request: InferRequest, outputs: Sequence[str]) -> InferResponse:
+def answer_of(
+    message: Any, request: InferRequest, outputs: Sequence[str], *, of_several: bool = False
+) -> InferResponse:
     """The answer that Triton's message is, its outputs in the order asked for, else in that of `outputs`, the model's.
+
+    `of_several`: it is one of several, which need not have all that was asked for.
 
     Raises:
         EngineFailure: the message contradicts itself, or has not what was asked for.
@@ -49,9 +56,9 @@ def answer_of(message: Any, request: InferRequest, outputs: Sequence[str]) -> In
         for output, data in zip(message.outputs, raw, strict=True)
     }
     missing = [name for name in request.outputs if name not in tensors]
-    if missing:
+    if missing and not of_several:
         raise EngineFailure(request.model_name, f"the answer lacks the output {missing[0]}")
-    order = request.outputs or [name for name in outputs if name in tensors]
+    order = [name for name in (request.outputs or outputs) if name in tensors]
     rest = [] if request.outputs else [name for name in tensors if name not in outputs]
     return InferResponse(
         request.model_name,
@@ -60,6 +67,13 @@ def answer_of(message: Any, request: InferRequest, outputs: Sequence[str]) -> In
         request.id,
         _parameters(message.parameters) if message.parameters else None,
     )
+
+
+def is_final(message: Any) -> bool:
+    """Whether no other response follows this one, of a model that gives several. Takes the word out of the message."""
+    final: bool = message.parameters[FINAL].bool_param
+    del message.parameters[FINAL]
+    return final
 
 
 def _tensor(model_name: str, output: Any, data: Buffer) -> Tensor:

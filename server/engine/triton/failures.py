@@ -55,6 +55,13 @@ _SAID: dict[StatusCode, Callable[[str], ServingError]] = {
 """In Triton's words. What is not here is a failure of the model's, whose text stays in the log."""
 
 
+def control_failure_of(model_name: str, code: StatusCode, details: str) -> ServingError:
+    """Why a call about the model was refused. Triton says of most loads that fail that they are INTERNAL; whoever
+    loads models is told what is wrong with them."""
+    failure = failure_of(model_name, code, details)
+    return TritonRefused(details) if isinstance(failure, EngineFailure) else failure
+
+
 def failure_of(model_name: str, code: StatusCode, details: str, took_us: int = 0) -> ServingError:
     """Why a call for the model was not answered, `took_us` after it was made."""
     if code is StatusCode.UNAVAILABLE:

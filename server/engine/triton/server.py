@@ -7,20 +7,20 @@ import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from functools import partial
+from functools import cached_property, partial
 from typing import Any, NamedTuple
 
 import grpc
 from grpc import StatusCode
 
 from server.engine.triton.addresses import Endpoint
-from server.engine.triton.calls import answer_of, message_of
-from server.engine.triton.failures import failure_of
+from server.engine.triton.calls import EMPTY_FINAL, answer_of, is_final, message_of
+from server.engine.triton.failures import control_failure_of, failure_of
 from server.engine.triton.health import Health
 from server.errors import Cancelled, EngineFailure, ServingError, TritonDeclined, TritonLost, TritonUnreached
 from server.proto.triton import service_pb2 as pb
 from server.settings import TritonSettings
-from server.types import NO_DEADLINE, IndexEntry, InferRequest, Outcome
+from server.types import NO_DEADLINE, IndexEntry, InferRequest, InferResponse, Outcome
 
 log = logging.getLogger(__name__)
 
@@ -149,12 +149,16 @@ class TritonServer:
         version: str,
         outputs: Sequence[str],
         done: Callable[[Outcome], None],
+        *,
+        several: bool = False,
     ) -> Callable[[], None]:
         """Send a request to that version; `done` hears the outcome once, later. Returns what gives the call up.
 
-        `outputs`: of the model, in its order.
+        `outputs`: of the model, in its order. `several`: it gives several responses; those are sent to the request,
+        and the outcome is their end, without outputs.
         """
-        task = asyncio.get_running_loop().create_task(self._infer(request, version, outputs))
+        call = self._stream if several else self._infer
+        task = asyncio.get_running_loop().create_task(call(request, version, outputs))
         self._asking.add(task)
         task.add_done_callback(partial(self._asked, request, done))
         return partial(_give_up, task)
@@ -171,14 +175,39 @@ class TritonServer:
     async def _infer(self, request: InferRequest, version: str, outputs: Sequence[str]) -> Outcome:
         began_ns = time.monotonic_ns()
         message = message_of(request, version, began_ns)
-        left_ns = request.deadline_ns - began_ns if request.deadline_ns < NO_DEADLINE else None
-        timeout_s = None if left_ns is None else max(0, left_ns) / 1e9
+        timeout_s = _left_s(request, began_ns)
         try:
             reply = await self._method(INFER)(message, timeout=timeout_s, metadata=request.metadata or None)
         except grpc.aio.AioRpcError as error:
-            took_us = (time.monotonic_ns() - began_ns) // 1000
-            raise failure_of(request.model_name, error.code(), error.details() or "", took_us) from error
+            raise _failure(request, error, began_ns) from error
         return answer_of(reply, request, outputs)
+
+    async def _stream(self, request: InferRequest, version: str, outputs: Sequence[str]) -> Outcome:
+        began_ns, begun = time.monotonic_ns(), False
+        message = message_of(request, version, began_ns)
+        message.parameters[EMPTY_FINAL].bool_param = True
+        call = self._stream_infer(timeout=_left_s(request, began_ns), metadata=request.metadata or None)
+        try:
+            await call.write(message)
+            await call.done_writing()
+            async for reply in call:
+                begun = True
+                if reply.error_message:
+                    raise EngineFailure(request.model_name, reply.error_message)
+                final = is_final(reply.infer_response)
+                if reply.infer_response.outputs or not final:
+                    await _send(request, answer_of(reply.infer_response, request, outputs, of_several=True))
+                if final:
+                    break
+        except grpc.aio.AioRpcError as error:
+            failure = _failure(request, error, began_ns)
+            if begun and isinstance(failure, TritonUnreached):
+                failure = TritonLost(request.model_name, failure.why)
+            raise failure from error
+        finally:
+            call.cancel()
+        # As Triton's, the mere end of the responses has no version.
+        return InferResponse(request.model_name, "", (), request.id)
 
     async def call(self, method: Unary, message: Any, timeout_s: float, model_name: str = "") -> Any:
         """One of its other methods.
@@ -192,7 +221,15 @@ class TritonServer:
         except grpc.aio.AioRpcError as error:
             if error.code() is StatusCode.DEADLINE_EXCEEDED:
                 raise TimeoutError from error
-            raise failure_of(model_name, error.code(), error.details() or "") from error
+            raise control_failure_of(model_name, error.code(), error.details() or "") from error
+
+    @cached_property
+    def _stream_infer(self) -> Any:
+        return self._channel.stream_stream(
+            f"{_SERVICE}ModelStreamInfer",
+            request_serializer=pb.ModelInferRequest.SerializeToString,
+            response_deserializer=pb.ModelStreamInferResponse.FromString,
+        )
 
     def _method(self, method: Unary) -> Any:
         call = self._calls.get(method.name)
@@ -211,6 +248,23 @@ class TritonServer:
         if self._asking:
             await asyncio.wait(set(self._asking), timeout=grace_s)
         await self._channel.close(None)
+
+
+def _left_s(request: InferRequest, now_ns: int) -> float | None:
+    """Until its deadline; None: it has none."""
+    return max(0, request.deadline_ns - now_ns) / 1e9 if request.deadline_ns < NO_DEADLINE else None
+
+
+def _failure(request: InferRequest, error: grpc.aio.AioRpcError, began_ns: int) -> ServingError:
+    took_us = (time.monotonic_ns() - began_ns) // 1000
+    return failure_of(request.model_name, error.code(), error.details() or "", took_us)
+
+
+async def _send(request: InferRequest, response: InferResponse) -> None:
+    """Returns when its caller takes another one."""
+    room = asyncio.Event()
+    request.send(response, room.set)
+    await room.wait()
 
 
 def _outcome(request: InferRequest, task: asyncio.Task[Outcome]) -> Outcome:

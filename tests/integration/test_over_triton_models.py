@@ -1,0 +1,149 @@
+"""In front of real tritonservers with models that the embedded engine has no like of: other backends, ensembles,
+sequences, several responses; and the control of models by way of this server.
+
+A Triton that is missing (`make triton` installs one) skips these tests; under CI they fail.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from queue import Queue
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+import tritonclient.grpc as triton_grpc
+from tritonclient.utils import InferenceServerException
+
+from server.local_triton.process import LocalTriton
+from tests.e2e.conftest import ServerProcess
+from tests.support.triton_models import write_models
+from tests.support.tritons import in_front_of, program, triton
+
+pytestmark = pytest.mark.e2e
+
+
+@dataclass(frozen=True)
+class Sides:
+    tritons: tuple[LocalTriton, LocalTriton]
+    over: ServerProcess
+
+
+@pytest.fixture(scope="module")
+def sides(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sides]:
+    folder = tmp_path_factory.mktemp("models_over_triton")
+    repository = folder / "models"
+    repository.mkdir()
+    write_models(repository, program().packages)
+    control = ["--model-control-mode=explicit", "--load-model=*"]
+    with ExitStack() as stack:
+        first, second = (triton(stack, folder, repository, control) for _ in range(2))
+        flags = ["--model-control-mode", "explicit", "--triton-poll-secs", "1"]
+        over = stack.enter_context(in_front_of(folder, first, second, flags=flags, repository=folder))
+        yield Sides((first, second), over)
+
+
+def tensor(array: Any) -> triton_grpc.InferInput:
+    given = triton_grpc.InferInput("x", list(array.shape), "BYTES" if array.dtype == object else "FP32")
+    given.set_data_from_numpy(array)
+    return given
+
+
+def infer(sides: Sides, model: str, array: Any, **more: Any) -> Any:
+    with triton_grpc.InferenceServerClient(sides.over.grpc) as client:
+        return client.infer(model, [tensor(array)], **more).as_numpy("y")
+
+
+def until(true: Callable[[], bool], seconds: float = 20) -> None:
+    end = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < end
+        time.sleep(0.1)
+
+
+def test_an_ensemble_is_a_model_like_another(sides: Sides) -> None:
+    """Its steps run there."""
+    assert infer(sides, "fourfold", np.array([[1.5]], np.float32)).tolist() == [[6.0]]
+
+
+def test_bytes_pass_as_they_are(sides: Sides) -> None:
+    """They need not be text: that is an ONNX file's demand."""
+    given = np.array([[b"ab\xff"], [b"\x00\x01"]], dtype=object)
+
+    assert infer(sides, "bytes", given).tolist() == [[b"\xffba"], [b"\x01\x00"]]
+
+
+def test_a_failure_of_the_model_keeps_its_text(sides: Sides) -> None:
+    """INTERNAL, as over the embedded engine."""
+    with pytest.raises(InferenceServerException) as caught:
+        infer(sides, "failing", np.array([[1.0]], np.float32))
+
+    assert caught.value.status() == "StatusCode.INTERNAL"
+    assert "secret" not in str(caught.value)
+
+
+def test_sequences_keep_their_state(sides: Sides) -> None:
+    """Several of them, over two servers; each adds up its own numbers."""
+    sums: dict[int, list[float]] = {name: [] for name in range(1, 9)}
+    for step in range(4):
+        for name, found in sums.items():
+            more = {"sequence_id": name, "sequence_start": step == 0, "sequence_end": step == 3}
+            found.append(float(infer(sides, "counter", np.array([[float(name)]], np.float32), **more)[0, 0]))
+
+    assert sums == {name: [name * 1.0, name * 2.0, name * 3.0, name * 4.0] for name in sums}
+
+
+def test_a_sequence_that_was_never_started_is_told_so(sides: Sides) -> None:
+    """In Triton's words."""
+    with pytest.raises(InferenceServerException, match="must specify the START flag"):
+        infer(sides, "counter", np.array([[1.0]], np.float32), sequence_id=999)
+
+
+def test_several_responses_come_through_a_stream(sides: Sides) -> None:
+    """As many as the model gives, then their end; asked for one answer it is refused."""
+    got: Queue[Any] = Queue()
+    with triton_grpc.InferenceServerClient(sides.over.grpc) as client:
+        client.start_stream(lambda result, error: got.put(error or result))
+        client.async_stream_infer("several", [tensor(np.array([3.0], np.float32))], enable_empty_final_response=True)
+        answers = [got.get(timeout=20) for _ in range(4)]
+        client.stop_stream()
+    assert [answer.as_numpy("y").tolist() for answer in answers[:3]] == [[0.0], [1.0], [2.0]]
+    assert answers[3].get_response().parameters["triton_final_response"].bool_param
+
+    with pytest.raises(InferenceServerException, match="decoupled"):
+        infer(sides, "several", np.array([3.0], np.float32))
+
+
+def test_loads_and_unloads_reach_every_triton(sides: Sides) -> None:
+    """What is unloaded is gone from both, and not ready here; a load brings it back."""
+    urls = [f"http://127.0.0.1:{one.ports.http}" for one in sides.tritons]
+
+    def ready() -> list[bool]:
+        return [httpx.get(f"{url}/v2/models/double/ready").is_success for url in (*urls, sides.over.http)]
+
+    assert ready() == [True, True, True]
+    httpx.post(f"{sides.over.http}/v2/repository/models/double/unload", json={}).raise_for_status()
+    until(lambda: ready() == [False, False, False])
+    httpx.post(f"{sides.over.http}/v2/repository/models/double/load", json={}, timeout=60).raise_for_status()
+    until(lambda: ready() == [True, True, True])
+    assert infer(sides, "double", np.array([[2.0]], np.float32)).tolist() == [[4.0]]
+
+    refused = httpx.post(f"{sides.over.http}/v2/repository/models/nobody/load", json={}, timeout=60)
+    assert refused.status_code == 400
+    assert "failed to load 'nobody'" in refused.json()["error"]
+
+
+def test_a_model_that_is_loaded_there_with_another_config_is_served_by_it(sides: Sides) -> None:
+    """By whoever has it loaded, without this server."""
+    inputs, outputs = ([{"name": name, "data_type": "TYPE_STRING", "dims": [1]}] for name in ("x", "y"))
+    config = {"backend": "python", "max_batch_size": 3, "input": inputs, "output": outputs}
+    for one in sides.tritons:
+        with triton_grpc.InferenceServerClient(f"127.0.0.1:{one.ports.grpc}") as client:
+            client.load_model("bytes", config=json.dumps({**config, "name": "bytes"}))
+
+    until(lambda: httpx.get(f"{sides.over.http}/v2/models/bytes/config").json().get("max_batch_size") == 3)
