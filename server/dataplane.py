@@ -229,12 +229,13 @@ class DataPlane:
         return ServerMetadata(SERVER_NAME, __version__, (*EXTENSIONS, *shared_memory))
 
     def model_metadata(self, name: str, version: str = "") -> ModelMetadata:
-        """Raises UnknownModel, ModelNotReady."""
-        model = self._models.resolve(name, version).model
+        """Of the version that is named, else of all in service. Raises UnknownModel, ModelNotReady."""
+        named = self._models.resolve(name, version)
+        model, told = named.model, [named] if version else self._models.versions(name)
         config = model.config
         return ModelMetadata(
             name=model.name,
-            versions=tuple(served.model.version for served in self._models.versions(name)),
+            versions=tuple(served.model.version for served in told),
             platform=config.platform,
             inputs=_with_batch(config.inputs, config.max_batch_size),
             outputs=_with_batch(config.outputs, config.max_batch_size),

@@ -92,7 +92,9 @@ class CostsByLength:
         nearest = known[0 if place == 0 else -1]
         near = self._models[nearest]
         fixed_ns = near.fixed_ns()
-        return near.like({rows: fixed_ns + (near.mean_ns(rows) - fixed_ns) * size / nearest for rows in near.sizes})
+        # A size may have been measured below the fixed part, by chance: many times longer rows must not cost less.
+        of_rows = {rows: max(0.0, near.mean_ns(rows) - fixed_ns) for rows in near.sizes}
+        return near.like({rows: fixed_ns + ns * size / nearest for rows, ns in of_rows.items()})
 
 
 class CostsByDevice:

@@ -60,6 +60,16 @@ def test_an_unknown_length_is_never_free() -> None:
     assert CostsByLength({}, (16,)).for_signature(16).predict_ns(1) is None
 
 
+@pytest.mark.parametrize("size", [4, 16, 1 << 20])
+def test_sizes_that_were_measured_backwards_make_no_time_negative(size: int) -> None:
+    """A larger batch may have been measured faster than a smaller one, by chance: a class that is estimated from them,
+    many times longer, still takes time, and has a best size."""
+    for seed in ({1: 1000, 2: 400, 8: 900}, {1: 500, 8: 100}, {1: 300, 2: 100, 4: 350}):
+        cost = CostsByLength({16: seed}, (4, 16, 1 << 20)).for_signature(size)
+        assert all((cost.predict_ns(rows) or 0) > 0 for rows in (1, 2, 3, 4, 8, 32))
+        assert 1 <= cost.best_rows(8) <= 8
+
+
 def test_lengths_beyond_the_buckets_share_classes_by_powers_of_two() -> None:
     """So an unbounded number of lengths is a bounded number of cost models."""
     costs = CostsByLength(LINE, (16, 64))

@@ -276,6 +276,7 @@ async def test_versions_serve_side_by_side_and_the_newest_is_the_default(plane: 
         assert not isinstance(outcome, BaseException)
         assert outcome.model_version == served
     assert plane.dataplane.model_metadata("m").versions == ("1", "2", "10")
+    assert plane.dataplane.model_metadata("m", "2").versions == ("2",)
 
 
 async def test_unload_takes_out_of_service_and_load_brings_back(plane: Plane) -> None:

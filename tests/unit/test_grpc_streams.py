@@ -91,6 +91,13 @@ async def test_an_error_of_one_request_is_its_answer(stream: Any) -> None:
     assert answers[2].error_message.startswith("raw_input_contents")
 
 
+async def test_an_answer_says_that_it_is_the_last_of_its_request(stream: Any) -> None:
+    """Clients of models that answer several times wait for Triton's parameter; here each request has one answer."""
+    answers = [answer async for answer in stream(iter([request("a"), request("b")]))]
+    said = [{name: value.bool_param for name, value in a.infer_response.parameters.items()} for a in answers]
+    assert said == [{"triton_final_response": True}] * 2
+
+
 async def test_an_empty_stream_is_answered_by_one(stream: Any) -> None:
     """No requests, no answers, and all is well."""
     call = stream(iter([]))
