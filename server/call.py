@@ -90,6 +90,10 @@ class Responses:
             self._make_room()
         return outcome, self.over
 
+    def forget(self) -> None:
+        """Nobody takes them any more. The frames of an error that was raised may hold these responses."""
+        self._waiting.clear()
+
     def _make_room(self) -> None:
         if self._go_on is not None and self._bytes < MOST_WAITING_BYTES:
             go_on, self._go_on = self._go_on, None

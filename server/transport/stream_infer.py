@@ -99,6 +99,7 @@ class _Stream:
         for one in (*self._ordered, *self._decoupled):
             if one.request is not None:
                 self._dataplane.cancel(one.request)
+            one.responses.forget()
 
     def _ask(self, message: Any) -> None:
         responses = Responses(self._news.set)
