@@ -172,7 +172,7 @@ INFERRED: dict[str, Asked] = {
     "infer, time enough": Asked(_plain(timeout=60_000_000)),
     "infer, of a sequence that the model does not have": Asked(_plain(sequence_id=7, sequence_start=True)),
     "infer, client_timeout that is enough": Asked(_plain(client_timeout=60.0), GRPC),
-    "infer, client_timeout that is over": Asked(_plain(client_timeout=0.000001), GRPC),
+    "infer, client_timeout that is over": Asked(_plain(client_timeout=0.0), GRPC),
     "infer, an unknown model": Asked(_plain(model="nobody")),
     "infer, a model that is not loaded": Asked(_plain(model="spare")),
     "infer, a version that is not there": Asked(_plain(model_version="2")),
