@@ -14,7 +14,7 @@ from server.settings import Settings, TlsSettings
 from server.transport.accept import Acceptor
 from server.transport.connections import Connections
 from server.transport.door import Door, Spoken
-from server.transport.listen import listen, tls_context
+from server.transport.listen import BACKLOG, listen, tls_context
 
 log = logging.getLogger(__name__)
 
@@ -68,7 +68,8 @@ class Entrance:
         listener = listen(self._host, self._port)
         port: int = listener.getsockname()[1]
         if self._context is None:
-            self._listener = await asyncio.get_running_loop().create_server(self._protocol, sock=listener)
+            serving = asyncio.get_running_loop().create_server(self._protocol, sock=listener, backlog=BACKLOG)
+            self._listener = await serving
         else:
             self._listener = Acceptor(listener, self._take_soon)
         self._begin()

@@ -7,7 +7,8 @@ import ssl
 
 from server.settings import TlsSettings
 
-_BACKLOG = 2048
+BACKLOG = 2048
+"""Connections that wait to be accepted. Who gives the socket to asyncio must say so again: it would make it 100."""
 
 
 class ListenFailed(Exception):
@@ -31,7 +32,7 @@ def listen(host: str, port: int) -> socket.socket:
     """
     try:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0][0]
-        return socket.create_server((host, port), family=family, backlog=_BACKLOG)
+        return socket.create_server((host, port), family=family, backlog=BACKLOG)
     except OSError as error:
         raise ListenFailed(format_address(host, port), error.strerror or str(error)) from error
 

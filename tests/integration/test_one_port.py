@@ -307,3 +307,19 @@ def test_descriptors_that_run_out_stop_nobody_for_good(run: Run, caplog: pytest.
 
     run(main)
     assert "can't accept connections: Too many open files" in caplog.text
+
+
+@pytest.mark.parametrize("start", [start_rest, start_grpc, start_shared])
+@pytest.mark.parametrize("tls", [False, True], ids=["cleartext", "tls"])
+def test_who_comes_while_the_loop_is_busy_waits(run: Run, certificate: TlsSettings, start: Start, tls: bool) -> None:
+    """500 connect before the server accepts one: none is refused, or left to try again."""
+
+    async def main() -> None:
+        _, port, stop = await start(certificate if tls else TlsSettings())
+        # Nothing here awaits: the system alone takes them in.
+        clients = [socket.create_connection(("127.0.0.1", port), timeout=0.5) for _ in range(500)]
+        for client in clients:
+            client.close()
+        await stop()
+
+    run(main)
