@@ -97,7 +97,7 @@ async def nginx(folder: Path, upstreams: Sequence[Upstream], certificate: str = 
     path = folder / "nginx.conf"
     path.write_text(
         f"daemon off; master_process off; pid {folder}/nginx.pid; error_log stderr warn;\n"
-        f"events {{}}\nhttp {{\naccess_log off;\n{folders}{text}}}\n"
+        f"events {{ worker_connections 4096; }}\nhttp {{\naccess_log off;\n{folders}{text}}}\n"
     )
     command = [program, "-p", str(folder), "-c", str(path), "-e", "stderr"]
     async with _running(command, f"http://127.0.0.1:{proxy.rest}/v2/health/live"):
