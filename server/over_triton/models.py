@@ -162,10 +162,10 @@ class TritonModels:
         self._look.set()
 
     def _place(self) -> None:
-        """Who has which version, as far as is known."""
+        """Who has which version. One that has come up anew is asked for its configs before it is sent anything."""
         for key, version in self._versions.items():
             same = version.message.SerializeToString(deterministic=True)
-            version.serve_by([s for s in self.pool.up if s.has(key) and self._configs.get((s, key), same) == same])
+            version.serve_by([s for s in self.pool.up if s.has(key) and self._configs.get((s, key)) == same])
 
     async def _follow_on(self) -> None:
         while True:

@@ -324,3 +324,51 @@ def test_a_triton_that_hangs_costs_its_callers_their_deadline(tmp_path: Path) ->
     assert told.counts(until=at[0]).keys() == {"ok"}
     assert told.counts().keys() <= {"ok", "StatusCode.DEADLINE_EXCEEDED", "StatusCode.UNAVAILABLE"}
     assert told.counts(since=at[2] + NOTICED_S).keys() == {"ok"}
+
+
+def test_whoever_has_no_deadline_is_told_when_a_connection_is_dead(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A Triton that hangs answers no ping; its requests may have been executed, and are not sent again."""
+    monkeypatch.setenv("FORWARDPASS_TRITON__KEEPALIVE_S", "1")
+    monkeypatch.setenv("FORWARDPASS_TRITON__KEEPALIVE_TIMEOUT_S", "1")
+    with ExitStack() as stack:
+        only = triton(stack, tmp_path)
+        over = stack.enter_context(in_front_of(tmp_path, only))
+        stack.callback(lambda: os.kill(only.pid, signal.SIGCONT))
+
+        async def stop() -> None:
+            await asyncio.sleep(1)
+            os.kill(only.pid, signal.SIGSTOP)
+
+            async def unready() -> bool:
+                return not await ready(over.http)
+
+            await wait_until(unready, NOTICED_S)
+
+        told = asyncio.run(load(over, seconds=1, deed=stop))
+
+    assert told.counts().keys() == {"ok", "StatusCode.UNAVAILABLE"}
+    assert told.slowest_s < NOTICED_S + 4
+
+
+def test_a_shutdown_answers_what_was_admitted(tmp_path: Path) -> None:
+    """SIGTERM under load: whoever was taken in is answered; the exit status is 0."""
+    with ExitStack() as stack:
+        first, second = (triton(stack, tmp_path) for _ in range(2))
+        over = stack.enter_context(in_front_of(tmp_path, first, second))
+        at: list[float] = []
+
+        async def end_it() -> None:
+            await asyncio.sleep(1)
+            at.append(time.monotonic())
+            assert await asyncio.to_thread(over.terminate) == 0
+
+        told = asyncio.run(load(over, seconds=0, deed=end_it))
+
+    assert told.wrong == 0
+    assert told.counts(until=at[0]).keys() == {"ok"}
+    assert told.counts().keys() <= {"ok", "StatusCode.UNAVAILABLE"}
+    log = (tmp_path / "gateway.log").read_text()
+    assert "ERROR" not in log, log
+    assert "Traceback" not in log, log

@@ -349,6 +349,16 @@ async def test_a_server_that_does_not_answer_probes_is_ejected_and_comes_back() 
         await ask(models)
 
 
+async def test_a_server_is_not_ejected_because_this_process_was_late() -> None:
+    """A loop that hangs hears of no answer in time, and would eject everybody at once."""
+    triton = FakeTriton()
+    async with over(triton, probe_timeout_s=0.2) as models:
+        for _ in range(3):
+            await asyncio.sleep(0.15)
+            time.sleep(0.6)  # noqa: ASYNC251 - it is the fault
+        assert models.pool.servers[0].health.ejections == 0
+
+
 async def test_a_server_that_stops_is_ejected_by_its_own_word() -> None:
     """Not ready, with nothing wrong with its models."""
     triton = FakeTriton()
@@ -480,6 +490,23 @@ async def test_what_is_not_passed_through_is_said(more: str, words: str) -> None
             models.resolve("odd")
         assert [entry.state for entry in models.index()] == ["READY", "UNAVAILABLE"]
         await ask(models)
+
+
+async def test_a_server_that_comes_back_with_another_config_gets_nothing_of_the_old_one() -> None:
+    """It is asked what it has before it is sent anything; the other one goes on."""
+    one, other = FakeTriton(), FakeTriton()
+    async with over(one, other) as models:
+        await ask(models)
+        await one.stop()
+        await until(lambda: len(models.pool.up) == 1)
+        changed = Model(CONFIG.replace("max_batch_size: 8", "max_batch_size: 4"))
+        one.models[changed.key], before = changed, len(one.requests)
+        await one.start()
+        await until(lambda: len(models.pool.up) == 2)
+        for _ in range(6):
+            await ask(models)
+
+    assert len(one.requests) == before
 
 
 async def test_a_name_is_looked_up_again_and_again() -> None:

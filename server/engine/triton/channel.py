@@ -51,6 +51,8 @@ class Channels:
             ("grpc.use_local_subchannel_pool", 1),
             ("grpc.keepalive_time_ms", _ms(settings.keepalive_s)),
             ("grpc.keepalive_timeout_ms", _ms(settings.keepalive_timeout_s)),
+            # It is this one, a minute by default, that ends a connection on which answers are awaited.
+            ("grpc.http2.ping_timeout_ms", _ms(settings.keepalive_timeout_s)),
             ("grpc.keepalive_permit_without_calls", 1),
             # Servers count pings without data as an offence; the probes are the data between them.
             ("grpc.http2.max_pings_without_data", 0),
