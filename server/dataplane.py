@@ -15,6 +15,7 @@ from typing import Protocol
 
 from server import __version__
 from server.call import Settled, answer, settle_into
+from server.classification import Classes, classify
 from server.errors import ControlNotAllowed, InvalidRequest, ServingError, UnknownModel, Unsupported
 from server.lifecycle import Lifecycle, State
 from server.observability.log_control import LogControl
@@ -27,7 +28,7 @@ from server.repository.repository import NOT_LOADED, UNLOADED
 from server.scheduler.statistics import ModelStatistics
 from server.served import Served
 from server.settings import LogSettings, RepositorySettings, SharedMemorySettings, TraceSettings
-from server.shared_memory.requests import SharedMemory
+from server.shared_memory.requests import SharedMemory, Submit
 from server.tensor import Array, Tensor, TensorSpec
 from server.types import (
     IndexEntry,
@@ -37,11 +38,13 @@ from server.types import (
     PredictRequest,
     PredictResponse,
     ServerMetadata,
+    Special,
 )
 
 SERVER_NAME = "forwardpass"
 EXTENSIONS = (
     "binary_tensor_data",
+    "classification",
     "model_configuration",
     "model_repository",
     "model_repository(unload_dependents)",
@@ -57,7 +60,7 @@ EXTENSIONS = (
 """Triton's names for the extensions of v2 that are served; `predict` is ours."""
 
 
-_model_of = attrgetter("model_name", "model_version", "shared")
+_model_of = attrgetter("model_name", "model_version", "special")
 
 
 class Models(Protocol):
@@ -101,7 +104,7 @@ class DataPlane:
 
     def submit(self, requests: Sequence[InferRequest]) -> None:
         """Take in requests that arrived together. Each is settled exactly once, maybe before this returns."""
-        for (name, version, shared), group in groupby(requests, _model_of):
+        for (name, version, special), group in groupby(requests, _model_of):
             same = list(group)
             try:
                 served = self._models.resolve(name, version)
@@ -109,29 +112,45 @@ class DataPlane:
                 for request in same:
                     request.settle(error)
             else:
-                if shared is None:
+                if special is None:
                     if self.tracing.active:
                         self.tracing.watch(same, name, served.model.version)
                     served.submit(same)
                     continue
-                for request in same:  # It comes back here with its tensors.
-                    self.shared_memory.take(request, shared, self.submit)
+                for request in same:
+                    if self._prepared(request, special, served, self.submit):
+                        served.submit((request,))
 
     def stream(self, requests: Sequence[InferRequest]) -> None:
         """As `submit`, of callers that take several responses: each request's `caller` is a `Taker`."""
         for request in requests:
+            special = request.special
             try:
                 served = self._models.resolve(request.model_name, request.model_version)
-                if request.shared is not None:
-                    served.check_shared(request.shared)
-                    self.shared_memory.take(request, request.shared, self.stream)
-                    continue
+                if special is not None:
+                    served.check_special(special)
             except ServingError as error:
                 request.settle(error)
+                continue
+            if special is not None:
+                if self._prepared(request, special, served, self.stream):
+                    served.stream(request)
                 continue
             if self.tracing.active:
                 self.tracing.watch((request,), request.model_name, served.model.version)
             served.stream(request)
+
+    def _prepared(self, request: InferRequest, special: Special, served: Served, again: Submit) -> bool:
+        """Whether the request can go on now; else it comes back by `again`, with its tensors."""
+        if special.shared is not None:
+            request.special = Special(None, special.classes) if special.classes else None
+            self.shared_memory.take(request, special.shared, again)
+            return False
+        model, config = served.model, served.model.config
+        classify(request, Classes(special.classes, config.labels, config.max_batch_size > 0), self._pipelines)
+        if self.tracing.active:
+            self.tracing.watch((request,), model.name, model.version)
+        return True
 
     def decoupled(self, name: str, version: str = "") -> bool:
         """Whether the model may give several responses, or none, to a request; False if it is not in service."""

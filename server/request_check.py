@@ -12,6 +12,7 @@ from math import prod
 from operator import is_
 
 from server.buckets import Buckets
+from server.classification import refuse_datatype
 from server.errors import InvalidRequest
 from server.repository.model_config import ModelConfig
 from server.sequence_check import SequenceCheck, refuse_sequence
@@ -31,7 +32,7 @@ class RequestCheck:
     def __init__(self, config: ModelConfig) -> None:
         self._model_name = config.name
         self._inputs = {spec.name: spec for spec in config.inputs}
-        self._outputs = frozenset(spec.name for spec in config.outputs)
+        self._outputs = {spec.name: spec.datatype for spec in config.outputs}
         self._max_batch_size = config.max_batch_size
         self._batched = config.max_batch_size > 0
         self._variable = any(-1 in spec.dims or spec.optional for spec in config.inputs)
@@ -49,9 +50,9 @@ class RequestCheck:
 
         Raises:
             InvalidRequest: a tensor is missing, unknown, there twice, of another datatype or shape, or text that is
-                not UTF-8; the batch is empty or too large; a requested output is unknown; `timeout` or
-                `priority` is no whole number; the tenant's name is too long; of a model that batches sequences also
-                what `server.sequence_check` says.
+                not UTF-8; the batch is empty or too large; a requested output is unknown, or wanted as classes that its
+                datatype does not have; `timeout` or `priority` is no whole number; the tenant's name is too long; of a
+                model that batches sequences also what `server.sequence_check` says.
             Unsupported: the request belongs to a sequence, and the model keeps none.
         """
         if self._fair_by_tenant and len(request.tenant) > LONGEST_TENANT:
@@ -80,7 +81,7 @@ class RequestCheck:
         request.inputs = ordered
         request.signature = self._signature(ordered)
         if request.outputs:
-            self._check_outputs(request.outputs)
+            self._check_outputs(request.outputs, request.special.classes if request.special is not None else {})
         if request.parameters or self._sequences is not None:
             _check_parameters(request, self._sequences)
         if form is not None and in_order and not self._has_text:
@@ -155,7 +156,7 @@ class RequestCheck:
         # What was left out is told from what is there by its rank.
         return tuple(shapes.get(name, (0,) * (len(spec.dims) + 1)) for name, spec in self._inputs.items())
 
-    def _check_outputs(self, outputs: Sequence[str]) -> None:
+    def _check_outputs(self, outputs: Sequence[str], classes: Collection[str]) -> None:
         for index, name in enumerate(outputs):
             if name not in self._outputs:
                 known = ", ".join(sorted(self._outputs))
@@ -165,6 +166,8 @@ class RequestCheck:
                 )
             if name in outputs[:index]:
                 raise InvalidRequest(f"outputs[{index}].name", f"output '{name}' is requested twice")
+            if name in classes:
+                refuse_datatype(f"outputs[{index}]", self._outputs[name])
 
 
 def _listed(values: Iterable[object]) -> str:

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import time
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 from server.errors import ModelNotReady, ServingError, UnknownModel, Unsupported
 from server.repository.repository import ServedModel
@@ -14,10 +14,7 @@ from server.request_check import RequestCheck
 from server.scheduler.sequence_batcher import SequenceBatcher
 from server.scheduler.statistics import ModelStatistics
 from server.sequences import sequence_id
-from server.types import IndexEntry, InferRequest
-
-if TYPE_CHECKING:
-    from server.shared_memory.references import SharedTensors
+from server.types import IndexEntry, InferRequest, Special
 
 
 class ModelBatcher(Protocol):
@@ -77,8 +74,8 @@ class Served:
         """As `submit`, of a caller that takes several responses."""
         self.submit((request,))
 
-    def check_shared(self, shared: SharedTensors) -> None:
-        """Raises Unsupported for tensors in shared memory that the model can't have there."""
+    def check_special(self, special: Special) -> None:
+        """Raises Unsupported for what the model can't do with its tensors."""
 
     async def drain(self, until_ns: int) -> None:
         """Answer all that was admitted; what is left at `until_ns` is settled as UNAVAILABLE."""
@@ -104,9 +101,11 @@ class DecoupledServed(Served):
     def stream(self, request: InferRequest) -> None:
         super().submit((request,))
 
-    def check_shared(self, shared: SharedTensors) -> None:
-        if shared.outputs:
+    def check_special(self, special: Special) -> None:
+        if special.shared is not None and special.shared.outputs:
             raise Unsupported("outputs", "several responses can't have one place in shared memory")
+        if special.classes:
+            raise Unsupported("outputs", "several responses can't be classified, ask for the tensors")
 
 
 class SequenceServed(Served):

@@ -119,6 +119,15 @@ class Form:
         self.signature: object = None
 
 
+class Special(NamedTuple):
+    """What few requests say of their tensors, beyond what they are."""
+
+    shared: SharedTensors | None
+    """Those that are in shared memory, if any."""
+    classes: Mapping[str, int]
+    """The outputs that are wanted as their best classes, and how many of them."""
+
+
 class InferRequest:
     """One call of `infer`, from the transport to its settlement.
 
@@ -147,8 +156,8 @@ class InferRequest:
         "received_ns",
         "rows",
         "settled",
-        "shared",
         "signature",
+        "special",
         "tenant",
     )
 
@@ -193,8 +202,8 @@ class InferRequest:
         """Whatever the transport needs to find the one who waits for the outcome."""
         self.holder: Holder | None = None
         """Who admitted it, and so must hear of a cancellation; set by the data plane."""
-        self.shared: SharedTensors | None = None
-        """Its tensors that are in shared memory, if any; set by the transport. None again once they are seen to."""
+        self.special: Special | None = None
+        """Set by the transport. What is in shared memory is left out once it is seen to; None: nothing is special."""
         self.settled = False
         self._on_settle = on_settle
 
@@ -231,7 +240,7 @@ class InferRequest:
         self.form = form
         self.caller = caller
         self.holder = None
-        self.shared = None
+        self.special = None
         self.settled = False
         self._on_settle = on_settle
         return self

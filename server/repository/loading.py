@@ -18,7 +18,7 @@ from server.proto.triton import model_config_pb2 as pb
 from server.repository.certificate import Manifest, read_manifest, verify_files
 from server.repository.config_text import CONFIG_FILE
 from server.repository.golden import Golden, golden_file, read_golden, read_raw
-from server.repository.model_config import All, ModelConfig, Specific, from_message, read_model_config
+from server.repository.model_config import All, ModelConfig, Specific, from_message, read_model_config, with_files
 from server.repository.override import WHERE as OVERRIDING_CONFIG
 from server.repository.replay import replay, replay_padded, replay_preprocessing
 from server.repository.reshape import reshaped
@@ -67,13 +67,13 @@ def _nobody(_version: str, _stage: str) -> None:
     return None
 
 
-def _overridden(message: pb.ModelConfig, name: str) -> ModelConfig:
+def _overridden(message: pb.ModelConfig, folder: Path) -> ModelConfig:
     """The config of a load request. What is wrong with it is named by the parameter, not by a file."""
     try:
-        return from_message(message, name)
+        return with_files(from_message(message, folder.name), folder)
     except ModelLoadFailed as error:
         where = error.where.replace(CONFIG_FILE, OVERRIDING_CONFIG, 1)
-        raise ModelLoadFailed(name, where, error.problem) from error
+        raise ModelLoadFailed(folder.name, where, error.problem) from error
 
 
 def failure_of(folder: Path, error: Exception) -> ModelLoadFailed:
@@ -114,7 +114,7 @@ class Loader:
         Raises:
             ModelLoadFailed: what all versions share (config, manifest, pipeline) is at fault.
         """
-        config = read_model_config(folder) if overriding is None else _overridden(overriding, folder.name)
+        config = read_model_config(folder) if overriding is None else _overridden(overriding, folder)
         manifest = read_manifest(folder)
         pipeline = self._pipeline(folder)
         outcome: dict[str, ServedModel | ModelLoadFailed] = {}

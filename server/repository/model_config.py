@@ -8,7 +8,7 @@ model_config.proto adds included. proto3 keeps no difference between a scalar's 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path, PurePosixPath
@@ -22,6 +22,7 @@ from server.repository.batching import DynamicBatching, QueuePolicyConfig, read_
 from server.repository.config_text import CONFIG_FILE, parse_text, write_model_config
 from server.repository.honoured import unhonoured
 from server.repository.instance_groups import read_instance_groups
+from server.repository.labels import read_labels
 from server.repository.length_buckets import LENGTH_BUCKETS, PAD_VALUE, read_buckets
 from server.repository.model_warmup import WarmupSample, read_model_warmup
 from server.repository.refuse import Refuse
@@ -95,6 +96,8 @@ class ModelConfig:
     default_model_filename: str = DEFAULT_MODEL_FILENAME
     label_filenames: Mapping[str, str] = field(default_factory=dict)
     """The file of labels by output name, relative to the model's folder."""
+    labels: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    """What these files say, by output: the label of each class, some empty, maybe fewer or more than classes."""
 
     @property
     def text_is_utf8(self) -> bool:
@@ -158,16 +161,19 @@ def read_model_config(folder: Path) -> ModelConfig:
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
         raise ModelLoadFailed(folder.name, CONFIG_FILE, f"can't be read: {reason}") from error
-    config = from_message(parse_text(text, folder.name), folder.name)
-    if config.sequence_batching is not None:
-        batching = with_initial_data(config.sequence_batching, folder, partial(_refuse, folder.name))
-        config = replace(config, sequence_batching=batching)
-    for output, filename in config.label_filenames.items():
-        if not (folder / filename).is_file():
-            raise ModelLoadFailed(
-                folder.name, CONFIG_FILE, f"output '{output}': label_filename '{filename}' is not there"
-            )
-    return config
+    return with_files(from_message(parse_text(text, folder.name), folder.name), folder)
+
+
+def with_files(config: ModelConfig, folder: Path) -> ModelConfig:
+    """`config` with what files in its model's folder say: labels of classes, initial states of sequences.
+
+    Raises:
+        ModelLoadFailed: a file that the config names is not there, or is not what it must be.
+    """
+    batching = config.sequence_batching
+    if batching is not None:
+        batching = with_initial_data(batching, folder, partial(_refuse, folder.name))
+    return replace(config, sequence_batching=batching, labels=read_labels(folder, config.label_filenames))
 
 
 def from_message(message: pb.ModelConfig, folder_name: str) -> ModelConfig:

@@ -55,7 +55,6 @@ class SharedMemory:
 
     def take(self, request: InferRequest, shared: SharedTensors, submit: Submit) -> None:
         """Read the request's `shared` inputs and `submit` it, or settle it with what is wrong. Never raises."""
-        request.shared = None
         try:
             _Use(self, request, shared).begin(submit)
         except ServingError as error:

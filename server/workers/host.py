@@ -241,8 +241,8 @@ class Host:
         own = self._models.versions(model.name)
         # All versions of a model are in the same place.
         is_tiny = all(tiny(version) for version in own)
-        handle = self._handles[served]
-        return Announced(handle, model.name, model.version, config, model.pipeline, is_tiny, fingerprint)
+        handle, labels = self._handles[served], model.config.labels
+        return Announced(handle, model.name, model.version, config, labels, model.pipeline, is_tiny, fingerprint)
 
     async def watch(self) -> None:
         """Tell of health, of changes of the index and keep what the fronts have counted, until cancelled."""

@@ -13,7 +13,7 @@ import time
 from base64 import b64encode
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -58,6 +58,8 @@ class Announced:
     version: str
     config: bytes
     """The message that config.pbtxt is."""
+    labels: Mapping[str, Sequence[str]]
+    """Of its outputs' classes, as of `ModelConfig`."""
     pipeline: Any
     tiny: bool
     """It is to be loaded in the fronts too."""
@@ -308,7 +310,8 @@ class RemoteModels:
         del self._loading[name]
 
     def _serve(self, told: Announced) -> Served:
-        config = from_message(model_config_pb2.ModelConfig.FromString(told.config), told.name)
+        message = model_config_pb2.ModelConfig.FromString(told.config)
+        config = replace(from_message(message, told.name), labels=told.labels)
         model = ServedModel(told.name, told.version, config, Elsewhere(), told.pipeline, None, {})
         # A version that was here before goes on counting where it was.
         statistics = self._local.statistics_of(told.name, told.version)

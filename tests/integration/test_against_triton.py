@@ -27,12 +27,13 @@ from loadtests.benchmarks.peers.running import free_ports
 from server.local_triton.process import LocalTriton, Ports
 from server.local_triton.program import TritonMissing, find
 from tests.e2e.conftest import REPOSITORY, ROOT, end, start
-from tests.support.onnx_models import linear_folder, text_folder
+from tests.support.onnx_models import echo_folder, linear_folder, text_folder
 from tests.support.parts import lacking
 
 pytestmark = pytest.mark.e2e
 
 X = np.arange(6, dtype=np.float32).reshape(2, 3)
+CLASSES = np.array([[0.5, 2, 1, 2, -1e-9], [3, 3, np.inf, 1e20, 7]], np.float32)
 ABSOLUTE = 1e-5
 
 
@@ -46,7 +47,8 @@ class Sides:
 
 @pytest.fixture(scope="module")
 def sides(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sides]:
-    """Both servers on one repository: the shipped models, a plain one with two versions, one that takes no batch."""
+    """Both servers on one repository: the shipped models, a plain one with two versions, and some that give back what
+    they get: numbers with labels, one without a batch, FP16."""
     try:
         program = find(folder=ROOT / "build" / "triton")
     except TritonMissing as missing:
@@ -58,6 +60,9 @@ def sides(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sides]:
         (repository / model).symlink_to(REPOSITORY / model)
     linear_folder(repository, "linear", versions=(1, 3), more="version_policy { all {} }\ndynamic_batching {}")
     text_folder(repository, "text")
+    echo_folder(repository, "echo", labels=["cat", "", "dog"])
+    echo_folder(repository, "flat", max_batch_size=0, labels=["cat", "dog"])
+    echo_folder(repository, "half", datatype="FP16")
     log = folder / "triton.log"
     with ExitStack() as stack:
         output = stack.enter_context(log.open("wb"))
@@ -106,7 +111,8 @@ def infer(
         else:
             tensor.set_data_from_numpy(array, binary_data=binary)
         tensors.append(tensor)
-    wanted = [module.InferRequestedOutput(name, class_count=classes) for name in outputs] or None
+    how = {} if transport == "grpc" else {"binary_data": binary}
+    wanted = [module.InferRequestedOutput(name, class_count=classes, **how) for name in outputs] or None
     result = client.infer(model, tensors, outputs=wanted, **more)
     response = result.get_response(as_json=True) if transport == "grpc" else result.get_response()
     found = {one["name"]: (one["datatype"], [int(n) for n in one["shape"]]) for one in response["outputs"]}
@@ -161,6 +167,16 @@ ASKED: dict[str, Ask] = {
     "too many rows": lambda client, kind: infer(client, kind, "linear", {"x": np.zeros((9, 3), np.float32)}),
     "a wrong datatype": lambda client, kind: infer(client, kind, "linear", {"x": X.astype(np.int32)}, datatype="INT32"),
     "an input that is there twice over": lambda client, kind: infer(client, kind, "linear", {"x": X, "z": X}),
+    "two classes": lambda client, kind: infer(client, kind, "echo", {"x": CLASSES}, ("y",), classes=2),
+    "more classes than there are": lambda client, kind: infer(client, kind, "echo", {"x": CLASSES}, ("y",), classes=9),
+    "classes without a batch": lambda client, kind: infer(client, kind, "flat", {"x": CLASSES[0]}, ("y",), classes=2),
+    "classes as JSON": lambda client, kind: infer(
+        client, kind, "digits", {"image": np.ones((1, 1, 20, 20), np.float32)}, ("logits",), classes=3, binary=False
+    ),
+    "classes below zero": lambda client, kind: infer(client, kind, "echo", {"x": CLASSES}, ("y",), classes=-1),
+    "classes of a datatype that has none": lambda client, kind: infer(
+        client, kind, "half", {"x": X.astype(np.float16)}, ("y",), datatype="FP16", classes=2
+    ),
     "metadata of an unknown model": lambda client, _: client.get_model_metadata("nobody"),
     "the config of an unknown model": lambda client, _: client.get_model_config("nobody"),
     "statistics of an unknown model": lambda client, _: client.get_inference_statistics("nobody"),
@@ -170,6 +186,7 @@ STATUS_DIFFERS = {
     ("a version that is no number", "grpc"): (_BAD, _ABSENT),
     ("statistics of an unknown model", "grpc"): (_BAD, _ABSENT),
     ("statistics of an unknown model", "http"): ("400", "404"),
+    ("classes below zero", "http"): ("500", "400"),
 }
 """Triton's status and ours, by the call and the transport, where they differ; each is in transport/README.md."""
 

@@ -72,8 +72,9 @@ class FakeDataPlane:
 
     def submit(self, requests: Sequence[InferRequest]) -> None:
         for request in requests:
-            if request.shared is not None:
-                self.shared_memory.take(request, request.shared, self.submit)
+            if request.special is not None and request.special.shared is not None:
+                shared, request.special = request.special.shared, None
+                self.shared_memory.take(request, shared, self.submit)
                 continue
             self.requests.append(request)
             self.arrived.set()

@@ -10,8 +10,28 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
+from server.tensor import DATATYPES
+
 WEIGHTS = np.arange(6, dtype=np.float32).reshape(3, 2)
 """`linear` gives ``x @ WEIGHTS``."""
+
+ONNX_TYPES = {
+    "BOOL": TensorProto.BOOL,
+    "UINT8": TensorProto.UINT8,
+    "UINT16": TensorProto.UINT16,
+    "UINT32": TensorProto.UINT32,
+    "UINT64": TensorProto.UINT64,
+    "INT8": TensorProto.INT8,
+    "INT16": TensorProto.INT16,
+    "INT32": TensorProto.INT32,
+    "INT64": TensorProto.INT64,
+    "FP16": TensorProto.FLOAT16,
+    "BF16": TensorProto.BFLOAT16,
+    "FP32": TensorProto.FLOAT,
+    "FP64": TensorProto.DOUBLE,
+    "BYTES": TensorProto.STRING,
+}
+"""By v2 datatype."""
 
 CONFIG = """
 name: "{name}"
@@ -251,4 +271,50 @@ def accumulator_folder(
         name=name, max_batch_size=max_batch_size, strategy=strategy, initial=initial, more=more
     )
     (folder / "config.pbtxt").write_text(text)
+    return folder
+
+
+ECHO_CONFIG = """
+name: "{name}"
+backend: "onnxruntime"
+max_batch_size: {max_batch_size}
+input {{ name: "x" data_type: {datatype} dims: {dims} }}
+output {{ name: "y" data_type: {datatype} dims: {dims} {labels} }}
+{more}
+"""
+
+
+def echo_folder(
+    root: Path,
+    name: str,
+    *,
+    datatype: str = "FP32",
+    dims: Sequence[int] = (-1,),
+    max_batch_size: int = 8,
+    labels: Sequence[str] = (),
+    more: str = "dynamic_batching { }",
+) -> Path:
+    """A model folder whose output y is its input x, of one v2 datatype; `labels` are those of y's classes."""
+    folder = root / name
+    sizes = [None if size == -1 else size for size in dims]
+    shape = ["batch", *sizes] if max_batch_size else sizes
+    kind = ONNX_TYPES[datatype]
+    save(
+        folder / "1" / "model.onnx",
+        [helper.make_node("Identity", ["x"], ["y"])],
+        [tensor("x", shape, kind)],
+        [tensor("y", shape, kind)],
+    )
+    named = 'label_filename: "labels.txt"' if labels else ""
+    text = ECHO_CONFIG.format(
+        name=name,
+        max_batch_size=max_batch_size,
+        datatype=DATATYPES[datatype].config,
+        dims=list(dims),
+        labels=named,
+        more=more if max_batch_size else "",
+    )
+    (folder / "config.pbtxt").write_text(text)
+    if labels:
+        (folder / "labels.txt").write_text("".join(f"{label}\n" for label in labels))
     return folder

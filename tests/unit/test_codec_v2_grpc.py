@@ -13,7 +13,7 @@ from tritonclient.grpc import service_pb2 as pb
 from server.errors import Code, InvalidRequest, ServingError
 from server.tensor import Tensor
 from server.transport.codec.v2_grpc import decode_infer, encode_infer
-from server.types import InferRequest, InferResponse, Outcome
+from server.types import InferRequest, InferResponse, Outcome, Special
 
 
 def _ignore(_request: InferRequest, _outcome: Outcome) -> None:
@@ -196,9 +196,13 @@ MALFORMED = {
         edited(lambda m: (m.outputs.add(name="sum"), m.outputs.add())),
         "outputs[1].name:",
     ),
-    "classification": (
-        edited(lambda m: setattr(m.outputs.add(name="sum").parameters["classification"], "int64_param", 3)),
-        "outputs[0].parameters.classification:",
+    "no classes": (
+        edited(lambda m: setattr(m.outputs.add(name="sum").parameters["classification"], "int64_param", 0)),
+        "outputs[0].parameters.classification: invalid value for 'classification' parameter",
+    ),
+    "classes that are text": (
+        edited(lambda m: setattr(m.outputs.add(name="sum").parameters["classification"], "string_param", "3")),
+        "outputs[0].parameters.classification: invalid value type for 'classification' parameter",
     ),
     "an output in shared memory without its size": (
         edited(lambda m: setattr(m.outputs.add(name="sum").parameters["shared_memory_region"], "string_param", "r")),
@@ -279,3 +283,20 @@ def test_the_response_is_always_raw() -> None:
         "s": "string_param",
     }
     assert message.parameters["u"].uint64_param == 2**63
+
+
+def test_outputs_as_classes_are_told_apart() -> None:
+    """How many of which, beside an output in shared memory; a request that asks for neither is not special."""
+    message = request()
+    message.outputs.add(name="sum").parameters["classification"].int64_param = 2
+    decoded = decode(message)
+    assert (decoded.outputs, decoded.special) == (["sum"], Special(None, {"sum": 2}))
+
+    other = message.outputs.add(name="z")
+    other.parameters["shared_memory_region"].string_param = "r"
+    other.parameters["shared_memory_byte_size"].int64_param = 8
+    both = decode(message).special
+    assert both is not None
+    assert both.shared is not None
+    assert (list(both.shared.outputs), both.classes) == (["z"], {"sum": 2})
+    assert decode(request()).special is None

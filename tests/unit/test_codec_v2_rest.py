@@ -19,7 +19,7 @@ from server.transport.codec.v2_rest import (
     encode_infer,
     parse_header_length,
 )
-from server.types import InferRequest, InferResponse, Outcome
+from server.types import InferRequest, InferResponse, Outcome, Special
 
 
 def _ignore(_request: InferRequest, _outcome: Outcome) -> None:
@@ -227,8 +227,16 @@ MALFORMED: dict[str, tuple[tuple[bytes, int | None], str]] = {
         rest(outputs=[{"name": "s", "parameters": {"binary_data": "yes"}}]),
         "outputs[0].parameters.binary_data:",
     ),
-    "classification": (
-        rest(outputs=[{"name": "s", "parameters": {"classification": 3}}]),
+    "classes below zero": (
+        rest(outputs=[{"name": "s", "parameters": {"classification": -1}}]),
+        "outputs[0].parameters.classification: invalid value for 'classification' parameter",
+    ),
+    "classes that are text": (
+        rest(outputs=[{"name": "s"}, {"name": "t", "parameters": {"classification": "3"}}]),
+        "outputs[1].parameters.classification: invalid value type for 'classification' parameter",
+    ),
+    "classes that are true": (
+        rest(outputs=[{"name": "s", "parameters": {"classification": True}}]),
         "outputs[0].parameters.classification:",
     ),
     "an output in shared memory without its size": (
@@ -400,3 +408,18 @@ def test_json_is_exact_for_fp32() -> None:
     parts, _ = encode_infer(answer(Tensor.from_numpy("a", np.array([0.1], "<f4"))), OutputFormat(False, {}))
     assert b"[0.1]" in parts[0]
     assert orjson.loads(parts[0])["outputs"][0]["data"] == [0.1]
+
+
+def test_outputs_as_classes_are_told_apart() -> None:
+    """How many of which; 0 is none, as with Triton. They make no request special that does not ask."""
+    outputs = [
+        {"name": "s", "parameters": {"classification": 3, "binary_data": True}},
+        {"name": "t", "parameters": {"classification": 0}},
+        {"name": "u"},
+    ]
+    request, formats = decode(*rest(outputs=outputs))
+    assert (request.outputs, request.special) == (["s", "t", "u"], Special(None, {"s": 3}))
+    assert formats.binary("s")
+
+    plain, _ = decode(*rest(outputs=outputs[1:]))
+    assert plain.special is None

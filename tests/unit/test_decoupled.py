@@ -19,7 +19,7 @@ from server.errors import Cancelled, Draining, EngineFailure, InvalidRequest, Mo
 from server.repository.model_config import read_model_config
 from server.shared_memory.references import Reference, SharedTensors
 from server.tensor import Tensor
-from server.types import InferRequest, InferResponse
+from server.types import InferRequest, InferResponse, Special
 from tests.unit.test_dataplane import Plane
 
 CONFIG = """
@@ -126,11 +126,12 @@ async def test_a_caller_of_one_answer_is_refused(plane: Plane) -> None:
 
 
 async def test_a_request_that_is_wrong_is_refused_like_any_other(plane: Plane) -> None:
-    """Before a pass is begun: an unknown model, a wrong shape, outputs in shared memory."""
+    """Before a pass is begun: an unknown model, a wrong shape, outputs in shared memory or as classes."""
     for error, rest in (
         (UnknownModel, {"model": "nobody"}),
         (InvalidRequest, {"inputs": [Tensor.from_numpy("x", np.zeros((1, 2), np.float32))]}),
-        (Unsupported, {"shared": SharedTensors((), {"y": Reference("r", 4, 0)})}),
+        (Unsupported, {"special": Special(SharedTensors((), {"y": Reference("r", 4, 0)}), {})}),
+        (Unsupported, {"special": Special(None, {"y": 1})}),
     ):
         with pytest.raises(error):
             await anext(asked(plane, 1, **rest)[1])

@@ -30,6 +30,7 @@ FLOORS = {
     "server.engine": 2,
     "server.pipeline": 2,
     "server.call": 2,
+    "server.classification": 2,
     "server.shared_memory": 2,
     "server.shared_memory.references": 1,
     "server.lifecycle": 1,

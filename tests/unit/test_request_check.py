@@ -10,7 +10,7 @@ from server.errors import InvalidRequest, Unsupported
 from server.repository.model_config import from_message
 from server.request_check import LONGEST_TENANT, RequestCheck
 from server.tensor import Tensor, pack_bytes
-from server.types import Form, InferRequest, Parameter
+from server.types import Form, InferRequest, Parameter, Special
 
 CONFIG = """
 name: "m" platform: "onnxruntime_onnx" max_batch_size: 4
@@ -97,6 +97,19 @@ def test_a_bad_request_is_refused_with_the_field_at_fault(bad: InferRequest, fie
         check()(bad)
 
     assert caught.value.field == field
+
+
+@pytest.mark.parametrize("datatype", ["FP16", "BF16", "BOOL", "STRING"])
+def test_classes_of_a_datatype_that_has_none_are_refused(datatype: str) -> None:
+    """Before the pass, in Triton's words; other outputs of the model may have classes."""
+    text = CONFIG.replace('"z" data_type: TYPE_FP32', f'"z" data_type: TYPE_{datatype}')
+    bad = request(a(1, 3), b(1, 1, 2), outputs=("y", "z"))
+    bad.special = Special(None, {"y": 2})
+    check(text)(bad)
+    bad.special = Special(None, {"y": 2, "z": 1})
+
+    with pytest.raises(InvalidRequest, match=r"outputs\[1\]\.parameters\.classification: class result not available"):
+        check(text)(bad)
 
 
 def test_the_limit_is_named() -> None:

@@ -193,7 +193,6 @@ class Model:
 
     def submit(self, requests: Sequence[InferRequest]) -> None:
         for request in requests:
-            assert request.shared is None
             request.holder = self
             self.requests.append(request)
             if not self.held:

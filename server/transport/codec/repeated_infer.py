@@ -143,7 +143,7 @@ class InferCodec:
 
     def _remember(self, request: InferRequest, formats: OutputFormat, json: bytes) -> OutputFormat | Layout:
         """The layout of a request that was decoded the plain way, if others may follow it."""
-        if request.shared is not None:
+        if request.special is not None:
             return formats
         if not all(type(t.data) is memoryview and DATATYPES[t.datatype].size for t in request.inputs):
             return formats

@@ -15,6 +15,7 @@ from server.shared_memory.references import Reference, SharedInput, SharedTensor
 from server.shared_memory.regions import Region
 from server.tensor import Datatype
 from server.transport.codec.tensors import check_raw, quoted
+from server.types import Special
 
 REGION, OFFSET, BYTE_SIZE = "shared_memory_region", "shared_memory_offset", "shared_memory_byte_size"
 _LARGEST = 2**63 - 1
@@ -84,6 +85,12 @@ class SharedParts:
     def gathered(self) -> SharedTensors | None:
         """None if all its tensors are in the request, and in the answer."""
         return SharedTensors(tuple(self._inputs), self._outputs) if self._inputs or self._outputs else None
+
+
+def special_of(shared: SharedParts, classes: Mapping[str, int]) -> Special | None:
+    """What a request says of its tensors beyond what they are; None where that is nothing."""
+    tensors = shared.gathered()
+    return Special(tensors, classes) if tensors is not None or classes else None
 
 
 def parameters_of(reference: Reference) -> dict[str, str | int]:

@@ -1,22 +1,17 @@
-"""Checks on one tensor that both protocols share: datatype, shape, byte length, framing, parameters."""
+"""Checks on one tensor that both protocols share: datatype, shape, byte length, framing, classes."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from server.errors import InvalidRequest, Unsupported
+from server.errors import InvalidRequest
 from server.tensor import DATATYPES, Buffer, Datatype, unpack_bytes
 
 _MAX_ELEMENTS = sys.maxsize
 _QUOTED = 64
-
-_UNSUPPORTED_PARAMETERS = {
-    "classification": "the classification extension is not supported, use predict",
-}
-"""Tensor parameters of Triton's extensions that would change the answer; to ignore them would be wrong."""
 
 
 def quoted(text: object) -> str:
@@ -76,9 +71,17 @@ def check_raw(field: str, datatype: Datatype, count: int, data: Buffer) -> None:
         raise InvalidRequest(field, str(error)) from error
 
 
-def check_tensor_parameters(field: str, names: Iterable[str]) -> None:
-    """Raises Unsupported for a parameter of an extension that is not served; unknown ones pass, as in Triton."""
-    for name in names:
-        problem = _UNSUPPORTED_PARAMETERS.get(name)
-        if problem is not None:
-            raise Unsupported(f"{field}.parameters.{name}", problem)
+def class_count(field: str, parameters: Mapping[str, object], least: int) -> int:
+    """How many classes are wanted of a requested output by its `parameters`; 0: none, but the tensor itself.
+
+    Raises:
+        InvalidRequest: it is no whole number from `least` on.
+    """
+    count = parameters.get("classification", 0)
+    if type(count) is int and ("classification" not in parameters or count >= least):
+        return count
+    wrong = "value" if type(count) is int else "value type"
+    raise InvalidRequest(
+        f"{field}.parameters.classification",
+        f"invalid {wrong} for 'classification' parameter, expected a whole number from {least}, got {quoted(count)}",
+    )

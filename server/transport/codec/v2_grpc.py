@@ -11,12 +11,12 @@ from server.errors import InvalidRequest
 from server.proto.parameters import set_parameter
 from server.proto.triton import service_pb2 as pb
 from server.tensor import Datatype, Tensor, pack_bytes
-from server.transport.codec.shared_memory import SharedParts, parameters_of, reference_of
+from server.transport.codec.shared_memory import SharedParts, parameters_of, reference_of, special_of
 from server.transport.codec.tensors import (
     check_datatype,
     check_name,
     check_raw,
-    check_tensor_parameters,
+    class_count,
     count_elements,
     quoted,
 )
@@ -50,7 +50,6 @@ def decode_infer(
 
     Raises:
         InvalidRequest: the message contradicts itself (lengths, datatypes, shapes, both kinds of contents).
-        Unsupported: classification.
     """
     if not message.model_name:
         raise InvalidRequest("model_name", "is empty")
@@ -58,7 +57,7 @@ def decode_infer(
     inputs = _Inputs(message, shared).decode()
     if not inputs:
         raise InvalidRequest("inputs", "is empty")
-    outputs = _outputs(message.outputs, shared) if message.outputs else ()
+    outputs, classes = _outputs(message.outputs, shared) if message.outputs else ((), {})
     request = InferRequest(
         message.model_name,
         inputs,
@@ -70,7 +69,7 @@ def decode_infer(
         parameters=_parameters("parameters", message.parameters) if message.parameters else None,
         deadline_ns=deadline_ns,
     )
-    request.shared = shared.gathered()
+    request.special = special_of(shared, classes)
     return request
 
 
@@ -136,7 +135,6 @@ class _Inputs:
         count = count_elements(field, shape)
         has_contents = tensor.HasField("contents") and tensor.contents.ByteSize()
         if tensor.parameters:
-            check_tensor_parameters(field, tensor.parameters)
             reference = reference_of(field, name, _parameters(f"{field}.parameters", tensor.parameters))
             if reference is not None:
                 if has_contents:
@@ -177,8 +175,9 @@ def _typed(field: str, datatype: Datatype, count: int, contents: Any) -> bytes:
     return np.fromiter(values, datatype.numpy, count).tobytes()
 
 
-def _outputs(requested: Any, shared: SharedParts) -> list[str]:
-    names = []
+def _outputs(requested: Any, shared: SharedParts) -> tuple[list[str], dict[str, int]]:
+    """The names, and of how many the best classes are wanted."""
+    names, classes = [], {}
     for index, output in enumerate(requested):
         field = f"outputs[{index}]"
         name = check_name(field, output.name)
@@ -186,10 +185,12 @@ def _outputs(requested: Any, shared: SharedParts) -> list[str]:
         if output.parameters:
             parameters = _parameters(f"{field}.parameters", output.parameters)
             reference = reference_of(field, name, parameters)
-            check_tensor_parameters(field, parameters)
             if reference is not None:
                 shared.output(name, reference)
-    return names
+            count = class_count(field, parameters, 1)
+            if count:
+                classes[name] = count
+    return names, classes
 
 
 def _parameters(field: str, parameters: Mapping[str, Any]) -> dict[str, Parameter]:

@@ -15,12 +15,12 @@ import orjson
 from server.errors import InvalidRequest
 from server.tensor import DATATYPES, Tensor, TensorSpec, pack_bytes
 from server.transport.codec.json_data import pack_json, unpack_json
-from server.transport.codec.shared_memory import SharedParts, parameters_of, reference_of
+from server.transport.codec.shared_memory import SharedParts, parameters_of, reference_of, special_of
 from server.transport.codec.tensors import (
     check_datatype,
     check_name,
     check_raw,
-    check_tensor_parameters,
+    class_count,
     count_elements,
     quoted,
 )
@@ -56,7 +56,6 @@ def decode_infer(call: Call, body: bytes, header_length: int | None = None) -> t
 
     Raises:
         InvalidRequest: the body is no JSON, contradicts itself, or its lengths do not add up.
-        Unsupported: classification.
     """
     view = memoryview(body)
     size = len(view) if header_length is None else header_length
@@ -67,12 +66,12 @@ def decode_infer(call: Call, body: bytes, header_length: int | None = None) -> t
     inputs = _Inputs(view, size, shared).decode(document)
     parameters = _parameters("parameters", document.get("parameters"))
     default = _flag("parameters.binary_data_output", parameters.pop("binary_data_output", False))
-    outputs, by_name = _outputs(document.get("outputs"), shared)
+    outputs, by_name, classes = _outputs(document.get("outputs"), shared)
     request_id = document.get("id", "")
     if not isinstance(request_id, str):
         raise InvalidRequest("id", "must be a string")
     request = _request(call, inputs, request_id, outputs, parameters)
-    request.shared = shared.gathered()
+    request.special = special_of(shared, classes)
     return request, OutputFormat(default, by_name)
 
 
@@ -167,7 +166,6 @@ class _Inputs:
         shape = _shape(field, tensor.get("shape"))
         count = count_elements(field, shape)
         parameters = _parameters(f"{field}.parameters", tensor.get("parameters"))
-        check_tensor_parameters(field, parameters)
         size = parameters.get("binary_data_size")
         reference = reference_of(field, name, parameters) if parameters else None
         if reference is not None:
@@ -216,24 +214,28 @@ def _request(
     )
 
 
-def _outputs(entries: object, shared: SharedParts) -> tuple[list[str], dict[str, bool]]:
+def _outputs(entries: object, shared: SharedParts) -> tuple[list[str], dict[str, bool], dict[str, int]]:
+    """The names, which travel as binary or not, and of how many the best classes are wanted."""
     if entries is None:
-        return [], {}
-    names, by_name = [], {}
+        return [], {}, {}
+    names, by_name, classes = [], {}, {}
     for index, entry in enumerate(_list("outputs", entries)):
         field = f"outputs[{index}]"
         output = _object(field, entry)
         name = check_name(field, output.get("name"))
         parameters = _parameters(f"{field}.parameters", output.get("parameters"))
         reference = reference_of(field, name, parameters)
-        check_tensor_parameters(field, parameters)
         if reference is not None:
             shared.output(name, reference)
+        # As in Triton 0 is none over REST, and refused over gRPC.
+        count = class_count(field, parameters, 0)
+        if count:
+            classes[name] = count
         binary = parameters.get("binary_data")
         if binary is not None:
             by_name[name] = _flag(f"{field}.parameters.binary_data", binary)
         names.append(name)
-    return names, by_name
+    return names, by_name, classes
 
 
 def _parameters(field: str, entries: object) -> dict[str, Parameter]:

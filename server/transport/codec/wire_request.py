@@ -24,13 +24,12 @@ from google.protobuf.message import DecodeError
 
 from server.errors import InvalidRequest
 from server.proto.triton import service_pb2 as pb
-from server.shared_memory.references import SharedTensors
 from server.tensor import DATATYPES, Buffer, Tensor
 from server.transport.codec import v2_grpc
 from server.transport.codec.recent import Recent
 from server.transport.codec.tensors import check_raw
 from server.transport.codec.varint import ONE_BYTE, read_length, varint
-from server.types import NO_DEADLINE, Form, InferRequest, Outcome, Parameter
+from server.types import NO_DEADLINE, Form, InferRequest, Outcome, Parameter, Special
 
 _MODEL_NAME, _MODEL_VERSION, _ID, _PARAMETERS, _INPUTS, _OUTPUTS, _RAW = (number << 3 | 2 for number in range(1, 8))
 """The tags of a request's fields; what each of them has is a length, then so many bytes."""
@@ -75,7 +74,7 @@ class _Key:
     form: Form | None
     """None for what is not known: nobody will see its form again."""
     run: _Run | None = None
-    shared: SharedTensors | None = None
+    special: Special | None = None
     """Of what is not known alone."""
 
 
@@ -131,7 +130,6 @@ class Forms:
 
         Raises:
             InvalidRequest: the bytes are no such message, or it contradicts itself.
-            Unsupported: as `v2_grpc.decode_infer`.
         """
         if type(data) is not bytes:
             if len(data) < _VIEW_BYTES:
@@ -162,8 +160,8 @@ class Forms:
             key.form,
             caller,
         )
-        if key.shared is not None:
-            request.shared = key.shared
+        if key.special is not None:
+            request.special = key.special
         return request
 
     def _with_id(self, data: bytes) -> _Found | None:
@@ -199,7 +197,7 @@ class Forms:
         key = self._keys.get(key_bytes)
         if key is None:
             found = _parse(data)
-            if found[0].shared is None and self._seen_before(key_bytes):
+            if found[0].special is None and self._seen_before(key_bytes):
                 self._learn(key_bytes, found)
             return found
         inputs = _inputs(data, raw, key.inputs)
@@ -297,7 +295,7 @@ def _parse(data: bytes | memoryview) -> _Found:
         raise InvalidRequest("message", f"is not a valid {pb.ModelInferRequest.DESCRIPTOR.full_name}") from error
     request = v2_grpc.decode_infer(message, on_settle=_nobody, received_ns=0)
     key = _Key(request.model_name, request.model_version, request.outputs, request.parameters, [], None)
-    key.shared = request.shared
+    key.special = request.special
     return key, request.id, list(request.inputs)
 
 
