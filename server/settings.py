@@ -84,6 +84,9 @@ class HttpSettings(Section):
     HTTP/2 (by ALPN where there is TLS, else by its first bytes)."""
     max_body_bytes: Annotated[int, Field(gt=0, json_schema_extra=flag("--http-max-input-size"))] = 64 * 1024 * 1024
     """Bytes of a request's body, after decompression."""
+    compress_from_bytes: Annotated[int, Field(ge=0)] = 4096
+    """Bytes of an answer's body from which on it is compressed for clients that accept it; below, packets are hardly
+    fewer. 0: no answer is compressed but for those who accept nothing else."""
     max_bodies_bytes: Annotated[int, Field(gt=0)] = 1024 * 1024 * 1024
     """Bytes of bodies that are still arriving, over all connections; a body beyond them is answered 503."""
     max_connections: Annotated[int, Field(gt=0)] = 8192

@@ -9,7 +9,9 @@ from urllib.parse import parse_qsl
 from server.errors import InvalidRequest, Unsupported
 from server.explain import ANSWER_KEY, REQUEST_KEY, Explanation, asked_by
 from server.transport.codec.tensors import quoted
+from server.transport.compress import PLAIN, Accepted, accepted
 from server.transport.forwarding import forwarded
+from server.transport.http1.head import tokens
 from server.transport.http1.reply import Reply, json_reply, with_headers
 from server.transport.inflate import WINDOW_BITS, inflated
 from server.transport.status import failure_of
@@ -121,6 +123,12 @@ def content_encoding(head: Head) -> str:
     if encoding not in WINDOW_BITS:
         raise Unsupported("Content-Encoding", f"{quoted(encoding)} is not supported, use gzip or deflate")
     return encoding
+
+
+def accepted_encoding(head: Head) -> Accepted:
+    """Which coding answers may have, by its Accept-Encoding; without one, none. Raises NotAcceptable."""
+    elements = tokens(head, b"accept-encoding")
+    return accepted(elements) if elements else PLAIN
 
 
 def failure_reply(error: BaseException) -> Reply:

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from server.errors import Draining
 from server.transport.codec.recent import Recent
-from server.transport.exchange import Exchange, failure_reply
+from server.transport.compress import Accepted, Compression, NotAcceptable
+from server.transport.exchange import Exchange, accepted_encoding, failure_reply
 from server.transport.http1.reply import Reply, StreamedReply, error_reply, with_headers
 from server.transport.http1.server import Http1Server
 from server.transport.rest_infer import InferPlan, RestInfer
@@ -36,24 +37,31 @@ class _Plan(NamedTuple):
 
     handler: Handler
     names: Mapping[str, str]
+    accepts: Accepted
 
 
 class RestApp:
     """Answers every turn itself: no exception reaches the listener. infer is plain calls, all else is a task."""
 
-    def __init__(self, dataplane: DataPlane, *, max_body_bytes: int) -> None:
+    def __init__(self, dataplane: DataPlane, *, max_body_bytes: int, compress_from_bytes: int = 0) -> None:
         self._dataplane = dataplane
         self._max_body_bytes = max_body_bytes
         self._router = Router()
         # Heads that differ in other things mostly have a path that was seen before.
         self._routes: Recent[tuple[str, bytes], tuple[Handler | None, Mapping[str, str]]] = Recent(_ROUTES_BYTES)
-        self._infer = RestInfer(dataplane, max_body_bytes)
+        self._compression = Compression(compress_from_bytes)
+        self._infer = RestInfer(dataplane, max_body_bytes, self._compression)
         self._tasks: set[asyncio.Task[None]] = set()
 
     def plan(self, head: Head) -> None:
         try:
             handler, names = self._find(head)
-            head.plan = _Plan(handler, names) if handler else InferPlan(head, names, self._dataplane.forwards)
+            if handler:
+                head.plan = _Plan(handler, names, accepted_encoding(head))
+            else:
+                head.plan = InferPlan(head, names, self._dataplane.forwards)
+        except NotAcceptable:
+            head.refusal = error_reply(406, "Accept-Encoding: leaves nothing of identity, gzip and deflate")
         except MethodNotAllowed as error:
             reply = error_reply(405, "method: not allowed for this path")
             head.refusal = with_headers(reply, (b"allow", error.allow.encode()))
@@ -88,6 +96,10 @@ class RestApp:
         elif work is not None:
             work.cancel()
 
+    def close(self) -> None:
+        """Nobody waits for an answer any more."""
+        self._compression.close()
+
     def _start(self, turn: Turn, plan: _Plan | InferPlan) -> None:
         answering = self._inflate(turn, plan) if isinstance(plan, InferPlan) else self._answer(turn, plan)
         turn.work = task = asyncio.get_running_loop().create_task(answering)
@@ -98,6 +110,8 @@ class RestApp:
         reply: Reply | StreamedReply
         try:
             reply = await plan.handler(Exchange(self._dataplane, turn, plan.names, self._max_body_bytes))
+            if isinstance(reply, Reply):
+                reply = await self._compression.reply(plan.accepts, reply)
         except asyncio.CancelledError:
             # By the listener at the end of its grace; or the client is gone, and then nobody gets this.
             reply = failure_reply(Draining())
@@ -140,8 +154,10 @@ class RestServer:
     """The REST listener. A started server is stopped once, and not started again."""
 
     def __init__(self, dataplane: DataPlane, host: str, settings: HttpSettings, tls: TlsSettings | None = None) -> None:
-        app = RestApp(dataplane, max_body_bytes=settings.max_body_bytes)
-        self.listener = Http1Server(app, host, settings.port, settings, tls)
+        self._app = RestApp(
+            dataplane, max_body_bytes=settings.max_body_bytes, compress_from_bytes=settings.compress_from_bytes
+        )
+        self.listener = Http1Server(self._app, host, settings.port, settings, tls)
 
     async def start(self) -> int:
         """Listen, and return the port. Raises ListenFailed, also where the certificate can't be used."""
@@ -150,6 +166,7 @@ class RestServer:
     async def stop(self, grace_s: float) -> None:
         """Close the listener and idle connections, answer what is in flight; what is left after `grace_s` gets 503."""
         await self.listener.stop(grace_s)
+        self._app.close()
 
     @property
     def closed(self) -> Counter[str]:

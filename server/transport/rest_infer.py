@@ -11,7 +11,9 @@ from server.errors import Cancelled, Draining, ServingError
 from server.explain import ANSWER_KEY, REQUEST_KEY, Explanation, asked_by, decoded
 from server.transport.codec import v2_rest
 from server.transport.codec.repeated_infer import InferCodec, Target
+from server.transport.compress import PLAIN, Accepted, Compression
 from server.transport.exchange import (
+    accepted_encoding,
     content_encoding,
     failure_reply,
     tenant,
@@ -22,17 +24,19 @@ from server.transport.inflate import ON_LOOP_BYTES, inflate
 from server.types import NO_DEADLINE, InferRequest, InferResponse, Outcome
 
 if TYPE_CHECKING:
+    import asyncio
     from collections.abc import Mapping, Sequence
 
     from server.dataplane import DataPlane
+    from server.tensor import Buffer
     from server.transport.http1.head import Head
     from server.transport.http1.protocol import Turn
 
 
 class InferPlan:
-    """What the head of an infer request says. Raises ServingError for what it says wrong."""
+    """What the head of an infer request says. Raises ServingError for what it says wrong, and NotAcceptable."""
 
-    __slots__ = ("encoding", "explains", "metadata", "plain", "target", "timeout_ns")
+    __slots__ = ("accepts", "encoding", "explains", "metadata", "plain", "target", "timeout_ns")
 
     def __init__(self, head: Head, names: Mapping[str, str], forwards: Sequence[str] = ()) -> None:
         """`names` are the model and, where the path has one, the version; `forwards` those of headers to hand on."""
@@ -41,6 +45,7 @@ class InferPlan:
         self.target = Target(names["model"], names.get("version", ""), header_length, tenant(head))
         self.timeout_ns = timeout_ns(head)
         self.encoding = content_encoding(head)
+        self.accepts = accepted_encoding(head)
         self.explains = asked_by(head.header(REQUEST_KEY.encode()))
         self.metadata = forwarded(forwards, lambda name: head.header(name.encode()))
         unusual = self.encoding or self.explains or header_length == 0 or self.metadata
@@ -55,8 +60,9 @@ class InferPlan:
 class RestInfer:
     """From a turn to a request of the data plane, and from its outcome to the turn's answer."""
 
-    def __init__(self, dataplane: DataPlane, max_body_bytes: int) -> None:
+    def __init__(self, dataplane: DataPlane, max_body_bytes: int, compression: Compression) -> None:
         self._dataplane = dataplane
+        self._compression = compression
         self._max_body_bytes = max_body_bytes
         codec = InferCodec()
         # A method that is looked up once costs nothing where it is called.
@@ -125,7 +131,29 @@ class RestInfer:
         except ServingError as error:
             turn.reply(failure_reply(error))
             return
-        if explanation is not None:
-            explanation.mark("encode")
-            parts.insert(0, f"{ANSWER_KEY}: {explanation.server_timing()}\r\n".encode())
-        turn.reply_ok(parts)
+        accepts = turn.head.plan.accepts  # type: ignore[union-attr]  # a turn that is taken has a head
+        if accepts is not PLAIN and self._compression.wanted(accepts, sum(map(len, parts))):
+            self._compress(turn, accepts, parts, explanation)
+        else:
+            _reply(turn, parts, explanation)
+
+    def _compress(
+        self, turn: Turn, accepts: Accepted, parts: Sequence[Buffer], explanation: Explanation | None
+    ) -> None:
+        def over(done: asyncio.Future[Sequence[Buffer]]) -> None:
+            # Cancelled: the listener closes, or nobody is there any more.
+            failure = Draining() if done.cancelled() else done.exception()
+            if failure is None:
+                _reply(turn, done.result(), explanation)
+            else:
+                turn.reply(failure_reply(failure))
+
+        turn.work = self._compression.parts(accepts, parts)
+        turn.work.add_done_callback(over)
+
+
+def _reply(turn: Turn, parts: Sequence[Buffer], explanation: Explanation | None) -> None:
+    if explanation is not None:
+        explanation.mark("encode")
+        parts = [f"{ANSWER_KEY}: {explanation.server_timing()}\r\n".encode(), *parts]
+    turn.reply_ok(parts)

@@ -46,7 +46,8 @@ def document(routes: Iterable[tuple[str, str]]) -> dict[str, Any]:
 
 _DESCRIPTION = (
     "KServe v2 with Triton's extensions, and predict. A GET is answered as HEAD too; another method of a known path is "
-    "405 with Allow, an unknown path 404. Errors are objects with the key `error`."
+    "405 with Allow, an unknown path 404. Errors are objects with the key `error`. Bodies may come in gzip or deflate "
+    "(Content-Encoding), and answers go out so where Accept-Encoding lets them; one that leaves nothing gets 406."
 )
 
 

@@ -68,6 +68,7 @@ def _infer() -> dict[str, Schema]:
     data: Schema = {"type": "array", "description": "flat, or nested as the shape says"}
     asked = {"name": _TEXT, "shape": _SHAPE, "datatype": _DATATYPE}
     told = {**asked, "shape": {"type": "array", "items": _NUMBER}}
+    wanted = {**_PARAMETERS, "properties": {"binary_data": _FLAG, "classification": _NUMBER}}
     return {
         "Error": record({"error": _TEXT}),
         "InferRequest": record(
@@ -76,7 +77,7 @@ def _infer() -> dict[str, Schema]:
             closed=False,
         ),
         "InferInput": record(asked, {"data": data, "parameters": _PARAMETERS}, closed=False),
-        "InferRequestedOutput": record({"name": _TEXT}, {"parameters": _PARAMETERS}, closed=False),
+        "InferRequestedOutput": record({"name": _TEXT}, {"parameters": wanted}, closed=False),
         "InferResponse": record(
             {"model_name": _TEXT, "model_version": _TEXT, "outputs": array_of("InferOutput")},
             {"id": _TEXT, "parameters": _PARAMETERS},
