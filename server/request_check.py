@@ -105,10 +105,10 @@ class RequestCheck:
                 known = ", ".join(self._inputs)
                 raise InvalidRequest(
                     f"inputs[{index}].name",
-                    f"unexpected input '{tensor.name}', model '{self._model_name}' takes {known}",
+                    f"unexpected inference input '{tensor.name}' for model '{self._model_name}', which takes {known}",
                 )
             if tensor.name in positions:
-                raise InvalidRequest(f"inputs[{index}].name", f"input '{tensor.name}' is there twice")
+                raise InvalidRequest(f"inputs[{index}].name", f"input '{tensor.name}' already exists in request")
             positions[tensor.name] = index
         return positions
 

@@ -164,7 +164,6 @@ MALFORMED: dict[str, tuple[tuple[bytes, int | None], str]] = {
     "no inputs": (doc("{}"), "inputs:"),
     "inputs are null": (doc('{"inputs": null}'), "inputs:"),
     "inputs are an object": (doc('{"inputs": {}}'), "inputs:"),
-    "inputs are empty": (doc('{"inputs": []}'), "inputs:"),
     "an input is a number": (doc('{"inputs": [1]}'), "inputs[0]:"),
     "the second input is null": ((document(tensor(), None), None), "inputs[1]:"),
     "no name": (one(name=...), "inputs[0].name:"),

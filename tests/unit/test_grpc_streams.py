@@ -74,6 +74,7 @@ async def test_answers_come_in_the_order_of_the_requests(stream: Any, dataplane:
         2.0 * n for n in range(1, 200)
     ]
     assert not any(answer.error_message for answer in answers)
+    assert all(answer.infer_response.parameters["triton_final_response"].bool_param for answer in answers)
 
 
 async def test_an_error_of_one_request_is_its_answer(stream: Any) -> None:

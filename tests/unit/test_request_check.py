@@ -67,6 +67,7 @@ def test_only_equal_shapes_share_a_signature() -> None:
     ("bad", "field"),
     [
         (request(a(1, 3)), "inputs"),
+        (request(), "inputs"),
         (request(a(1, 3), b(1, 1, 2), a(1, 3, name="c")), "inputs[2].name"),
         (request(a(1, 3), b(1, 1, 2), a(1, 3)), "inputs[2].name"),
         (request(a(1, 3, datatype="FP64"), b(1, 1, 2)), "inputs[0].datatype"),

@@ -74,7 +74,8 @@ class SharedParts:
         if datatype.size and reference.byte_size != expected:
             raise InvalidRequest(
                 f"{field}.parameters.{BYTE_SIZE}",
-                f"{reference.byte_size} bytes, the shape and datatype {datatype.name} need {expected} bytes",
+                f"input byte size mismatch, by its shape and datatype {datatype.name}. "
+                f"Expected {expected}, got {reference.byte_size}",
             )
         check: Callable[[bytes], None] = partial(check_raw, field, datatype, count)
         self._inputs.append(SharedInput(index, reference, check))

@@ -59,7 +59,9 @@ def check_raw(field: str, datatype: Datatype, count: int, data: Buffer) -> None:
         expected = count * datatype.size
         if len(data) != expected:
             raise InvalidRequest(
-                field, f"{len(data)} bytes, the shape and datatype {datatype.name} need {expected} bytes"
+                field,
+                f"input byte size mismatch, by its shape and datatype {datatype.name}. "
+                f"Expected {expected}, got {len(data)}",
             )
         # numpy and ONNX Runtime take any other byte for a bool that is equal to neither true nor false.
         if datatype.name == "BOOL" and count and np.frombuffer(data, np.uint8).max() > 1:

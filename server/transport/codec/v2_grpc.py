@@ -51,12 +51,8 @@ def decode_infer(
     Raises:
         InvalidRequest: the message contradicts itself (lengths, datatypes, shapes, both kinds of contents).
     """
-    if not message.model_name:
-        raise InvalidRequest("model_name", "is empty")
     shared = SharedParts()
     inputs = _Inputs(message, shared).decode()
-    if not inputs:
-        raise InvalidRequest("inputs", "is empty")
     outputs, classes = _outputs(message.outputs, shared) if message.outputs else ((), {})
     request = InferRequest(
         message.model_name,
@@ -145,7 +141,9 @@ class _Inputs:
         if not self._raw:
             return Tensor(name, datatype.name, shape, _typed(field, datatype, count, tensor.contents))
         if has_contents:
-            raise InvalidRequest(f"{field}.contents", "must not be set together with raw_input_contents")
+            raise InvalidRequest(
+                f"{field}.contents", "contents field must not be specified when using raw_input_contents"
+            )
         at, self._next = self._next, self._next + 1
         if at >= len(self._raw):
             raise InvalidRequest("raw_input_contents", f"{len(self._raw)} entries for {len(self._inputs)} inputs")
@@ -161,7 +159,10 @@ def _typed(field: str, datatype: Datatype, count: int, contents: Any) -> bytes:
         raise InvalidRequest(f"{field}.contents", f"{datatype.name} can only be sent in raw_input_contents")
     for descriptor, _ in contents.ListFields():
         if descriptor.name != wanted:
-            raise InvalidRequest(f"{field}.contents.{descriptor.name}", f"{datatype.name} is sent in {wanted}")
+            raise InvalidRequest(
+                f"{field}.contents.{descriptor.name}",
+                f"unexpected explicit tensor data, {datatype.name} is sent in {wanted}",
+            )
     values = getattr(contents, wanted)
     if len(values) != count:
         raise InvalidRequest(f"{field}.contents.{wanted}", f"{len(values)} elements, the shape needs {count}")

@@ -60,7 +60,7 @@ def decode_infer(call: Call, body: bytes, header_length: int | None = None) -> t
     view = memoryview(body)
     size = len(view) if header_length is None else header_length
     if size > len(view):
-        raise InvalidRequest(HEADER_LENGTH, f"is {size}, the body has {len(view)} bytes")
+        raise InvalidRequest(HEADER_LENGTH, f"inference header size should be in range (0, {len(view)}), got: {size}")
     document = _object("body", load_json("body", view[:size]))
     shared = SharedParts()
     inputs = _Inputs(view, size, shared).decode(document)
@@ -152,11 +152,11 @@ class _Inputs:
         tensors = [
             self._input(i, f"inputs[{i}]", entry) for i, entry in enumerate(_list("inputs", document.get("inputs")))
         ]
-        if not tensors:
-            raise InvalidRequest("inputs", "is empty")
         left = len(self._body) - self._offset
         if left:
-            raise InvalidRequest("body", f"{left} bytes follow the last binary tensor")
+            raise InvalidRequest(
+                "body", f"unexpected additional input data, {left} bytes follow the last binary tensor"
+            )
         return tensors
 
     def _input(self, index: int, field: str, entry: object) -> Tensor:
@@ -181,16 +181,17 @@ class _Inputs:
         else:
             if "data" in tensor:
                 raise InvalidRequest(f"{field}.data", "must not be there together with parameters.binary_data_size")
-            data = self._binary(f"{field}.parameters.binary_data_size", size)
+            data = self._binary(f"{field}.parameters.binary_data_size", name, size)
             check_raw(field, datatype, count, data)
         return Tensor(name, datatype.name, shape, data)
 
-    def _binary(self, field: str, size: Parameter) -> memoryview:
+    def _binary(self, field: str, name: str, size: Parameter) -> memoryview:
         if type(size) is not int or size < 0:
             raise InvalidRequest(field, f"must be a number of bytes, got {quoted(size)}")
         end = self._offset + size
         if end > len(self._body):
-            raise InvalidRequest(field, f"is {size}, the body has {len(self._body) - self._offset} bytes left")
+            problem = f"unexpected size for input {quoted(name)}, expecting {end - len(self._body)} additional bytes"
+            raise InvalidRequest(field, problem)
         data = self._body[self._offset : end]
         self._offset = end
         return data
