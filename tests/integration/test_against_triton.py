@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import json
 import queue
+import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -23,12 +22,9 @@ import tritonclient.http as triton_http
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 from tritonclient.utils import InferenceServerException
 
-from loadtests.benchmarks.peers.running import free_ports
-from server.local_triton.process import LocalTriton, Ports
-from server.local_triton.program import TritonMissing, find
-from tests.e2e.conftest import REPOSITORY, ROOT, end, start
+from tests.e2e.conftest import REPOSITORY
+from tests.support.beside_triton import Sides, both_servers
 from tests.support.onnx_models import echo_folder, linear_folder, text_folder
-from tests.support.parts import lacking
 
 pytestmark = pytest.mark.e2e
 
@@ -37,22 +33,10 @@ CLASSES = np.array([[0.5, 2, 1, 2, -1e-9], [3, 3, np.inf, 1e20, 7]], np.float32)
 ABSOLUTE = 1e-5
 
 
-@dataclass(frozen=True)
-class Sides:
-    """The ports of both servers."""
-
-    triton: Ports
-    ours: Ports
-
-
 @pytest.fixture(scope="module")
 def sides(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sides]:
     """Both servers on one repository: the shipped models, a plain one with two versions, and some that give back what
     they get: numbers with labels, one without a batch, FP16."""
-    try:
-        program = find(folder=ROOT / "build" / "triton")
-    except TritonMissing as missing:
-        lacking(str(missing))
     folder = tmp_path_factory.mktemp("compared")
     repository = folder / "models"
     repository.mkdir()
@@ -63,19 +47,8 @@ def sides(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sides]:
     echo_folder(repository, "echo", labels=["cat", "", "dog"])
     echo_folder(repository, "flat", max_batch_size=0, labels=["cat", "dog"])
     echo_folder(repository, "half", datatype="FP16")
-    log = folder / "triton.log"
-    with ExitStack() as stack:
-        output = stack.enter_context(log.open("wb"))
-        theirs = LocalTriton(program, repository, Ports(*free_ports(3)), flags=["--log-verbose=0"], output=output)
-        stack.enter_context(theirs)
-        ours = start(folder / "server.log", repository=repository)
-        stack.callback(end, ours)
-        try:
-            theirs.wait_ready(60)
-        except Exception as error:
-            error.add_note(log.read_text())
-            raise
-        yield Sides(theirs.ports, Ports(ours.port("REST"), ours.port("gRPC"), ours.port("metrics")))
+    with both_servers(folder, repository) as found:
+        yield found
 
 
 Client = Any
@@ -228,8 +201,17 @@ def test_statistics_count_alike(sides: Sides) -> None:
         before = counts(client)
         for _ in range(5):
             infer(client, "grpc", "linear", {"x": X})
-        after = counts(client)
-        assert [late - early for early, late in zip(before, after, strict=True)] == [5, 10, 5]
+        added = [late - early for early, late in zip(before, settled_counts(client), strict=True)]
+        assert added == [5, 10, 5]
+
+
+def settled_counts(client: Client) -> list[int]:
+    """Triton answers first and counts then, maybe a while later."""
+    last: list[int] = []
+    while (now := counts(client)) != last:
+        last = now
+        time.sleep(0.5)
+    return now
 
 
 def counts(client: Client) -> list[int]:
