@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import hpack
+import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -12,7 +13,7 @@ from server.transport.http2 import huffman
 from server.transport.http2.fields import VARYING, check_request
 from server.transport.http2.frames import StreamFault
 from server.transport.http2.heads import Heads
-from server.transport.http2.hpack import Decoder, Field, HpackError
+from server.transport.http2.hpack import Decoder, Field, HpackError, encode
 from tests.support.header_blocks import KNOWN_METHODS, read_anew, said, table
 
 untimed = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -186,6 +187,81 @@ def test_a_list_over_the_limit_is_found_in_a_block_of_a_known_pattern() -> None:
     refusal = heads.read(start + trace.write(b"0" * 200))[0].refusal
     assert refusal is not None
     assert b"header list" in refusal
+
+
+def reads(heads: Heads, block: bytes) -> object:
+    """The opening's values, "too large", or the fault's text."""
+    try:
+        opening = heads.known.get(block) or heads.read(block)
+    except (HpackError, StreamFault) as error:
+        return str(error)
+    refusal = opening[0].refusal
+    return "too large" if refusal is not None and b"header list" in refusal else said(opening)
+
+
+def zeros(size: int, coded: bool) -> bytes:
+    """A value of so many octets: a zero is one octet, or five bits."""
+    return huffman.encode(b"0" * (size * 8 // 5)) if coded else b"0" * size
+
+
+@pytest.mark.parametrize(
+    ("seen", "coded"),
+    [
+        *[pytest.param(bytes([more]) + zeros(126, False), False, id=f"plain {more}") for more in range(0x25, 0x7F, 5)],
+        *[
+            pytest.param(seen, True, id=f"Huffman-coded {seen[0]}")
+            for letter in b"13579abcdeghilmt"
+            if len(seen := huffman.encode(bytes([letter]) + b"0" * 202)) == 127 and seen[0] > 0x24
+        ],
+    ],
+)
+def test_a_value_of_over_126_octets_is_not_of_a_pattern(seen: bytes, coded: bool) -> None:
+    """Its length goes on in the octets behind the first (RFC 7541 section 5.1). Whoever took it for one of 127 octets,
+    as what is `seen` would be, would find behind them the fields that follow in the pattern, a deadline among them."""
+    heads, anew = (Heads(Decoder(), KNOWN_METHODS, 16_384) for _ in range(2))
+    start, coding = encode(REQUEST), 0x80 * coded
+    first, second, timeout = b"\0\x0btraceparent", b"\0\x07baggage", b"\0\x0cgrpc-timeout"
+
+    def field(name: bytes, size: int) -> bytes:
+        return name + bytes([coding | size]) + zeros(size, coded)
+
+    for size in (5, 10, 15, 20):
+        assert isinstance(reads(heads, start + field(first, size) + field(second, size) + timeout + b"\x025S"), list)
+    more, behind = seen[0], timeout + b"\x029S"
+    rest = seen[1:] + field(second, more + 1 - len(second) - 1 - len(behind)) + behind
+    assert len(rest) == 127 + more
+    block = start + first + bytes([coding | 0x7F, more]) + rest
+    assert reads(heads, block) == reads(anew, block)
+
+
+TRACES = sorted(VARYING - {b"grpc-timeout"})[:6]
+
+
+@pytest.mark.parametrize("less", range(-3, 4))
+@pytest.mark.parametrize("size", [1, 8, 40, 120, 200])
+def test_the_limit_of_a_list_is_the_same_for_blocks_of_a_known_pattern(less: int, size: int) -> None:
+    """To the octet: Huffman code makes five octets of eight at best, so a short block may be a long list. The names are
+    in the dynamic table, so that hardly any octet of the block is not of a value."""
+    fields = [*REQUEST, *((name, b"0" * size) for name in TRACES)]
+    limit = sum(len(name) + len(value) + 32 for name, value in fields) - less
+    ours, anew = Decoder(), Decoder()
+    heads, other = Heads(ours, KNOWN_METHODS, limit), Heads(anew, KNOWN_METHODS, limit)
+    encoder = hpack.Encoder()
+    inserting = encoder.encode([*REQUEST, *((name, b"0") for name in TRACES)])
+    for each in (heads, other):
+        reads(each, inserting)
+    head = encoder.encode(REQUEST)
+    # Latest first: the last of the names has the index 62.
+    indices = [62 + place for place in range(len(TRACES))][::-1]
+
+    def block(length: int) -> bytes:
+        value = huffman.encode(b"0" * length)
+        return head + b"".join(integer(index, 0x0F, 0) + integer(len(value), 0x7F, 0x80) + value for index in indices)
+
+    for length in (0, 1, 2, 3):
+        reads(heads, block(length))
+    assert reads(heads, block(size)) == reads(other, block(size)), (less, size)
+    assert (reads(other, block(size)) == "too large") == (less > 0)
 
 
 class _Counting(Decoder):
