@@ -8,10 +8,11 @@ from __future__ import annotations
 import asyncio
 import base64
 import contextlib
+import json
 import re
 import struct
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,10 +28,11 @@ from tritonclient.grpc import service_pb2_grpc
 
 from server.errors import QueueFull
 from server.settings import GrpcSettings, HttpSettings, Settings, TlsSettings
+from server.tensor import Tensor
 from server.transport.entrance import shared_entrance
 from server.transport.http2.server import Http2Server
 from server.transport.rest import RestServer
-from server.types import NO_DEADLINE
+from server.types import NO_DEADLINE, InferRequest, InferResponse
 from tests.support.fake_dataplane import MODEL, FakeDataPlane
 from tests.support.parts import self_signed
 from tests.support.proxies import Proxy, Upstream, envoy, nginx
@@ -102,9 +104,16 @@ async def plain(request: pytest.FixtureRequest, tmp_path: Path, certificate: Tls
 
 @contextlib.asynccontextmanager
 async def through(
-    proxy: str, folder: Path, certificate: TlsSettings, *, tls: bool = False, one_port: bool = False, **settings: Any
+    proxy: str,
+    folder: Path,
+    certificate: TlsSettings,
+    *,
+    dataplane: FakeDataPlane | None = None,
+    tls: bool = False,
+    one_port: bool = False,
+    **settings: Any,
 ) -> AsyncIterator[Way]:
-    dataplane = FakeDataPlane()
+    dataplane = dataplane or FakeDataPlane()
     async with serving(dataplane, certificate if tls else None, one_port=one_port, **settings) as (upstream, server):
         run: Run = PROXIES[proxy]
         async with run(folder, [upstream], certificate.certificate if tls else "") as running:
@@ -255,6 +264,54 @@ async def test_rest(way: Way) -> None:
         refused = await client.get("/v2/models/nobody")
         assert refused.status_code == 404
         assert "nobody" in refused.json()["error"]
+
+
+class Talking(FakeDataPlane):
+    """Its model gives several responses to a request, each when it is told to."""
+
+    def stream(self, requests: Sequence[InferRequest]) -> None:
+        self.held = True
+        self.submit(requests)
+
+    def say(self, value: int, *, last: bool = False) -> None:
+        [request] = self.requests
+        outputs = [Tensor.from_numpy("sum", np.full((1, 4), value, np.float32))]
+        response = InferResponse(MODEL, "1", outputs, request.id)
+        if last:
+            request.settle(response)
+        else:
+            request.send(response, lambda: None)
+
+
+@pytest.mark.parametrize("proxy", PROXIES)
+async def test_events_arrive_as_they_are_sent(proxy: str, tmp_path: Path, certificate: TlsSettings) -> None:
+    """Of generate_stream each is at the client before the next is made; when it goes away, the model is told."""
+    dataplane = Talking()
+    async with through(proxy, tmp_path, certificate, dataplane=dataplane) as way:
+        url = f"http://127.0.0.1:{way.proxy.rest}/v2/models/{MODEL}/generate_stream"
+        async with httpx.AsyncClient(timeout=60) as client:
+            for stays in (True, False):
+                dataplane.requests.clear()
+                dataplane.arrived.clear()
+                saying = asyncio.create_task(first_word(dataplane))
+                async with client.stream("POST", url, json={"a": [1, 2, 3, 4], "b": [1, 2, 3, 4]}) as answer:
+                    lines = answer.aiter_lines()
+                    for value in range(5):
+                        assert json.loads((await anext(lines)).removeprefix("data: "))["sum"] == [value] * 4
+                        assert await anext(lines) == ""
+                        dataplane.say(value + 1)
+                    if stays:
+                        dataplane.say(6, last=True)
+                        assert len([line async for line in lines]) == 4
+                await saying
+        async with asyncio.timeout(20):
+            await dataplane.gone.wait()
+    assert len(dataplane.cancelled) == 1
+
+
+async def first_word(dataplane: Talking) -> None:
+    await dataplane.arrived.wait()
+    dataplane.say(0)
 
 
 # --- connections that end, and servers that are not there ---------------------------------------------
