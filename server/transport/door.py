@@ -41,7 +41,9 @@ class Door(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
         tls: Any = transport.get_extra_info("ssl_object")
-        if tls is None:
+        if not self._entrance.open:
+            self._transport.abort()
+        elif tls is None:
             self._wait()
         else:
             self._choose(tls.selected_alpn_protocol())

@@ -54,6 +54,8 @@ class Entrance:
         self.servers = servers
         self.patience_s = patience_s
         self.closed = Counter() if closed is None else closed
+        self.open = True
+        """False: nobody is let in any more, nor who was accepted before and comes late."""
         self.doors: Connections[Door] = Connections(limit, self.closed)
         self._handshakes: Connections[asyncio.Task[None]] = Connections(limit, self.closed)
         self._host = host
@@ -96,6 +98,7 @@ class Entrance:
 
     def close(self) -> None:
         """Take no new connections, and end those of which it is not told yet who serves them."""
+        self.open = False
         if self._listener is not None:
             self._listener.close()
             self._listener = None

@@ -144,14 +144,15 @@ async def test_there_are_no_more_doors_than_the_limit() -> None:
 
 
 async def test_closing_ends_those_who_have_said_nothing() -> None:
-    """At a shutdown they are closed at once; what was handed over is left to its server."""
+    """At a shutdown they are closed at once, and who comes late; what was handed over is left to its server."""
     port = Port()
     _, silent = port.connect()
     door, served = port.connect()
     door.data_received(GET)
     port.entrance.close()
+    _, late = port.connect()
 
-    assert (silent.aborted, served.is_closing()) == (True, False)
+    assert (silent.aborted, late.aborted, served.is_closing()) == (True, True, False)
     assert not port.doors.closed
 
 
