@@ -29,7 +29,7 @@ SIZE = ("--cache-size-bytes", "1000000")
 def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
     folder = tmp_path_factory.mktemp("cached")
     models = folder / "models"
-    for name in ("counted", "mixed", "versions", "streamed", "reloaded", "explained"):
+    for name in ("counted", "mixed", "versions", "streamed", "reloaded", "explained", "classified"):
         linear_folder(models, name, versions=(1, 2), more=CACHED + "\nversion_policy { all {} }")
     linear_folder(models, "plain", more="dynamic_batching {}")
     flags = ("--workers", request.param, "--model-control-mode", "explicit", "--load-model", "*", *SIZE)
@@ -190,6 +190,19 @@ def test_a_prediction_is_made_of_what_is_kept(start_server: StartServer, tmp_pat
     assert first.status_code == 200
     assert first.content == again.content
     assert asking.counts("digits") == told(1, 1, 2, 1, 1)
+
+
+def test_classes_are_made_of_what_is_kept(asking: Asking) -> None:
+    """The outputs are kept as the model gave them: whoever wants classes and who does not share an answer."""
+    wanted = [[triton_grpc.InferRequestedOutput("y", class_count=count)] for count in (0, 1, 2, 1, 0)]
+    answers = [asking.infer("classified", x(1), outputs=outputs)[0] for outputs in wanted]
+    plain = x(1) @ WEIGHTS
+    for answer in (answers[0], answers[4]):
+        np.testing.assert_allclose(answer, plain)
+    best, both, again, _ = answers[1:]
+    assert best.tolist() == again.tolist() == [[b"%f:1" % plain[0, 1]]]
+    assert both.tolist() == [[b"%f:1" % plain[0, 1], b"%f:0" % plain[0, 0]]]
+    assert asking.counts("classified") == told(1, 1, 5, 4, 1)
 
 
 def test_a_hit_explains_itself(asking: Asking) -> None:
