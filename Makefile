@@ -10,11 +10,11 @@ TESTS ?=
 BENCH ?=
 FUZZ ?=
 TARGET ?= http2
-SECONDS ?= 1800
+LOAD ?=
 REPORTS ?= build/bench
 
 .DEFAULT_GOAL := help
-.PHONY: help bench-swaps serve test check format types lint bench bench-quick bench-simulate bench-overload bench-cap bench-prediction bench-collector bench-decode bench-startup bench-share bench-rest bench-workers bench-shm fuzz-rest fuzz-grpc fuzz-bytes soak models proto lock clean triton
+.PHONY: help load bench-swaps serve test check format types lint bench bench-quick bench-simulate bench-overload bench-cap bench-prediction bench-collector bench-decode bench-startup bench-share bench-rest bench-workers bench-shm fuzz-rest fuzz-grpc fuzz-bytes soak models proto lock clean triton
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -45,7 +45,8 @@ bench-quick: $(VENV)/.dev ## ours and Triton on a tiny model, 1 and 32 in flight
 bench-simulate: $(VENV)/.dev ## goodput against load on a simulated clock: ours, a fixed window, an unbounded queue (BENCH="--seed 1" adds flags)
 	$(BIN)/python -m loadtests.benchmarks.simulate --out $(REPORTS) $(BENCH)
 
-bench-overload: $(VENV)/.dev ## overload for real, about a minute on two quiet cores: open loop at 0.8 to 3 times the capacity
+bench-overload: SECONDS ?= 120
+load: $(VENV)/.dev ## overload for real, about a minute on two quiet cores: open loop at 0.8 to 3 times the capacity
 	$(BIN)/python -m loadtests.benchmarks.open_loop --out $(REPORTS) $(BENCH)
 
 bench-cap: $(VENV)/.dev ## the server's own batch size against every fixed one, on three models, about a minute
@@ -75,8 +76,12 @@ bench-rest: $(VENV)/.dev ## what an infer request over REST costs the server, bi
 bench-shm: $(VENV)/.dev ## a large tensor in and out, in the message and in shared memory, half a minute on two quiet cores
 	$(BIN)/python -m loadtests.benchmarks.shared_memory --out $(REPORTS) $(BENCH)
 
+soak: SECONDS ?= 1800
 soak: $(VENV)/.dev ## half an hour under half of the capacity, beside clients that misbehave: leaks, lost and miscounted requests (SECONDS=7200)
 	$(BIN)/python -m loadtests.soak --seconds $(SECONDS) --out $(REPORTS) $(BENCH)
+
+load: $(VENV)/.dev ## the shipped models under an open loop of Locust, held to loadtests/slo.yaml (SECONDS=120; LOAD="--loop closed" adds flags)
+	$(BIN)/python -m loadtests.slo.run --seconds $(SECONDS) --out $(REPORTS) $(LOAD)
 
 fuzz-rest: $(VENV)/.dev ## made-up REST calls from the OpenAPI document against a server, some minutes (FUZZ="--examples 5000")
 	$(BIN)/python -m tests.fuzz.rest $(FUZZ)

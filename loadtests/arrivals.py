@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from math import cos, pi
 from random import Random
 
 
@@ -37,4 +39,33 @@ def bursty(rate_per_s: float, seconds: float, seed: int, *, swing: float = 0.8, 
     return times
 
 
-PROCESSES = {"poisson": poisson, "bursty": bursty}
+def constant(rate_per_s: float, seconds: float, seed: int) -> list[int]:
+    """Evenly spaced; the seed says when the first one comes."""
+    first_s = Random(seed).random() / rate_per_s
+    return [int((first_s + index / rate_per_s) * 1e9) for index in range(int((seconds - first_s) * rate_per_s) + 1)]
+
+
+def ramp(rate_per_s: float, seconds: float, seed: int) -> list[int]:
+    """Independent callers, from none to twice `rate_per_s`."""
+    return _varying(2 * rate_per_s, seconds, seed, lambda part: part)
+
+
+def step(rate_per_s: float, seconds: float, seed: int) -> list[int]:
+    """Independent callers, at half of `rate_per_s` in the first half, at one and a half times in the second."""
+    return _varying(1.5 * rate_per_s, seconds, seed, lambda part: 1 / 3 if part < 0.5 else 1.0)
+
+
+def diurnal(rate_per_s: float, seconds: float, seed: int) -> list[int]:
+    """Independent callers; the run is a day, from a night at a fifth of `rate_per_s` to a noon at 1.8 times."""
+    return _varying(1.8 * rate_per_s, seconds, seed, lambda part: (1 - 0.8 * cos(2 * pi * part)) / 1.8)
+
+
+def _varying(most_per_s: float, seconds: float, seed: int, share: Callable[[float], float]) -> list[int]:
+    """A Poisson process of `most_per_s`, thinned to `share` of it, which goes by the part of the run that is over."""
+    rng = Random(f"{seed} thinned")
+    return [at for at in poisson(most_per_s, seconds, seed) if rng.random() < share(at / 1e9 / seconds)]
+
+
+STEADY = {"poisson": poisson, "bursty": bursty}
+"""Those whose rate is the same at any time, seen over some seconds."""
+PROCESSES = {**STEADY, "constant": constant, "ramp": ramp, "step": step, "diurnal": diurnal}

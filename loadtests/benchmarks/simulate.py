@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from loadtests.arrivals import PROCESSES
+from loadtests.arrivals import STEADY
 from loadtests.report import Panel, svg, table
 from loadtests.simulation import Engine, Fifo, Tally, clairvoyant, ours
 
@@ -53,25 +53,25 @@ def simulate(
     server: str, process: str, load: float, engine: Engine, deadline_ns: int, seconds: float, seed: int
 ) -> Run:
     capacity = engine.capacity_per_s()
-    arrivals_ns = PROCESSES[process](load * capacity, seconds, seed)
+    arrivals_ns = STEADY[process](load * capacity, seconds, seed)
     tally = SERVERS[server](arrivals_ns, engine, deadline_ns, seed)
     return Run(server, process, load, tally.in_time / seconds / capacity, tally)
 
 
 def report(runs: Sequence[Run], title: str) -> str:
-    tables = {process: table(HEADER, [run.row() for run in runs if run.process == process]) for process in PROCESSES}
+    tables = {process: table(HEADER, [run.row() for run in runs if run.process == process]) for process in STEADY}
     return "\n".join([f"# {title}\n", *(f"## {process}\n\n{text}" for process, text in tables.items())])
 
 
 def plot(runs: Sequence[Run], deadline_ms: float) -> str:
     panels = []
-    for process in PROCESSES:
+    for process in STEADY:
         lines = {
             server: [(run.load, run.goodput) for run in runs if (run.server, run.process) == (server, process)]
             for server in SERVERS
         }
         panels.append(Panel(f"{process}: goodput / capacity", "offered load", lines, 1.05, (0, 0.25, 0.5, 0.75, 1)))
-    for process in PROCESSES:
+    for process in STEADY:
         lines = {
             server: [
                 (run.load, run.tally.p99_ms())
@@ -99,7 +99,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     deadline_ns = int(options.deadline_ms * MS)
     runs = [
         simulate(server, process, load, engine, deadline_ns, options.seconds, options.seed)
-        for process in PROCESSES
+        for process in STEADY
         for server in SERVERS
         for load in LOADS
     ]

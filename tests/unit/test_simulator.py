@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from loadtests.arrivals import PROCESSES, bursty, poisson
+from loadtests.arrivals import STEADY, bursty, poisson
 from loadtests.benchmarks.simulate import LOADS, SERVERS, main, simulate
 from loadtests.simulation import Engine, Fifo, clairvoyant
 
@@ -17,7 +17,7 @@ EXACT = Engine(base_ns=0, row_ns=4 * MS, noise=0.0)
 SECONDS = 5.0
 
 
-@pytest.mark.parametrize("process", PROCESSES)
+@pytest.mark.parametrize("process", STEADY)
 @pytest.mark.parametrize("load", [0.8, 2.0, 3.0])
 @pytest.mark.parametrize("server", SERVERS)
 def test_every_request_is_settled_once(server: str, load: float, process: str) -> None:
@@ -27,7 +27,7 @@ def test_every_request_is_settled_once(server: str, load: float, process: str) -
     assert tally.failed == 0
 
 
-@pytest.mark.parametrize("process", PROCESSES)
+@pytest.mark.parametrize("process", STEADY)
 @pytest.mark.parametrize("load", LOADS)
 def test_an_expired_request_is_never_executed(load: float, process: str) -> None:
     """No pass begins with a request whose deadline is over, whatever the load."""
@@ -35,7 +35,7 @@ def test_an_expired_request_is_never_executed(load: float, process: str) -> None
 
 
 @pytest.mark.parametrize("seed", [3, 4, 5])
-@pytest.mark.parametrize("process", PROCESSES)
+@pytest.mark.parametrize("process", STEADY)
 @pytest.mark.parametrize("load", [1.2, 2.0, 3.0])
 def test_goodput_beyond_saturation_is_nearly_all_that_is_possible(load: float, process: str, seed: int) -> None:
     """Above the baselines, and at least 95 % of what a server that knew the future would answer in time."""
@@ -52,7 +52,7 @@ def test_below_saturation_everybody_is_answered_in_time() -> None:
     assert tally.in_time >= 0.995 * tally.offered
 
 
-@pytest.mark.parametrize("process", PROCESSES)
+@pytest.mark.parametrize("process", STEADY)
 def test_the_same_seed_is_the_same_run(process: str) -> None:
     """Arrivals and passes are seeded and the clock is simulated: nothing of the machine shows."""
     first, second = (simulate("ours", process, 2.0, ENGINE, DEADLINE_NS, 2.0, seed=6).tally for _ in range(2))
@@ -109,5 +109,5 @@ def test_the_report_is_written_and_complete(tmp_path: Path, capsys: pytest.Captu
     text = (tmp_path / "simulate.md").read_text()
     assert capsys.readouterr().out == text
     for server in SERVERS:
-        assert text.count(f"| {server} |") == len(LOADS) * len(PROCESSES)
+        assert text.count(f"| {server} |") == len(LOADS) * len(STEADY)
     assert (tmp_path / "simulate.svg").read_text().count('stroke-width="2"') == len(SERVERS) * 5

@@ -1,0 +1,184 @@
+"""Locust's users: one for each objective of an SLO file. `locust -f loadtests/locustfile.py`, or `make load`.
+
+Open loop: each request is sent at the time at which it is due, whatever became of those before it, and its latency
+counts from then. Closed loop (LOOP=closed): CALLERS users of each kind, who wait for an answer before they ask again; a
+server that stalls is asked less meanwhile, and what callers on time would have waited is not seen.
+
+    SLO          the SLO file (loadtests/slo.yaml)
+    REPOSITORY   the models' folder, for inputs and what is right (model_repository)
+    REST, GRPC   the server (http://127.0.0.1:8000, grpc://127.0.0.1:8001)
+    LOOP         open or closed       CALLERS   of each kind (4)       SEED   of the arrivals (0)
+    SECONDS      how long requests are due (60)
+    REPORTS      a folder for load.json, load.md, load.html, junit.xml; without it the verdict is printed alone
+
+Its exit code is 0 where the objectives were held, 1 where not, 2 where the run tells nothing.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+import gevent
+import grpc.experimental.gevent
+from gevent.pool import Group
+from locust import User, constant, events, task
+from locust.exception import StopUser
+from locust.runners import MasterRunner, WorkerRunner
+
+from loadtests.arrivals import PROCESSES
+from loadtests.slo.objectives import Objective, SloFault, read_slo
+from loadtests.slo.payloads import NoPayload, Payload, payloads
+from loadtests.slo.record import Record
+from loadtests.slo.report import publish
+from loadtests.slo.senders import GrpcSender, RestSender, Sender
+from loadtests.slo.verdict import INVALID, judge
+
+grpc.experimental.gevent.init_gevent()
+
+LOOP = os.environ.get("LOOP", "open")
+CALLERS = int(os.environ.get("CALLERS", "4"))
+SEED = int(os.environ.get("SEED", "0"))
+SECONDS = float(os.environ.get("SECONDS", "60"))
+REPOSITORY = Path(os.environ.get("REPOSITORY", "model_repository"))
+URLS = {
+    "rest": os.environ.get("REST", "http://127.0.0.1:8000"),
+    "grpc": os.environ.get("GRPC", "grpc://127.0.0.1:8001"),
+}
+TIMEOUT_S = 30.0
+_LEAD_S = 1.0
+"""The first request is due so long after the start of the test, when all users are there."""
+
+try:
+    SLO = read_slo(Path(os.environ.get("SLO", str(Path(__file__).with_name("slo.yaml")))))
+    PAYLOADS = {str(one.kind): payloads(one.kind, REPOSITORY) for one in SLO.objectives}
+except (SloFault, NoPayload) as fault:
+    sys.exit(str(fault))
+
+
+class Run:
+    """What this process has recorded, and since when."""
+
+    record = Record(SLO.window_s)
+    began_s = 0.0
+
+
+def sender(objective: Objective) -> Sender:
+    transport = objective.kind.transport
+    return GrpcSender(URLS["grpc"]) if transport == "grpc" else RestSender(URLS["rest"], TIMEOUT_S)
+
+
+def ask(objective: Objective, way: Sender, payload: Payload, due_s: float) -> None:
+    """Send one, and count what became of it. `due_s`: on the monotonic clock, now or before."""
+    lag_us = (time.monotonic() - due_s) * 1e6
+    outcome, fault = way.send(payload, TIMEOUT_S)
+    latency_us = (time.monotonic() - due_s) * 1e6
+    kind = str(objective.kind)
+    Run.record.count(kind, due_s - Run.began_s, outcome, latency_us, lag_us)
+    events.request.fire(
+        request_type=objective.kind.transport,
+        name=f"{objective.kind.call} {objective.kind.model}",
+        response_time=latency_us / 1e3,
+        response_length=0,
+        exception=RuntimeError(fault) if outcome != "right" else None,
+        context={},
+    )
+
+
+class Caller(User):
+    """Of one objective."""
+
+    abstract = True
+    wait_time = constant(0)
+    fixed_count: int
+    objective: Objective
+
+    def on_start(self) -> None:
+        self.way = sender(self.objective)
+        self.mine = PAYLOADS[str(self.objective.kind)]
+        self.asked = 0
+
+    def next_payload(self) -> Payload:
+        self.asked += 1
+        return self.mine[self.asked % len(self.mine)]
+
+
+class OpenLoop(Caller):
+    """All callers of its kind together."""
+
+    abstract = True
+    fixed_count = 1
+
+    @task
+    def send_all(self) -> None:
+        under_way = Group()
+        for offset_ns in PROCESSES[self.objective.arrivals](self.objective.rate, SECONDS, SEED):
+            due_s = Run.began_s + offset_ns / 1e9
+            gevent.sleep(max(0.0, due_s - time.monotonic()))
+            under_way.spawn(ask, self.objective, self.way, self.next_payload(), due_s)
+        under_way.join()
+        raise StopUser
+
+
+class ClosedLoop(Caller):
+    """One caller of its kind."""
+
+    abstract = True
+    fixed_count = CALLERS
+
+    @task
+    def send_one(self) -> None:
+        gevent.sleep(max(0.0, Run.began_s - time.monotonic()))
+        ask(self.objective, self.way, self.next_payload(), time.monotonic())
+
+
+def user(objective: Objective, base: type[Caller]) -> type[Caller]:
+    name = "".join(word.title() for word in str(objective.kind).replace("_", " ").replace("-", " ").split())
+    return type(name, (base,), {"objective": objective, "__module__": __name__})
+
+
+USERS = [user(one, ClosedLoop if LOOP == "closed" else OpenLoop) for one in SLO.objectives]
+# Locust takes the classes that it finds among the names of this module.
+globals().update((made.__name__, made) for made in USERS)
+
+
+@events.init_command_line_parser.add_listener
+def _defaults(parser: Any) -> None:
+    """As many users as there are to be, at once."""
+    users = sum(made.fixed_count for made in USERS)
+    parser.set_defaults(num_users=users, spawn_rate=users)
+
+
+@events.test_start.add_listener
+def _begin(environment: Any, **_: Any) -> None:
+    Run.record = Record(SLO.window_s)
+    Run.began_s = time.monotonic() + _LEAD_S
+
+
+@events.report_to_master.add_listener
+def _tell(client_id: str, data: dict[str, Any]) -> None:
+    data["slo"] = Run.record.encoded()
+    Run.record = Record(SLO.window_s)
+
+
+@events.worker_report.add_listener
+def _hear(client_id: str, data: dict[str, Any]) -> None:
+    Run.record.add(data.get("slo", {}))
+
+
+@events.quitting.add_listener
+def _end(environment: Any, **_: Any) -> None:
+    if isinstance(environment.runner, WorkerRunner):
+        return
+    verdict = judge(SLO, Run.record, SECONDS)
+    reports = os.environ.get("REPORTS")
+    processes = environment.runner.worker_count if isinstance(environment.runner, MasterRunner) else 1
+    publish(verdict, SLO, Run.record, LOOP, SECONDS, processes, Path(reports) if reports else None)
+    environment.process_exit_code = verdict.exit_code
+    if verdict.exit_code == INVALID:
+        sys.stderr.write(f"invalid: {verdict.invalid}\n")

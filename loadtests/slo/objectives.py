@@ -1,0 +1,96 @@
+"""The SLO file: what is asked of a server, how much of it, and what it must hold to.
+
+warm_up_s: 5                  # cut off at the start
+window_s: 5                   # confidence intervals are from windows of so long
+max_lag_ms: 5                 # the 99th percentile of how late the generator itself was; over it the run is invalid
+objectives:
+  - kind: rest predict digits   # transport, call, model
+    rate: 50                    # requests a second
+    arrivals: poisson           # when they are due
+    latency_ms: { p50: 20, p99: 100 }
+    max_error_rate: 0.001       # of all requests: failed, or answered wrongly
+    max_refused_rate: 0.0       # of all requests: not taken in because of other work
+    min_throughput: 0.99        # right answers, of what was asked for
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from loadtests.arrivals import PROCESSES
+
+Share = Annotated[float, Field(ge=0, le=1)]
+Positive = Annotated[float, Field(gt=0)]
+
+
+class SloFault(Exception):
+    """The SLO file can't be read; the text names the field."""
+
+
+class Strict(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Kind(Strict):
+    """What is asked: ``rest predict digits``."""
+
+    transport: Literal["grpc", "rest"]
+    call: Literal["infer", "predict"]
+    model: Annotated[str, Field(min_length=1)]
+
+    @classmethod
+    def parse(cls, text: str) -> Kind:
+        """Raises ValueError."""
+        words = text.split(maxsplit=2)
+        if len(words) != 3:
+            raise ValueError("must be a transport (grpc, rest), a call (infer, predict) and a model")
+        return cls.model_validate(dict(zip(("transport", "call", "model"), words, strict=True)))
+
+    def __str__(self) -> str:
+        return f"{self.transport} {self.call} {self.model}"
+
+
+class Objective(Strict):
+    """Of one kind of request."""
+
+    kind: Kind
+    rate: Positive
+    arrivals: str = "poisson"
+    latency_ms: dict[Annotated[str, Field(pattern=r"^p\d{1,2}(\.\d+)?$")], Positive] = {}
+    max_error_rate: Share = 0.0
+    max_refused_rate: Share = 0.0
+    min_answers_per_s: Annotated[float, Field(ge=0)] = 0.0
+
+    @field_validator("kind", mode="before")
+    @classmethod
+    def _kind(cls, value: object) -> object:
+        return Kind.parse(value) if isinstance(value, str) else value
+
+    @field_validator("arrivals")
+    @classmethod
+    def _arrivals(cls, value: str) -> str:
+        if value not in PROCESSES:
+            raise ValueError(f"must be one of {', '.join(PROCESSES)}")
+        return value
+
+
+class Slo(Strict):
+    warm_up_s: Annotated[float, Field(ge=0)] = 5.0
+    window_s: Positive = 5.0
+    max_lag_ms: Positive = 5.0
+    objectives: Annotated[tuple[Objective, ...], Field(min_length=1)]
+
+
+def read_slo(path: Path) -> Slo:
+    """Raises SloFault."""
+    try:
+        return Slo.model_validate(yaml.safe_load(path.read_text()))
+    except (OSError, yaml.YAMLError) as error:
+        raise SloFault(f"{path}: {error}") from error
+    except ValidationError as error:
+        faults = [f"{'.'.join(str(step) for step in fault['loc'])}: {fault['msg']}" for fault in error.errors()]
+        raise SloFault(f"{path}: {'; '.join(faults)}") from error

@@ -1,0 +1,78 @@
+"""`make load`: the shipped models served on one core, asked by Locust from another, held to loadtests/slo.yaml.
+
+    python -m loadtests.slo.run --seconds 120
+
+With --rest and --grpc a server that runs already is asked. The exit code is Locust's: 0 held, 1 broken, 2 invalid.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from loadtests.cores import cores, pinned
+from loadtests.process import serving
+
+_ROOT = Path(__file__).parents[2]
+_MARGIN_S = 5
+"""After the last request is due, until Locust is told to stop."""
+_GRACE_S = 90
+
+
+def locust(seconds: float, processes: int, core: int, environment: Mapping[str, str], extra: Sequence[str] = ()) -> int:
+    """Run the users of the locustfile, without the web page; its exit code."""
+    command = [sys.executable, "-m", "locust", "-f", "loadtests/locustfile.py", "--headless", "--only-summary"]
+    command += ["--run-time", f"{seconds + _MARGIN_S:.0f}s", "--stop-timeout", "10"]
+    if processes > 1:
+        command += ["--processes", str(processes)]
+    values = {**os.environ, "SECONDS": f"{seconds:g}", **environment, "PYTHONWARNINGS": "ignore"}
+    with pinned(core):
+        started = subprocess.Popen([*command, *extra], cwd=_ROOT, env=values)  # noqa: S603 - our own command
+    try:
+        return started.wait(seconds + _GRACE_S)
+    finally:
+        if started.poll() is None:
+            started.terminate()
+            started.wait(10)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seconds", type=float, default=120, help="how long requests are due (default: 120)")
+    parser.add_argument("--slo", type=Path, default=_ROOT / "loadtests" / "slo.yaml")
+    parser.add_argument("--model-repository", type=Path, default=_ROOT / "model_repository")
+    parser.add_argument("--loop", choices=("open", "closed"), default="open")
+    parser.add_argument("--processes", type=int, default=1, help="of the generator; kinds are shared out over them")
+    parser.add_argument("--seed", type=int, default=0, help="of the arrivals")
+    parser.add_argument("--rest", help="http://HOST:PORT of a server that runs")
+    parser.add_argument("--grpc", help="grpc://HOST:PORT of the same server")
+    parser.add_argument("--out", type=Path, help="a folder for load.md, load.json, load.html and junit.xml")
+    options = parser.parse_args(arguments)
+    environment = {
+        "SLO": str(options.slo.resolve()),
+        "REPOSITORY": str(options.model_repository.resolve()),
+        "LOOP": options.loop,
+        "SEED": str(options.seed),
+        **({"REPORTS": str(options.out.resolve())} if options.out else {}),
+    }
+    available = cores()
+    served_on, sent_from = available[0], available[-1]
+    if options.rest or options.grpc:
+        given = {"REST": options.rest, "GRPC": options.grpc}
+        environment |= {name: url for name, url in given.items() if url}
+        return locust(options.seconds, options.processes, sent_from, environment)
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        serving(options.model_repository, Path(folder), served_on) as server,
+    ):
+        environment |= {"REST": f"http://{server.http}", "GRPC": f"grpc://{server.grpc}"}
+        return locust(options.seconds, options.processes, sent_from, environment)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

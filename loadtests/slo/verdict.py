@@ -1,0 +1,118 @@
+"""Whether the requests that were due after the warm-up held the objectives: each limit, and what was measured."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import stdev
+from typing import Literal
+
+from loadtests.slo.objectives import Objective, Slo
+from loadtests.slo.record import Record, Window
+
+Exit = Literal[0, 1, 2]
+HELD, BROKEN, INVALID = 0, 1, 2
+
+# Two-sided 95 % of Student's t by degrees of freedom; beyond, the normal distribution's.
+_T = (12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26, 2.23, 2.20, 2.18, 2.16, 2.14, 2.13)
+_NORMAL = 1.96
+
+
+@dataclass(frozen=True)
+class Check:
+    """One limit of one objective."""
+
+    kind: str
+    what: str
+    limit: float
+    measured: float
+    interval: float
+    """Half the width of the 95 % confidence interval, from the windows; NaN of fewer than two."""
+    at_least: bool = False
+    """The limit is one from below."""
+
+    @property
+    def held(self) -> bool:
+        """Nothing measured holds nothing."""
+        return self.measured >= self.limit if self.at_least else self.measured <= self.limit
+
+
+@dataclass(frozen=True)
+class Verdict:
+    checks: Sequence[Check]
+    lag_p99_ms: float
+    invalid: str
+    """Why the run tells nothing; empty if it does."""
+
+    @property
+    def exit_code(self) -> Exit:
+        if self.invalid:
+            return INVALID
+        return HELD if all(check.held for check in self.checks) else BROKEN
+
+
+def judge(slo: Slo, record: Record, seconds: float) -> Verdict:
+    """A run of `seconds`, of which `slo.warm_up_s` are cut off."""
+    first, last = math.ceil(slo.warm_up_s / slo.window_s), int(seconds / slo.window_s)
+    windows = range(first, last)
+    checks = [check for objective in slo.objectives for check in _checks(objective, record, windows)]
+    lag = Window()
+    for objective in slo.objectives:
+        lag.add(record.whole(str(objective.kind), windows))
+    lag_ms = percentile_ms(lag.lag_us, 99)
+    return Verdict(checks, lag_ms, _invalid(slo, len(windows), lag, lag_ms))
+
+
+def _invalid(slo: Slo, windows: int, lag: Window, lag_ms: float) -> str:
+    if windows < 1:
+        return f"shorter than the warm-up ({slo.warm_up_s:g} s) and one window ({slo.window_s:g} s)"
+    if not lag.asked:
+        return "nothing was sent"
+    if lag_ms > slo.max_lag_ms:
+        return (
+            f"the generator was late itself: {lag_ms:.1f} ms at the 99th percentile, {slo.max_lag_ms:g} ms are allowed"
+        )
+    return ""
+
+
+def _checks(objective: Objective, record: Record, windows: range) -> list[Check]:
+    kind = str(objective.kind)
+    whole = record.whole(kind, windows)
+    parts = [part for number in windows if (part := record.windows[kind].get(number)) and part.asked]
+    checks = []
+    for name, limit in objective.latency_ms.items():
+        q = float(name[1:])
+        each = [percentile_ms(part.latency_us, q) for part in parts if part.latency_us.get_total_count()]
+        checks.append(Check(kind, f"{name} ms", limit, percentile_ms(whole.latency_us, q), _interval(each)))
+    for what, limit, outcomes in (
+        ("error rate", objective.max_error_rate, ("failed", "wrong")),
+        ("refused rate", objective.max_refused_rate, ("refused",)),
+    ):
+        each = [_share(part, outcomes) for part in parts]
+        checks.append(Check(kind, what, limit, _share(whole, outcomes), _interval(each)))
+    if objective.min_answers_per_s:
+        span_s, limit = len(windows) * record.window_s, objective.min_answers_per_s
+        each = [part.outcomes["right"] / record.window_s for part in parts]
+        rate = whole.outcomes["right"] / span_s if span_s else 0.0
+        checks.append(Check(kind, "answers/s", limit, rate, _interval(each), at_least=True))
+    return checks
+
+
+def _share(window: Window, outcomes: Sequence[str]) -> float:
+    return sum(window.outcomes[name] for name in outcomes) / window.asked if window.asked else math.nan
+
+
+def percentile_ms(histogram: object, q: float) -> float:
+    """NaN of nothing, which holds no limit."""
+    total: int = histogram.get_total_count()  # type: ignore[attr-defined]
+    value: float = histogram.get_value_at_percentile(q)  # type: ignore[attr-defined]
+    return value / 1e3 if total else math.nan
+
+
+def _interval(values: Sequence[float]) -> float:
+    if len(values) < 2 or any(math.isnan(value) for value in values):
+        return math.nan
+    degrees = len(values) - 1
+    t = _T[degrees - 1] if degrees <= len(_T) else _NORMAL
+    return t * stdev(values) / math.sqrt(len(values))
