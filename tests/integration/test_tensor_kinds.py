@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from onnx import TensorProto, helper, numpy_helper
+from onnx import TensorProto, helper
 
 from server.bfloat16 import BF16, narrowed, widened
 from server.dataplane import DataPlane
@@ -24,7 +24,7 @@ from server.repository.repository import Repository
 from server.settings import RepositorySettings
 from server.tensor import Array, Tensor
 from server.types import InferRequest, InferResponse
-from tests.support.onnx_models import save, tensor
+from tests.support.onnx_models import folder_of, optional_folder, tensor
 
 Loaded = list[tuple[DataPlane, ModelControl]]
 
@@ -38,15 +38,9 @@ def repository(tmp_path: Path) -> Repository:
     return Repository(tmp_path, OnnxRuntimeEngine(1), load_pipeline=_no_pipeline, warmup_s=5.0)
 
 
-def write(root: Path, name: str, config: str, nodes: Any, inputs: Any, outputs: Any, weights: Any = ()) -> Path:
-    save(root / name / "1" / "model.onnx", nodes, inputs, outputs, weights)
-    (root / name / "config.pbtxt").write_text(f'name: "{name}" backend: "onnxruntime" {config}')
-    return root / name
-
-
 def bf16_folder(root: Path) -> Path:
     """``y = 2 x`` in BF16, and ``z``, the same in FP32."""
-    return write(
+    return folder_of(
         root,
         "bf16",
         """max_batch_size: 8 dynamic_batching {}
@@ -59,22 +53,6 @@ def bf16_folder(root: Path) -> Path:
         ],
         [tensor("x", ["n", "k"], TensorProto.BFLOAT16)],
         [tensor("y", ["n", "k"], TensorProto.BFLOAT16), tensor("z", ["n", "k"])],
-    )
-
-
-def optional_folder(root: Path, *, default: bool = True, more: str = "") -> Path:
-    """``y = x + bias``, where the bias is 1 if the model has a default for it."""
-    return write(
-        root,
-        "optional",
-        f"""max_batch_size: 8 dynamic_batching {{ max_queue_delay_microseconds: 20000 }}
-        input [ {{ name: "bias" data_type: TYPE_FP32 dims: 2 optional: true }},
-                {{ name: "x" data_type: TYPE_FP32 dims: 2 }} ]
-        output {{ name: "y" data_type: TYPE_FP32 dims: 2 }} {more}""",
-        [helper.make_node("Add", ["x", "bias"], ["y"])],
-        [tensor("x", ["n", 2]), tensor("bias", ["m", 2])],
-        [tensor("y", ["n", 2])],
-        [numpy_helper.from_array(np.ones((1, 2), np.float32), "bias")] if default else (),
     )
 
 
@@ -166,7 +144,7 @@ async def test_requests_with_and_without_an_input_do_not_share_a_batch(
 
 async def test_an_input_of_onnxs_optional_type(tmp_path: Path, repository: Repository, loaded: Loaded) -> None:
     """``y`` is the optional o where it is there, else x."""
-    folder = write(
+    folder = folder_of(
         tmp_path,
         "typed",
         """max_batch_size: 4 input { name: "x" data_type: TYPE_FP32 dims: 2 }
@@ -222,7 +200,7 @@ def test_optional_is_refused_where_it_can_not_be(
 
 async def test_reshape_serves_scalars_for_each_row(tmp_path: Path, repository: Repository, loaded: Loaded) -> None:
     """A model of one number a row, without a second dimension, as Triton's config has it."""
-    write(
+    folder_of(
         tmp_path,
         "flat",
         """max_batch_size: 4 dynamic_batching {}
@@ -247,7 +225,7 @@ async def test_dims_of_nothing(
     """`dims: []` is a scalar, or one element for each row; forgotten dims are found out against the model's file."""
     kind = TensorProto.FLOAT if datatype == "TYPE_FP32" else TensorProto.STRING
     shape = ["n"] if batched else []
-    write(
+    folder_of(
         tmp_path,
         "scalar",
         f"""max_batch_size: {4 * batched} input {{ name: "x" data_type: {datatype} dims: [] }}

@@ -318,3 +318,26 @@ def echo_folder(
     if labels:
         (folder / "labels.txt").write_text("".join(f"{label}\n" for label in labels))
     return folder
+
+
+def folder_of(root: Path, name: str, config: str, nodes: Any, inputs: Any, outputs: Any, weights: Any = ()) -> Path:
+    """A model folder of these nodes; `config` is what config.pbtxt says beside the name and the backend."""
+    save(root / name / "1" / "model.onnx", nodes, inputs, outputs, weights)
+    (root / name / "config.pbtxt").write_text(f'name: "{name}" backend: "onnxruntime" {config}')
+    return root / name
+
+
+def optional_folder(root: Path, *, default: bool = True, more: str = "") -> Path:
+    """``y = x + bias``, where the bias is 1 if the model has a default for it."""
+    return folder_of(
+        root,
+        "optional",
+        f"""max_batch_size: 8 dynamic_batching {{ max_queue_delay_microseconds: 20000 }}
+        input [ {{ name: "bias" data_type: TYPE_FP32 dims: 2 optional: true }},
+                {{ name: "x" data_type: TYPE_FP32 dims: 2 }} ]
+        output {{ name: "y" data_type: TYPE_FP32 dims: 2 }} {more}""",
+        [helper.make_node("Add", ["x", "bias"], ["y"])],
+        [tensor("x", ["n", 2]), tensor("bias", ["m", 2])],
+        [tensor("y", ["n", 2])],
+        [numpy_helper.from_array(np.ones((1, 2), np.float32), "bias")] if default else (),
+    )
