@@ -218,3 +218,16 @@ def test_a_label_file_that_is_missing_keeps_the_model_out(start_server: StartSer
 
     assert (states["echo"]["state"], states["flat"]["state"]) == ("UNAVAILABLE", "READY")
     assert "label_filename 'labels.txt' is not there" in states["echo"]["reason"]
+
+
+def test_answers_that_are_kept_are_kept_as_tensors(start_server: StartServer, tmp_path: Path) -> None:
+    """With a response cache: whoever wants classes, and however many, leaves the tensor to the others."""
+    echo_folder(tmp_path, "echo", more="dynamic_batching { } response_cache { enable: true }")
+    running = start_server("--cache-size-bytes", "1000000", repository=tmp_path)
+    url = f"{running.http}/v2/models/echo/infer"
+    told = [pb_output(httpx.post(url, json=body(X[:1], classes)))[0]["data"] for classes in (0, 2, 0, 1, 2)]
+
+    best = ["2.000000:1", "1.000000:2"]
+    assert told == [X[0].tolist(), best, X[0].tolist(), best[:1], best]
+    [stats] = httpx.get(f"{running.http}/v2/models/echo/stats").json()["model_stats"]
+    assert stats["execution_count"] == 1
