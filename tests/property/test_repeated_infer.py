@@ -14,7 +14,7 @@ from server.errors import ServingError
 from server.tensor import DATATYPES, Tensor, pack_bytes
 from server.transport.codec import v2_rest
 from server.transport.codec.repeated_infer import InferCodec, Layout, Target, fields
-from server.types import InferRequest, InferResponse, Outcome
+from server.types import InferRequest, InferResponse, Outcome, Special
 
 untimed = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
@@ -150,3 +150,17 @@ def test_what_is_remembered_is_bounded() -> None:
     for index in range(5000):
         decode(codec, JSON[:-1] + b',"parameters":{"p":%d}}' % index)
     assert len(codec._layouts) < 2200
+
+
+@pytest.mark.parametrize(("classes", "remembered"), [(0, True), (2, False)])
+def test_a_request_of_classes_says_so_each_time(classes: int, remembered: bool) -> None:
+    """However often its JSON comes; it is read anew, and has no form that a check might know."""
+    tensor = {"name": "i", "datatype": "FP32", "shape": [1], "parameters": {"binary_data_size": 4}}
+    outputs = [{"name": "o", "parameters": {"classification": classes}}]
+    text = json.dumps({"inputs": [tensor], "outputs": outputs}).encode()
+    codec = InferCodec()
+    for _ in range(3):
+        request, formats = codec.decode(Target("m", "1", len(text), ""), text + bytes(4), _ignore, 5)
+        assert request.special == (Special(None, {"o": 2}) if classes else None)
+        assert isinstance(formats, Layout) is remembered
+        assert (request.form is not None) is remembered
