@@ -16,7 +16,6 @@ import signal
 import sys
 import time
 from ipaddress import ip_address
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import uvloop
@@ -32,8 +31,8 @@ from server.observability.log_control import LogControl
 from server.observability.metrics import Metrics
 from server.observability.tracing import Tracing
 from server.pipeline.load import load_pipeline
+from server.repository.opening import open_sources
 from server.repository.repository import Repository
-from server.repository.sources import LocalSource
 from server.scheduler.share import Share
 from server.settings import RepositorySettings, Settings
 from server.shared_memory.requests import SharedMemory
@@ -86,12 +85,12 @@ class Server:
         """Load the models, warmed up and verified, then open the listeners, then be ready.
 
         Raises:
-            OSError: the repository can't be read. A model that can't be loaded is no error here: it is in the
-                index, with its reason.
+            OSError: see `load_first`. A model that can't be loaded is no error here: it is in the index, with its
+                reason.
             ListenFailed: a port is taken.
         """
         repository = self.settings.repository
-        await self.models.load_all(wanted(repository, self.models.names()))
+        await load_first(self.models, repository)
         self.ports["metrics"] = await self.metrics.start()
         if self.shared:
             self.ports["http"] = self.ports["grpc"] = await self.shared.start()
@@ -205,17 +204,25 @@ def open_repository(settings: Settings) -> Repository:
     from server.engine.onnxruntime import OnnxRuntimeEngine
 
     return Repository(
-        [LocalSource(Path(path)) for path in settings.repository.path],
+        open_sources(settings.repository.path, settings.remote),
         OnnxRuntimeEngine(settings.engine.threads),
         load_pipeline=lambda folder: load_pipeline(folder, max_pixels=settings.pipeline.max_pixels),
         warmup_s=settings.repository.warmup_s,
     )
 
 
-def wanted(settings: RepositorySettings, names: list[str]) -> list[str]:
-    if settings.control_mode == "explicit" and "*" not in settings.load_models:
-        return list(settings.load_models)
-    return names
+async def load_first(models: ModelControl | TritonModels, settings: RepositorySettings) -> None:
+    """Load what is to be there at the start.
+
+    Raises:
+        OSError: a repository can't be read, and must be: it is a folder; or readiness is strict; or it is remote, there
+            is no other one with models, and it will not be looked at again.
+    """
+    names, unreachable = await models.look()
+    if unreachable and (settings.strict_readiness or (settings.control_mode == "none" and not names)):
+        raise OSError(f"a repository can't be read: {'; '.join(unreachable)}")
+    explicit = settings.control_mode == "explicit" and "*" not in settings.load_models
+    await models.load_all(list(settings.load_models) if explicit else names)
 
 
 def check(settings: Settings) -> list[IndexEntry]:
@@ -224,20 +231,25 @@ def check(settings: Settings) -> list[IndexEntry]:
     In front of Tritons: what they have, and whether it is served here.
 
     Raises:
-        InvalidRequest, TritonUnreached: there are no Tritons to be asked.
+        OSError: a repository can't be read.
+        InvalidRequest, TritonUnreached: there are no Tritons to be asked, or what is to be a repository is none.
     """
     if settings.engine.kind == "triton":
         from server.over_triton.compose import check as check_over
 
         return asyncio.run(check_over(settings))
     repository = open_repository(settings)
-    for name in repository.names():
+    names = repository.names()
+    if repository.unreachable():
+        raise OSError(f"a repository can't be read: {'; '.join(repository.unreachable())}")
+    for name in names:
         try:
             models = repository.load(name)
         except ModelLoadFailed:
             continue  # The index has the reason.
         for model in models:
             model.engine_model.close()
+    repository.close()
     return repository.index()
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from server.dataplane import DataPlane
 from server.pipeline.base import Pipeline
 from server.proto.triton import model_config_pb2
-from server.settings import Settings
+from server.settings import Settings, without_secrets
 from server.types import ImageInput, ModelMetadata, RowInput
 
 _MOST_ELEMENTS = 4096
@@ -35,7 +35,7 @@ def banner(dataplane: DataPlane, settings: Settings, ports: dict[str, int]) -> s
         for entry in dataplane.repository_index()
     ]
     if not dataplane.repository_index():
-        folders = ", ".join(settings.repository.path)
+        folders = ", ".join(map(without_secrets, settings.repository.path))
         lines.append(f"  {folders} holds no models yet: exporter/README.md says how one gets there.")
     lines.append("")
     for name in sorted({entry.name for entry in dataplane.repository_index(ready=True)}):

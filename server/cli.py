@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
-from server.settings import Settings, load_settings
+from server.settings import Settings, load_settings, without_secrets
 from server.settings_doc import Option, options, reference
 
 if TYPE_CHECKING:
@@ -98,7 +98,7 @@ def check(settings: Settings) -> int:
     with _reported(FAILED):
         entries = check_repository(settings)
     if not entries:
-        where = settings.triton.url or ", ".join(settings.repository.path)
+        where = settings.triton.url or ", ".join(map(without_secrets, settings.repository.path))
         _fail(FAILED, f"there is no model in {where}")
     typer.echo(
         _table(("MODEL", "VERSION", "STATE", "REASON"), [(e.name, e.version, e.state, e.reason) for e in entries])

@@ -30,6 +30,7 @@
       Cancelled         CANCELLED     the caller went away
       Unsupported       UNSUPPORTED   a feature of the protocol that this server or engine does not have
       ModelLoadFailed   INVALID_ARG   a model's folder can't be served, and why
+        ModelUnreachable UNAVAILABLE  a model can't be had from its repository now
       EngineFailure     INTERNAL      a forward pass failed; the text stays in the log
       TritonSaid                      what a Triton behind this server answered, in its words; a class for each code
 
@@ -509,6 +510,12 @@ class ModelLoadFailed(ServingError):
     @property
     def public_message(self) -> str:
         return f"model '{self.model_name}' can't be loaded: {self.where}: {self.problem}"
+
+
+class ModelUnreachable(ModelLoadFailed):
+    """Nothing is wrong with the model itself as far as is known: it may be had at a later time."""
+
+    code = Code.UNAVAILABLE
 
 
 class EngineFailure(ServingError):

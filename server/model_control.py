@@ -15,7 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from weakref import WeakValueDictionary
 
 from server import process
-from server.errors import ModelLoadFailed, UnknownModel
+from server.errors import ModelLoadFailed, ModelUnreachable, UnknownModel
 from server.queueing import priorities, queue_policy
 from server.repository.override import read_override
 from server.repository.repository import Repository, ServedModel
@@ -82,6 +82,8 @@ class ModelControl:
         self._newest: dict[str, Served] = {}
         self._statistics: dict[tuple[str, str], ModelStatistics] = {}
         self._fingerprints: dict[str, object] = {}
+        self._said: dict[str, str] = {}
+        """What was logged of the last load of each model that failed."""
         self._max_override_bytes = max_override_bytes
         self._loader = ThreadPoolExecutor(max_workers=load_threads, thread_name_prefix="load")
         self._closer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="unload")
@@ -141,6 +143,12 @@ class ModelControl:
         """Every model in the repository's folder."""
         return self._repository.names()
 
+    async def look(self) -> tuple[list[str], list[str]]:
+        """The models that there are, and why repositories can't be read. Raises OSError: one of this machine can't."""
+        loop = asyncio.get_running_loop()
+        names = await loop.run_in_executor(self._loader, self._repository.names)
+        return names, self._repository.unreachable()
+
     async def load(self, name: str, parameters: Mapping[str, object] | None = None, repository_name: str = "") -> None:
         """Load a model, or load it anew, and put it in service; `parameters` as of Triton's load request.
 
@@ -171,10 +179,17 @@ class ModelControl:
         override = read_override(parameters, self._max_override_bytes)
         if override is not None and override.files:
             return None, self._repository.load(name, override, repository_name)
-        mark = self._repository.fingerprint(name)
+        try:
+            mark = self._repository.fingerprint(name)
+        except OSError:
+            mark = None  # The load says what is wrong.
         # Here already, for a load that fails: what did not change since is not tried again.
         self._fingerprints[name] = mark
-        return mark, self._repository.load(name, override, repository_name)
+        try:
+            return mark, self._repository.load(name, override, repository_name)
+        except ModelUnreachable:
+            self._fingerprints[name] = None  # But this is.
+            raise
 
     async def unload(self, name: str, *, with_composing: bool = False) -> None:
         """Take a model out of service and free it once it has answered what it admitted.
@@ -203,37 +218,33 @@ class ModelControl:
         return sorted({other for served in self.versions(name) for other in composed_of(served.model)} - {name})
 
     async def load_all(self, names: list[str]) -> None:
-        """Load each of `names`; what can't be loaded is logged and stays in the index with its reason."""
+        """Load each of `names`; what can't be loaded is logged, once, and stays in the index with its reason."""
         for name in names:
             try:
                 await self.load(name)
             except (ModelLoadFailed, UnknownModel) as error:
-                log.error("%s", error.public_message)
+                if self._said.get(name) != error.public_message:
+                    log.error("%s", error.public_message)
+                self._said[name] = error.public_message
+            else:
+                self._said.pop(name, None)
 
     async def poll(self, interval_s: float) -> None:
         """Follow the repository's folder until cancelled: load what is new or changed, unload what is gone."""
         while True:
             await asyncio.sleep(interval_s)
-            try:
-                await self._follow()
-            except OSError as error:
-                log.error("the repository could not be read: %s", error)
+            await self._follow()
 
     async def _follow(self) -> None:
-        loop = asyncio.get_running_loop()
-        names = await loop.run_in_executor(self._loader, self._repository.names)
-        changed = []
-        for name in names:
-            try:
-                now = await loop.run_in_executor(self._loader, self._repository.fingerprint, name)
-            except UnknownModel:
-                continue  # gone since the names were read; the next look will find it so
-            if now != self._fingerprints.get(name):
-                changed.append(name)
-        for name in [name for name in self._fingerprints if name not in names]:
+        """What is in a repository that can't be read now stays as it is."""
+        survey = await asyncio.get_running_loop().run_in_executor(self._loader, self._repository.survey)
+        there = survey.fingerprints
+        for name in [name for name in self._fingerprints if name not in there and name not in survey.unseen]:
             del self._fingerprints[name]
             await self.unload(name)
-        await self.load_all(changed)
+        await self.load_all(
+            [n for n in sorted(there) if there[n] != self._fingerprints.get(n) and n not in survey.unseen]
+        )
 
     def _serve(self, model: ServedModel) -> Served:
         statistics = self.statistics_of(model.name, model.version)
@@ -364,6 +375,7 @@ class ModelControl:
 
     async def close(self) -> None:
         """Take everything out of service and free it. Requests that still wait are settled as UNAVAILABLE."""
+        self._repository.stop()
         if self._under_way:
             await asyncio.gather(*self._under_way, return_exceptions=True)
         now = time.monotonic_ns()

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, Self, TypeGuard, get_origin
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_serializer, field_validator, model_validator
 
 ENV_PREFIX = "FORWARDPASS_"
 ENV_NESTED = "__"
@@ -37,6 +37,11 @@ def flag(name: str) -> dict[str, Any]:
     return {"flag": name}
 
 
+def without_secrets(text: str) -> str:
+    """`text` with the user and the password of each URL in it left out."""
+    return re.sub(r"://[^/\s]*@", "://***@", text)
+
+
 class Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -45,7 +50,8 @@ class RepositorySettings(Section):
     path: Annotated[tuple[str, ...], Field(min_length=1, json_schema_extra=flag("--model-repository"))] = (
         "model_repository",
     )
-    """A folder of models, in Triton's layout; may be repeated. A model that two of them have is loaded from neither."""
+    """A folder of models, in Triton's layout, or the URL of one (`s3://`, `gs://`, `az://`, `http://` and their kin);
+    may be repeated. A model that two of them have is loaded from neither."""
     control_mode: Annotated[ModelControlMode, Field(json_schema_extra=flag("--model-control-mode"))] = "none"
     """none: load everything at start. poll: also follow changes of the folder. explicit: load what --load-model
     names, then what the control API asks for."""
@@ -68,6 +74,10 @@ class RepositorySettings(Section):
     def _one_or_several(cls, value: object) -> object:
         return (str(value),) if isinstance(value, str | Path) else value
 
+    @field_serializer("path")
+    def _told(self, path: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(map(without_secrets, path))
+
     @model_validator(mode="after")
     def _load_models_fit(self) -> RepositorySettings:
         # Both as in Triton.
@@ -76,6 +86,24 @@ class RepositorySettings(Section):
         if "*" in self.load_models and len(self.load_models) > 1:
             raise ValueError("--load-model * stands for all models, and goes with no other --load-model")
         return self
+
+
+class RemoteSettings(Section):
+    cache_folder: Annotated[str, Field(json_schema_extra=flag("--repository-cache-folder"))] = ""
+    """Where the files of remote repositories are kept; empty: `forwardpass` in the user's folder for caches. Several
+    servers may share it."""
+    cache_max_bytes: Annotated[int, Field(gt=0, json_schema_extra=flag("--repository-cache-max-bytes"))] = (
+        32 * 1024 * 1024 * 1024
+    )
+    """Bytes of files that are kept; the longest unused go first. A model with more is not loaded."""
+    downloads: Annotated[int, Field(ge=1, le=64)] = 8
+    """Files of one model that are downloaded at a time."""
+    timeout_s: Annotated[float, Field(gt=0)] = 30.0
+    """Seconds without an answer, or without a byte more of a file, after which a try has failed."""
+    tries: Annotated[int, Field(ge=1, le=20)] = 4
+    """How often a remote repository is asked the same before it counts as out of reach."""
+    backoff_s: Annotated[float, Field(ge=0, le=30)] = 0.5
+    """Seconds before the second try, doubled for each further one, 30 at most; up to half of it is spared at random."""
 
 
 class HttpSettings(Section):
@@ -341,6 +369,7 @@ class Settings(Section):
     host: Annotated[str, Field(json_schema_extra=flag("--host"))] = "127.0.0.1"
     """The address of all three listeners."""
     repository: RepositorySettings = RepositorySettings()
+    remote: RemoteSettings = RemoteSettings()
     http: HttpSettings = HttpSettings()
     grpc: GrpcSettings = GrpcSettings()
     tls: TlsSettings = TlsSettings()

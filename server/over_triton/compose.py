@@ -11,6 +11,7 @@ from server.errors import InvalidRequest, TritonUnreached
 from server.over_triton.models import TritonModels
 from server.over_triton.pipelines import Pipelines
 from server.pipeline.load import load_pipeline
+from server.repository.remote.address import read_address
 from server.settings import Settings
 from server.types import IndexEntry
 
@@ -30,7 +31,7 @@ def open_models(settings: Settings) -> TritonModels:
     except OSError as error:
         raise InvalidRequest("--triton-tls", f"{error.filename}: {error.strerror}") from error
     pipelines = Pipelines(
-        [Path(path) for path in repository.path],
+        [_folder(path) for path in repository.path],
         lambda folder: load_pipeline(folder, max_pixels=settings.pipeline.max_pixels),
     )
     return TritonModels(
@@ -40,6 +41,13 @@ def open_models(settings: Settings) -> TritonModels:
         default_max_queue_size=settings.scheduler.default_max_queue_size,
         max_override_bytes=repository.max_override_bytes,
     )
+
+
+def _folder(text: str) -> Path:
+    address = read_address(text)
+    if not isinstance(address, Path):
+        raise InvalidRequest("--model-repository", f"{address.url}: in front of Tritons it must be a folder")
+    return address
 
 
 async def check(settings: Settings) -> list[IndexEntry]:

@@ -140,6 +140,10 @@ class TritonModels:
 
     # --- following Tritons ------------------------------------------------------------------------
 
+    async def look(self) -> tuple[list[str], list[str]]:
+        """The models, and why repositories can't be read: nothing is read of the latter before `load_all`."""
+        return self.names(), []
+
     async def load_all(self, names: list[str]) -> None:
         """Find the Tritons and put in service what they have; from now on they are followed. `names`: to be loaded
         there before."""

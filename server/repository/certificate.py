@@ -154,12 +154,13 @@ def model_files(folder: Path) -> Iterator[Path]:
             folders.clear()
             continue
         seen.add(real)
-        folders[:] = [name for name in folders if not _passed_over(name)]
-        found.extend(Path(top, name).relative_to(folder) for name in files if not _passed_over(name))
+        folders[:] = [name for name in folders if not passed_over(name)]
+        found.extend(Path(top, name).relative_to(folder) for name in files if not passed_over(name))
     yield from sorted(path for path in found if path.as_posix() != MANIFEST_FILE)
 
 
-def _passed_over(name: str) -> bool:
+def passed_over(name: str) -> bool:
+    """Whether a file or folder of that name is no part of a model."""
     return name.startswith(".") or name == "__pycache__" or name.endswith((".md", ".engine", ".profile", ".timing"))
 
 
@@ -168,7 +169,7 @@ def hash_files(folder: Path, version: str | None = None) -> dict[str, str]:
     return {
         path.as_posix(): _sha256(folder / path)
         for path in model_files(folder)
-        if version is None or _concerns(path.as_posix(), version)
+        if version is None or concerns(path.as_posix(), version)
     }
 
 
@@ -179,8 +180,11 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _concerns(relative: str, version: str) -> bool:
-    """Whether serving `version` reads the file: another version's files are that version's own affair."""
+def concerns(relative: str, version: str) -> bool:
+    """Whether serving `version` reads the file: another version's files are that version's own affair.
+
+    With the version "" that no model has: whether it is read whatever version is served.
+    """
     top = relative.partition("/")[0]
     if relative.startswith("golden/") and relative.endswith(".npz"):
         return relative == golden_file(version)
@@ -201,7 +205,7 @@ def verify_files(folder: Path, manifest: Manifest, version: str) -> None:
     except OSError as error:
         where = os.path.relpath(error.filename, folder) if error.filename else MANIFEST_FILE
         raise ModelLoadFailed(folder.name, where, f"can't be read to be verified: {error.strerror}") from error
-    listed = {path: digest for path, digest in manifest.files.items() if _concerns(path, version)}
+    listed = {path: digest for path, digest in manifest.files.items() if concerns(path, version)}
     _compare_hashes(folder.name, listed, found)
     if golden_file(version) not in listed:
         raise ModelLoadFailed(folder.name, MANIFEST_FILE, f"does not list {golden_file(version)}")

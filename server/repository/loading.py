@@ -15,7 +15,7 @@ from server.engine.base import Engine, EngineModel, Instance
 from server.errors import EngineFailure, ModelLoadFailed, ServingError
 from server.pipeline.base import PROCESSING_FILE, Pipeline
 from server.proto.triton import model_config_pb2 as pb
-from server.repository.certificate import Manifest, read_manifest, verify_files
+from server.repository.certificate import Manifest, concerns, read_manifest, verify_files
 from server.repository.config_text import CONFIG_FILE
 from server.repository.golden import Golden, golden_file, read_golden, read_raw
 from server.repository.model_config import All, ModelConfig, Specific, from_message, read_model_config, with_files
@@ -114,7 +114,7 @@ class Loader:
         Raises:
             ModelLoadFailed: what all versions share (config, manifest, pipeline) is at fault.
         """
-        config = read_model_config(folder) if overriding is None else _overridden(overriding, folder)
+        config = self._config(folder, overriding)
         manifest = read_manifest(folder)
         pipeline = self._pipeline(folder)
         outcome: dict[str, ServedModel | ModelLoadFailed] = {}
@@ -130,6 +130,18 @@ class Loader:
                     result.engine_model.close()
             raise
         return outcome
+
+    def needed(self, folder: Path, overriding: pb.ModelConfig | None = None) -> Callable[[str], bool]:
+        """Which files `load` reads, of a folder that has all but what is in the versions' folders.
+
+        Raises:
+            ModelLoadFailed: the config is at fault, or there is no version.
+        """
+        versions = versions_to_serve(folder, self._config(folder, overriding))
+        return lambda path: any(concerns(path, version) for version in versions)
+
+    def _config(self, folder: Path, overriding: pb.ModelConfig | None) -> ModelConfig:
+        return read_model_config(folder) if overriding is None else _overridden(overriding, folder)
 
     def _pipeline(self, folder: Path) -> Pipeline | None:
         if not (folder / PROCESSING_FILE).exists():

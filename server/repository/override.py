@@ -15,6 +15,7 @@ from google.protobuf import json_format
 
 from server.errors import InvalidRequest, PayloadTooLarge
 from server.proto.triton import model_config_pb2 as pb
+from server.repository.names import LONGEST_NAME, is_model_name, is_path_below
 from server.repository.scratch import Scratch
 
 CONFIG = "config"
@@ -24,7 +25,6 @@ WHERE = "parameters.config"
 
 _MOST_FILES = 1000
 _CONFIG_BYTES = 1024 * 1024
-_LONGEST_NAME = 255
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,8 +75,9 @@ def read_override(parameters: Mapping[str, object], max_bytes: int) -> Override 
 
 def check_model_name(name: str) -> None:
     """Raises InvalidRequest if a model can't be called so: its name is that of a folder."""
-    if not name or name.startswith(".") or any(c in name for c in "/\\\0") or len(name.encode()) > _LONGEST_NAME:
-        raise InvalidRequest("model_name", "must be the name of a folder: no slash, no dot in front, 255 bytes at most")
+    if not is_model_name(name):
+        problem = f"must be the name of a folder: no slash, no dot in front, {LONGEST_NAME} bytes at most"
+        raise InvalidRequest("model_name", problem)
 
 
 def _content(name: str, value: object) -> bytes:
@@ -87,9 +88,7 @@ def _content(name: str, value: object) -> bytes:
 
 def _path(name: str) -> str:
     text = name.removeprefix(FILE)
-    parts = text.split("/")
-    good = all(part not in ("", ".", "..") and len(part.encode()) <= _LONGEST_NAME for part in parts)
-    if not good or any(character in text for character in "\\\0"):
+    if not is_path_below(text):
         raise InvalidRequest(f"parameters.{name}", "must be a path below the model's folder, as in 'file:1/model.onnx'")
     return text
 

@@ -9,23 +9,28 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 from server.engine.base import Engine
-from server.errors import ModelLoadFailed, NotInRepository, UnknownRepository
+from server.errors import ModelLoadFailed, ModelUnreachable, NotInRepository, UnknownRepository
 from server.pipeline.base import Pipeline
 from server.repository.loading import Loader, Outcome, ServedModel, failure_of
 from server.repository.override import Override, check_model_name
+from server.repository.remote.store import Unreachable
 from server.repository.scratch import Scratch
 from server.repository.sources import LocalSource, Source
 from server.types import IndexEntry
 
-__all__ = ["Repository", "ServedModel"]
+__all__ = ["Repository", "ServedModel", "Survey"]
 
 log = logging.getLogger(__name__)
+
+Names = TypeVar("Names", bound=Collection[str])
 
 READY = "READY"
 UNAVAILABLE = "UNAVAILABLE"
@@ -35,6 +40,16 @@ UNLOADING = "UNLOADING"
 NOT_LOADED = "not loaded"
 UNLOADED = "unloaded"
 """Triton's word, and a reason that strict readiness takes for none."""
+
+
+@dataclass(frozen=True, slots=True)
+class Survey:
+    """One look at all repositories."""
+
+    fingerprints: Mapping[str, object]
+    """Of every model, as `Repository.fingerprint` tells them."""
+    unseen: frozenset[str]
+    """Models of repositories that can't be read now, of which nothing is known."""
 
 
 class Repository:
@@ -56,18 +71,50 @@ class Repository:
         self._scratch = Scratch()
         self._entries: dict[str, dict[str, IndexEntry]] = {}
         self._lock = threading.Lock()
+        self._had: dict[Source, frozenset[str]] = {}
+        """The models of each source at the last look that succeeded."""
+        self._down: dict[Source, OSError] = {}
+        """Why the last look at a source did not."""
+
+    def stop(self) -> None:
+        """Give up on downloads that are under way, and begin none. Any thread."""
+        for source in self._sources:
+            source.stop()
 
     def close(self) -> None:
         """Leave nothing behind. No load may be under way."""
         self._scratch.close()
+        for source in self._sources:
+            source.close()
 
     def names(self) -> list[str]:
-        """Every model of the sources, sorted.
+        """Every model of the sources, sorted, but of remote ones that are out of reach: see `unreachable`.
 
         Raises:
-            OSError: a repository can't be read.
+            OSError: a repository of this machine can't be read.
         """
-        return sorted({name for source in self._sources for name in source.names()})
+        found = {name for source in self._sources for name in self._look(source, source.names) or ()}
+        for error in self._down.values():
+            if not isinstance(error, Unreachable):
+                raise error
+        return sorted(found)
+
+    def unreachable(self) -> list[str]:
+        """The repositories that could not be read when they were looked at last, each with the reason."""
+        return [f"{source.name}: {error}" for source, error in self._down.items()]
+
+    def survey(self) -> Survey:
+        """Look at all sources. One that can't be read keeps no other from being looked at; it is logged once."""
+        marks: dict[str, list[object]] = {}
+        unseen: set[str] = set()
+        for source in self._sources:
+            found = self._look(source, source.survey)
+            if found is None:
+                unseen.update(self._had.get(source, ()))
+                continue
+            for name, mark in found.items():
+                marks.setdefault(name, []).append(mark)
+        return Survey({name: tuple(each) for name, each in marks.items()}, frozenset(unseen))
 
     def index(self, repository_name: str = "") -> list[IndexEntry]:
         """Every version that was ever asked for, and every model of the sources that was not; of all, or of one source.
@@ -102,14 +149,19 @@ class Repository:
         Raises:
             UnknownModel: no source has it, and no file of it was given.
             InvalidRequest: files were given for a name that no model can have.
-            ModelLoadFailed: no version can be served; the reason of each is in the index.
+            ModelLoadFailed: no version can be served; the reason of each is in the index. ModelUnreachable, if the
+                model could not be had from its repository.
             UnknownRepository: no source has that name.
         """
         sources: list[Source] = []
         if override is not None and override.files:
             check_model_name(name)
         else:
-            sources = self._sources_of(name, repository_name)
+            try:
+                sources = self._sources_of(name, repository_name)
+            except Unreachable as error:
+                failure = ModelUnreachable(name, "--model-repository", f"can't be read: {error}")
+                return self._settle(name, self._mark_loading(name), {"": failure})
         before = self._mark_loading(name)
         outcome: Outcome
         try:
@@ -165,7 +217,8 @@ class Repository:
             several = ", ".join(source.name for source in sources)
             problem = f"the model is not unique across all model repositories: {several} have it"
             raise ModelLoadFailed(name, "--model-repository", problem)
-        with sources[0].hold(name) as folder:
+        message = override.config if override is not None else None
+        with sources[0].hold(name, partial(self._loader.needed, overriding=message)) as folder:
             yield folder
 
     def _named(self, repository_name: str) -> list[Source]:
@@ -175,16 +228,35 @@ class Repository:
         return found
 
     def _sources_of(self, name: str, repository_name: str = "") -> list[Source]:
-        """Those that have the model. A name is looked up among those that are there, so none can lead out."""
-        found = []
-        for source in self._named(repository_name):
-            try:
-                if name in source.names():
-                    found.append(source)
-            except OSError as error:
-                log.error("the repository '%s' can't be read: %s", source.name, error)
-        if not found:
-            raise NotInRepository(name)
+        """Those that have the model. A name is looked up among those that are there, so none can lead out.
+
+        Raises:
+            NotInRepository: none has it.
+            Unreachable: none that can be read has it, and there is one that can't.
+        """
+        asked = self._named(repository_name)
+        found = [source for source in asked if name in (self._look(source, source.names) or ())]
+        if found:
+            return found
+        for error in (self._down[source] for source in asked if source in self._down):
+            if isinstance(error, Unreachable):
+                raise error
+        raise NotInRepository(name)
+
+    def _look(self, source: Source, ask: Callable[[], Names]) -> Names | None:
+        """What `ask` finds in the source; None: it can't be read, which is logged when it begins and when it ends."""
+        try:
+            found = ask()
+        except OSError as error:
+            before = self._down.get(source)
+            self._down[source] = error
+            if str(before) != str(error):
+                told = error.detail if isinstance(error, Unreachable) else error
+                log.error("the repository '%s' can't be read: %s", source.name, told)
+            return None
+        if self._down.pop(source, None) is not None:
+            log.info("the repository '%s' can be read again", source.name)
+        self._had[source] = frozenset(found)
         return found
 
     # --- what the index says --------------------------------------------------------------------

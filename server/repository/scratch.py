@@ -10,6 +10,7 @@ import fcntl
 import os
 import shutil
 import tempfile
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,6 +26,7 @@ class Scratch:
         self._parent = parent or Path(tempfile.gettempdir())
         self._root: Path | None = None
         self._lock = -1
+        self._making = threading.Lock()
 
     @contextmanager
     def folder(self) -> Iterator[Path]:
@@ -43,15 +45,19 @@ class Scratch:
             os.close(self._lock)
 
     def _own(self) -> Path:
-        if self._root is None:
-            self._parent.mkdir(parents=True, exist_ok=True)
-            _sweep(self._parent)
-            # Under its final name only once it is locked: else another process could take it for one that was left.
-            made = Path(tempfile.mkdtemp(prefix=".forwardpass-", dir=self._parent))
-            self._lock = os.open(made / _LOCK, os.O_CREAT | os.O_RDWR, 0o600)
-            fcntl.flock(self._lock, fcntl.LOCK_EX)
-            self._root = made.rename(self._parent / f"{_PREFIX}{made.name.removeprefix('.forwardpass-')}")
-        return self._root
+        with self._making:
+            if self._root is None:
+                self._root = self._make()
+            return self._root
+
+    def _make(self) -> Path:
+        self._parent.mkdir(parents=True, exist_ok=True)
+        _sweep(self._parent)
+        # Under its final name only once it is locked: else another process could take it for one that was left.
+        made = Path(tempfile.mkdtemp(prefix=".forwardpass-", dir=self._parent))
+        self._lock = os.open(made / _LOCK, os.O_CREAT | os.O_RDWR, 0o600)
+        fcntl.flock(self._lock, fcntl.LOCK_EX)
+        return made.rename(self._parent / f"{_PREFIX}{made.name.removeprefix('.forwardpass-')}")
 
 
 def _sweep(parent: Path) -> None:

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Protocol
 
 from server.repository.certificate import MANIFEST_FILE, model_files
+
+Needed = Callable[[Path], Callable[[str], bool]]
+"""Of a folder with all files that are no version's, and the versions' folders, be they empty: which files, by their
+paths, a load reads."""
 
 
 class Source(Protocol):
@@ -25,8 +30,20 @@ class Source(Protocol):
     def fingerprint(self, model_name: str) -> object:
         """Equal for as long as no file of the model changed. Compare with ==. Raises OSError."""
 
-    def hold(self, model_name: str) -> AbstractContextManager[Path]:
-        """The model's folder, complete, for the time of the block. Raises OSError, ModelLoadFailed."""
+    def survey(self) -> Mapping[str, object]:
+        """All its models in one look, each with its fingerprint. Raises OSError."""
+
+    def hold(self, model_name: str, needed: Needed) -> AbstractContextManager[Path]:
+        """The model's folder, with all that is `needed`, for the time of the block.
+
+        Raises OSError, ModelLoadFailed, and what `needed` raises.
+        """
+
+    def stop(self) -> None:
+        """Give up, soon, on what is under way; any thread may call it."""
+
+    def close(self) -> None:
+        """Leave nothing behind; nothing is under way."""
 
 
 class LocalSource:
@@ -56,5 +73,14 @@ class LocalSource:
             marks.append((path.as_posix(), stat.st_mtime_ns, stat.st_size, stat.st_ino))
         return tuple(marks)
 
-    def hold(self, model_name: str) -> AbstractContextManager[Path]:
+    def survey(self) -> Mapping[str, object]:
+        return {name: self.fingerprint(name) for name in self.names()}
+
+    def stop(self) -> None:
+        """Nothing takes long here."""
+
+    def close(self) -> None:
+        """There is nothing to leave behind."""
+
+    def hold(self, model_name: str, needed: Needed) -> AbstractContextManager[Path]:
         return nullcontext(self._root / model_name)

@@ -9,7 +9,7 @@ import socket
 import time
 
 from server import process
-from server.app import open_repository, wanted
+from server.app import load_first, open_repository
 from server.dataplane import DataPlane
 from server.engine.cores import available_cores
 from server.lifecycle import Lifecycle, State
@@ -55,7 +55,7 @@ class EngineProcess:
         began_ns = time.monotonic_ns()
         repository = self._settings.repository
         try:
-            await self._models.load_all(wanted(repository, self._models.names()))
+            await load_first(self._models, repository)
         except OSError as error:
             log.error("can't start: %s", error)
             return 1

@@ -22,7 +22,9 @@ from contextlib import suppress
 from functools import partial
 from typing import Any
 
+from server.errors import InvalidRequest
 from server.observability.logging import configure_logging
+from server.repository.opening import open_sources
 from server.settings import Settings
 from server.transport.listen import ListenFailed, listen, tls_context
 from server.workers.children import Child, emptiest, fork
@@ -51,8 +53,9 @@ def run(settings: Settings) -> int:
         # The fronts need them; what is wrong with them is told once.
         tls_context(settings.grpc_tls, "h2")
         tls_context(settings.rest_tls, "http/1.1")
+        open_sources(settings.repository.path, settings.remote)
         listeners = {name: listen(settings.host, port) for name, port in ports.items()}
-    except ListenFailed as error:
+    except (ListenFailed, InvalidRequest) as error:
         log.error("can't start: %s", error)
         return 1
     # What was imported is not copied to each child only because its collector looks at it.

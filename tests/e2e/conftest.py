@@ -60,7 +60,7 @@ def on_one_port() -> list[str]:
     return ["--http-port", port, "--grpc-port", port]
 
 
-def start(log: Path, *flags: str, repository: Path = REPOSITORY, deadline_s: float = 60) -> ServerProcess:
+def start(log: Path, *flags: str, repository: Path | str = REPOSITORY, deadline_s: float = 60) -> ServerProcess:
     ports = ["--http-port", "0", "--grpc-port", "0", "--metrics-port", "0"]
     command = [sys.executable, "-m", "server", "serve", "--model-repository", str(repository), *ports, *flags]
     began = time.monotonic()
@@ -82,7 +82,7 @@ def start_server(tmp_path: Path) -> Iterator[StartServer]:
     """Start a server with these flags; what still runs at the end of the test is ended."""
     running: list[ServerProcess] = []
 
-    def factory(*flags: str, repository: Path = REPOSITORY) -> ServerProcess:
+    def factory(*flags: str, repository: Path | str = REPOSITORY) -> ServerProcess:
         running.append(start(tmp_path / f"server{len(running)}.log", *flags, repository=repository))
         return running[-1]
 
