@@ -103,12 +103,12 @@ class Flights:
         self.request_rows += (flight.request.rows - self.request_rows) / _WEIGHT
         flight.server.work_ns += flight.expected_ns
 
-    def end(self, flight: Flight, now_ns: int, *, answered: bool, full: bool) -> None:
-        """`full`: the server refused it because its own queue was."""
+    def end(self, flight: Flight, now_ns: int, *, answered: bool, full: bool = False, late: bool = False) -> None:
+        """`full`: the server refused it because its own queue was. `late`: its time ended while the server had it."""
         del self.under_way[flight.request]
         flight.server.work_ns -= flight.expected_ns
         window = self._windows[flight.server]
-        window.end(self._weight(flight.request), now_ns, answered=answered)
+        window.end(self._weight(flight.request), now_ns, answered=answered, late=late)
         if full:
             window.cut()
         if not window.in_flight:

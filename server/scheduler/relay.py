@@ -18,7 +18,16 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
-from server.errors import Cancelled, DeadlineExceeded, Draining, EngineFailure, QueueFull, ServingError, TritonUnreached
+from server.errors import (
+    Cancelled,
+    Code,
+    DeadlineExceeded,
+    Draining,
+    EngineFailure,
+    QueueFull,
+    ServingError,
+    TritonUnreached,
+)
 from server.scheduler.admission import Admission
 from server.scheduler.backlog import Backlog
 from server.scheduler.costs import Costs
@@ -203,7 +212,7 @@ class Relay(Ticking):
         try:
             flight.give_up = server.ask(request, partial(self._on_done, flight))
         except Exception as error:
-            self._flights.end(flight, now_ns, answered=False, full=False)
+            self._flights.end(flight, now_ns, answered=False)
             self._settling.fail(request, EngineFailure(self.model_name, repr(error)), now_ns)
             raise
 
@@ -221,10 +230,14 @@ class Relay(Ticking):
             raise
 
     def _conclude(self, flight: Flight, outcome: Outcome, now_ns: int) -> None:
-        answered = isinstance(outcome, InferResponse)
-        self._flights.end(flight, now_ns, answered=answered, full=isinstance(outcome, QueueFull))
+        answered, full = isinstance(outcome, InferResponse), isinstance(outcome, QueueFull)
+        late = isinstance(outcome, ServingError) and outcome.code is Code.DEADLINE
+        self._flights.end(flight, now_ns, answered=answered, full=full, late=late)
         self.statistics.instances = round(self._flights.requests)
         took_ns = now_ns - flight.begun_ns
+        if late and took_ns > flight.expected_ns:
+            # How long it would have taken is not known, but that it is longer than was expected.
+            self._learn(flight.request, took_ns)
         self.statistics.count_end(flight.expected_ns or None, took_ns)
         request, avoided = flight.request, self._refused_by.pop(flight.request, None)
         if isinstance(outcome, InferResponse):
@@ -241,11 +254,15 @@ class Relay(Ticking):
 
     def _answer(self, flight: Flight, response: InferResponse, took_ns: int, now_ns: int) -> None:
         request = flight.request
+        self._learn(request, took_ns)
         if self._foresees:
-            self._costs.for_signature(request.signature).observe(request.rows, took_ns)
             self._admission.learn_pass([request], took_ns, now_ns)
         passed = Pass(request.rows, flight.begun_ns, [response], None, 0, took_ns, 0)
         self._settling.answer([request], passed, now_ns)
+
+    def _learn(self, request: InferRequest, took_ns: int) -> None:
+        if self._foresees:
+            self._costs.for_signature(request.signature).observe(request.rows, took_ns)
 
     # --- for `Ticking` -----------------------------------------------------------------------------
 

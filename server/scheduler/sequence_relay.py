@@ -216,7 +216,7 @@ class SequenceRelay(Ticking):
 
     def _conclude(self, course: _Course, flight: Flight, outcome: Outcome) -> None:
         now_ns, request = self._clock(), flight.request
-        self._flights.end(flight, now_ns, answered=isinstance(outcome, InferResponse), full=False)
+        self._flights.end(flight, now_ns, answered=isinstance(outcome, InferResponse))
         course.busy, course.heard_ns = False, now_ns
         took_ns = now_ns - flight.begun_ns
         self.statistics.count_end(None, took_ns)

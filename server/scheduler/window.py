@@ -11,7 +11,8 @@ second (batches grow, instances fill), the window is too small; once it brings t
 * down, where it shrinks by less than a quarter of the step.
 
 Between trials that changed nothing the pause doubles. Only rounds count in which the window was full all the time,
-for else it was the demand that set the rate. A server that refuses for a full queue of its own has the window cut.
+for else it was the demand that set the rate. The window is cut at once where a server refuses for a full queue of its
+own, and where requests end there for want of time: they would rather wait here, or be refused.
 """
 
 from __future__ import annotations
@@ -28,6 +29,8 @@ _ROUND_ROWS = 16
 _ROUND_NS = 50_000_000
 """and at least this time has gone by: a few answers say nothing of a rate."""
 _LONGEST_PAUSE = 16
+_MOST_LATE = 0.5
+"""The part of a window that may end for want of time before the window is cut."""
 _CUT = 0.7
 
 
@@ -48,6 +51,7 @@ class Window:
         "_before",
         "_bounds",
         "_direction",
+        "_late",
         "_pause",
         "_pauses",
         "_since_ns",
@@ -64,6 +68,8 @@ class Window:
         self._answered = 0
         self._since_ns = -1
         """When the round began; -1: with the next end."""
+        self._late = 0
+        """Rows that had no time, lately."""
         self._skip = 0
         """Rows whose answers are still those of the window before."""
         self._before = 0
@@ -82,9 +88,14 @@ class Window:
     def begin(self, rows: int) -> None:
         self.in_flight += rows
 
-    def end(self, rows: int, now_ns: int, *, answered: bool) -> None:
-        """A request ended; one that was not answered is time without rows."""
+    def end(self, rows: int, now_ns: int, *, answered: bool, late: bool = False) -> None:
+        """A request ended; one that was not answered is time without rows. `late`: the server had it, and no time."""
         self.in_flight -= rows
+        if late:
+            self._late += rows
+            if self._late >= _MOST_LATE * self.size:
+                self.cut()
+                return
         if self._since_ns < 0:
             self._since_ns = now_ns
             return
@@ -96,15 +107,15 @@ class Window:
         span_ns = now_ns - self._since_ns
         if self._answered >= max(_ROUND_ROWS, _ROUND_WINDOWS * self.size) and span_ns >= _ROUND_NS:
             self._judge(self._answered / span_ns)
-            self._answered, self._since_ns = 0, now_ns
+            self._answered, self._late, self._since_ns = 0, 0, now_ns
 
     def slack(self) -> None:
         """Nobody waits, and there is room: this round says nothing of what the server can do."""
         self._answered, self._since_ns = 0, -1
 
     def cut(self) -> None:
-        """The server's own queue is full."""
-        self._before = 0
+        """The server has more than it can do in time, or says so itself."""
+        self._before, self._late = 0, 0
         self._direction, self._pauses = 1, _LONGEST_PAUSE
         self._set(int(self.size * _CUT))
 

@@ -113,6 +113,19 @@ def test_a_cut_makes_it_smaller_and_never_smaller_than_the_least() -> None:
     assert window.size == 4
 
 
+def test_requests_that_have_no_time_there_cut_it() -> None:
+    """They would rather wait where they can be refused; a few of them do not."""
+    window = Window(Bounds(2, 16, 64))
+    sizes = []
+    for at in range(16):
+        window.begin(1)
+        window.end(1, at * MS, answered=False, late=True)
+        sizes.append(window.size)
+
+    assert sizes[:8] == [16] * 7 + [11]
+    assert sizes[-1] == 7
+
+
 def test_it_stays_within_its_bounds() -> None:
     """However much a server could do."""
     window = Window(Bounds(2, 4, 8))
