@@ -35,6 +35,11 @@ class Server:
         return samples(httpx.get(self.metrics_url).raise_for_status().text, model)
 
 
+def family(pid: int) -> list[int]:
+    """A process and its children."""
+    return [pid, *map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split())]
+
+
 def rss_bytes(pid: int) -> int:
     """The resident memory of a process."""
     return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")

@@ -70,10 +70,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--seconds", type=float, default=Plan.seconds, help="of the soak (default: 1800)")
     parser.add_argument("--load", type=float, default=Plan.load, help="of the capacity (default: 0.45)")
     parser.add_argument("--acts", type=float, default=Plan.acts_per_s, help="of chaos, a second (default: 15)")
+    parser.add_argument("--workers", type=int, default=1, help="the server's --workers (default: 1)")
     parser.add_argument("--seed", type=int, default=0, help="of the chaos")
     parser.add_argument("--out", type=Path, help="also write soak.md and soak.json into this folder")
     options = parser.parse_args(arguments)
-    plan = Plan(options.seconds, load=options.load, acts_per_s=options.acts, seed=options.seed)
+    plan = Plan(options.seconds, load=options.load, acts_per_s=options.acts, seed=options.seed, workers=options.workers)
     with tempfile.TemporaryDirectory() as folder:
         seen = soak(plan, Path(folder))
     rules = judge(seen, plan)

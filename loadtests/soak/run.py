@@ -41,6 +41,8 @@ class Plan:
     growth: float = 0.05
     """How much of itself the resident memory may grow by."""
     seed: int = 0
+    workers: int = 1
+    """As the server's flag."""
     tiny: bool = False
     """A model that costs next to nothing, for a short run."""
 
@@ -65,7 +67,7 @@ class Seen:
 def soak(plan: Plan, folder: Path, resident: Callable[[int], int] = rss_bytes) -> Seen:
     """Start a server of models of its own in `folder`, and see."""
     network = save(folder / "models", tiny=plan.tiny)
-    with serving(folder / "models", folder, tuple(cores())) as server:
+    with serving(folder / "models", folder, tuple(cores()), "--workers", str(plan.workers)) as server:
         return asyncio.run(_see(server, network, plan, folder, resident))
 
 

@@ -1,4 +1,4 @@
-"""What a server holds, looked at again and again: memory, files, threads, connections, requests."""
+"""What a server's processes hold, looked at again and again: memory, files, threads, connections, requests."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from urllib.request import urlopen
 
-from loadtests.process import Server, open_files, rss_bytes, threads
+from loadtests.process import Server, family, open_files, rss_bytes, threads
 
 _PATIENCE_S = 30.0
 _PAUSE_S = 0.5
@@ -56,9 +56,9 @@ class Watcher:
         self.samples: list[Sample] = []
 
     async def look(self) -> Sample:
-        pid = self._server.pid
+        pids = family(self._server.pid)
         # Before the metrics are asked for: their connection is a file as well.
-        held = self._resident(pid), open_files(pid), threads(pid)
+        held = [sum(map(count, pids)) for count in (self._resident, open_files, threads)]
         text = await asyncio.to_thread(_fetched, self._server.metrics_url)
         gauges = {name: total(text, metric) for name, metric in GAUGES.items()}
         return Sample(self._clock() - self._began, *held, **gauges)
