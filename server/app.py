@@ -24,13 +24,15 @@ from server import process
 from server.banner import banner
 from server.dataplane import DataPlane
 from server.engine.cores import available_cores
-from server.errors import InvalidRequest, ModelLoadFailed
+from server.errors import InvalidRequest, ModelLoadFailed, ModelNotReady, UnknownModel
 from server.lifecycle import Lifecycle, State
 from server.model_control import ModelControl
 from server.observability.log_control import LogControl
 from server.observability.metrics import Metrics
 from server.observability.tracing import Tracing
 from server.pipeline.load import load_pipeline
+from server.repository.composition import in_order
+from server.repository.model_config import ModelConfig
 from server.repository.opening import open_sources
 from server.repository.repository import Repository
 from server.scheduler.share import Share
@@ -242,12 +244,20 @@ def check(settings: Settings) -> list[IndexEntry]:
     names = repository.names()
     if repository.unreachable():
         raise OSError(f"a repository can't be read: {'; '.join(repository.unreachable())}")
-    for name in names:
+    loaded: dict[tuple[str, str], ModelConfig] = {}
+
+    def in_service(name: str, version: str) -> ModelConfig:
+        if (name, version) not in loaded:
+            raise ModelNotReady(name, version)
+        return loaded[name, version]
+
+    for name in in_order(names, repository.composed_of):
         try:
-            models = repository.load(name)
-        except ModelLoadFailed:
+            models = repository.load(name, in_service=in_service)
+        except (ModelLoadFailed, UnknownModel):
             continue  # The index has the reason.
         for model in models:
+            loaded[name, model.version] = loaded[name, ""] = model.config
             model.engine_model.close()
     repository.close()
     return repository.index()

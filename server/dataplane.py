@@ -221,7 +221,7 @@ class DataPlane:
 
     def live(self) -> bool:
         """The loop answers (it does, if this runs) and every engine thread beats."""
-        return all(served.batcher.healthy() for served in self._models)
+        return all(served.healthy() for served in self._models)
 
     def ready(self) -> bool:
         """In service, with every queue moving; under strict readiness also with every model loaded."""
@@ -241,7 +241,7 @@ class DataPlane:
             raise
         except ServingError:
             return False
-        return self._lifecycle.state is State.READY and served.batcher.healthy()
+        return self._lifecycle.state is State.READY and served.healthy()
 
     def server_metadata(self) -> ServerMetadata:
         shared_memory = ("system_shared_memory",) if self.shared_memory.enabled else ()

@@ -10,27 +10,21 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Coroutine, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from weakref import WeakValueDictionary
 
 from server import process
 from server.errors import ModelLoadFailed, ModelUnreachable, UnknownModel
-from server.queueing import priorities, queue_policy
+from server.in_service import InService
+from server.repository.composition import in_order
 from server.repository.override import read_override
 from server.repository.repository import Repository, ServedModel
-from server.scheduler.batcher import Batcher
-from server.scheduler.caching import CachingBatcher
-from server.scheduler.costs import Costs, make_costs
-from server.scheduler.decoupled import DecoupledBatcher
-from server.scheduler.plan import Limits
-from server.scheduler.queue import QueuePolicy
 from server.scheduler.response_cache import CacheCounts, ResponseCache
-from server.scheduler.sequence_batcher import SequenceBatcher
 from server.scheduler.share import Share
 from server.scheduler.statistics import ModelStatistics
-from server.sequences import SequenceBatching
-from server.served import DecoupledServed, ModelBatcher, SequenceServed, Served, absent
+from server.served import SequenceServed, Served
+from server.serving import Serving
 from server.types import IndexEntry
 
 log = logging.getLogger(__name__)
@@ -40,22 +34,6 @@ _DRAIN_NS = 30_000_000_000
 
 _FINISHING = "answering what it has admitted"
 """What an index says of a version that is out of service, and not closed yet."""
-
-
-def costs_of(model: ServedModel) -> Costs:
-    """What its passes cost, as the warm-up found it."""
-    config = model.config
-    return make_costs(
-        {instance.device: model.costs_ns.get(instance.device, {}) for instance in model.engine_model.instances},
-        by_length=any(-1 in spec.dims for spec in config.inputs),
-        buckets=config.buckets.lengths if config.buckets else (),
-        max_batch_size=config.max_batch_size,
-    )
-
-
-def composed_of(model: ServedModel) -> set[str]:
-    """The models that run as steps of this one; empty for all but ensembles."""
-    return {step.model_name for step in model.config.message.ensemble_scheduling.step}
 
 
 class ModelControl:
@@ -75,11 +53,11 @@ class ModelControl:
         `cache_size_bytes`: of the answers that are kept, of all models that ask for it; 0: none is.
         `load_threads`: models that may be loaded at a time. `max_override_bytes`: of the files of one load request."""
         self._repository = repository
-        self._share = share
         self._cache = ResponseCache(cache_size_bytes) if cache_size_bytes else None
-        self._default_max_queue_size = default_max_queue_size
-        self._served: dict[str, dict[str, Served]] = {}
-        self._newest: dict[str, Served] = {}
+        self._serving = Serving(default_max_queue_size, share, self._cache)
+        self._in_service = InService(self.index, repository.mark)
+        self.resolve = self._in_service.resolve
+        """An attribute, because every request comes this way."""
         self._statistics: dict[tuple[str, str], ModelStatistics] = {}
         self._fingerprints: dict[str, object] = {}
         self._said: dict[str, str] = {}
@@ -95,25 +73,12 @@ class ModelControl:
         self.changed: Callable[[], None] | None = None
         """Called when a model was put in service or out of it, before what it replaced is drained."""
 
-    def resolve(self, name: str, version: str = "") -> Served:
-        """The version in service that a request means; the highest number where it names none.
-
-        Raises:
-            UnknownModel: the repository has no such model, or does not serve that version.
-            ModelNotReady: the model is there, and not in service; says why.
-        """
-        served = self._served[name].get(version) if version and name in self._served else self._newest.get(name)
-        if served is None:
-            raise absent(name, version, self.index(), others_serve=name in self._newest)
-        return served
-
     def __iter__(self) -> Iterator[Served]:
-        for versions in self._served.values():
-            yield from versions.values()
+        return iter(self._in_service)
 
     def versions(self, name: str) -> list[Served]:
         """The versions of a model in service, lowest first; empty where none is."""
-        return list(self._served.get(name, {}).values())
+        return self._in_service.versions(name)
 
     def counted(self) -> list[ModelStatistics]:
         """Of every version whose counts are kept."""
@@ -160,17 +125,45 @@ class ModelControl:
             InvalidRequest, PayloadTooLarge: of the parameters.
             ModelLoadFailed: no version could be loaded; what served before goes on serving.
         """
-        task = asyncio.get_running_loop().create_task(self._load(name, parameters or {}, repository_name))
+        await self._finished(self._load_with_steps(name, parameters or {}, repository_name))
+
+    async def _finished(self, load: Coroutine[None, None, None]) -> None:
+        task = asyncio.get_running_loop().create_task(load)
         self._under_way.add(task)
         task.add_done_callback(self._under_way.discard)
         await asyncio.shield(task)
+
+    async def _load_with_steps(self, name: str, parameters: Mapping[str, object], repository_name: str) -> None:
+        """Of an ensemble, what it is composed of first, if that does not serve or has changed."""
+        loop = asyncio.get_running_loop()
+        for other in await loop.run_in_executor(self._loader, self._due_before, name, parameters):
+            try:
+                await self._load(other, {}, "")
+            except (ModelLoadFailed, UnknownModel) as error:
+                log.error("%s", error.public_message)  # The ensemble will say what it lacks.
+        await self._load(name, parameters, repository_name)
+
+    def _due_before(self, name: str, parameters: Mapping[str, object]) -> list[str]:
+        """On a thread."""
+        steps = self._repository.composed_of(name, read_override(parameters, self._max_override_bytes))
+        return [other for other in in_order(steps, self._repository.composed_of) if other != name and self._due(other)]
+
+    def _due(self, name: str) -> bool:
+        known = self._fingerprints.get(name)
+        if name not in self._in_service:
+            return True
+        try:
+            # One that was loaded of a request's parameters stays as it is.
+            return known is not None and known != self._repository.fingerprint(name)
+        except (OSError, UnknownModel):
+            return False
 
     async def _load(self, name: str, parameters: Mapping[str, object], repository_name: str) -> None:
         async with self._turns.setdefault(name, asyncio.Lock()):
             loop = asyncio.get_running_loop()
             mark, models = await loop.run_in_executor(self._loader, self._read, name, parameters, repository_name)
             self._fingerprints[name] = mark
-            self._replace(name, [self._serve(model) for model in models])
+            self._replace(name, [self._serving.serve(m, self.statistics_of(m.name, m.version)) for m in models])
 
     def _read(
         self, name: str, parameters: Mapping[str, object], repository_name: str
@@ -178,7 +171,7 @@ class ModelControl:
         """What was loaded, and the mark of the files that it is of. On a thread."""
         override = read_override(parameters, self._max_override_bytes)
         if override is not None and override.files:
-            return None, self._repository.load(name, override, repository_name)
+            return None, self._repository.load(name, override, repository_name, self._in_service.config_of)
         try:
             mark = self._repository.fingerprint(name)
         except OSError:
@@ -186,7 +179,7 @@ class ModelControl:
         # Here already, for a load that fails: what did not change since is not tried again.
         self._fingerprints[name] = mark
         try:
-            return mark, self._repository.load(name, override, repository_name)
+            return mark, self._repository.load(name, override, repository_name, self._in_service.config_of)
         except ModelUnreachable:
             self._fingerprints[name] = None  # But this is.
             raise
@@ -200,28 +193,28 @@ class ModelControl:
         Raises:
             UnknownModel: the model is not in the repository, nor in service.
         """
-        composing = self._composing(name) if with_composing else []
+        composing = sorted(self._in_service.composed_of(name) - {name}) if with_composing else []
         async with self._turns.setdefault(name, asyncio.Lock()):
             loop = asyncio.get_running_loop()
-            if name not in self._served and name not in await loop.run_in_executor(self._loader, self._known):
+            if name not in self._in_service and name not in await loop.run_in_executor(self._loader, self._known):
                 raise UnknownModel(name)
             self._replace(name, [])
             await loop.run_in_executor(self._closer, self._repository.unloaded, name)
         for other in composing:
-            if other in self._served and not any(other in composed_of(served.model) for served in self):
+            if self._in_service.loaded(other) and not self._in_service.users_of(other):
                 await self.unload(other, with_composing=True)
 
     def _known(self) -> set[str]:
         return {entry.name for entry in self._repository.index()}
 
-    def _composing(self, name: str) -> list[str]:
-        return sorted({other for served in self.versions(name) for other in composed_of(served.model)} - {name})
-
     async def load_all(self, names: list[str]) -> None:
-        """Load each of `names`; what can't be loaded is logged, once, and stays in the index with its reason."""
-        for name in names:
+        """Load each of `names`, ensembles behind the models that they are composed of, and such models that do not
+        serve yet; what can't be loaded is logged, once, and stays in the index with its reason."""
+        loop = asyncio.get_running_loop()
+        order = await loop.run_in_executor(self._loader, in_order, names, self._repository.composed_of)
+        for name in [name for name in order if name in names or name not in self._in_service]:
             try:
-                await self.load(name)
+                await self._finished(self._load(name, {}, ""))
             except (ModelLoadFailed, UnknownModel) as error:
                 if self._said.get(name) != error.public_message:
                     log.error("%s", error.public_message)
@@ -242,96 +235,29 @@ class ModelControl:
         for name in [name for name in self._fingerprints if name not in there and name not in survey.unseen]:
             del self._fingerprints[name]
             await self.unload(name)
-        await self.load_all(
-            [n for n in sorted(there) if there[n] != self._fingerprints.get(n) and n not in survey.unseen]
-        )
+        changed = [n for n in sorted(there) if there[n] != self._fingerprints.get(n) and n not in survey.unseen]
+        if changed:
+            loop = asyncio.get_running_loop()
+            await self.load_all(await loop.run_in_executor(self._loader, self._with_waiting, sorted(there), changed))
 
-    def _serve(self, model: ServedModel) -> Served:
-        statistics = self.statistics_of(model.name, model.version)
-        sequences = model.config.sequence_batching
-        if sequences is not None:
-            return self._serve_sequences(model, sequences, statistics)
-        if model.config.decoupled:
-            return self._serve_decoupled(model, statistics)
-        config = model.config
-        batching = config.dynamic_batching
-        # A model without dynamic_batching runs each request alone: Triton's default scheduler.
-        limits = Limits(
-            max_batch_size=config.max_batch_size if batching else 0,
-            preferred_batch_size=batching.preferred_batch_size if batching else (),
-            max_queue_delay_ns=batching.max_queue_delay_microseconds * 1000 if batching else 0,
-        )
-        batcher = Batcher(
-            model.name,
-            model.version,
-            model.engine_model.instances,
-            limits,
-            queue_policy(config, self._default_max_queue_size),
-            costs_of(model),
-            statistics,
-            asyncio.get_running_loop(),
-            priorities=priorities(config, self._default_max_queue_size),
-            slo_ns=int(config.slo_ms * 1_000_000),
-            preserve_ordering=batching.preserve_ordering if batching else False,
-            share=self._share,
-            fair_by_tenant=config.fair_by_tenant,
-            buckets=config.buckets,
-        )
-        return Served(model, self._with_cache(model, batcher, statistics), statistics)
-
-    def _with_cache(self, model: ServedModel, batcher: Batcher, statistics: ModelStatistics) -> ModelBatcher:
-        """As in Triton, a model whose answers are to be kept is served without where the server keeps none."""
-        if not model.config.response_cache:
-            return batcher
-        if self._cache is None:
-            log.warning(
-                "model '%s' has a response_cache, and the server keeps no answers (--cache-size-bytes)", model.name
-            )
-            return batcher
-        slo_ns = int(model.config.slo_ms * 1_000_000)
-        return CachingBatcher(batcher, model.version, self._cache, statistics, slo_ns=slo_ns)
-
-    def _serve_decoupled(self, model: ServedModel, statistics: ModelStatistics) -> DecoupledServed:
-        config, fair, loop = model.config, model.config.fair_by_tenant, asyncio.get_running_loop()
-        size, slo_ns = self._default_max_queue_size, int(config.slo_ms * 1_000_000)
-        who = model.name, model.version, model.engine_model.instances, queue_policy(config, size)
-        levels = priorities(config, size)
-        batcher = DecoupledBatcher(
-            *who, statistics, loop, priorities=levels, slo_ns=slo_ns, share=self._share, fair_by_tenant=fair
-        )
-        return DecoupledServed(model, batcher, statistics)
-
-    def _serve_sequences(
-        self, model: ServedModel, sequences: SequenceBatching, statistics: ModelStatistics
-    ) -> SequenceServed:
-        batcher = SequenceBatcher(
-            model.name,
-            model.version,
-            model.engine_model.instances,
-            sequences,
-            model.config.max_batch_size,
-            QueuePolicy(max_queue_size=self._default_max_queue_size),
-            costs_of(model),
-            statistics,
-            asyncio.get_running_loop(),
-            outputs=[spec.name for spec in model.config.outputs],
-            slo_ns=int(model.config.slo_ms * 1_000_000),
-            share=self._share,
-        )
-        return SequenceServed(model, batcher, statistics)
+    def _with_waiting(self, names: list[str], changed: list[str]) -> list[str]:
+        """`changed` and the ensembles that could not be loaded without them. On a thread."""
+        due = set(changed)
+        for name in in_order(names, self._repository.composed_of):
+            if not self._in_service.loaded(name) and due & self._repository.composed_of(name):
+                due.add(name)
+        return [name for name in names if name in due]
 
     def _replace(self, name: str, new: list[Served]) -> None:
-        old = list(self._served.pop(name, {}).values())
-        newest = self._newest.pop(name, None)
-        if new:
-            new.sort(key=lambda served: int(served.model.version))
-            self._served[name] = {served.model.version: served for served in new}
-            self._newest[name] = new[-1]
+        old = self._in_service.loaded(name)
+        newest = self._in_service.newest(name)
+        new.sort(key=lambda served: int(served.model.version))
+        self._repository.retiring(name, {s.model.version for s in old} - {s.model.version for s in new}, _FINISHING)
+        self._in_service.put(name, new)
         for served in new:
             if isinstance(served, SequenceServed):
                 version = served.model.version
                 served.replaces([e for e in old if e.model.version == version or (e is newest and served is new[-1])])
-        self._repository.retiring(name, {s.model.version for s in old} - {s.model.version for s in new}, _FINISHING)
         if self.changed is not None:
             self.changed()
         for served in old:
@@ -347,6 +273,7 @@ class ModelControl:
                 other.elders.remove(served)
         await asyncio.get_running_loop().run_in_executor(self._closer, self._free, served)
         self._forget(served)
+        self._in_service.review()  # An ensemble's reason for not serving may be this one's state.
 
     def _free(self, served: Served) -> None:
         served.model.engine_model.close()
@@ -356,7 +283,8 @@ class ModelControl:
     def _forget(self, served: Served) -> None:
         """Statistics outlive a reload and an unload, and no version that others took the place of."""
         name, version = served.model.name, served.model.version
-        if name in self._served and version not in self._served[name]:
+        versions = {served.model.version for served in self._in_service.loaded(name)}
+        if versions and version not in versions:
             self._statistics.pop((name, version), None)
 
     async def finish_sequences(self, until_ns: int) -> None:
@@ -379,11 +307,8 @@ class ModelControl:
         if self._under_way:
             await asyncio.gather(*self._under_way, return_exceptions=True)
         now = time.monotonic_ns()
-        for name in list(self._served):
-            for served in self._served[name].values():
-                await self._retire(served, now)
-        self._served.clear()
-        self._newest.clear()
+        for served in self._in_service.clear():
+            await self._retire(served, now)
         if self._retiring:
             await asyncio.gather(*self._retiring, return_exceptions=True)
         self._loader.shutdown()

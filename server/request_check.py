@@ -29,7 +29,8 @@ LONGEST_TENANT = 128
 class RequestCheck:
     """The check of one version of a model, prepared once when it is loaded."""
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: ModelConfig, *, takes_sequences: bool = False) -> None:
+        """`takes_sequences`: it is an ensemble, and a model of one of its steps checks what is said of them."""
         self._model_name = config.name
         self._inputs = {spec.name: spec for spec in config.inputs}
         self._outputs = {spec.name: spec.datatype for spec in config.outputs}
@@ -40,6 +41,7 @@ class RequestCheck:
         self._buckets = config.buckets
         sequences = config.sequence_batching
         self._sequences = SequenceCheck(config.name, sequences) if sequences is not None else None
+        self._takes_sequences = takes_sequences
         self._has_text = config.text_is_utf8 and any(spec.datatype == "BYTES" for spec in config.inputs)
 
     def __call__(self, request: InferRequest) -> None:
@@ -83,9 +85,16 @@ class RequestCheck:
         if request.outputs:
             self._check_outputs(request.outputs, request.special.classes if request.special is not None else {})
         if request.parameters or self._sequences is not None:
-            _check_parameters(request, self._sequences)
+            _check_parameters(request)
+            self._check_sequence(request)
         if form is not None and in_order and not self._has_text:
             form.checked_by, form.rows, form.signature = self, request.rows, request.signature
+
+    def _check_sequence(self, request: InferRequest) -> None:
+        if self._sequences is not None:
+            self._sequences(request)
+        elif not self._takes_sequences:
+            refuse_sequence(request)
 
     def _missing(self, given: Collection[str]) -> str:
         """Triton's words, as those of the other errors that its clients may look for."""
@@ -198,7 +207,7 @@ def _check_text(tensor: Tensor, field: str) -> None:
             raise InvalidRequest(field, f"element {index} of input '{tensor.name}' is not UTF-8") from error
 
 
-def _check_parameters(request: InferRequest, sequences: SequenceCheck | None) -> None:
+def _check_parameters(request: InferRequest) -> None:
     """The parameters that the server acts on; others are the caller's own and pass."""
     timeout = request.parameters.get("timeout")
     if timeout is not None and (isinstance(timeout, bool) or not isinstance(timeout, int) or timeout < 0):
@@ -208,10 +217,6 @@ def _check_parameters(request: InferRequest, sequences: SequenceCheck | None) ->
         raise InvalidRequest("parameters.priority", f"must be a whole number, 0 for the default, got {priority!r}")
     if any(name.startswith(_RESERVED) for name in request.parameters):
         _check_reserved(request.parameters)
-    if sequences is not None:
-        sequences(request)
-    else:
-        refuse_sequence(request)
 
 
 def _check_reserved(parameters: Mapping[str, Parameter]) -> None:

@@ -11,6 +11,8 @@ from typing import Protocol
 from server.errors import ModelNotReady, ServingError, UnknownModel, Unsupported
 from server.repository.repository import ServedModel
 from server.request_check import RequestCheck
+from server.scheduler.ensemble import EnsembleBatcher
+from server.scheduler.lineup import Lineup, Member
 from server.scheduler.sequence_batcher import SequenceBatcher
 from server.scheduler.statistics import ModelStatistics
 from server.sequences import sequence_id
@@ -64,6 +66,7 @@ class Served:
                 check(request)
             except ServingError as error:
                 request.settle(error)
+                self.lost(request)
             else:
                 request.holder = batcher
                 good.append(request)
@@ -76,6 +79,19 @@ class Served:
 
     def check_special(self, special: Special) -> None:
         """Raises Unsupported for what the model can't do with its tensors."""
+
+    @property
+    def keeps_sequences(self) -> bool:
+        """It takes requests that belong to sequences."""
+        return False
+
+    def lost(self, request: InferRequest) -> None:
+        """A request that is settled was meant for this version, and never comes: a gap in its sequence, if it is of
+        one. Nothing to a version that keeps none."""
+
+    def healthy(self) -> bool:
+        """What runs it works, and its queue moves."""
+        return self.batcher.healthy()
 
     async def drain(self, until_ns: int) -> None:
         """Answer all that was admitted; what is left at `until_ns` is settled as UNAVAILABLE."""
@@ -132,6 +148,13 @@ class SequenceServed(Served):
             # One that was refused too: it may leave a gap in its sequence.
             served.sequences.submit((request,))
 
+    @property
+    def keeps_sequences(self) -> bool:
+        return True
+
+    def lost(self, request: InferRequest) -> None:
+        self.submit((request,))
+
     def _whose(self, request: InferRequest) -> SequenceServed:
         if not self.elders:
             return self
@@ -148,6 +171,45 @@ class SequenceServed(Served):
         for elder in served:
             if isinstance(elder, SequenceServed):
                 self.elders += [elder, *elder.elders]
+
+
+class EnsembleServed(Served):
+    """An ensemble in service, or out of it for as long as the models of its steps do not serve it."""
+
+    __slots__ = ("_members", "ensemble")
+
+    def __init__(self, model: ServedModel, batcher: EnsembleBatcher, statistics: ModelStatistics) -> None:
+        super().__init__(model, batcher, statistics)
+        self.ensemble = batcher
+        self._members: list[tuple[Served, bool]] = []
+
+    @property
+    def keeps_sequences(self) -> bool:
+        return self.ensemble.keeps_sequences
+
+    def lost(self, request: InferRequest) -> None:
+        if self.keeps_sequences:
+            # By way of its turn: what came before it may not be at the step yet that keeps its sequence.
+            self.ensemble.submit((request,))
+
+    def compose(self, members: Sequence[Served]) -> None:
+        """Its steps run on these from now on."""
+        key = [(served, served.keeps_sequences) for served in members]
+        if key != self._members:
+            self._members = key
+            self.ensemble.use(Lineup([_member(served) for served in members]))
+            self.check = RequestCheck(self.model.config, takes_sequences=self.keeps_sequences)
+
+    def part(self, why: str) -> None:
+        """There is nothing that its steps could run on."""
+        self._members = []
+        self.ensemble.use(None, why)
+
+
+def _member(served: Served) -> Member:
+    config = served.model.config
+    inputs = {spec.name: spec.dims for spec in config.inputs}
+    return Member(served.model.name, served.model.version, served, config.max_batch_size > 0, inputs)
 
 
 def absent(name: str, version: str, index: Iterable[IndexEntry], *, others_serve: bool) -> ServingError:

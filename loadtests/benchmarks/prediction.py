@@ -27,7 +27,7 @@ from loadtests.cores import cores
 from loadtests.models import cnn, mlp, save_encoder
 from loadtests.report import publish, table
 from server.engine.onnxruntime import OnnxRuntimeEngine
-from server.model_control import ModelControl, costs_of
+from server.model_control import ModelControl
 from server.pipeline.load import load_pipeline
 from server.repository.repository import Repository
 from server.scheduler.batcher import Batcher
@@ -35,6 +35,7 @@ from server.scheduler.plan import Limits
 from server.scheduler.queue import QueuePolicy
 from server.scheduler.statistics import ModelStatistics
 from server.served import Served
+from server.serving import costs_of
 from server.tensor import Array, Tensor
 from server.types import InferRequest, InferResponse, Outcome
 

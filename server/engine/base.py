@@ -98,16 +98,16 @@ class EngineModel(Protocol):
 
     @property
     def instances(self) -> Sequence[Instance]:
-        """At least one."""
+        """At least one, but of `Elsewhere`."""
 
     def close(self) -> None:
         """Free memory and devices. No `run` may be under way; called once."""
 
 
 class Elsewhere:
-    """The engine model of a version that another process runs: there is nothing of it here."""
+    """The engine model of a version that is run by others, processes or models: there is nothing of it here."""
 
-    instances = ()
+    instances: Sequence[Instance] = ()
 
     def close(self) -> None:
         """There is nothing to free."""

@@ -8,6 +8,7 @@ from pathlib import Path
 from server.local_triton import __path__ as here
 from server.proto.triton import model_config_pb2 as pb
 from server.repository.config_text import CONFIG_FILE, parse_text, write_model_config
+from server.repository.ensemble import PLATFORM as ENSEMBLE
 
 _MODEL = Path(here[0]) / "onnx_model.py"
 _ONNX_PLATFORM, _ONNX_BACKEND = "onnxruntime_onnx", "onnxruntime"
@@ -29,9 +30,23 @@ def translate(repository: Path, target: Path, packages: Path) -> list[str]:
         if config.backend == _ONNX_BACKEND or config.platform == _ONNX_PLATFORM:
             _write(folder, target / folder.name, config, packages)
             changed.append(folder.name)
+        elif config.platform == ENSEMBLE and not any(map(_is_version, folder.iterdir())):
+            _with_version(folder, target / folder.name)
         else:
             (target / folder.name).symlink_to(folder.resolve())
     return changed
+
+
+def _is_version(path: Path) -> bool:
+    return path.is_dir() and path.name.isdecimal()
+
+
+def _with_version(folder: Path, target: Path) -> None:
+    """An ensemble's version folder is empty and may be missing, but not to Triton."""
+    target.mkdir()
+    (target / "1").mkdir()
+    for path in folder.iterdir():
+        (target / path.name).symlink_to(path.resolve())
 
 
 def _write(folder: Path, target: Path, config: pb.ModelConfig, packages: Path) -> None:
@@ -45,7 +60,7 @@ def _write(folder: Path, target: Path, config: pb.ModelConfig, packages: Path) -
     write_model_config(config, target / CONFIG_FILE)
     program = f"import sys\n\nsys.path[:0] = [{str(packages)!r}]\n\n{_MODEL.read_text()}"
     for path in folder.iterdir():
-        if path.is_dir() and path.name.isdecimal():
+        if _is_version(path):
             version = target / path.name
             version.mkdir()
             for file in path.iterdir():

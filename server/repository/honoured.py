@@ -22,6 +22,7 @@ _FIELDS: Mapping[str, tuple[str, ...]] = {
         "instance_group",
         "dynamic_batching",
         "sequence_batching",
+        "ensemble_scheduling",
         "optimization",
         "model_transaction_policy",
         "parameters",
@@ -79,6 +80,8 @@ _FIELDS: Mapping[str, tuple[str, ...]] = {
     "response_cache": ("enable",),
     "model_warmup": ("name", "batch_size", "inputs", "count"),
     "model_transaction_policy": ("decoupled",),
+    "ensemble_scheduling": ("step",),
+    "ensemble_scheduling.step": ("model_name", "model_version", "input_map", "output_map"),
     "optimization": ("graph", "execution_accelerators"),
     "optimization.graph": ("level",),
     _ACCELERATORS: ("gpu_execution_accelerator", "cpu_execution_accelerator"),
@@ -98,11 +101,12 @@ REASONS = {
     "batch_output": "outputs cut by the batch serve ragged batches, which this server does not make",
     "sequence_batching.iterative_sequence": "this server reschedules no requests; serve the model on Triton",
     "sequence_batching.state.use_growable_memory": "is for states in a GPU's memory; states are kept in the server's",
-    "ensemble_scheduling": "this server runs no ensembles; a pipeline in processing.yaml, or Triton, does",
     "instance_group.rate_limiter": (
         "this server has no resources to count: the models' passes take turns on its cores by themselves, and "
         "instance_group.count bounds those of a model; remove it, as Triton too ignores it without --rate-limit"
     ),
+    "ensemble_scheduling.step.model_namespace": "models have no namespaces here: a name means one model",
+    "ensemble_scheduling.max_inflight_requests": "is not kept; the max_queue_size of a step's model bounds what waits",
 }
 
 

@@ -11,11 +11,11 @@ from pathlib import Path
 
 import numpy as np
 
-from server.engine.base import Engine, EngineModel, Instance
+from server.engine.base import Elsewhere, Engine, EngineModel, Instance
 from server.errors import EngineFailure, ModelLoadFailed, ServingError
 from server.pipeline.base import PROCESSING_FILE, Pipeline
 from server.proto.triton import model_config_pb2 as pb
-from server.repository.certificate import Manifest, concerns, read_manifest, verify_files
+from server.repository.certificate import MANIFEST_FILE, Manifest, concerns, read_manifest, verify_files
 from server.repository.config_text import CONFIG_FILE
 from server.repository.golden import Golden, golden_file, read_golden, read_raw
 from server.repository.model_config import All, ModelConfig, Specific, from_message, read_model_config, with_files
@@ -63,7 +63,18 @@ Tell = Callable[[str, str], None]
 """Hears a version, and the stage that its load has come to."""
 
 
+CheckComposition = Callable[[ModelConfig], None]
+"""Holds an ensemble against the models that it is composed of. Raises ModelLoadFailed."""
+
+_FIRST = "1"
+"""The version of an ensemble without a version folder, which would be an empty one: git keeps none."""
+
+
 def _nobody(_version: str, _stage: str) -> None:
+    return None
+
+
+def _anything(_config: ModelConfig) -> None:
     return None
 
 
@@ -105,11 +116,16 @@ class Loader:
     warmup_s: float
 
     def load(
-        self, folder: Path, overriding: pb.ModelConfig | None = None, tell: Tell = _nobody
+        self,
+        folder: Path,
+        overriding: pb.ModelConfig | None = None,
+        tell: Tell = _nobody,
+        check_composition: CheckComposition = _anything,
     ) -> dict[str, ServedModel | ModelLoadFailed]:
         """Every version that the policy asks for, loaded or with the reason why not; lowest first.
 
-        `overriding`: the config, instead of that in the folder; `tell` hears what each version has come to.
+        `overriding`: the config, instead of that in the folder; `tell` hears what each version has come to;
+        `check_composition` is called if it is an ensemble.
 
         Raises:
             ModelLoadFailed: what all versions share (config, manifest, pipeline) is at fault.
@@ -117,6 +133,9 @@ class Loader:
         config = self._config(folder, overriding)
         manifest = read_manifest(folder)
         pipeline = self._pipeline(folder)
+        if config.ensemble is not None:
+            check_composition(config)
+            return _ensemble(folder, config, manifest, pipeline)
         outcome: dict[str, ServedModel | ModelLoadFailed] = {}
         try:
             for version in versions_to_serve(folder, config):
@@ -164,7 +183,7 @@ class Loader:
     ) -> ServedModel:
         tell(version, "verifying its files")
         if not (folder / version).is_dir():
-            raise ModelLoadFailed(folder.name, version, "version_policy asks for it and there is no such folder")
+            raise _no_folder(folder, version)
         if manifest is not None:
             verify_files(folder, manifest, version)
         golden = read_golden(folder, version)
@@ -201,6 +220,28 @@ def _plan(config: ModelConfig, version: str, golden: Golden | None, samples: Seq
     return WarmUp(config, version, None, limit_s)
 
 
+def _no_folder(folder: Path, version: str) -> ModelLoadFailed:
+    return ModelLoadFailed(folder.name, version, "version_policy asks for it and there is no such folder")
+
+
+def _ensemble(
+    folder: Path, config: ModelConfig, manifest: Manifest | None, pipeline: Pipeline | None
+) -> dict[str, ServedModel | ModelLoadFailed]:
+    """The versions of an ensemble: folders that may be empty, for nothing in them is read."""
+    if manifest is not None or any(folder.glob("golden/*")):
+        where = MANIFEST_FILE if manifest is not None else "golden"
+        raise ModelLoadFailed(folder.name, where, "an ensemble is not certified as a whole; its steps' models are")
+    if pipeline is not None:
+        example_tensors(config, pipeline)
+    outcome: dict[str, ServedModel | ModelLoadFailed] = {}
+    for version in versions_to_serve(folder, config):
+        if (folder / version).is_dir() or (version == _FIRST and not _versions(folder)):
+            outcome[version] = ServedModel(folder.name, version, config, Elsewhere(), pipeline, None, {})
+        else:
+            outcome[version] = _no_folder(folder, version)
+    return outcome
+
+
 def versions_to_serve(folder: Path, config: ModelConfig) -> list[str]:
     """The versions that the policy picks, ascending.
 
@@ -210,13 +251,20 @@ def versions_to_serve(folder: Path, config: ModelConfig) -> list[str]:
     policy = config.version_policy
     if isinstance(policy, Specific):
         return [str(version) for version in policy.versions]
-    found = sorted(int(path.name) for path in folder.iterdir() if _VERSION.fullmatch(path.name) and path.is_dir())
+    found = _versions(folder)
     if not found:
+        if config.ensemble is not None:
+            return [_FIRST]
         raise ModelLoadFailed(
             folder.name, ".", f"has no version folder; put the model at 1/{config.default_model_filename}"
         )
     kept = found if isinstance(policy, All) else found[-policy.num_versions :]
     return [str(version) for version in kept]
+
+
+def _versions(folder: Path) -> list[int]:
+    """That have a folder, ascending."""
+    return sorted(int(path.name) for path in folder.iterdir() if _VERSION.fullmatch(path.name) and path.is_dir())
 
 
 def _check_golden(config: ModelConfig, golden: Golden) -> None:

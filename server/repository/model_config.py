@@ -12,20 +12,22 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path, PurePosixPath
-from typing import NoReturn
 
 from server.buckets import Buckets
 from server.engine.base import Accelerator, EngineSpec, InstanceGroup
+from server.ensembles import Ensemble
 from server.errors import ModelLoadFailed
 from server.proto.triton import model_config_pb2 as pb
 from server.repository.batching import DynamicBatching, QueuePolicyConfig, read_dynamic_batching
 from server.repository.config_text import CONFIG_FILE, parse_text, write_model_config
+from server.repository.ensemble import PLATFORM as ENSEMBLE
+from server.repository.ensemble import is_ensemble, read_ensemble
 from server.repository.honoured import unhonoured
 from server.repository.instance_groups import read_instance_groups
 from server.repository.labels import read_labels
 from server.repository.length_buckets import LENGTH_BUCKETS, PAD_VALUE, read_buckets
 from server.repository.model_warmup import WarmupSample, read_model_warmup
-from server.repository.refuse import Refuse
+from server.repository.refuse import Refuse, refuse_field
 from server.repository.sequence_batching import read_sequence_batching, with_initial_data
 from server.repository.tensor_specs import read_tensors
 from server.repository.version_policy import LATEST, All, Latest, Specific, VersionPolicy, read_version_policy
@@ -79,6 +81,8 @@ class ModelConfig:
     """None: requests are independent of each other."""
     decoupled: bool = False
     """The model gives any number of responses to a request. Source: ModelTransactionPolicy."""
+    ensemble: Ensemble | None = None
+    """The other models that it is composed of; None: it has a file of its own."""
     gpu_accelerators: tuple[Accelerator, ...] = ()
     cpu_accelerators: tuple[Accelerator, ...] = ()
     graph_level: int = 0
@@ -172,7 +176,7 @@ def with_files(config: ModelConfig, folder: Path) -> ModelConfig:
     """
     batching = config.sequence_batching
     if batching is not None:
-        batching = with_initial_data(batching, folder, partial(_refuse, folder.name))
+        batching = with_initial_data(batching, folder, partial(refuse_field, folder.name))
     return replace(config, sequence_batching=batching, labels=read_labels(folder, config.label_filenames))
 
 
@@ -184,12 +188,15 @@ def from_message(message: pb.ModelConfig, folder_name: str) -> ModelConfig:
             path of the field.
     """
 
-    refuse: Refuse = partial(_refuse, folder_name)
+    refuse: Refuse = partial(refuse_field, folder_name)
     for path, problem in unhonoured(message):
         refuse(path, problem)
     if message.name not in ("", folder_name):
         refuse("name", f"is '{message.name}', the folder is '{folder_name}'; they must be equal")
-    _check_backend(message, refuse)
+    if is_ensemble(message):
+        _check_parameters(message, refuse)
+    else:
+        _check_backend(message, refuse)
     if message.max_batch_size < 0:
         refuse("max_batch_size", f"is {message.max_batch_size}, it must be 0 or more")
     if message.optimization.graph.level not in (-1, 0, 1, 2):
@@ -201,8 +208,8 @@ def from_message(message: pb.ModelConfig, folder_name: str) -> ModelConfig:
     sequences = read_sequence_batching(message, inputs, outputs, refuse)
     return ModelConfig(
         name=folder_name,
-        platform=_PLATFORM,
-        backend=_BACKEND,
+        platform=ENSEMBLE if is_ensemble(message) else _PLATFORM,
+        backend="" if is_ensemble(message) else _BACKEND,
         max_batch_size=message.max_batch_size,
         inputs=inputs,
         outputs=outputs,
@@ -212,6 +219,7 @@ def from_message(message: pb.ModelConfig, folder_name: str) -> ModelConfig:
         dynamic_batching=read_dynamic_batching(message, refuse),
         sequence_batching=sequences,
         decoupled=_decoupled(message, parameters, refuse),
+        ensemble=read_ensemble(message, inputs, outputs, refuse),
         gpu_accelerators=tuple(Accelerator(a.name, dict(a.parameters)) for a in accelerators.gpu_execution_accelerator),
         cpu_accelerators=tuple(Accelerator(a.name, dict(a.parameters)) for a in accelerators.cpu_execution_accelerator),
         graph_level=message.optimization.graph.level,
@@ -232,10 +240,6 @@ def from_message(message: pb.ModelConfig, folder_name: str) -> ModelConfig:
     )
 
 
-def _refuse(folder_name: str, path: str, problem: str) -> NoReturn:
-    raise ModelLoadFailed(folder_name, f"{CONFIG_FILE}: {path}", problem)
-
-
 def _check_backend(message: pb.ModelConfig, refuse: Refuse) -> None:
     if message.platform not in ("", _PLATFORM):
         refuse("platform", _FOREIGN.get(message.platform, f"'{message.platform}' is not known here") + _ONLY_ONNX)
@@ -248,7 +252,6 @@ def _check_backend(message: pb.ModelConfig, refuse: Refuse) -> None:
 _FOREIGN = {
     "tensorrt_plan": "a TensorRT plan needs Triton Inference Server on the GPU it was built for",
     "tensorrt": "a TensorRT plan needs Triton Inference Server on the GPU it was built for",
-    "ensemble": "an ensemble needs Triton Inference Server",
     "python": "a Python model needs Triton Inference Server; say it in processing.yaml here",
     "pytorch": "TorchScript needs Triton Inference Server",
     "pytorch_libtorch": "TorchScript needs Triton Inference Server",
@@ -274,6 +277,13 @@ def _decoupled(message: pb.ModelConfig, parameters: Mapping[str, str], refuse: R
         if there:
             refuse("model_transaction_policy.decoupled", f"is true, which does not go together with {other}")
     return True
+
+
+def _check_parameters(message: pb.ModelConfig, refuse: Refuse) -> None:
+    """Of an ensemble, which has no engine that would refuse them."""
+    for key in message.parameters:
+        if key != _SLO:
+            refuse(f'parameters["{key}"]', f"is not for an ensemble, which takes {_SLO}; its steps' models have theirs")
 
 
 def read_slo_ms(message: pb.ModelConfig, refuse: Refuse) -> float:

@@ -14,12 +14,21 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TypeVar
+from typing import NoReturn, TypeVar
 
 from server.engine.base import Engine
-from server.errors import ModelLoadFailed, ModelUnreachable, NotInRepository, UnknownRepository
+from server.errors import (
+    ModelLoadFailed,
+    ModelUnreachable,
+    NotInRepository,
+    ServingError,
+    UnknownModel,
+    UnknownRepository,
+)
 from server.pipeline.base import Pipeline
+from server.repository.composition import InService, check_composition
 from server.repository.loading import Loader, Outcome, ServedModel, failure_of
+from server.repository.model_config import from_message, read_model_config
 from server.repository.override import Override, check_model_name
 from server.repository.remote.store import Unreachable
 from server.repository.scratch import Scratch
@@ -50,6 +59,15 @@ class Survey:
     """Of every model, as `Repository.fingerprint` tells them."""
     unseen: frozenset[str]
     """Models of repositories that can't be read now, of which nothing is known."""
+
+
+def _no_version(_folder: Path) -> Callable[[str], bool]:
+    """What a config says needs no version's files."""
+    return lambda path: False
+
+
+def _nobody(name: str, version: str) -> NoReturn:
+    raise UnknownModel(name, version)
 
 
 class Repository:
@@ -140,8 +158,16 @@ class Repository:
         """
         return tuple(source.fingerprint(name) for source in self._sources_of(name))
 
-    def load(self, name: str, override: Override | None = None, repository_name: str = "") -> list[ServedModel]:
+    def load(
+        self,
+        name: str,
+        override: Override | None = None,
+        repository_name: str = "",
+        in_service: InService = _nobody,
+    ) -> list[ServedModel]:
         """Load the versions that the config's version_policy asks for, lowest first. Blocking.
+
+        `in_service` knows the models that an ensemble may be composed of; it is called on this thread.
 
         What is returned is the whole of what the model serves from now on. If it raises, what was loaded
         before is untouched and still READY in the index.
@@ -167,16 +193,47 @@ class Repository:
         try:
             with self._folder(name, sources, override) as folder:
                 message = override.config if override is not None else None
-                outcome = self._loader.load(folder, message, lambda *at: self._mark_stage(name, *at))
+                check = partial(check_composition, in_service=in_service, steps_of=partial(self._steps_of, in_service))
+                outcome = self._loader.load(folder, message, partial(self._mark_stage, name), check)
         except Exception as error:  # noqa: BLE001 - whatever it is, the other models must go on
             outcome = {"": failure_of(Path(name), error)}
         return self._settle(name, before, outcome)
+
+    def composed_of(self, name: str, override: Override | None = None) -> set[str]:
+        """The models that the steps of an ensemble are, as its config says; none of what is no sound ensemble."""
+        try:
+            if override is not None and override.config is not None:
+                config = from_message(override.config, name)
+            else:
+                sources = self._sources_of(name)
+                if len(sources) > 1:
+                    return set()
+                with sources[0].hold(name, _no_version) as folder:
+                    config = read_model_config(folder)
+        except (ServingError, OSError):
+            return set()
+        return config.ensemble.model_names if config.ensemble is not None else set()
+
+    def _steps_of(self, in_service: InService, name: str) -> set[str]:
+        try:
+            config = in_service(name, "")
+        except ServingError:
+            return self.composed_of(name)
+        return config.ensemble.model_names if config.ensemble is not None else set()
 
     def retiring(self, name: str, versions: Iterable[str], reason: str) -> None:
         """Note that these versions are out of service, and are finishing what they admitted."""
         with self._lock:
             entries = self._entries.setdefault(name, {})
             entries.update({version: IndexEntry(name, version, UNLOADING, reason) for version in versions})
+
+    def mark(self, name: str, version: str, problem: str) -> None:
+        """Note that a loaded version can't serve for now, and why; or, without a problem, that it serves."""
+        with self._lock:
+            entries = self._entries.setdefault(name, {})
+            if not problem:
+                entries.pop("", None)  # Of a load that failed meanwhile.
+            entries[version] = IndexEntry(name, version, UNAVAILABLE if problem else READY, problem)
 
     def retired(self, name: str, version: str) -> None:
         """Note that a version is closed. It leaves the index if others of the model serve, or the model is gone."""

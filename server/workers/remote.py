@@ -76,7 +76,8 @@ class Announcement:
 
 
 class Unchecked(Served):
-    """A version that batches sequences: a request that is refused is a gap in one, which its scheduler must see."""
+    """A version that batches sequences, or an ensemble, which may: a request that is refused is a gap in one, which its
+    scheduler must see."""
 
     def submit(self, requests: Sequence[InferRequest]) -> None:
         for request in requests:
@@ -315,7 +316,7 @@ class RemoteModels:
         model = ServedModel(told.name, told.version, config, Elsewhere(), told.pipeline, None, {})
         # A version that was here before goes on counting where it was.
         statistics = self._local.statistics_of(told.name, told.version)
-        make = Served if config.sequence_batching is None else Unchecked
+        make = Served if config.sequence_batching is None and config.ensemble is None else Unchecked
         return make(model, RemoteBatcher(self, told.handle), statistics)
 
     def release(self, handle: int) -> None:

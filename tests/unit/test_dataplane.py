@@ -5,14 +5,13 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from server.dataplane import DataPlane
-from server.engine.fake import FakeEngine, Script
+from server.engine.fake import Script
 from server.errors import (
     ControlNotAllowed,
     DeadlineExceeded,
@@ -25,79 +24,10 @@ from server.errors import (
     Unsupported,
 )
 from server.explain import Explanation, WaitReason
-from server.lifecycle import Lifecycle, State
-from server.model_control import ModelControl
-from server.repository.repository import Repository
-from server.settings import RepositorySettings
-from server.tensor import Array, Tensor
-from server.types import Classification, InferRequest, Outcome, Prediction, PredictRequest, RawInput, RowInput
-
-CONFIG = """
-platform: "onnxruntime_onnx" max_batch_size: 4
-input { name: "x" data_type: TYPE_FP32 dims: [ 2 ] }
-output { name: "y" data_type: TYPE_FP32 dims: [ 1 ] }
-dynamic_batching { default_queue_policy { max_queue_size: 100 } }
-"""
-
-
-class Rows:
-    """A pipeline of rows of two numbers; `gate` holds preprocessing until it is opened."""
-
-    task = "test"
-    gate = threading.Event()
-
-    def preprocess(self, inputs: Sequence[RawInput]) -> Mapping[str, Array]:
-        assert self.gate.wait(10)
-        rows = [raw.values for raw in inputs if isinstance(raw, RowInput)]
-        return {"x": np.asarray(rows, dtype=np.float32)}
-
-    def postprocess(self, outputs: Mapping[str, Array], top_k: int = 0) -> list[Prediction]:
-        return [Classification(f"{value:g}", 1.0, ()) for value in outputs["y"][:, 0]]
-
-    def describe(self) -> Mapping[str, object]:
-        return {"task": self.task, "input": {"kind": "row", "columns": []}, "labels": []}
-
-    def example(self) -> RawInput:
-        return RowInput([1, 2])
-
-
-class Plane:
-    """A data plane with its parts in reach."""
-
-    def __init__(self, root: Path, script: Script, control_mode: str = "explicit") -> None:
-        self.root = root
-        self.script = script
-        self.engine = FakeEngine(script)
-        self.lifecycle = Lifecycle()
-        repository = Repository(root, self.engine, load_pipeline=lambda _: Rows(), warmup_s=1.0)
-        self.models = ModelControl(repository, default_max_queue_size=100, load_threads=2)
-        settings = RepositorySettings.model_validate({"path": root, "control_mode": control_mode})
-        self.dataplane = DataPlane(self.models, self.lifecycle, settings, pipeline_threads=2)
-
-    def write(self, name: str, *versions: str, config: str = CONFIG) -> None:
-        for version in versions:
-            (self.root / name / version).mkdir(parents=True, exist_ok=True)
-            (self.root / name / version / "model.onnx").write_text("the scripted engine reads no file")
-        (self.root / name / "config.pbtxt").write_text(f'name: "{name}" {config}')
-
-    async def start(self) -> None:
-        await self.models.load_all(self.models.names())
-        self.lifecycle.advance(State.READY)
-
-    def ask(self, *values: float, model: str = "m", version: str = "", **rest: object) -> asyncio.Future[Outcome]:
-        """Submit one row; the future holds the outcome, be it an answer or an error."""
-        done: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
-        tensor = Tensor.from_numpy("x", np.asarray([values], dtype=np.float32))
-        request = InferRequest(
-            model,
-            [tensor],
-            on_settle=lambda _, outcome: done.set_result(outcome),
-            received_ns=time.monotonic_ns(),
-            model_version=version,
-            **rest,  # type: ignore[arg-type]
-        )
-        self.dataplane.submit([request])
-        return done
+from server.lifecycle import State
+from server.tensor import Tensor
+from server.types import InferRequest, Outcome, PredictRequest, RowInput
+from tests.support.plane import CONFIG, Plane, Rows
 
 
 @pytest.fixture
@@ -342,23 +272,6 @@ async def test_a_load_whose_caller_goes_away_is_finished(plane: Plane) -> None:
     assert [entry.state for entry in plane.dataplane.repository_index()] != ["READY"]
     await plane.models.close()
     assert [model.closed for model in plane.engine.loaded] == [True]
-
-
-async def test_unload_dependents_unloads_what_an_ensemble_is_made_of(plane: Plane) -> None:
-    """Its steps go with it, but for those that another model in service is made of too."""
-    for name in ("step", "shared", "one", "two"):
-        plane.write(name, "1")
-        await plane.models.load(name)
-    for name, steps in (("one", ("step", "shared")), ("two", ("shared",))):
-        message = plane.models.resolve(name).model.config.message
-        for step in steps:
-            message.ensemble_scheduling.step.add(model_name=step)
-
-    await plane.dataplane.unload_model("one", unload_dependents=True)
-    assert {served.model.name for served in plane.models} == {"shared", "two"}
-
-    await plane.dataplane.unload_model("two")
-    assert {served.model.name for served in plane.models} == {"shared"}
 
 
 async def test_an_unloaded_model_is_unloading_until_it_has_answered(plane: Plane) -> None:

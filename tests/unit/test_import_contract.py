@@ -23,6 +23,8 @@ FLOORS = {
     "server.model_control": 5,
     "server.served": 5,
     "server.queueing": 4,
+    "server.serving": 5,
+    "server.in_service": 5,
     "server.request_check": 4,
     "server.sequence_check": 4,
     "server.scheduler": 3,
@@ -53,6 +55,7 @@ FLOORS = {
     "server.types": 1,
     "server.buckets": 1,
     "server.sequences": 1,
+    "server.ensembles": 1,
     "server.explain": 1,
     "server.errors": 0,
 }

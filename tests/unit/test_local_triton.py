@@ -17,6 +17,7 @@ from server.local_triton.process import LocalTriton, Ports, TritonFailed
 from server.local_triton.program import Program, TritonMissing, find
 from server.local_triton.repository import translate
 from server.repository.config_text import parse_text
+from tests.support.ensembles import EnsembleText, StepText
 from tests.support.onnx_models import linear_folder
 
 
@@ -132,6 +133,22 @@ def test_a_translated_model_runs_the_same_file_in_the_python_backend(tmp_path: P
     assert "'/the/packages'" in (target / "linear" / "1" / "model.py").read_text()
     assert (target / "other").resolve() == repository / "other"
     assert sorted(repository.rglob("*")) == before
+
+
+@pytest.mark.parametrize("version", ["", "1", "4"])
+def test_an_ensemble_is_as_it_is_but_for_the_version_folder_that_triton_demands(tmp_path: Path, version: str) -> None:
+    """Its config goes through unchanged; git keeps no empty folders, so the one that it needs may be missing."""
+    repository = models(tmp_path)
+    steps = [StepText("linear", {"x": "raw"}, {"y": "out"})]
+    text = EnsembleText({"raw": (3,)}, {"out": (2,)}, steps, max_batch_size=0)
+    text.write(repository, "whole", version=version)
+    target = tmp_path / "translated"
+    target.mkdir()
+
+    assert translate(repository, target, packages(tmp_path)) == ["linear"]
+
+    assert (target / "whole" / "config.pbtxt").read_text() == (repository / "whole" / "config.pbtxt").read_text()
+    assert [path.name for path in (target / "whole").iterdir() if path.is_dir()] == [version or "1"]
 
 
 def test_a_config_that_is_none_leaves_nothing_behind(tmp_path: Path) -> None:
