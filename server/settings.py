@@ -32,6 +32,15 @@ _METADATA_NAME = re.compile(r"(?!grpc-)[a-z0-9_.-]+")
 _NOT_FORWARDED = frozenset(("content-type", "content-length", "te", "host", "user-agent", "connection"))
 
 
+_OF_THIS_PROCESS = (
+    ("engine", "threads"),
+    ("repository", "load_threads"),
+    ("repository", "warmup_s"),
+    ("repository", "poll_s"),
+)
+"""Settings that say something only of models that run here."""
+
+
 def flag(name: str) -> dict[str, Any]:
     """Mark a field with the flag of `serve` that sets it. A field without one is set by environment only."""
     return {"flag": name}
@@ -443,6 +452,14 @@ class Settings(Section):
             raise ValueError("--model-control-mode poll needs --engine onnxruntime: Tritons are followed anyway")
         if bool(self.triton.tls_certificate) != bool(self.triton.tls_key):
             raise ValueError("--triton-tls-certificate and --triton-tls-key go together")
+        return self._without_models_here()
+
+    def _without_models_here(self) -> Self:
+        if "*" in self.repository.load_models:
+            raise ValueError("--load-model * needs --engine onnxruntime: name the models that Tritons are to load")
+        for section, name in _OF_THIS_PROCESS:
+            if getattr(getattr(self, section), name) != getattr(getattr(Settings(), section), name):
+                raise ValueError(f"{section}.{name} needs --engine onnxruntime: no model is loaded here")
         return self
 
 

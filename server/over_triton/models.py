@@ -149,8 +149,10 @@ class TritonModels:
         there before."""
         await self.pool.start()
         for name in names:
-            with suppress(ServingError):
+            try:
                 await self.load(name)
+            except ServingError as error:
+                log.error("model '%s' is not loaded: %s", name, error.public_message)
         await self._follow()
         self._following = asyncio.get_running_loop().create_task(self._follow_on())
 

@@ -553,6 +553,22 @@ async def test_loads_and_unloads_reach_every_triton() -> None:
         assert unload.parameters["unload_dependents"].bool_param
 
 
+async def test_models_may_be_named_to_be_loaded_at_start(caplog: pytest.LogCaptureFixture) -> None:
+    """By every Triton; what can't be is said, and the others serve."""
+    triton = FakeTriton()
+    await triton.start()
+    triton.refuses_control = "no such model"
+    own = settings()
+    pool = Pool(parse(f"grpc://127.0.0.1:{triton.port}", tls=False), own, Channels(own, 1 << 20, tls=False))
+    models = TritonModels(pool, Pipelines([], load_pipeline), own, default_max_queue_size=10, max_override_bytes=0)
+    await models.load_all(["other"])
+    assert [load.model_name for load in triton.controlled] == ["other"]
+    assert "model 'other' is not loaded: no such model" in caplog.text
+    assert np.array_equal(await ask(models), X * 2)
+    await models.close()
+    await triton.stop()
+
+
 async def test_what_triton_says_to_a_load_is_told() -> None:
     """And what is wrong with it by itself, before it is asked."""
     triton = FakeTriton()

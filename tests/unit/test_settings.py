@@ -209,11 +209,24 @@ OVER_TRITON = {"engine": {"kind": "triton"}, "triton": {"url": "grpc://a:1"}}
         ({"engine": {"kind": "triton"}}, "needs --triton-url"),
         ({"triton": {"url": "grpc://a:1"}}, "need --engine triton"),
         ({**OVER_TRITON, "workers": {"count": 2}}, "needs --workers 1"),
+        ({**OVER_TRITON, "engine": {"kind": "triton", "threads": 2}}, "engine.threads needs --engine onnxruntime"),
+        ({**OVER_TRITON, "repository": {"warmup_s": 1}}, "repository.warmup_s needs --engine onnxruntime"),
+        ({**OVER_TRITON, "repository": {"control_mode": "explicit", "load_models": ["*"]}}, "--load-model \\* needs"),
         ({**OVER_TRITON, "cache": {"size_bytes": 1}}, "--cache-size-bytes needs --engine onnxruntime"),
         ({**OVER_TRITON, "repository": {"control_mode": "poll"}}, "poll needs --engine onnxruntime"),
         ({**OVER_TRITON, "triton": {"url": "grpc://a:1", "tls_key": "k"}}, "--triton-tls-key go together"),
     ],
-    ids=["no address", "no engine", "workers", "a cache", "polling", "a key without a certificate"],
+    ids=[
+        "no address",
+        "no engine",
+        "workers",
+        "threads",
+        "a warm-up",
+        "all models",
+        "a cache",
+        "polling",
+        "a key without a certificate",
+    ],
 )
 def test_what_does_not_go_with_tritons_is_refused(given: dict[str, Any], words: str) -> None:
     """By name, before anything starts."""
