@@ -54,8 +54,6 @@ class Comparison:
         for version in ours.versions:
             if version in theirs.versions:
                 yield from self._version_lines(version, ours)
-        if all(side.predicts() for side in self._sides):
-            yield from self._predict_lines()
 
     @property
     def _sides(self) -> tuple[Side, Side]:
@@ -108,10 +106,13 @@ class Comparison:
     def _counts(self, version: str) -> list[Counts]:
         return [side.counts(self.folder.name, version) for side in self._sides]
 
-    def _predict_lines(self) -> Iterator[Line]:
-        for index, raw in enumerate(read_raw(self.folder)):
-            answers = [side.predict(self.folder.name, raw) for side in self._sides]
-            yield told(f"predict: raw golden input {index}", *answers)
+
+def predict_lines(folder: Path, embedded: Side, over_triton: Side) -> Iterator[Line]:
+    """The raw golden inputs of the model, through a gateway with each engine behind it."""
+    for index, raw in enumerate(read_raw(folder)):
+        yield told(
+            f"predict: raw golden input {index}", *(s.predict(folder.name, raw) for s in (embedded, over_triton))
+        )
 
 
 def _metadata_lines(ours: ModelMetadata, theirs: ModelMetadata) -> Iterator[Line]:

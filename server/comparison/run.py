@@ -8,11 +8,12 @@ from pathlib import Path
 
 import grpc
 
-from server.comparison.compare import Comparison
+from server.comparison.compare import Comparison, predict_lines
 from server.comparison.lines import Line
-from server.comparison.servers import NotServed, embedded, local_triton
+from server.comparison.servers import NotServed, embedded, local_triton, over_triton
 from server.comparison.side import connected
 from server.local_triton.program import find
+from server.pipeline.base import PROCESSING_FILE
 from server.repository.certificate import Tolerance
 
 
@@ -38,7 +39,11 @@ def compare_model(
         theirs = triton_url or stack.enter_context(local_triton(find(tritonserver), folder.parent, folder.name))
         one, other = (stack.enter_context(connected(url)) for url in (ours, theirs))
         stack.enter_context(_reached(theirs))
-        return list(Comparison(folder, one, other, seed, num_random, tolerance).lines())
+        lines = list(Comparison(folder, one, other, seed, num_random, tolerance).lines())
+        if (folder / PROCESSING_FILE).exists():
+            gateway = stack.enter_context(over_triton(folder.parent, folder.name, theirs))
+            lines += predict_lines(folder, one, stack.enter_context(connected(gateway)))
+        return lines
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""The two servers of a comparison, each as the URL of its gRPC listener: ours in a thread, a Triton beside us."""
+"""The servers of a comparison, each as the URL of its gRPC listener: our own in threads, a Triton beside us."""
 
 from __future__ import annotations
 
@@ -6,10 +6,11 @@ import asyncio
 import socket
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import Future
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from server.app import Server
 from server.local_triton.process import LocalTriton, Ports, TritonFailed
@@ -22,7 +23,7 @@ _HOST = "127.0.0.1"
 
 
 class NotServed(Exception):
-    """One of the two does not serve the model; the text says which, and why."""
+    """One of them does not serve the model; the text says which, and why."""
 
 
 @contextmanager
@@ -32,30 +33,49 @@ def embedded(repository: Path, model: str) -> Iterator[str]:
     Raises:
         NotServed: it can't be loaded.
     """
-    settings = load_settings(
-        {
-            "host": _HOST,
-            "http": {"port": 0},
-            "grpc": {"port": 0},
-            "metrics": {"port": 0},
-            "repository": {"path": (str(repository),), "control_mode": "explicit", "load_models": (model,)},
-            "shutdown": {"delay_s": 0},
-        }
-    )
+    mode = {"control_mode": "explicit", "load_models": (model,)}
+    with _gateway({"repository": {"path": (str(repository),), **mode}}) as server:
+        _demand(server, model, "the embedded engine")
+        yield _url(server)
+
+
+@contextmanager
+def over_triton(repository: Path, model: str, triton_url: str) -> Iterator[str]:
+    """Our gateway in front of the Triton at `triton_url`, with the pipelines of `repository`.
+
+    Raises:
+        NotServed: it does not serve the model.
+    """
+    engine = {"engine": {"kind": "triton"}, "triton": {"url": triton_url}}
+    with _gateway({"repository": {"path": (str(repository),)}, **engine}) as server:
+        _demand(server, model, f"the gateway over {triton_url}")
+        yield _url(server)
+
+
+@contextmanager
+def _gateway(overrides: Mapping[str, Any]) -> Iterator[Server]:
+    """A server on free ports, in a thread of its own."""
+    ports = {name: {"port": 0} for name in ("http", "grpc", "metrics")}
+    settings = load_settings({"host": _HOST, **ports, "shutdown": {"delay_s": 0}, **overrides})
     ready: Future[Server] = Future()
     done: Future[None] = Future()
-    thread = threading.Thread(target=lambda: asyncio.run(_serve(settings, ready, done)), name="embedded")
+    thread = threading.Thread(target=lambda: asyncio.run(_serve(settings, ready, done)), name="gateway")
     thread.start()
     try:
-        server = ready.result()
-        reasons = [entry.reason for entry in server.models.index() if entry.name == model and entry.state != "READY"]
-        if reasons or not server.models.versions(model):
-            why = "; ".join(reasons) or "there is no such model"
-            raise NotServed(f"the embedded engine does not serve '{model}': {why}")
-        yield f"grpc://{_HOST}:{server.ports['grpc']}"
+        yield ready.result()
     finally:
         done.set_result(None)
         thread.join()
+
+
+def _demand(server: Server, model: str, who: str) -> None:
+    reasons = [entry.reason for entry in server.models.index() if entry.name == model and entry.state != "READY"]
+    if reasons or not server.models.versions(model):
+        raise NotServed(f"{who} does not serve '{model}': {'; '.join(reasons) or 'there is no such model'}")
+
+
+def _url(server: Server) -> str:
+    return f"grpc://{_HOST}:{server.ports['grpc']}"
 
 
 async def _serve(settings: Settings, ready: Future[Server], done: Future[None]) -> None:

@@ -24,7 +24,7 @@ Counts = tuple[int, int, int]
 
 
 class Side:
-    """One of the two servers. Every method but `infer` and `predict` raises ClientError or grpc.RpcError."""
+    """One of the servers. Every method but `infer` and `predict` raises ClientError or grpc.RpcError."""
 
     def __init__(self, client: Client, channel: grpc.Channel) -> None:
         self._client = client
@@ -46,11 +46,6 @@ class Side:
         except ClientError as error:
             return f"error {error.code}"
         return f"{one.label} {one.score:.4f}"
-
-    def predicts(self) -> bool:
-        """Whether it offers `predict` beside v2's own calls."""
-        reply = self._call("ServerMetadata", service_pb2.ServerMetadataRequest(), service_pb2.ServerMetadataResponse)
-        return "predict" in reply.extensions
 
     def metadata(self, model: str) -> ModelMetadata:
         return self._client.model_metadata(model, timeout_s=_TIMEOUT_S)
