@@ -114,7 +114,7 @@ def judge(seen: Seen, plan: Plan) -> list[Rule]:
     }
     return [
         *memory(seen.samples, plan.growth),
-        *leaks(seen.before, seen.after),
+        *leaks(seen.before, seen.samples, seen.after),
         equal("steady calls without their right answer", seen.asked.calls.total() - seen.asked.right.total(), 0),
         equal("faults that steady callers met", seen.asked.failed, 0),
         equal("acts of chaos that the server took wrongly", seen.chaos.failed, 0),

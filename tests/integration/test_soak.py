@@ -13,7 +13,7 @@ from loadtests.soak.steady import WAYS
 
 pytestmark = pytest.mark.e2e
 
-PLAN = Plan(seconds=5, capacity_seconds=1, load=0.2, acts_per_s=25, growth=0.5, tiny=True)
+PLAN = Plan(seconds=5, capacity_seconds=2, load=0.2, acts_per_s=25, growth=0.5, tiny=True)
 """Memory still settles in the first seconds."""
 PACE = "part of the pace that was missed"
 """Says something of the machine, too."""
@@ -26,7 +26,7 @@ def test_a_soak_finds_nothing_wrong_with_the_server(tmp_path: Path) -> None:
     assert not broken, (broken, seen.asked.faults, seen.chaos.faults, seen.complaints)
     assert set(seen.asked.right) == set(WAYS)
     assert set(seen.chaos.acts) == set(ACTS)
-    assert len(seen.samples) > 10
+    assert len(seen.samples) > 5
 
 
 def test_a_server_that_grows_fails_its_soak(tmp_path: Path) -> None:
