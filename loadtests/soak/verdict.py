@@ -64,8 +64,8 @@ def window_growth(samples: Sequence[Sample]) -> float:
 
 
 def leaks(before: Sample, samples: Sequence[Sample], after: Sample) -> list[Rule]:
-    """At rest afterwards as before: nothing is connected, under way or open. Threads of a pool come when they are wanted,
-    so they are as many as there were in the warm-up of the run."""
+    """At rest afterwards as before: nothing is connected, under way or open. Threads of a pool come when they are
+    wanted, so they are as many as there were in the warm-up of the run."""
     threads = max(sample.threads for sample in (before, *samples[: int(len(samples) * WARM_UP)]))
     gauges = ("grpc_connections", "grpc_streams", "grpc_held_bytes", "pending_requests")
     return [
