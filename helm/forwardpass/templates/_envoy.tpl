@@ -1,0 +1,84 @@
+{{/* Each call to the pod with the fewest under way; a pod that drains says so to the health check and gets no more. */}}
+{{- define "forwardpass.envoyConfig" -}}
+{{- $tls := include "forwardpass.tlsSecret" . -}}
+{{- $host := printf "%s-headless.%s.svc" (include "forwardpass.fullname" .) .Release.Namespace -}}
+admin:
+  address: { socket_address: { address: 0.0.0.0, port_value: 9901 } }
+static_resources:
+  listeners:
+    - name: grpc
+      address: { socket_address: { address: 0.0.0.0, port_value: 8001 } }
+      filter_chains:
+        - filters:
+            - name: envoy.filters.network.http_connection_manager
+              typed_config:
+                "@type": type.googleapis.com/envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager
+                stat_prefix: grpc
+                codec_type: HTTP2
+                stream_idle_timeout: 0s
+                route_config:
+                  virtual_hosts:
+                    - name: forwardpass
+                      domains: ["*"]
+                      routes:
+                        - match: { prefix: "/" }
+                          route:
+                            cluster: forwardpass
+                            # The caller's grpc-timeout is the deadline; without one there is none here.
+                            timeout: 0s
+                            max_stream_duration: { grpc_timeout_header_max: 0s }
+                            retry_policy:
+                              # A pod that leaves refuses the call before anything is done for it.
+                              retry_on: reset-before-request,connect-failure,refused-stream
+                              num_retries: 2
+                http_filters:
+                  - name: envoy.filters.http.router
+                    typed_config:
+                      "@type": type.googleapis.com/envoy.extensions.filters.http.router.v3.Router
+          {{- if $tls }}
+          transport_socket:
+            name: envoy.transport_sockets.tls
+            typed_config:
+              "@type": type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.DownstreamTlsContext
+              common_tls_context:
+                alpn_protocols: ["h2"]
+                tls_certificates:
+                  - certificate_chain: { filename: /tls/tls.crt }
+                    private_key: { filename: /tls/tls.key }
+          {{- end }}
+  clusters:
+    - name: forwardpass
+      type: STRICT_DNS
+      dns_refresh_rate: 2s
+      lb_policy: LEAST_REQUEST
+      connect_timeout: 1s
+      load_assignment:
+        cluster_name: forwardpass
+        endpoints:
+          - lb_endpoints:
+              - endpoint:
+                  address: { socket_address: { address: {{ $host }}, port_value: 8001 } }
+      typed_extension_protocol_options:
+        envoy.extensions.upstreams.http.v3.HttpProtocolOptions:
+          "@type": type.googleapis.com/envoy.extensions.upstreams.http.v3.HttpProtocolOptions
+          explicit_http_config:
+            http2_protocol_options: {}
+      health_checks:
+        - timeout: 1s
+          interval: 1s
+          no_traffic_interval: 0.5s
+          unhealthy_threshold: 1
+          healthy_threshold: 1
+          grpc_health_check: {}
+      {{- if $tls }}
+      transport_socket:
+        name: envoy.transport_sockets.tls
+        typed_config:
+          "@type": type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.UpstreamTlsContext
+          sni: {{ $host }}
+          common_tls_context:
+            alpn_protocols: ["h2"]
+            validation_context:
+              trusted_ca: { filename: /tls/ca.crt }
+      {{- end }}
+{{- end -}}

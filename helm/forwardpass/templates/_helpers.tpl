@@ -1,0 +1,199 @@
+{{/* Names and labels. */}}
+{{- define "forwardpass.name" -}}
+{{- default .Chart.Name .Values.nameOverride | trunc 50 | trimSuffix "-" -}}
+{{- end -}}
+
+{{- define "forwardpass.fullname" -}}
+{{- if .Values.fullnameOverride -}}
+{{- .Values.fullnameOverride | trunc 50 | trimSuffix "-" -}}
+{{- else if contains (include "forwardpass.name" .) .Release.Name -}}
+{{- .Release.Name | trunc 50 | trimSuffix "-" -}}
+{{- else -}}
+{{- printf "%s-%s" .Release.Name (include "forwardpass.name" .) | trunc 50 | trimSuffix "-" -}}
+{{- end -}}
+{{- end -}}
+
+{{- define "forwardpass.selector" -}}
+app.kubernetes.io/name: {{ include "forwardpass.name" . }}
+app.kubernetes.io/instance: {{ .Release.Name }}
+{{- end -}}
+
+{{- define "forwardpass.labels" -}}
+helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version }}
+{{ include "forwardpass.selector" . }}
+app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
+app.kubernetes.io/managed-by: {{ .Release.Service }}
+{{- with .Values.commonLabels }}
+{{ toYaml . }}
+{{- end }}
+{{- end -}}
+
+{{- define "forwardpass.serviceAccount" -}}
+{{- if .Values.serviceAccount.create -}}
+{{- default (include "forwardpass.fullname" .) .Values.serviceAccount.name -}}
+{{- else -}}
+{{- default "default" .Values.serviceAccount.name -}}
+{{- end -}}
+{{- end -}}
+
+{{/* An image by its digest, else by its tag, else by the chart's appVersion: (dict "image" ... "root" $). */}}
+{{- define "forwardpass.image" -}}
+{{- if .image.digest -}}
+{{- printf "%s@%s" .image.repository .image.digest -}}
+{{- else -}}
+{{- printf "%s:%s" .image.repository (default .root.Chart.AppVersion .image.tag) -}}
+{{- end -}}
+{{- end -}}
+
+{{/* The Secret with tls.crt and tls.key; empty: no TLS. */}}
+{{- define "forwardpass.tlsSecret" -}}
+{{- if .Values.tls.secretName -}}
+{{- .Values.tls.secretName -}}
+{{- else if .Values.tls.certManager.enabled -}}
+{{- printf "%s-tls" (include "forwardpass.fullname" .) -}}
+{{- end -}}
+{{- end -}}
+
+{{/* What the chart itself sets, under what the values say: a tree of settings as JSON. */}}
+{{- define "forwardpass.settings" -}}
+{{- $own := dict "host" "0.0.0.0" "http" (dict "port" 8000) "grpc" (dict "port" 8001) "metrics" (dict "port" 8002) -}}
+{{- $repository := dict "path" (list "/models") -}}
+{{- if eq .Values.modelRepository.kind "remote" -}}
+{{- $_ := set $repository "path" .Values.modelRepository.remote.urls -}}
+{{- $_ := set $repository "control_mode" "poll" -}}
+{{- end -}}
+{{- $_ := set $own "repository" $repository -}}
+{{- if include "forwardpass.tlsSecret" . -}}
+{{- $files := dict "certificate" "/tls/tls.crt" "key" "/tls/tls.key" -}}
+{{- $_ := set $own "tls" $files -}}
+{{- $_ := set $own "http_tls" $files -}}
+{{- end -}}
+{{- mergeOverwrite $own (deepCopy .Values.settings) | toJson -}}
+{{- end -}}
+
+{{/* The settings as FORWARDPASS_ variables, sorted; lists are JSON, as the server reads them. */}}
+{{- define "forwardpass.environment" -}}
+{{- range $section, $value := include "forwardpass.settings" . | fromJson }}
+{{- if kindIs "map" $value }}
+{{- range $name, $inner := $value }}
+- name: {{ printf "FORWARDPASS_%s__%s" $section $name | upper }}
+  value: {{ include "forwardpass.settingText" $inner | quote }}
+{{- end }}
+{{- else }}
+- name: {{ printf "FORWARDPASS_%s" $section | upper }}
+  value: {{ include "forwardpass.settingText" $value | quote }}
+{{- end }}
+{{- end }}
+{{- end -}}
+
+{{/* Numbers from JSON are floats: a large one would be written as 1e+06. */}}
+{{- define "forwardpass.settingText" -}}
+{{- if kindIs "slice" . -}}{{ toJson . }}
+{{- else if kindIs "float64" . -}}{{ if eq (floor .) . }}{{ int64 . }}{{ else }}{{ . }}{{ end }}
+{{- else -}}{{ . }}
+{{- end -}}
+{{- end -}}
+
+{{- define "forwardpass.resources" -}}
+{{- if .Values.resources -}}
+{{- toYaml .Values.resources -}}
+{{- else -}}
+{{- $presets := dict
+  "cpu-small" (dict "cpu" "2" "memory" "1Gi")
+  "cpu-medium" (dict "cpu" "4" "memory" "4Gi")
+  "cpu-large" (dict "cpu" "16" "memory" "16Gi")
+  "gpu" (dict "cpu" "4" "memory" "16Gi")
+  "none" dict -}}
+{{- $amounts := deepCopy (get $presets .Values.resourcesPreset) -}}
+{{- $gpus := .Values.gpu.count | int -}}
+{{- if and (eq .Values.resourcesPreset "gpu") (eq $gpus 0) -}}{{- $gpus = 1 -}}{{- end -}}
+{{- if gt $gpus 0 -}}{{- $_ := set $amounts .Values.gpu.resource (toString $gpus) -}}{{- end -}}
+{{- if $amounts -}}
+{{- dict "requests" $amounts "limits" $amounts | toYaml -}}
+{{- else -}}
+{}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+
+{{/* What no schema can say. */}}
+{{- define "forwardpass.check" -}}
+{{- $repository := .Values.modelRepository -}}
+{{- if and (eq $repository.kind "pvc") (not $repository.pvc.existingClaim) -}}
+{{- fail "modelRepository.pvc.existingClaim: needed where modelRepository.kind is pvc" -}}
+{{- end -}}
+{{- if and (eq $repository.kind "remote") (not $repository.remote.urls) -}}
+{{- fail "modelRepository.remote.urls: needed where modelRepository.kind is remote" -}}
+{{- end -}}
+{{- $scaling := .Values.autoscaling -}}
+{{- if and (ne $scaling.kind "none") (gt (int $scaling.minReplicas) (int $scaling.maxReplicas)) -}}
+{{- fail "autoscaling.minReplicas: is more than autoscaling.maxReplicas" -}}
+{{- end -}}
+{{- if and (eq $scaling.kind "hpa") (lt (int $scaling.minReplicas) 1) -}}
+{{- fail "autoscaling.minReplicas: 0 needs autoscaling.kind keda; an HPA keeps one pod at least" -}}
+{{- end -}}
+{{- if and .Values.tls.certManager.enabled .Values.tls.secretName -}}
+{{- fail "tls: give tls.secretName or enable tls.certManager, not both" -}}
+{{- end -}}
+{{- if and .Values.tls.certManager.enabled (not .Values.tls.certManager.issuerRef.name) -}}
+{{- fail "tls.certManager.issuerRef.name: needed where tls.certManager.enabled" -}}
+{{- end -}}
+{{- if and .Values.gateway.enabled (not .Values.gateway.parentRefs) -}}
+{{- fail "gateway.parentRefs: needed where gateway.enabled; a route belongs to a Gateway" -}}
+{{- end -}}
+{{- if and .Values.gateway.canary.weight (not .Values.gateway.canary.serviceName) -}}
+{{- fail "gateway.canary.serviceName: needed where gateway.canary.weight is set" -}}
+{{- end -}}
+{{- if and .Values.podDisruptionBudget.minAvailable .Values.podDisruptionBudget.maxUnavailable -}}
+{{- fail "podDisruptionBudget: minAvailable or maxUnavailable, not both; set the other one to \"\"" -}}
+{{- end -}}
+{{- range $name := list "http" "grpc" "metrics" -}}
+{{- if hasKey (default dict (get $.Values.settings $name)) "port" -}}
+{{- fail (printf "settings.%s.port: the pod's ports are fixed; those of the Service are service.httpPort and service.grpcPort" $name) -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+
+{{- define "forwardpass.containerSecurity" -}}
+allowPrivilegeEscalation: false
+readOnlyRootFilesystem: true
+capabilities:
+  drop: ["ALL"]
+{{- end -}}
+
+{{/* Where pods may run: (dict "component" ... "root" $). */}}
+{{- define "forwardpass.placement" -}}
+{{- $values := .root.Values -}}
+{{- with $values.nodeSelector }}
+nodeSelector:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- with $values.tolerations }}
+tolerations:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- with $values.affinity }}
+affinity:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+topologySpreadConstraints:
+{{- if $values.topologySpreadConstraints }}
+  {{- toYaml $values.topologySpreadConstraints | nindent 2 }}
+{{- else }}
+{{- range $key := list "topology.kubernetes.io/zone" "kubernetes.io/hostname" }}
+  - maxSkew: 1
+    topologyKey: {{ $key }}
+    whenUnsatisfiable: ScheduleAnyway
+    labelSelector:
+      matchLabels:
+        {{- include "forwardpass.selector" $.root | nindent 8 }}
+        app.kubernetes.io/component: {{ $.component }}
+{{- end }}
+{{- end }}
+{{- end -}}
+
+{{/* The pods' saturations together, each by its hottest model: over the target it is how many pods are needed. */}}
+{{- define "forwardpass.saturationQuery" -}}
+{{- $where := printf "namespace=%q,service=%q" .Release.Namespace (include "forwardpass.fullname" .) -}}
+sum(max by (pod) (forwardpass_saturation{ {{- $where -}} }))
+{{- end -}}

@@ -1,0 +1,192 @@
+"""The chart's values.schema.json: the shape of values.yaml, with the server's own settings below `settings`.
+
+python helm/schema.py    write it; a test holds the committed file equal to what this gives
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from server.settings import Settings
+
+FILE = Path(__file__).parent / "forwardpass" / "values.schema.json"
+
+Schema = dict[str, Any]
+
+TEXT: Schema = {"type": "string"}
+FLAG: Schema = {"type": "boolean"}
+TEXTS: Schema = {"type": "object", "additionalProperties": TEXT}
+ANYTHING: Schema = {"type": "object"}
+OBJECTS: Schema = {"type": "array", "items": ANYTHING}
+LIST_OF_TEXTS: Schema = {"type": "array", "items": TEXT}
+PORT: Schema = {"type": "integer", "minimum": 1, "maximum": 65535}
+AMOUNT: Schema = {"anyOf": [{"type": "integer", "minimum": 0}, {"type": "string", "pattern": "^([0-9]+%)?$"}]}
+"""A number of pods, a percentage, or nothing."""
+
+
+def one_of(*values: str) -> Schema:
+    return {"type": "string", "enum": list(values)}
+
+
+def whole(minimum: int, maximum: int | None = None) -> Schema:
+    return {"type": "integer", "minimum": minimum} | ({} if maximum is None else {"maximum": maximum})
+
+
+def number(above: float, maximum: float | None = None) -> Schema:
+    return {"type": "number", "exclusiveMinimum": above} | ({} if maximum is None else {"maximum": maximum})
+
+
+def section(**properties: Schema) -> Schema:
+    """An object with these keys and no others."""
+    return {"type": "object", "additionalProperties": False, "properties": properties}
+
+
+IMAGE: Schema = section(
+    repository={"type": "string", "minLength": 1},
+    tag=TEXT,
+    digest={"type": "string", "pattern": "^(sha256:[0-9a-f]{64})?$"},
+)
+
+
+def image(**more: Schema) -> Schema:
+    return section(**IMAGE["properties"], **more)
+
+
+def monitor() -> Schema:
+    return section(enabled=FLAG, interval={"type": "string", "pattern": "^[0-9]+(ms|s|m)$"}, labels=TEXTS)
+
+
+def values() -> Schema:
+    """Every key of values.yaml."""
+    return section(
+        **{"global": ANYTHING},  # Helm's own, which it merges into the values of every chart.
+        nameOverride=TEXT,
+        fullnameOverride=TEXT,
+        image=image(pullPolicy=one_of("Always", "IfNotPresent", "Never")),
+        imagePullSecrets=OBJECTS,
+        replicas=whole(1),
+        settings=settings(),
+        extraEnv=OBJECTS,
+        extraEnvFrom=OBJECTS,
+        modelRepository=section(
+            kind=one_of("image", "pvc", "remote"),
+            image=image(path=TEXT),
+            pvc=section(existingClaim=TEXT, subPath=TEXT),
+            remote=section(urls=LIST_OF_TEXTS, cacheSize=TEXT),
+        ),
+        resourcesPreset=one_of("cpu-small", "cpu-medium", "cpu-large", "gpu", "none"),
+        resources=ANYTHING,
+        gpu=section(resource=TEXT, count=whole(0)),
+        autoscaling=autoscaling(),
+        service=section(
+            type=one_of("ClusterIP", "NodePort", "LoadBalancer"), annotations=TEXTS, httpPort=PORT, grpcPort=PORT
+        ),
+        grpcBalancing=section(
+            kind=one_of("client", "envoy"), envoy=section(image=IMAGE, replicas=whole(1), resources=ANYTHING)
+        ),
+        tls=section(
+            secretName=TEXT,
+            certManager=section(
+                enabled=FLAG,
+                issuerRef=section(name=TEXT, kind=one_of("Issuer", "ClusterIssuer"), group=TEXT),
+                extraDnsNames=LIST_OF_TEXTS,
+            ),
+        ),
+        ingress=section(
+            enabled=FLAG,
+            className=TEXT,
+            annotations=TEXTS,
+            hosts={"type": "array", "items": section(host=TEXT, path=TEXT) | {"required": ["host"]}},
+            tls=OBJECTS,
+        ),
+        gateway=section(
+            enabled=FLAG,
+            parentRefs=OBJECTS,
+            hostnames=LIST_OF_TEXTS,
+            canary=section(serviceName=TEXT, weight=whole(0, 100)),
+        ),
+        metrics=section(
+            serviceMonitor=monitor(),
+            podMonitor=monitor(),
+            prometheusRule=section(
+                enabled=FLAG,
+                labels=TEXTS,
+                availability=number(0, 1),
+                latencySeconds=number(0),
+                latencyRatio=number(0, 1),
+            ),
+        ),
+        podDisruptionBudget=section(minAvailable=AMOUNT, maxUnavailable=AMOUNT),
+        networkPolicy=section(enabled=FLAG, **{"from": OBJECTS}, metricsFrom=OBJECTS, egress=OBJECTS),
+        serviceAccount=section(create=FLAG, name=TEXT, annotations=TEXTS),
+        probes=section(startup=ANYTHING, readiness=ANYTHING, liveness=ANYTHING),
+        updateStrategy=section(maxSurge=AMOUNT, maxUnavailable=AMOUNT),
+        terminationMarginSeconds=whole(0),
+        podAnnotations=TEXTS,
+        podLabels=TEXTS,
+        commonLabels=TEXTS,
+        nodeSelector=TEXTS,
+        tolerations=OBJECTS,
+        affinity=ANYTHING,
+        priorityClassName=TEXT,
+        runtimeClassName=TEXT,
+        topologySpreadConstraints=OBJECTS,
+        extraVolumes=OBJECTS,
+        extraVolumeMounts=OBJECTS,
+        extraContainers=OBJECTS,
+        test=section(model=TEXT, body=TEXT),
+    )
+
+
+def autoscaling() -> Schema:
+    return section(
+        kind=one_of("none", "hpa", "keda"),
+        minReplicas=whole(0),
+        maxReplicas=whole(1),
+        targetSaturation=number(0),
+        behavior=ANYTHING,
+        targetCPUUtilizationPercentage=whole(0, 100),
+        keda=section(
+            prometheusAddress=TEXT,
+            pollingInterval=whole(1),
+            cooldownPeriod=whole(0),
+            activationSaturation={"type": "number", "minimum": 0},
+            fallback=section(failureThreshold=whole(0), replicas=whole(0)),
+            authenticationRef=TEXT,
+        ),
+    )
+
+
+def settings() -> Schema:
+    """The server's tree, with its limits; what holds between two settings is the server's to say."""
+    return _inlined(Settings.model_json_schema())
+
+
+def _inlined(schema: Schema) -> Schema:
+    """Without references, titles and defaults: values.yaml says what is set, the server what is not."""
+    sections = schema.pop("$defs", {})
+
+    def clean(part: Any) -> Any:
+        if isinstance(part, dict):
+            if "$ref" in part:
+                return clean(sections[part["$ref"].rpartition("/")[2]])
+            names = part.get("properties", {})
+            kept = {key: clean(value) for key, value in part.items() if key not in ("title", "default", "flag")}
+            return kept | ({"properties": {name: clean(value) for name, value in names.items()}} if names else {})
+        return [clean(item) for item in part] if isinstance(part, list) else part
+
+    cleaned: Schema = clean(schema)
+    return cleaned
+
+
+def text() -> str:
+    return json.dumps({"$schema": "http://json-schema.org/draft-07/schema#", **values()}, indent=1) + "\n"
+
+
+if __name__ == "__main__":
+    FILE.write_text(text())

@@ -1,0 +1,291 @@
+"""The chart: rendered by two Helms alike, sound by Kubernetes' schemas, each switch doing what it says."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+import yaml
+
+from server.settings import load_settings
+from tests.support.chart import CHART, KUBERNETES, ROOT, Document, Refused, kinds, one, render, render_by_helm4
+
+Values = dict[str, Any]
+
+GATEWAY = {"enabled": True, "parentRefs": [{"name": "public"}]}
+CERT_MANAGER = {"enabled": True, "issuerRef": {"name": "ca", "kind": "Issuer"}}
+
+CASES: dict[str, Values] = {
+    "the defaults": {},
+    "Envoy in front": {"grpcBalancing": {"kind": "envoy"}},
+    "Envoy in front, with TLS": {"grpcBalancing": {"kind": "envoy"}, "tls": {"secretName": "certificate"}},
+    "an HPA": {"autoscaling": {"kind": "hpa", "targetCPUUtilizationPercentage": 80}},
+    "KEDA, to zero": {"autoscaling": {"kind": "keda", "minReplicas": 0, "keda": {"authenticationRef": "who"}}},
+    "models from a volume": {"modelRepository": {"kind": "pvc", "pvc": {"existingClaim": "models", "subPath": "a"}}},
+    "models from far away": {"modelRepository": {"kind": "remote", "remote": {"urls": ["s3://bucket/models"]}}},
+    "a GPU": {"resourcesPreset": "gpu", "runtimeClassName": "nvidia", "updateStrategy": {"maxSurge": 0}},
+    "a slice of a GPU": {"gpu": {"resource": "nvidia.com/mig-1g.10gb", "count": 1}},
+    "an Ingress": {"ingress": {"enabled": True, "className": "nginx", "hosts": [{"host": "a.example", "path": "/"}]}},
+    "routes of a Gateway": {"gateway": GATEWAY | {"canary": {"serviceName": "next", "weight": 10}}},
+    "monitors": {"metrics": {"serviceMonitor": {"enabled": True}, "podMonitor": {"enabled": True}}},
+    "a network policy": {"networkPolicy": {"enabled": True, "from": [{"podSelector": {}}]}},
+    "a certificate of cert-manager": {"tls": {"certManager": CERT_MANAGER}},
+    "everything that may be added to a pod": {
+        "extraEnv": [{"name": "AWS_REGION", "value": "x"}],
+        "extraEnvFrom": [{"secretRef": {"name": "credentials"}}],
+        "extraVolumes": [{"name": "more", "emptyDir": {}}],
+        "extraVolumeMounts": [{"name": "more", "mountPath": "/more"}],
+        "extraContainers": [{"name": "aside", "image": "aside:1"}],
+        "podAnnotations": {"a": "b"},
+        "podLabels": {"c": "d"},
+        "commonLabels": {"e": "f"},
+        "nodeSelector": {"disk": "fast"},
+        "tolerations": [{"key": "nvidia.com/gpu", "operator": "Exists"}],
+        "affinity": {"nodeAffinity": {}},
+        "priorityClassName": "high",
+        "imagePullSecrets": [{"name": "registry"}],
+    },
+}
+
+
+@pytest.fixture(scope="module")
+def by_helm4() -> dict[str, dict[str, Any]]:
+    return render_by_helm4(CASES)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_both_helms_render_it_alike_and_kubernetes_would_take_it(case: str, by_helm4: dict[str, Any]) -> None:
+    """Strictly by the schemas of every version: no unknown field, no wrong type."""
+    found = by_helm4[case]
+
+    assert found["problems"] == []
+    assert by_name(found["documents"]) == by_name(render(CASES[case]))
+
+
+@pytest.mark.parametrize("kubernetes", KUBERNETES)
+def test_every_version_of_kubernetes_gets_the_same(kubernetes: str) -> None:
+    """Nothing is written by the version of the cluster."""
+    assert render(kubernetes=kubernetes) == render()
+
+
+def test_the_default_rendering_is_that_of_the_snapshot() -> None:
+    """A change of it is seen in a review: `helm template` into tests/golden/chart.yaml writes it anew."""
+    assert render() == list(yaml.safe_load_all((ROOT / "tests" / "golden" / "chart.yaml").read_text()))
+
+
+def by_name(documents: list[Document]) -> dict[str, Document]:
+    return {f"{each['kind']} {each['metadata']['name']}": each for each in documents}
+
+
+def server(values: Values | None = None) -> Document:
+    """The pod's spec, with the server's container as `server`."""
+    spec: Document = one(render(values), "Deployment")["spec"]["template"]["spec"]
+    return spec | {"server": next(each for each in spec["containers"] if each["name"] == "server")}
+
+
+def environment(container: Document) -> dict[str, str]:
+    return {each["name"]: each["value"] for each in container["env"]}
+
+
+class TestSettings:
+    """`settings` are the server's own, by the same names and limits."""
+
+    def test_the_server_takes_what_the_chart_gives_it(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Numbers, lists, and large numbers that a template would write as 1e+09."""
+        wanted = {"http": {"max_bodies_bytes": 1_000_000_000}, "scheduler": {"default_max_queue_size": 77}}
+        container = server({"settings": wanted | {"repository": {"warmup_s": 2.5, "strict_readiness": True}}})["server"]
+        for name, value in environment(container).items():
+            monkeypatch.setenv(name, value)
+
+        settings = load_settings()
+
+        assert settings.http.max_bodies_bytes == 1_000_000_000
+        assert settings.scheduler.default_max_queue_size == 77
+        assert settings.repository.warmup_s == 2.5
+        assert settings.repository.strict_readiness
+        assert settings.repository.path == ("/models",)
+        assert settings.host == "0.0.0.0"  # noqa: S104 - of a pod
+        assert settings.log.format == "json"
+
+    def test_another_setting_makes_new_pods(self) -> None:
+        """The checksum of the settings is in the pod's annotations."""
+        marks = {
+            one(render(values), "Deployment")["spec"]["template"]["metadata"]["annotations"]["checksum/settings"]
+            for values in ({}, {"settings": {"log": {"level": "debug"}}})
+        }
+        assert len(marks) == 2
+
+    def test_the_pod_has_longer_than_its_drain(self) -> None:
+        """The server's delay and grace, and a margin, before it is killed."""
+        spec = server({"settings": {"shutdown": {"delay_s": 12.5, "grace_s": 40}}, "terminationMarginSeconds": 5})
+        assert spec["terminationGracePeriodSeconds"] == 13 + 40 + 5
+
+    def test_both_listeners_speak_tls_where_there_is_a_certificate(self) -> None:
+        """And the probes with them."""
+        spec = server({"tls": {"secretName": "certificate"}})
+        found = environment(spec["server"])
+
+        assert found["FORWARDPASS_TLS__CERTIFICATE"] == found["FORWARDPASS_HTTP_TLS__CERTIFICATE"] == "/tls/tls.crt"
+        assert spec["server"]["readinessProbe"]["httpGet"]["scheme"] == "HTTPS"
+        assert {"name": "tls", "secret": {"secretName": "certificate", "defaultMode": 0o440}} in spec["volumes"]
+
+    def test_a_remote_repository_is_polled_by_the_server(self) -> None:
+        """No container copies it."""
+        spec = server(CASES["models from far away"])
+        found = environment(spec["server"])
+
+        assert "initContainers" not in spec
+        assert json.loads(found["FORWARDPASS_REPOSITORY__PATH"]) == ["s3://bucket/models"]
+        assert found["FORWARDPASS_REPOSITORY__CONTROL_MODE"] == "poll"
+
+
+class TestPods:
+    """What every pod is held to."""
+
+    @pytest.mark.parametrize("case", ["the defaults", "Envoy in front"])
+    def test_no_container_may_more_than_it_needs(self, case: str) -> None:
+        """No root, no writable image, no capability, no token of the cluster's API."""
+        for deployment in (each for each in render(CASES[case]) if each["kind"] == "Deployment"):
+            spec = deployment["spec"]["template"]["spec"]
+            assert spec["automountServiceAccountToken"] is False
+            assert spec["securityContext"]["runAsNonRoot"] is True
+            assert spec["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+            for container in spec["containers"] + spec.get("initContainers", []):
+                assert container["securityContext"] == {
+                    "allowPrivilegeEscalation": False,
+                    "readOnlyRootFilesystem": True,
+                    "capabilities": {"drop": ["ALL"]},
+                }
+                assert container["resources"]["limits"]
+
+    def test_liveness_asks_less_than_readiness(self) -> None:
+        """A model that fails makes no pod be killed; a cold start has its own, longer time."""
+        container = server()["server"]
+        assert container["livenessProbe"]["httpGet"]["path"] == "/v2/health/live"
+        assert container["readinessProbe"]["httpGet"]["path"] == "/v2/health/ready"
+        startup = container["startupProbe"]
+        assert startup["periodSeconds"] * startup["failureThreshold"] == 300
+
+    @pytest.mark.parametrize(
+        ("values", "limits"),
+        [
+            ({}, {"cpu": "2", "memory": "1Gi"}),
+            ({"resourcesPreset": "gpu"}, {"cpu": "4", "memory": "16Gi", "nvidia.com/gpu": "1"}),
+            (
+                {"gpu": {"resource": "nvidia.com/gpu.shared", "count": 2}},
+                {"cpu": "2", "memory": "1Gi", "nvidia.com/gpu.shared": "2"},
+            ),
+        ],
+        ids=["a preset", "a GPU", "slices of GPUs"],
+    )
+    def test_requests_are_limits(self, values: Values, limits: dict[str, str]) -> None:
+        """A server that is throttled misses its deadlines."""
+        assert server(values)["server"]["resources"] == {"requests": limits, "limits": limits}
+
+    def test_resources_of_the_values_are_taken_as_they_are(self) -> None:
+        """Instead of the preset."""
+        assert server({"resources": {"limits": {"cpu": "9"}}})["server"]["resources"] == {"limits": {"cpu": "9"}}
+
+    def test_an_image_is_named_by_its_digest_where_there_is_one(self) -> None:
+        """Instead of the tag."""
+        digest = "sha256:" + "a" * 64
+        assert server({"image": {"digest": digest, "tag": "x"}})["server"]["image"] == f"forwardpass/server@{digest}"
+
+
+class TestScaling:
+    """Who has the count of pods."""
+
+    @pytest.mark.parametrize(("kind", "written"), [("none", True), ("hpa", False), ("keda", False)])
+    def test_an_autoscalers_count_is_never_reset(self, kind: str, written: bool) -> None:
+        """With one, the Deployment names no count."""
+        deployment = one(render({"autoscaling": {"kind": kind}}), "Deployment")
+        assert ("replicas" in deployment["spec"]) is written
+
+    def test_the_hpa_goes_by_the_hottest_model_and_comes_down_slowly(self) -> None:
+        """Saturation of each pod, a CPU guard where asked for, five minutes before a pod leaves."""
+        spec = one(render(CASES["an HPA"]), "HorizontalPodAutoscaler")["spec"]
+        assert [each["type"] for each in spec["metrics"]] == ["Pods", "Resource"]
+        assert spec["metrics"][0]["pods"]["metric"]["name"] == "forwardpass_saturation"
+        assert spec["metrics"][0]["pods"]["target"] == {"type": "AverageValue", "averageValue": "0.7"}
+        assert spec["behavior"]["scaleUp"]["stabilizationWindowSeconds"] == 0
+        assert spec["behavior"]["scaleDown"]["stabilizationWindowSeconds"] == 300
+
+    def test_keda_asks_prometheus_for_the_same(self) -> None:
+        """The pods' saturations together, over what one pod is to have; a fallback if Prometheus is gone."""
+        spec = one(render(CASES["KEDA, to zero"]), "ScaledObject")["spec"]
+        (trigger,) = spec["triggers"]
+        assert spec["minReplicaCount"] == 0
+        assert spec["fallback"] == {"failureThreshold": 3, "replicas": 4}
+        assert trigger["metadata"]["query"] == (
+            'sum(max by (pod) (forwardpass_saturation{namespace="ns",service="r-forwardpass"}))'
+        )
+        assert trigger["metadata"]["threshold"] == "0.7"
+
+    @pytest.mark.parametrize(
+        ("values", "there"),
+        [({}, True), ({"replicas": 1}, False), ({"replicas": 1, "autoscaling": {"kind": "hpa"}}, True)],
+        ids=["two pods", "one pod", "an autoscaler"],
+    )
+    def test_a_disruption_budget_is_for_more_than_one_pod(self, values: Values, there: bool) -> None:
+        """With one it would keep a node from ever being drained."""
+        assert ("PodDisruptionBudget" in kinds(render(values))) is there
+
+
+class TestWaysIn:
+    """Services, routes, and who may use them."""
+
+    def test_each_pod_can_be_reached_by_itself(self) -> None:
+        """The headless Service, for clients that balance."""
+        assert one(render(), "Service", "r-forwardpass-headless")["spec"]["clusterIP"] == "None"
+
+    def test_routes_part_the_requests_with_a_second_release(self) -> None:
+        """By weight, REST and gRPC."""
+        documents = render(CASES["routes of a Gateway"])
+        for kind, name, port in (("HTTPRoute", "http", 8000), ("GRPCRoute", "grpc", 8001)):
+            (rule,) = one(documents, kind, f"r-forwardpass-{name}")["spec"]["rules"]
+            assert rule["backendRefs"] == [
+                {"name": "r-forwardpass", "port": port, "weight": 90},
+                {"name": "next", "port": port, "weight": 10},
+            ]
+
+    def test_a_policy_lets_in_those_it_names(self) -> None:
+        """And the server out to names only, where nothing more is said."""
+        spec = one(render(CASES["a network policy"]), "NetworkPolicy")["spec"]
+        assert spec["ingress"][0] == {"ports": [{"port": "http"}, {"port": "grpc"}], "from": [{"podSelector": {}}]}
+        assert [port["port"] for rule in spec["egress"] for port in rule["ports"]] == [53, 53]
+
+
+REFUSED: dict[str, tuple[Values, str]] = {
+    "an unknown value": ({"replica": 2}, "replica"),
+    "an unknown setting": ({"settings": {"grpc": {"max_pings": 1}}}, "max_pings"),
+    "a setting out of range": ({"settings": {"grpc": {"max_connections": 0}}}, "settings.grpc.max_connections"),
+    "a port of the pod": ({"settings": {"http": {"port": 80}}}, "settings.http.port"),
+    "no pod": ({"replicas": 0}, "replicas"),
+    "an unknown kind of scaling": ({"autoscaling": {"kind": "cpu"}}, "autoscaling.kind"),
+    "more pods than at most": ({"autoscaling": {"kind": "hpa", "minReplicas": 20}}, "autoscaling.minReplicas"),
+    "an HPA to zero": ({"autoscaling": {"kind": "hpa", "minReplicas": 0}}, "keda"),
+    "a volume without its name": ({"modelRepository": {"kind": "pvc"}}, "modelRepository.pvc.existingClaim"),
+    "no remote repository": ({"modelRepository": {"kind": "remote"}}, "modelRepository.remote.urls"),
+    "a digest that is none": ({"image": {"digest": "latest"}}, "image.digest"),
+    "routes of no Gateway": ({"gateway": {"enabled": True}}, "gateway.parentRefs"),
+    "a canary without a Service": ({"gateway": GATEWAY | {"canary": {"weight": 5}}}, "gateway.canary.serviceName"),
+    "two certificates": ({"tls": {"secretName": "a", "certManager": CERT_MANAGER}}, "not both"),
+    "a certificate of nobody": ({"tls": {"certManager": {"enabled": True}}}, "tls.certManager.issuerRef.name"),
+    "two disruption budgets": ({"podDisruptionBudget": {"minAvailable": 1}}, "not both"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_a_value_that_is_wrong_is_named(case: str) -> None:
+    """At render time, before anything is applied."""
+    values, named = REFUSED[case]
+    with pytest.raises(Refused, match=named):
+        render(values)
+
+
+def test_every_value_of_the_chart_is_in_its_schema() -> None:
+    """values.yaml alone would render without one: a key that the schema lacks is refused."""
+    schema = json.loads((CHART / "values.schema.json").read_text())
+    values = yaml.safe_load((CHART / "values.yaml").read_text())
+    assert set(values) == set(schema["properties"]) - {"global"}
