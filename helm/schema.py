@@ -12,6 +12,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+from server.scheduler.statistics import DURATION_BOUNDS_NS
 from server.settings import Settings
 
 FILE = Path(__file__).parent / "forwardpass" / "values.schema.json"
@@ -117,7 +118,8 @@ def values() -> Schema:
                 enabled=FLAG,
                 labels=TEXTS,
                 availability=number(0, 1),
-                latencySeconds=number(0),
+                # Only a bound of the histogram's buckets can be asked for.
+                latencySeconds={"type": "number", "enum": [bound / 1e9 for bound in DURATION_BOUNDS_NS]},
                 latencyRatio=number(0, 1),
             ),
         ),

@@ -28,7 +28,9 @@ CASES: dict[str, Values] = {
     "a slice of a GPU": {"gpu": {"resource": "nvidia.com/mig-1g.10gb", "count": 1}},
     "an Ingress": {"ingress": {"enabled": True, "className": "nginx", "hosts": [{"host": "a.example", "path": "/"}]}},
     "routes of a Gateway": {"gateway": GATEWAY | {"canary": {"serviceName": "next", "weight": 10}}},
-    "monitors": {"metrics": {"serviceMonitor": {"enabled": True}, "podMonitor": {"enabled": True}}},
+    "monitors and rules": {
+        "metrics": {name: {"enabled": True} for name in ("serviceMonitor", "podMonitor", "prometheusRule")},
+    },
     "a network policy": {"networkPolicy": {"enabled": True, "from": [{"podSelector": {}}]}},
     "a certificate of cert-manager": {"tls": {"certManager": CERT_MANAGER}},
     "everything that may be added to a pod": {
