@@ -72,6 +72,16 @@ def values() -> Schema:
         imagePullSecrets=OBJECTS,
         replicas=whole(1),
         settings=settings(),
+        engine=one_of("onnxruntime", "triton"),
+        triton=section(
+            placement=one_of("deployment", "sidecar", "external"),
+            urls=LIST_OF_TEXTS,
+            image=IMAGE,
+            replicas=whole(1),
+            resources=ANYTHING,
+            shmSize=TEXT,
+            flags=LIST_OF_TEXTS,
+        ),
         extraEnv=OBJECTS,
         extraEnvFrom=OBJECTS,
         modelRepository=section(

@@ -32,6 +32,9 @@ CASES: dict[str, Values] = {
         "metrics": {name: {"enabled": True} for name in ("serviceMonitor", "podMonitor", "prometheusRule")},
     },
     "a network policy": {"networkPolicy": {"enabled": True, "from": [{"podSelector": {}}]}},
+    "Tritons of its own": {"engine": "triton", "triton": {"replicas": 3, "flags": ["--log-verbose=1"]}},
+    "a Triton in each pod": {"engine": "triton", "triton": {"placement": "sidecar"}},
+    "Tritons that are there": {"engine": "triton", "triton": {"placement": "external", "urls": ["grpc://a:8001"]}},
     "a certificate of cert-manager": {"tls": {"certManager": CERT_MANAGER}},
     "everything that may be added to a pod": {
         "extraEnv": [{"name": "AWS_REGION", "value": "x"}],
@@ -195,6 +198,49 @@ class TestPods:
         assert server({"image": {"digest": digest, "tag": "x"}})["server"]["image"] == f"forwardpass/server@{digest}"
 
 
+class TestTriton:
+    """Three places for the Tritons behind the server."""
+
+    @pytest.mark.parametrize(
+        ("case", "url"),
+        [
+            ("Tritons of its own", "dns:///r-forwardpass-triton.ns.svc:8001"),
+            ("a Triton in each pod", "grpc://127.0.0.1:9001"),
+            ("Tritons that are there", "grpc://a:8001"),
+        ],
+    )
+    def test_the_server_is_told_where_they_are(self, case: str, url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        """By its own settings, which it reads."""
+        for name, value in environment(server(CASES[case])["server"]).items():
+            monkeypatch.setenv(name, value)
+        settings = load_settings()
+        assert settings.engine.kind == "triton"
+        assert settings.triton.url == url
+
+    def test_those_of_the_chart_are_reached_one_by_one(self) -> None:
+        """A headless Service over the Deployment's pods, also over those that are not ready."""
+        documents = render(CASES["Tritons of its own"])
+        service = one(documents, "Service", "r-forwardpass-triton")["spec"]
+        deployment = one(documents, "Deployment", "r-forwardpass-triton")["spec"]
+        assert service["clusterIP"] == "None"
+        assert service["publishNotReadyAddresses"] is True
+        assert service["selector"].items() <= deployment["template"]["metadata"]["labels"].items()
+        assert deployment["replicas"] == 3
+        (container,) = deployment["template"]["spec"]["containers"]
+        assert container["args"][-1] == "--log-verbose=1"
+
+    def test_a_sidecar_shares_memory_and_models_with_the_server(self) -> None:
+        """One /dev/shm, one /models, and no port of the server's."""
+        spec = server(CASES["a Triton in each pod"])
+        triton = next(each for each in spec["containers"] if each["name"] == "triton")
+        for path in ("/dev/shm", "/models"):  # noqa: S108 - of the pod
+            (mine,) = [m["name"] for m in spec["server"]["volumeMounts"] if m["mountPath"] == path]
+            (its,) = [m["name"] for m in triton["volumeMounts"] if m["mountPath"] == path]
+            assert mine == its
+        ports = [port["containerPort"] for each in spec["containers"] for port in each["ports"]]
+        assert len(ports) == len(set(ports))
+
+
 class TestScaling:
     """Who has the count of pods."""
 
@@ -274,6 +320,8 @@ REFUSED: dict[str, tuple[Values, str]] = {
     "a canary without a Service": ({"gateway": GATEWAY | {"canary": {"weight": 5}}}, "gateway.canary.serviceName"),
     "two certificates": ({"tls": {"secretName": "a", "certManager": CERT_MANAGER}}, "not both"),
     "a certificate of nobody": ({"tls": {"certManager": {"enabled": True}}}, "tls.certManager.issuerRef.name"),
+    "Tritons of no address": ({"engine": "triton", "triton": {"placement": "external"}}, "triton.urls"),
+    "pipelines from far away": (CASES["models from far away"] | {"engine": "triton"}, "modelRepository.kind"),
     "two disruption budgets": ({"podDisruptionBudget": {"minAvailable": 1}}, "not both"),
 }
 

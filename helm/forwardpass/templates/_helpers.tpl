@@ -63,6 +63,10 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 {{- $_ := set $repository "control_mode" "poll" -}}
 {{- end -}}
 {{- $_ := set $own "repository" $repository -}}
+{{- if eq .Values.engine "triton" -}}
+{{- $_ := set $own "engine" (dict "kind" "triton") -}}
+{{- $_ := set $own "triton" (dict "url" (include "forwardpass.tritonUrl" .)) -}}
+{{- end -}}
 {{- if include "forwardpass.tlsSecret" . -}}
 {{- $files := dict "certificate" "/tls/tls.crt" "key" "/tls/tls.key" -}}
 {{- $_ := set $own "tls" $files -}}
@@ -116,6 +120,15 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 {{- end -}}
 {{- end -}}
 
+{{/* Where the Tritons are, as the server's setting has it. */}}
+{{- define "forwardpass.tritonUrl" -}}
+{{- $triton := .Values.triton -}}
+{{- if eq $triton.placement "external" -}}{{ join "," $triton.urls }}
+{{- else if eq $triton.placement "sidecar" -}}grpc://127.0.0.1:9001
+{{- else -}}dns:///{{ include "forwardpass.fullname" . }}-triton.{{ .Release.Namespace }}.svc:8001
+{{- end -}}
+{{- end -}}
+
 {{/* What no schema can say. */}}
 {{- define "forwardpass.check" -}}
 {{- $repository := .Values.modelRepository -}}
@@ -124,6 +137,14 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 {{- end -}}
 {{- if and (eq $repository.kind "remote") (not $repository.remote.urls) -}}
 {{- fail "modelRepository.remote.urls: needed where modelRepository.kind is remote" -}}
+{{- end -}}
+{{- if eq .Values.engine "triton" -}}
+{{- if and (eq .Values.triton.placement "external") (not .Values.triton.urls) -}}
+{{- fail "triton.urls: needed where triton.placement is external" -}}
+{{- end -}}
+{{- if eq $repository.kind "remote" -}}
+{{- fail "modelRepository.kind: remote needs engine onnxruntime; in front of a Triton the pipelines come from an image or a volume" -}}
+{{- end -}}
 {{- end -}}
 {{- $scaling := .Values.autoscaling -}}
 {{- if and (ne $scaling.kind "none") (gt (int $scaling.minReplicas) (int $scaling.maxReplicas)) -}}
@@ -196,4 +217,95 @@ topologySpreadConstraints:
 {{- define "forwardpass.saturationQuery" -}}
 {{- $where := printf "namespace=%q,service=%q" .Release.Namespace (include "forwardpass.fullname" .) -}}
 sum(max by (pod) (forwardpass_saturation{ {{- $where -}} }))
+{{- end -}}
+
+{{/* The models of a pod: who brings them, where they lie, where they are seen. */}}
+{{- define "forwardpass.modelContainers" -}}
+{{- if eq .Values.modelRepository.kind "image" }}
+initContainers:
+  - name: models
+    image: {{ include "forwardpass.image" (dict "image" .Values.modelRepository.image "root" .) }}
+    imagePullPolicy: {{ .Values.image.pullPolicy }}
+    command: ["cp", "-r", {{ printf "%s/." .Values.modelRepository.image.path | quote }}, "/models/"]
+    securityContext:
+      {{- include "forwardpass.containerSecurity" . | nindent 6 }}
+    resources:
+      requests: { cpu: 100m, memory: 64Mi }
+      limits: { cpu: "1", memory: 256Mi }
+    volumeMounts:
+      - name: models
+        mountPath: /models
+{{- end }}
+{{- end -}}
+
+{{- define "forwardpass.modelVolume" -}}
+{{- $repository := .Values.modelRepository -}}
+{{- if eq $repository.kind "image" -}}
+- name: models
+  emptyDir: {}
+{{- else if eq $repository.kind "pvc" -}}
+- name: models
+  persistentVolumeClaim:
+    claimName: {{ $repository.pvc.existingClaim }}
+    readOnly: true
+{{- else -}}
+- name: cache
+  emptyDir:
+    sizeLimit: {{ $repository.remote.cacheSize }}
+{{- end }}
+{{- end -}}
+
+{{- define "forwardpass.modelMount" -}}
+{{- $repository := .Values.modelRepository -}}
+{{- if eq $repository.kind "remote" -}}
+- name: cache
+  mountPath: /cache
+{{- else -}}
+- name: models
+  mountPath: /models
+  readOnly: true
+  {{- if and (eq $repository.kind "pvc") $repository.pvc.subPath }}
+  subPath: {{ $repository.pvc.subPath }}
+  {{- end }}
+{{- end }}
+{{- end -}}
+
+{{/* A Triton: (dict "root" $ "ports" (list HTTP GRPC METRICS)). */}}
+{{- define "forwardpass.tritonContainer" -}}
+{{- $triton := .root.Values.triton -}}
+- name: triton
+  image: {{ include "forwardpass.image" (dict "image" $triton.image "root" .root) }}
+  imagePullPolicy: {{ .root.Values.image.pullPolicy }}
+  command: ["tritonserver"]
+  args:
+    - --model-repository=/models
+    - --http-port={{ index .ports 0 }}
+    - --grpc-port={{ index .ports 1 }}
+    - --metrics-port={{ index .ports 2 }}
+    {{- with $triton.flags }}
+    {{- toYaml . | nindent 4 }}
+    {{- end }}
+  ports:
+    - { name: triton-http, containerPort: {{ index .ports 0 }} }
+    - { name: triton-grpc, containerPort: {{ index .ports 1 }} }
+    - { name: triton-metrics, containerPort: {{ index .ports 2 }} }
+  startupProbe:
+    httpGet: { path: /v2/health/ready, port: triton-http }
+    {{- toYaml .root.Values.probes.startup | nindent 4 }}
+  readinessProbe:
+    httpGet: { path: /v2/health/ready, port: triton-http }
+    {{- toYaml .root.Values.probes.readiness | nindent 4 }}
+  livenessProbe:
+    httpGet: { path: /v2/health/live, port: triton-http }
+    {{- toYaml .root.Values.probes.liveness | nindent 4 }}
+  resources:
+    {{- toYaml $triton.resources | nindent 4 }}
+  securityContext:
+    {{- include "forwardpass.containerSecurity" .root | nindent 4 }}
+  volumeMounts:
+    - name: tmp
+      mountPath: /tmp
+    {{- include "forwardpass.modelMount" .root | nindent 4 }}
+    - name: shm
+      mountPath: /dev/shm
 {{- end -}}
