@@ -7,6 +7,7 @@ import asyncio
 import pytest
 
 from server.errors import (
+    CallExpired,
     Cancelled,
     DeadlineExceeded,
     Draining,
@@ -133,6 +134,22 @@ def test_who_can_not_be_answered_in_time_is_refused_at_the_door() -> None:
 
     assert isinstance(bench.caller.outcome(hopeless), Overloaded)
     assert bench.caller.outcome(patient) is None
+
+
+def test_what_a_deadline_ended_is_learned() -> None:
+    """How long it would have taken is not known, but it was longer than expected: those who come are told by it."""
+    bench = RelayBench(window=1, seed_ns=10 * MS)
+    for _ in range(4):
+        request = bench.caller.request(deadline_ns=bench.clock.now_ns + 50 * MS)
+        bench.submit(request)
+        bench.advance(50 * MS)
+        bench.fail(request, CallExpired())
+    bench.submit(bench.caller.request())
+
+    hasty = bench.caller.request(deadline_ns=bench.clock.now_ns + 40 * MS)
+    bench.submit(hasty)
+
+    assert isinstance(bench.caller.outcome(hasty), Overloaded)
 
 
 def test_the_queue_has_its_limit() -> None:
