@@ -6,7 +6,8 @@ import asyncio
 from collections.abc import Iterator
 
 from server.transport.http2 import frames
-from server.transport.http2.hpack import Decoder, encode
+from server.transport.http2.hpack import Decoder
+from server.transport.http2.hpack_encode import encode
 
 INFER = b"/inference.GRPCInferenceService/ModelInfer"
 STREAM = b"/inference.GRPCInferenceService/ModelStreamInfer"

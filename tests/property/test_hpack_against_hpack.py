@@ -13,7 +13,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from server.transport.http2 import huffman
-from server.transport.http2.hpack import STATIC_TABLE, Decoder, Field, HeaderListTooLarge, HpackError, encode
+from server.transport.http2.hpack import Decoder, Field, HeaderListTooLarge, HpackError
+from server.transport.http2.hpack_encode import encode
+from server.transport.http2.static_table import STATIC_TABLE
 
 untimed = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 """A busy machine is no failure of a codec."""

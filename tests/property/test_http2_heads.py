@@ -13,7 +13,8 @@ from server.transport.http2 import huffman
 from server.transport.http2.fields import VARYING, check_request
 from server.transport.http2.frames import StreamFault
 from server.transport.http2.heads import Heads
-from server.transport.http2.hpack import Decoder, Field, HpackError, encode
+from server.transport.http2.hpack import Decoder, Field, HpackError
+from server.transport.http2.hpack_encode import encode
 from tests.support.header_blocks import KNOWN_METHODS, read_anew, said, table
 
 untimed = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])

@@ -21,14 +21,8 @@ from server.transport.http1.head import Head as HttpHead
 from server.transport.http1.head import Heads as HttpHeads
 from server.transport.http2.frames import StreamFault
 from server.transport.http2.heads import Heads
-from server.transport.http2.hpack import (
-    FIELD_OVERHEAD,
-    Decoder,
-    HeaderListTooLarge,
-    HpackError,
-    encode,
-    value_spans,
-)
+from server.transport.http2.hpack import FIELD_OVERHEAD, Decoder, HeaderListTooLarge, HpackError, value_spans
+from server.transport.http2.hpack_encode import encode
 from tests.support import http2_fuzz
 from tests.support.header_blocks import KNOWN_METHODS, read_anew, said, table
 from tests.support.wire import by_protobuf, by_wire

@@ -11,7 +11,8 @@ from server.settings import GrpcSettings
 from server.transport.http2 import frames
 from server.transport.http2.connection import Connection
 from server.transport.http2.frames import ErrorCode
-from server.transport.http2.hpack import Decoder, encode
+from server.transport.http2.hpack import Decoder
+from server.transport.http2.hpack_encode import encode
 from server.transport.http2.streams import Event, Kind
 from server.transport.methods import METHODS
 

@@ -8,7 +8,9 @@ from itertools import pairwise
 import pytest
 
 from server.transport.http2 import huffman
-from server.transport.http2.hpack import STATIC_TABLE, Decoder, Field, HeaderListTooLarge, HpackError, encode
+from server.transport.http2.hpack import Decoder, Field, HeaderListTooLarge, HpackError
+from server.transport.http2.hpack_encode import encode
+from server.transport.http2.static_table import STATIC_TABLE
 
 LIMIT = 1 << 20
 """A list size that no test reaches by chance, in bytes."""

@@ -22,7 +22,7 @@ from server.transport.http2.answers import percent_encoded
 from server.transport.http2.calls import Calls, Service
 from server.transport.http2.frames import ErrorCode
 from server.transport.http2.head import parse_timeout
-from server.transport.http2.hpack import encode
+from server.transport.http2.hpack_encode import encode
 from server.transport.http2.messages import MessageReader
 from server.transport.inflate import inflate
 from server.types import NO_DEADLINE, InferRequest

@@ -10,7 +10,7 @@ import pytest
 from server.settings import GrpcSettings
 from server.transport.http2 import frames
 from server.transport.http2.frames import ErrorCode, frame
-from server.transport.http2.hpack import encode
+from server.transport.http2.hpack_encode import encode
 from server.transport.http2.streams import Kind
 from tests.support.http2_client import (
     END_HEADERS,

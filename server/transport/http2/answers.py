@@ -10,7 +10,7 @@ from struct import Struct
 from typing import TYPE_CHECKING
 
 from server.transport.http2 import frames
-from server.transport.http2.hpack import encode
+from server.transport.http2.hpack_encode import encode
 from server.transport.status import STATUS_DETAILS_KEY, Failure, status_details
 
 if TYPE_CHECKING:

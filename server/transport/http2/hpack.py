@@ -1,24 +1,20 @@
-"""HPACK: field blocks to lists of fields and back.
+"""HPACK's field blocks to lists of fields.
 
 The decoder follows the peer's dynamic table to the letter; a field that comes by its index is the same tuple each time.
-The encoder never uses the table of the peer, so an answer's block is the same on every connection.
 
 Source: RFC 7541.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from typing import TypeAlias
+from collections.abc import Sequence
 
 from server.transport.http2.huffman import HpackError
 from server.transport.http2.huffman import decode as huffman_decode
 from server.transport.http2.huffman import decode_name as huffman_decode_name
+from server.transport.http2.static_table import INCREMENTAL, INDEXED, STATIC_TABLE, UPDATE, Field
 
-__all__ = ["Decoder", "Field", "HeaderListTooLarge", "HpackError", "encode"]
-
-Field: TypeAlias = "tuple[bytes, bytes]"
-"""Name and value."""
+__all__ = ["Decoder", "Field", "HeaderListTooLarge", "HpackError"]
 
 FIELD_OVERHEAD = 32
 """What a field counts beyond its name and value: in the table (RFC 7541 section 4.1), in a list (RFC 9113 10.5.1)."""
@@ -31,76 +27,8 @@ MAX_INTEGER = 2**32 - 1
 _SHORT_NAME = 64
 """A Huffman-coded name of fewer octets is decoded once."""
 
-MAX_SIZE_UPDATES = 2
+MAX_SIZEUPDATES = 2
 """At the begin of a block: the smallest limit since the last block, and the last one (RFC 7541 section 4.2)."""
-
-STATIC_TABLE: tuple[Field, ...] = (
-    (b":authority", b""),
-    (b":method", b"GET"),
-    (b":method", b"POST"),
-    (b":path", b"/"),
-    (b":path", b"/index.html"),
-    (b":scheme", b"http"),
-    (b":scheme", b"https"),
-    (b":status", b"200"),
-    (b":status", b"204"),
-    (b":status", b"206"),
-    (b":status", b"304"),
-    (b":status", b"400"),
-    (b":status", b"404"),
-    (b":status", b"500"),
-    (b"accept-charset", b""),
-    (b"accept-encoding", b"gzip, deflate"),
-    (b"accept-language", b""),
-    (b"accept-ranges", b""),
-    (b"accept", b""),
-    (b"access-control-allow-origin", b""),
-    (b"age", b""),
-    (b"allow", b""),
-    (b"authorization", b""),
-    (b"cache-control", b""),
-    (b"content-disposition", b""),
-    (b"content-encoding", b""),
-    (b"content-language", b""),
-    (b"content-length", b""),
-    (b"content-location", b""),
-    (b"content-range", b""),
-    (b"content-type", b""),
-    (b"cookie", b""),
-    (b"date", b""),
-    (b"etag", b""),
-    (b"expect", b""),
-    (b"expires", b""),
-    (b"from", b""),
-    (b"host", b""),
-    (b"if-match", b""),
-    (b"if-modified-since", b""),
-    (b"if-none-match", b""),
-    (b"if-range", b""),
-    (b"if-unmodified-since", b""),
-    (b"last-modified", b""),
-    (b"link", b""),
-    (b"location", b""),
-    (b"max-forwards", b""),
-    (b"proxy-authenticate", b""),
-    (b"proxy-authorization", b""),
-    (b"range", b""),
-    (b"referer", b""),
-    (b"refresh", b""),
-    (b"retry-after", b""),
-    (b"server", b""),
-    (b"set-cookie", b""),
-    (b"strict-transport-security", b""),
-    (b"transfer-encoding", b""),
-    (b"user-agent", b""),
-    (b"vary", b""),
-    (b"via", b""),
-    (b"www-authenticate", b""),
-)
-"""Index 1 to 61 (RFC 7541 appendix A)."""
-
-NEVER_INDEXED = frozenset({b"authorization", b"set-cookie"})
-"""Secrets that no hop may put into a table, where a guess could be tested (RFC 7541 section 7.1)."""
 
 _BASE = 0x80
 """Where index 0 lies in `Decoder._table`: so the octet of an indexed field, 1 and seven bits of index, is its place."""
@@ -115,23 +43,20 @@ _START: tuple[Field, ...] = (*[_NONE] * (_BASE + 1), *STATIC_TABLE)
 _CHUNK = 4096
 """Octets of a block after which the fields are counted; a longer block can't hold more than that many uncounted."""
 
-_WITHOUT_INDEXING, _NEVER, _UPDATE, _INCREMENTAL, _INDEXED = 0x00, 0x10, 0x20, 0x40, 0x80
-"""What the first octet of a representation starts with (RFC 7541 section 6)."""
-
 
 def _name_place(octet: int) -> int:
     """The place in `_table` of the name of a literal that starts with `octet`.
 
     Negative where the next octet has to be added, 0 where there is no index, or no literal.
     """
-    prefix = 0x3F if octet & _INCREMENTAL else 0x0F
+    prefix = 0x3F if octet & INCREMENTAL else 0x0F
     index = octet & prefix
-    if not index or _UPDATE <= octet < _INCREMENTAL:
+    if not index or UPDATE <= octet < INCREMENTAL:
         return 0
     return -(_BASE + index) if index == prefix else _BASE + index
 
 
-_NAME_PLACES = tuple(_name_place(octet) for octet in range(_INDEXED))
+_NAME_PLACES = tuple(_name_place(octet) for octet in range(INDEXED))
 
 
 class HeaderListTooLarge(Exception):
@@ -191,7 +116,7 @@ class Decoder:
         first = block[0] if block else 0
         position = 0
         try:
-            if self._lowered_to is not None or _UPDATE <= first < _INCREMENTAL:
+            if self._lowered_to is not None or UPDATE <= first < INCREMENTAL:
                 position = self._size_updates(block)
             position = self._read(block, position, fields)
             # Counting costs as much as reading, and what is surely within the limit needs none: a name or value from a
@@ -214,7 +139,7 @@ class Decoder:
         while position < stop:
             octet = block[position]
             position += 1
-            if octet >= _INDEXED:
+            if octet >= INDEXED:
                 if octet == 0x80 or octet == 0xFF:
                     index, position = _index(octet, block, position)
                     fields.append(table[_BASE + index])
@@ -242,7 +167,7 @@ class Decoder:
                 value, position = _string(length, block, position)
             field = (name, value)
             fields.append(field)
-            if octet >= _INCREMENTAL:
+            if octet >= INCREMENTAL:
                 self._insert(field)
         if position > end:
             raise IndexError
@@ -250,7 +175,7 @@ class Decoder:
 
     def _name(self, octet: int, block: bytes, position: int) -> tuple[bytes, int]:
         """The name of a literal where its first octet does not tell it alone, and the position after."""
-        if _UPDATE <= octet < _INCREMENTAL:
+        if UPDATE <= octet < INCREMENTAL:
             raise HpackError("a table size update after a field, or a third one (RFC 7541 section 4.2)")
         if not octet & 0x0F:
             length = block[position] - 0x80
@@ -258,7 +183,7 @@ class Decoder:
             if 0 <= length < _SHORT_NAME and end < len(block):
                 return huffman_decode_name(block[position + 1 : end]), end
             return _string(block[position], block, position + 1)
-        index, position = _integer(octet, 0x3F if octet >= _INCREMENTAL else 0x0F, block, position)
+        index, position = _integer(octet, 0x3F if octet >= INCREMENTAL else 0x0F, block, position)
         return self._table[_BASE + index][0], position
 
     def _insert(self, field: Field) -> None:
@@ -287,8 +212,8 @@ class Decoder:
     def _size_updates(self, block: bytes) -> int:
         """Does the updates at the begin of the block; returns the position after (RFC 7541 sections 4.2, 6.3)."""
         position = 0
-        for _ in range(MAX_SIZE_UPDATES):
-            if position == len(block) or not _UPDATE <= block[position] < _INCREMENTAL:
+        for _ in range(MAX_SIZEUPDATES):
+            if position == len(block) or not UPDATE <= block[position] < INCREMENTAL:
                 break
             size, position = _integer(block[position], 0x1F, block, position + 1)
             if size > self._limit:
@@ -368,7 +293,7 @@ def value_spans(block: bytes) -> list[tuple[int, int]]:
     while position < len(block):
         octet = block[position]
         position += 1
-        if octet >= _INDEXED:
+        if octet >= INDEXED:
             _, position = _integer(octet, 0x7F, block, position)
             spans.append((0, 0))
             continue
@@ -384,41 +309,3 @@ def value_spans(block: bytes) -> list[tuple[int, int]]:
 def _string_end(block: bytes, position: int) -> int:
     length, position = _integer(block[position], 0x7F, block, position + 1)
     return position + length
-
-
-def encode(fields: Iterable[Field]) -> bytes:
-    """A block that leaves the peer's table as it is: static entries by index, all else as plain literals."""
-    return b"".join([_FIELDS.get(field) or _literal(*field) for field in fields])
-
-
-def _literal(name: bytes, value: bytes) -> bytes:
-    start = _LITERALS.get(name) or b"\x00" + _length(name) + name
-    return start + _length(value) + value
-
-
-def _length(text: bytes) -> bytes:
-    return _SHORT[len(text)] if len(text) < len(_SHORT) else _encode_integer(len(text), 0x7F, 0)
-
-
-def _encode_integer(value: int, prefix: int, pattern: int) -> bytes:
-    """`value` in a prefix of which `prefix` is the largest, below the bits of `pattern` (RFC 7541 section 5.1)."""
-    if value < prefix:
-        return bytes([pattern | value])
-    octets = bytearray([pattern | prefix])
-    value -= prefix
-    while value >= 0x80:
-        octets.append(value & 0x7F | 0x80)
-        value >>= 7
-    octets.append(value)
-    return bytes(octets)
-
-
-_SHORT = tuple(_encode_integer(length, 0x7F, 0) for length in range(0x7F))
-
-_FIELDS = {field: _encode_integer(index, 0x7F, _INDEXED) for index, field in enumerate(STATIC_TABLE, start=1)}
-
-_LITERALS = {
-    name: _encode_integer(index, 0x0F, _NEVER if name in NEVER_INDEXED else _WITHOUT_INDEXING)
-    for index, (name, _) in reversed([*enumerate(STATIC_TABLE, start=1)])
-}
-"""How a literal with a static name starts; the lowest index of each name."""
