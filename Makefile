@@ -14,7 +14,7 @@ LOAD ?=
 REPORTS ?= build/bench
 
 .DEFAULT_GOAL := help
-.PHONY: help load bench-swaps serve test check format types lint bench bench-quick bench-simulate bench-overload bench-cap bench-prediction bench-collector bench-decode bench-startup bench-share bench-rest bench-workers bench-shm fuzz-rest fuzz-grpc fuzz-bytes soak models proto lock clean triton helm-tools chart
+.PHONY: help load bench-swaps serve test check format types lint bench bench-quick bench-simulate bench-overload bench-cap bench-prediction bench-collector bench-decode bench-startup bench-share bench-rest bench-workers bench-shm fuzz-rest fuzz-grpc fuzz-bytes soak models proto lock clean triton helm-tools chart kserve
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -117,6 +117,13 @@ build/helm/.installed: $(BIN)/python helm/requirements-tools.txt
 chart: $(VENV)/.server build/helm/.installed ## write what is generated of the Helm chart: the schema of its values, and the snapshot of its rendering
 	$(BIN)/python helm/schema.py
 	build/helm/helm template r helm/forwardpass --namespace ns --kube-version 1.31.0 > tests/golden/chart.yaml
+
+kserve: build/kserve/.installed ## install KServe's Python client for its test into build/kserve, 240 MB
+
+build/kserve/.installed: $(BIN)/python tests/support/kserve_sdk/requirements.txt
+	@echo "Installing KServe's client into build/kserve ..."
+	@$(BIN)/python -m pip --disable-pip-version-check install --quiet --no-deps --no-compile --upgrade --target build/kserve -r tests/support/kserve_sdk/requirements.txt
+	@touch $@
 
 models: $(VENV)/.dev ## train, verify and publish the committed models anew: digits, breast_cancer, fraud
 	$(BIN)/python -m exporter train image-classification --data digits --name digits --replace

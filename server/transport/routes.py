@@ -22,20 +22,24 @@ _JSON_TYPE = (b"content-type", b"application/json")
 
 
 async def _live(exchange: Exchange) -> Reply:
-    return _health(exchange.dataplane.live())
+    return _health("live", exchange.dataplane.live())
 
 
 async def _ready(exchange: Exchange) -> Reply:
-    return _health(exchange.dataplane.ready())
+    return _health("ready", exchange.dataplane.ready())
 
 
 async def _model_ready(exchange: Exchange) -> Reply:
-    return _health(exchange.dataplane.model_ready(*exchange.model))
+    return _health("ready", exchange.dataplane.model_ready(*exchange.model), name=exchange.model[0])
 
 
-def _health(good: bool) -> Reply:
-    # Triton answers 400 for "not ready"; 503 is what proxies and Kubernetes take for "come back later".
-    return Reply(200 if good else 503)
+def _health(what: str, good: bool, **more: str) -> Reply:
+    """The body is KServe's, whose clients read it; Triton's is empty, and its clients go by the status.
+
+    Triton answers 400 for "not ready"; 503 is what proxies and Kubernetes take for "come back later". Source: KServe
+    v2 REST, "Server Live", "Server Ready", "Model Ready".
+    """
+    return json_reply({**more, what: good}, 200 if good else 503)
 
 
 async def _server_metadata(exchange: Exchange) -> Reply:

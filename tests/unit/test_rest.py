@@ -157,13 +157,21 @@ async def test_predict(dataplane: FakeDataPlane, call: Client) -> None:
     assert dataplane.predicts[1].inputs == [ImageInput(b"\x89PNG", "image/png")]
 
 
-@pytest.mark.parametrize("path", ["/v2/health/live", "/v2/health/ready", f"/v2/models/{MODEL}/ready"])
-async def test_health_can_fail(dataplane: FakeDataPlane, call: Client, path: str) -> None:
-    """Health is 200 or 503, with no body."""
+@pytest.mark.parametrize(
+    ("path", "told"),
+    [
+        ("/v2/health/live", {"live": True}),
+        ("/v2/health/ready", {"ready": True}),
+        (f"/v2/models/{MODEL}/ready", {"name": MODEL, "ready": True}),
+    ],
+)
+async def test_health_can_fail(dataplane: FakeDataPlane, call: Client, path: str, told: dict[str, object]) -> None:
+    """Health is 200 or 503, with what KServe's clients read in the body."""
     answer = await call("GET", path)
-    assert (answer.status, answer.headers["content-length"], answer.body) == (200, "0", b"")
+    assert (answer.status, answer.json) == (200, told)
     dataplane.ready_now = False
-    assert (await call("GET", path)).status == 503
+    answer = await call("GET", path)
+    assert (answer.status, answer.json) == (503, {name: value is not True and value for name, value in told.items()})
 
 
 async def test_metadata(call: Client) -> None:

@@ -94,7 +94,9 @@ def _responses(described: Operation, *, head: bool) -> dict[str, Any]:
             }
     responses = {"200": ok}
     for status in sorted({*_ANYWHERE, *described.statuses}):
-        responses[str(status)] = _error(status, empty=head or (described.health and status == 503))
+        responses[str(status)] = _error(status, empty=head)
+    if described.health:
+        responses["503"] = {**ok, "description": HTTPStatus(503).phrase}
     return responses
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from server.proto.triton import model_config_pb2, service_pb2
-from server.transport.openapi.schemas import Schema, array_of, name_of, reference
+from server.transport.openapi.schemas import Schema, array_of, name_of, record, reference
 
 JSON, BINARY, EVENTS = "application/json", "application/octet-stream", "text/event-stream"
 _BYTES: Schema = {"type": "string", "contentMediaType": BINARY}
@@ -26,7 +26,7 @@ class Operation(NamedTuple):
     """It has the headers of infer and predict."""
     query: dict[str, Schema] | None = None
     health: bool = False
-    """503 is an answer of its own, without a body."""
+    """503 is an answer like 200."""
 
 
 def _json(name: str) -> dict[str, Schema]:
@@ -35,6 +35,10 @@ def _json(name: str) -> dict[str, Schema]:
 
 def _message(message: type) -> str:
     return name_of(message.DESCRIPTOR)  # type: ignore[attr-defined]
+
+
+def _health(what: str, **more: Schema) -> dict[str, Schema]:
+    return {JSON: record({**more, what: {"type": "boolean"}})}
 
 
 _METADATA = _json(_message(service_pb2.ModelMetadataResponse))
@@ -80,11 +84,13 @@ OPERATIONS: dict[tuple[str, str], Operation] = {
         calls=True,
     ),
     ("GET", "/v2"): Operation("The server", _json(_message(service_pb2.ServerMetadataResponse))),
-    ("GET", "/v2/health/live"): Operation("Whether the server lives", {}, health=True),
-    ("GET", "/v2/health/ready"): Operation("Whether the server is ready", {}, health=True),
+    ("GET", "/v2/health/live"): Operation("Whether the server lives", _health("live"), health=True),
+    ("GET", "/v2/health/ready"): Operation("Whether the server is ready", _health("ready"), health=True),
     ("GET", "/v2/models/stats"): Operation("Statistics of all models", _STATISTICS),
     ("GET", "/v2/models/{model}"): Operation("A model", _METADATA, _MODEL),
-    ("GET", "/v2/models/{model}/ready"): Operation("Whether a model is ready", {}, _MODEL, health=True),
+    ("GET", "/v2/models/{model}/ready"): Operation(
+        "Whether a model is ready", _health("ready", name={"type": "string"}), _MODEL, health=True
+    ),
     ("GET", "/v2/models/{model}/config"): Operation("A model's config", _CONFIG, _MODEL),
     ("GET", "/v2/models/{model}/stats"): Operation("Statistics of a model", _STATISTICS, _MODEL),
     ("POST", "/v2/repository/index"): Operation(
