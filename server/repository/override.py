@@ -45,6 +45,12 @@ class Override:
                 (folder / path).write_bytes(content)
             yield folder
 
+    def wanted_labels(self) -> set[str]:
+        """Files of labels that the config names and that are not given; those below the model's folder."""
+        outputs = self.config.output if self.config is not None else ()
+        names = {output.label_filename for output in outputs} - self.files.keys()
+        return {name for name in names if is_path_below(name)}
+
 
 def read_override(parameters: Mapping[str, object], max_bytes: int) -> Override | None:
     """What the `parameters` of a load say; None: nothing. `max_bytes` of all files together.
@@ -69,7 +75,9 @@ def read_override(parameters: Mapping[str, object], max_bytes: int) -> Override 
             )
     _check_files(files, max_bytes)
     if config is None:
-        raise InvalidRequest(WHERE, "must be given with files: nothing of the model's folder is used beside them")
+        raise InvalidRequest(
+            WHERE, "must be given with files: nothing but labels of the model's folder is used beside them"
+        )
     return Override(_config(config), files)
 
 

@@ -268,6 +268,7 @@ class Repository:
     def _folder(self, name: str, sources: Sequence[Source], override: Override | None) -> Iterator[Path]:
         if override is not None and override.files:
             with override.folder(name, self._scratch) as folder:
+                self._lend_labels(name, folder, override.wanted_labels())
                 yield folder
             return
         if len(sources) > 1:
@@ -277,6 +278,18 @@ class Repository:
         message = override.config if override is not None else None
         with sources[0].hold(name, partial(self._loader.needed, overriding=message)) as folder:
             yield folder
+
+    def _lend_labels(self, name: str, folder: Path, paths: set[str]) -> None:
+        """Labels that a load's own files lack are those of the repository, as with Triton; what nobody has is missed
+        when the config is read."""
+        holders = [source for source in self._sources if name in (self._look(source, source.names) or ())]
+        if not paths or len(holders) != 1:
+            return
+        with holders[0].hold(name, lambda _: paths.__contains__) as origin:
+            for path in paths:
+                if (origin / path).is_file():
+                    (folder / path).parent.mkdir(parents=True, exist_ok=True)
+                    (folder / path).write_bytes((origin / path).read_bytes())
 
     def _named(self, repository_name: str) -> list[Source]:
         found = [source for source in self._sources if repository_name in ("", source.name)]

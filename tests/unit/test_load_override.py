@@ -53,6 +53,31 @@ def override(config: object = CONFIG, **files: bytes) -> dict[str, object]:
     return {"config": json.dumps(config), **{f"file:{path}": content for path, content in files.items()}}
 
 
+LABELLED = {**CONFIG, "output": [{**CONFIG["output"][0], "label_filename": "labels.txt"}]}  # type: ignore[dict-item]
+
+
+def test_labels_that_are_not_among_the_files_are_those_of_the_repository(models: Repository, tmp_path: Path) -> None:
+    """As with Triton, whose clients load a model anew from its config and its file alone."""
+    labels = tmp_path / "models" / "m" / "labels.txt"
+    labels.write_text("good\nbad\n")
+    files = {"1/model.onnx": b"given"}
+
+    (lent,) = models.load("m", read_override(override(LABELLED, **files), 100))
+    (given,) = models.load("m", read_override(override(LABELLED, **files, **{"labels.txt": b"own"}), 100))
+
+    assert lent.config.labels == {"y": ["good", "bad"]}
+    assert given.config.labels == {"y": ["own"]}
+
+
+def test_labels_that_nobody_has_are_missed(models: Repository) -> None:
+    """In the repository, or of a model that is in none; nothing outside of the folder is looked at."""
+    files = {"1/model.onnx": b"given"}
+    outside = {**CONFIG, "output": [{**CONFIG["output"][0], "label_filename": "../m/config.pbtxt"}]}  # type: ignore[dict-item]
+    for name, config in (("m", LABELLED), ("new", LABELLED), ("m", outside)):
+        with pytest.raises(ModelLoadFailed, match="label_filename"):
+            models.load(name, read_override(override(config, **files), 100))
+
+
 def test_a_config_stands_for_that_of_the_folder_until_the_next_load(models: Repository) -> None:
     """The files are the folder's; a plain load goes back to the folder's config."""
     changed = models.load("m", read_override(override(), 100))
