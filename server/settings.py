@@ -25,6 +25,7 @@ LogFormat = Literal["text", "json"]
 LogLevel = Literal["debug", "info", "warning", "error"]
 EngineKind = Literal["onnxruntime", "triton"]
 TraceLevel = Literal["OFF", "TIMESTAMPS"]
+TritonSharedMemory = Literal["auto", "off"]
 ClientSharedMemory = Literal["auto", "true", "false"]
 
 
@@ -136,7 +137,7 @@ class HttpSettings(Section):
     """Bytes of a request's target (414): what RFC 9110 asks for, and no route needs more."""
     max_headers: Annotated[int, Field(gt=0)] = 100
     """Header fields of a request (431)."""
-    max_unsent_bytes: Annotated[int, Field(gt=0)] = 256 * 1024
+    max_unsent_bytes: Annotated[int, Field(gt=0)] = 128 * 1024
     """Bytes of answers that may wait for their client to take them; while there are more, it is not read from, and no
     further piece of a stream (generate_stream) is made."""
     keep_alive_s: Annotated[int, Field(gt=0)] = 75
@@ -273,8 +274,9 @@ class EngineSettings(Section):
 
 class TritonSettings(Section):
     url: Annotated[str, Field(json_schema_extra=flag("--triton-url"))] = ""
-    """The Tritons' gRPC addresses, a list with commas: grpc://HOST:PORT, grpcs://HOST:PORT (TLS) or dns:///HOST:PORT. A
-    name stands for all its addresses, each a server of its own."""
+    """The Tritons' gRPC addresses, a list with commas: grpc://HOST:PORT, grpcs://HOST:PORT (TLS), dns:///HOST:PORT, or
+    unix:///PATH (the socket of a proxy in front of one). A name stands for all its addresses, each a server of its
+    own."""
     tls: Annotated[bool, Field(json_schema_extra=flag("--triton-tls"))] = False
     """Speak TLS with all of them; without it with those of grpcs:// alone."""
     tls_ca: Annotated[str, Field(json_schema_extra=flag("--triton-tls-ca"))] = ""
@@ -309,6 +311,18 @@ class TritonSettings(Section):
     """Seconds that a Triton may take to load or unload a model."""
     max_in_flight_rows: Annotated[int, Field(ge=1)] = 1024
     """Rows of one model that one Triton may have at a time, however wide the window is that was learned."""
+
+    shared_memory: Annotated[TritonSharedMemory, Field(json_schema_extra=flag("--triton-shared-memory"))] = "auto"
+    """auto: a Triton at a loopback address reads large inputs from shared memory (/dev/shm), if it can. off: all inputs
+    go by message."""
+    shared_memory_least_bytes: Annotated[
+        int, Field(ge=1, json_schema_extra=flag("--triton-shared-memory-least-bytes"))
+    ] = 128 * 1024
+    """Bytes of a request's inputs, without those of text, from which they go by shared memory: what `make
+    bench-triton-shm` says."""
+    shared_memory_bytes: Annotated[int, Field(ge=64 * 1024)] = 64 * 1024 * 1024
+    """Bytes of that memory, for all Tritons together, taken with the first request that needs it. Where it is full,
+    inputs go by message."""
 
     @property
     def forwards(self) -> tuple[str, ...]:

@@ -33,10 +33,10 @@ from loadtests.models import Network, cnn, tiny_mlp
 from loadtests.process import Server, serving
 from loadtests.report import publish, table
 from server.proto.triton import service_pb2 as pb
+from server.shared_memory.places import Places, view_of
 from server.tensor import Tensor
 from server.types import InferRequest
 from server.workers.link import Link
-from server.workers.memory import Places, view_of
 from server.workers.messages import NOWHERE, Shapes, read_infer, write_infer
 
 CONNECTIONS = 4

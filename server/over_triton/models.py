@@ -13,8 +13,9 @@ from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from typing import Any
 
+from server.engine.triton.methods import CONFIG, LOAD, METADATA, UNLOAD, Unary
 from server.engine.triton.pool import Pool
-from server.engine.triton.server import CONFIG, LOAD, METADATA, UNLOAD, ModelKey, TritonServer, Unary
+from server.engine.triton.server import ModelKey, TritonServer
 from server.errors import CallExpired, ModelLoadFailed, ServingError, TritonUnreached, UnknownRepository
 from server.over_triton.control import load_message, unload_message
 from server.over_triton.pipelines import Pipelines

@@ -1,8 +1,10 @@
-"""Memory that a front shares with the engine process, for inputs too large for a socket.
+"""Places in memory that two processes share, for inputs too large for a socket. Of a front and the engine process:
 
 The front alone gives out places in it, and takes a place back when the request that has it is settled: nothing is said
 of it on the link. A request that was cancelled may then still be in a pass, which reads what another one writes: its
 own rows are thrown away, and no number in them can harm its neighbours' rows. Text could, so text goes by socket.
+
+Of this process and a Triton: `engine/triton/memory.py`.
 """
 
 from __future__ import annotations

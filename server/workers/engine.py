@@ -17,10 +17,10 @@ from server.model_control import ModelControl
 from server.observability.log_control import LogControl
 from server.scheduler.share import Share
 from server.settings import Settings
+from server.shared_memory.places import view_of
 from server.tasks import Tasks
 from server.workers.control import Said, Word, hear, say
 from server.workers.host import Host
-from server.workers.memory import view_of
 
 log = logging.getLogger("server")
 

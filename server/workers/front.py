@@ -21,6 +21,7 @@ from server.engine.cores import available_cores
 from server.lifecycle import State
 from server.model_control import ModelControl
 from server.settings import Settings
+from server.shared_memory.places import Places
 from server.tasks import Tasks
 from server.transport.entrance import Entrance, shared_entrance
 from server.transport.http1.server import Http1Server
@@ -28,7 +29,6 @@ from server.transport.http2.server import Http2Server
 from server.transport.rest import RestServer
 from server.workers.control import COUNTS, LISTENERS, Said, Word, hear, say
 from server.workers.counts import told
-from server.workers.memory import Places
 from server.workers.plane import FrontPlane, LogsOfAll, MetricsOfAll
 from server.workers.remote import RemoteModels
 

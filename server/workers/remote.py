@@ -25,11 +25,11 @@ from server.repository.loading import ServedModel
 from server.repository.model_config import from_message
 from server.scheduler.statistics import ModelStatistics
 from server.served import Served, absent
+from server.shared_memory.places import SMALLEST_BYTES, Places
 from server.tasks import Tasks
 from server.types import IndexEntry, InferRequest, InferResponse
 from server.workers.frames import BadFrame, Kind, frame
 from server.workers.link import Link, Question
-from server.workers.memory import SMALLEST_BYTES, Places
 from server.workers.messages import (
     NOWHERE,
     NUMBER,
@@ -222,7 +222,7 @@ class RemoteModels:
                 self._fail(request, served, EngineLost())
 
     def _place(self, request: InferRequest) -> int:
-        """Where its inputs are in shared memory, if they are large; text never is, see `memory.py`."""
+        """Where its inputs are in shared memory, if they are large; text never is, see `places.py`."""
         if self._places is None:
             return NOWHERE
         datas = [tensor.data for tensor in request.inputs]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -11,6 +12,7 @@ import grpc.aio
 import numpy as np
 from google.protobuf import text_format
 
+from server.engine.triton.memory import FOLDER
 from server.proto.triton import model_config_pb2
 from server.proto.triton import service_pb2 as pb
 
@@ -61,7 +63,12 @@ class FakeTriton:
         self.refuses_control = ""
         self.responses: list[Any] = []
         """What each stream is answered with, one for each request: ModelStreamInferResponses, or a pause in seconds."""
+        self.regions: dict[str, Any] = {}
+        """The shared memory that it knows: SystemSharedMemoryRegisterRequests by name."""
+        self.refuses_regions = ""
         self.port = 0
+        self.socket: Path | None = None
+        """Where it listens too."""
         self._server: grpc.aio.Server | None = None
 
     async def start(self, credentials: grpc.ServerCredentials | None = None) -> None:
@@ -72,6 +79,8 @@ class FakeTriton:
             self.port = self._server.add_insecure_port(address)
         else:
             self.port = self._server.add_secure_port(address, credentials)
+        if self.socket is not None:
+            self._server.add_insecure_port(f"unix:{self.socket}")
         await self._server.start()
 
     async def stop(self, grace_s: float = 0.0) -> None:
@@ -128,6 +137,42 @@ class FakeTriton:
         if self.refuses_control:
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, self.refuses_control)
 
+    async def shared_memory_register(self, message: Any, context: Any) -> Any:
+        if self.refuses_regions:
+            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, self.refuses_regions)
+        if message.name in self.regions:
+            await context.abort(grpc.StatusCode.ALREADY_EXISTS, f"'{message.name}' already in manager")
+        self.regions[message.name] = message
+        return pb.SystemSharedMemoryRegisterResponse()
+
+    async def shared_memory_unregister(self, message: Any, _context: Any) -> Any:
+        self.regions.pop(message.name, None)
+        return pb.SystemSharedMemoryUnregisterResponse()
+
+    async def shared_memory_status(self, _message: Any, _context: Any) -> Any:
+        answer = pb.SystemSharedMemoryStatusResponse()
+        for name, region in self.regions.items():
+            answer.regions[name].key = region.key
+        return answer
+
+    async def _read_regions(self, message: Any, context: Any) -> Any:
+        """The request as if all its inputs had been in it."""
+        whole, raw = pb.ModelInferRequest(), iter(message.raw_input_contents)
+        whole.CopyFrom(message)
+        del whole.raw_input_contents[:]
+        for told in message.inputs:
+            if "shared_memory_region" not in told.parameters:
+                whole.raw_input_contents.append(next(raw))
+                continue
+            name = told.parameters["shared_memory_region"].string_param
+            if name not in self.regions:
+                words = f"[request id: <id_unknown>] Unable to find shared memory region: '{name}'"
+                await context.abort(grpc.StatusCode.INVALID_ARGUMENT, words)
+            with (FOLDER / self.regions[name].key).open("rb") as file:
+                file.seek(told.parameters["shared_memory_offset"].int64_param)
+                whole.raw_input_contents.append(file.read(told.parameters["shared_memory_byte_size"].int64_param))
+        return whole
+
     async def model_infer(self, message: Any, context: Any) -> Any:
         self.requests.append(message)
         self.metadata.append({key: str(value) for key, value in context.invocation_metadata()})
@@ -137,7 +182,7 @@ class FakeTriton:
         except asyncio.CancelledError:
             self.cancelled += 1
             raise
-        return doubled(message)
+        return doubled(await self._read_regions(message, context))
 
     async def model_stream_infer(self, messages: Any, context: Any) -> Any:
         """An async generator."""
@@ -198,6 +243,9 @@ _METHODS = {
     "ModelConfig": (pb.ModelConfigRequest, FakeTriton.model_config),
     "ModelMetadata": (pb.ModelMetadataRequest, FakeTriton.model_metadata),
     "ModelInfer": (pb.ModelInferRequest, FakeTriton.model_infer),
+    "SystemSharedMemoryRegister": (pb.SystemSharedMemoryRegisterRequest, FakeTriton.shared_memory_register),
+    "SystemSharedMemoryUnregister": (pb.SystemSharedMemoryUnregisterRequest, FakeTriton.shared_memory_unregister),
+    "SystemSharedMemoryStatus": (pb.SystemSharedMemoryStatusRequest, FakeTriton.shared_memory_status),
     "RepositoryModelLoad": (pb.RepositoryModelLoadRequest, FakeTriton.repository_model_load),
     "RepositoryModelUnload": (pb.RepositoryModelUnloadRequest, FakeTriton.repository_model_unload),
 }

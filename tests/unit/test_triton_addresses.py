@@ -40,6 +40,10 @@ def test_tls_can_be_for_all() -> None:
         ("grpc://a:1/path", "must end in HOST:PORT"),
         ("dns://1.1.1.1/a:1", "names a DNS server"),
         ("grpc://a:1,grpcs://a:1", "a:1 is there twice"),
+        ("unix://run/triton", "must be unix:///PATH"),
+        ("unix:///run/", "must be unix:///PATH"),
+        ("unix:///" + "a" * 107, "over 107 bytes"),
+        ("unix:///a,unix:///a", "unix:/a is there twice"),
         ("", "must be grpc://HOST:PORT"),
     ],
 )
@@ -92,3 +96,12 @@ async def test_a_name_without_addresses_is_an_error(monkeypatch: pytest.MonkeyPa
 
     with pytest.raises(OSError, match="triton has no address"):
         await resolve(Target("triton", 1, False))
+
+
+async def test_a_socket_is_one_endpoint_and_is_not_looked_up() -> None:
+    """Its certificate is for localhost; what is behind it may be on another host, and is lent no memory."""
+    (target,) = parse("unix:///run/triton.sock", tls=False)
+    (endpoint,) = await resolve(target)
+
+    assert (endpoint.name, endpoint.uri, endpoint.authority) == ("unix:/run/triton.sock",) * 2 + ("localhost",)
+    assert not endpoint.on_this_host

@@ -18,6 +18,7 @@ from server.errors import EngineLost, InvalidRequest, ModelNotReady, QueueFull, 
 from server.explain import Explanation, WaitReason
 from server.scheduler.statistics import ModelStatistics
 from server.settings import load_settings
+from server.shared_memory.places import SMALLEST_BYTES, Places, view_of
 from server.tensor import Tensor
 from server.types import InferRequest, InferResponse, Outcome, Timing
 from server.workers.children import Child, emptiest
@@ -26,7 +27,6 @@ from server.workers.counts import summed, told
 from server.workers.deaths import Deaths
 from server.workers.frames import HEAD, BadFrame, Frames, Kind, frame
 from server.workers.link import Link
-from server.workers.memory import SMALLEST_BYTES, Places, view_of
 from server.workers.messages import (
     Shapes,
     number_of,

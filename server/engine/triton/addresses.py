@@ -3,6 +3,7 @@
     grpc://HOST:PORT     plain text
     grpcs://HOST:PORT    TLS
     dns:///HOST:PORT     as gRPC spells it; TLS where `triton.tls` is set
+    unix:///PATH         a socket of this host, on which something listens that leads to a Triton, which has none
 
 A name stands for all its addresses, each a server of its own, and is looked up again and again: behind it are the
 replicas of today. Of a name with addresses of both families the IPv4 ones count, or each replica would be there twice.
@@ -16,15 +17,27 @@ from collections.abc import Sequence
 from ipaddress import ip_address
 from typing import NamedTuple
 
-_SCHEMES = ("grpc", "grpcs", "dns")
+_SCHEMES = ("grpc", "grpcs", "dns", "unix")
+_SOCKET_PATH_BYTES = 107
+"""The longest path that the kernel takes. Source: unix(7)."""
 
 
 class Target(NamedTuple):
     """One part of the URL."""
 
     host: str
+    """Of a socket its path, which begins with /."""
     port: int
     tls: bool
+
+    @property
+    def is_socket(self) -> bool:
+        return self.host.startswith("/")
+
+    @property
+    def name(self) -> str:
+        """For people."""
+        return f"unix:{self.host}" if self.is_socket else _joined(self.host, self.port)
 
 
 class Endpoint(NamedTuple):
@@ -36,17 +49,22 @@ class Endpoint(NamedTuple):
     @property
     def name(self) -> str:
         """For logs and metrics."""
-        return _joined(self.address, self.target.port)
+        return self.target.name if self.target.is_socket else _joined(self.address, self.target.port)
 
     @property
     def uri(self) -> str:
         """As gRPC wants it."""
-        return f"ipv{ip_address(self.address).version}:{self.name}"
+        return self.name if self.target.is_socket else f"ipv{ip_address(self.address).version}:{self.name}"
+
+    @property
+    def on_this_host(self) -> bool:
+        """Whether it is likely to be. What listens on a socket leads to Tritons that may be anywhere."""
+        return not self.target.is_socket and ip_address(self.address).is_loopback
 
     @property
     def authority(self) -> str:
-        """Whom a certificate must be for."""
-        return _joined(self.target.host, self.target.port)
+        """Whom a certificate must be for. As gRPC has it, a socket is localhost."""
+        return "localhost" if self.target.is_socket else self.target.name
 
 
 def parse(urls: str, *, tls: bool) -> list[Target]:
@@ -58,14 +76,16 @@ def parse(urls: str, *, tls: bool) -> list[Target]:
     targets = [_target(url.strip(), tls) for url in urls.split(",")]
     for index, target in enumerate(targets):
         if any((target.host, target.port) == (other.host, other.port) for other in targets[:index]):
-            raise ValueError(f"{_joined(target.host, target.port)} is there twice")
+            raise ValueError(f"{target.name} is there twice")
     return targets
 
 
 def _target(url: str, tls: bool) -> Target:
     scheme, separator, rest = url.partition("://")
     if not separator or scheme not in _SCHEMES:
-        raise ValueError(f"'{url}' must be grpc://HOST:PORT, grpcs://HOST:PORT or dns:///HOST:PORT")
+        raise ValueError(f"'{url}' must be grpc://HOST:PORT, grpcs://HOST:PORT, dns:///HOST:PORT or unix:///PATH")
+    if scheme == "unix":
+        return _socket(url, rest, tls)
     if scheme == "dns":
         if not rest.startswith("/"):
             raise ValueError(f"'{url}' names a DNS server, which is the system's to choose; write dns:///HOST:PORT")
@@ -77,12 +97,22 @@ def _target(url: str, tls: bool) -> Target:
     return Target(host, int(port), tls or scheme == "grpcs")
 
 
+def _socket(url: str, path: str, tls: bool) -> Target:
+    if not path.startswith("/") or path.endswith("/"):
+        raise ValueError(f"'{url}' must be unix:///PATH, the whole path of a socket")
+    if len(path.encode()) > _SOCKET_PATH_BYTES:
+        raise ValueError(f"'{url}' has a path of over {_SOCKET_PATH_BYTES} bytes, the most that a socket may have")
+    return Target(path, 0, tls)
+
+
 async def resolve(target: Target) -> Sequence[Endpoint]:
     """Where it is now; at least one.
 
     Raises:
         OSError: the name is not known, or nobody can be asked.
     """
+    if target.is_socket:
+        return [Endpoint(target, target.host)]
     loop = asyncio.get_running_loop()
     found = await loop.getaddrinfo(target.host, target.port, type=socket.SOCK_STREAM)
     addresses = {family: [str(at[0]) for each, *_, at in found if each == family] for family, *_ in found}

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from math import prod
 from typing import Any
 
+from server.engine.triton.memory import Piece
 from server.errors import EngineFailure
 from server.proto.parameters import set_parameter
 from server.proto.triton import service_pb2 as pb
@@ -16,17 +17,24 @@ from server.tensor import DATATYPES, Buffer, Tensor
 from server.types import NO_DEADLINE, InferRequest, InferResponse, Parameter
 
 _LEAST_US = 1
+NOWHERE: Mapping[str, Piece] = {}
+"""All inputs are in the message."""
 EMPTY_FINAL = "triton_enable_empty_final_response"
 """Asks for a last response that may be without outputs. Source: Triton, docs/user_guide/decoupled_models.md."""
 FINAL = "triton_final_response"
 
 
-def message_of(request: InferRequest, version: str, now_ns: int) -> Any:
-    """What Triton is asked. What is left of the deadline is told as `timeout`, by which its queue drops who is late."""
+def message_of(request: InferRequest, version: str, now_ns: int, pieces: Mapping[str, Piece] = NOWHERE) -> Any:
+    """What Triton is asked. What is left of the deadline is told as `timeout`, by which its queue drops who is late.
+    `pieces`: which inputs it finds in shared memory, and where."""
     message = pb.ModelInferRequest(model_name=request.model_name, model_version=version, id=request.id)
     for tensor in request.inputs:
-        message.inputs.add(name=tensor.name, datatype=tensor.datatype, shape=tensor.shape)
-        message.raw_input_contents.append(bytes(tensor.data))
+        told = message.inputs.add(name=tensor.name, datatype=tensor.datatype, shape=tensor.shape)
+        piece = pieces.get(tensor.name)
+        if piece is None:
+            message.raw_input_contents.append(bytes(tensor.data))
+        else:
+            _refer(told.parameters, piece)
     for name in request.outputs:
         message.outputs.add(name=name)
     for name, value in request.parameters.items():
@@ -36,6 +44,14 @@ def message_of(request: InferRequest, version: str, now_ns: int) -> Any:
         own = request.parameters.get("timeout")
         message.parameters["timeout"].int64_param = min(own, left_us) if type(own) is int and own > 0 else left_us
     return message
+
+
+def _refer(parameters: Any, piece: Piece) -> None:
+    """Source: Triton, docs/protocol/extension_shared_memory.md."""
+    parameters["shared_memory_region"].string_param = piece.region
+    parameters["shared_memory_byte_size"].int64_param = piece.byte_size
+    if piece.offset:
+        parameters["shared_memory_offset"].int64_param = piece.offset
 
 
 def answer_of(

@@ -38,6 +38,8 @@ _DECLINED = re.compile(
 _QUEUE_FULL = "Exceeds maximum queue size"
 _QUEUE_TIMEOUT = "Request timeout expired"
 """Of Triton's scheduler, of a request that it did not execute."""
+_FORGOTTEN = re.compile(r".*Unable to find (system )?shared memory region")
+"""Of Triton, of a request that refers to memory which it does not know; it is not executed."""
 _BROKEN = re.compile(r"Stream removed|Socket closed|Connection reset|Broken pipe|Cancelling all|.*(GOAWAY|keepalive)")
 """Of gRPC: the connection ended under the call."""
 
@@ -83,3 +85,13 @@ def failure_of(model_name: str, code: StatusCode, details: str, took_us: int = 0
     if code in _SAID:
         return _SAID[code](details)
     return EngineFailure(model_name, f"{code.name}: {details}")
+
+
+def memory_forgotten(details: str) -> bool:
+    """Whether it did not execute the request because it does not know the shared memory with the inputs."""
+    return _FORGOTTEN.match(details) is not None
+
+
+def finished_with(error: BaseException) -> bool:
+    """Whether a call that ended so is one that Triton has ended: it reads no input of the request any more."""
+    return isinstance(error, ServingError) and not isinstance(error, CallExpired | TritonLost)

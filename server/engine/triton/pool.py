@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Callable, Iterable, Sequence
 import grpc
 
 from server.engine.triton.addresses import Endpoint, Target, resolve
+from server.engine.triton.memory import Memory
 from server.engine.triton.server import TritonServer
 from server.settings import TritonSettings
 
@@ -38,6 +39,11 @@ class Pool:
         self._found: dict[Target, Sequence[Endpoint]] = {}
         self._following: asyncio.Task[None] | None = None
         self._closing: set[asyncio.Task[None]] = set()
+        self._memory = (
+            Memory(settings.shared_memory_bytes, settings.shared_memory_least_bytes)
+            if settings.shared_memory == "auto"
+            else None
+        )
         self.changed: Callable[[], None] = lambda: None
 
     @property
@@ -76,13 +82,17 @@ class Pool:
             self.changed()
 
     async def _add(self, endpoints: Iterable[Endpoint]) -> None:
-        servers = [TritonServer(at, self._settings, self._open_channel, lambda _: self.changed()) for at in endpoints]
+        servers = [self._server(at) for at in endpoints]
         self._servers.update({server.endpoint: server for server in servers})
         await asyncio.gather(*(server.probe() for server in servers))
         for server in servers:
             if not server.up:
                 log.warning("Triton %s is not up", server.name)
             server.watch()
+
+    def _server(self, at: Endpoint) -> TritonServer:
+        memory = self._memory if at.on_this_host else None
+        return TritonServer(at, self._settings, self._open_channel, lambda _: self.changed(), memory)
 
     def _remove(self, endpoint: Endpoint) -> None:
         server = self._servers.pop(endpoint)
@@ -97,3 +107,5 @@ class Pool:
             self._following.cancel()
         await asyncio.gather(*self._closing, *(server.close(0.0) for server in self._servers.values()))
         self._servers.clear()
+        if self._memory is not None:
+            self._memory.close()

@@ -8,15 +8,18 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from functools import cached_property, partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import grpc
 from grpc import StatusCode
 
 from server.engine.triton.addresses import Endpoint
-from server.engine.triton.calls import EMPTY_FINAL, answer_of, is_final, message_of
-from server.engine.triton.failures import control_failure_of, failure_of
+from server.engine.triton.calls import EMPTY_FINAL, NOWHERE, answer_of, is_final, message_of
+from server.engine.triton.failures import control_failure_of, failure_of, finished_with, memory_forgotten
 from server.engine.triton.health import Health
+from server.engine.triton.memory import Memory, Piece, Placed
+from server.engine.triton.methods import INDEX, INFER, READY, Unary
+from server.engine.triton.registration import Registration
 from server.errors import Cancelled, EngineFailure, ServingError, TritonDeclined, TritonLost, TritonUnreached
 from server.proto.triton import service_pb2 as pb
 from server.settings import TritonSettings
@@ -34,21 +37,8 @@ ModelKey = tuple[str, str]
 """Name and version."""
 
 
-class Unary(NamedTuple):
-    """A method of Triton's."""
-
-    name: str
-    request: type[Any]
-    response: type[Any]
-
-
-INFER = Unary("ModelInfer", pb.ModelInferRequest, pb.ModelInferResponse)
-READY = Unary("ServerReady", pb.ServerReadyRequest, pb.ServerReadyResponse)
-INDEX = Unary("RepositoryIndex", pb.RepositoryIndexRequest, pb.RepositoryIndexResponse)
-CONFIG = Unary("ModelConfig", pb.ModelConfigRequest, pb.ModelConfigResponse)
-METADATA = Unary("ModelMetadata", pb.ModelMetadataRequest, pb.ModelMetadataResponse)
-LOAD = Unary("RepositoryModelLoad", pb.RepositoryModelLoadRequest, pb.RepositoryModelLoadResponse)
-UNLOAD = Unary("RepositoryModelUnload", pb.RepositoryModelUnloadRequest, pb.RepositoryModelUnloadResponse)
+class _MemoryForgottenError(Exception):
+    """It does not know the memory with the inputs, and did not execute the request."""
 
 
 class TritonServer:
@@ -60,8 +50,10 @@ class TritonServer:
         settings: TritonSettings,
         open_channel: Callable[[Endpoint], grpc.aio.Channel],
         changed: Callable[[TritonServer], None],
+        memory: Memory | None = None,
     ) -> None:
-        """`changed` is called when it came up, went down, or tells another index of models than before."""
+        """`changed` is called when it came up, went down, or tells another index of models than before. `memory`: what
+        it may read large inputs from."""
         self.endpoint = endpoint
         self.name = endpoint.name
         self.work_ns = 0
@@ -76,6 +68,7 @@ class TritonServer:
         self._changed = changed
         self._wake = asyncio.Event()
         self._asking: set[asyncio.Task[Outcome]] = set()
+        self._memory = Registration(memory, self.name, self._about_memory) if memory is not None else None
         self._watching: asyncio.Task[None] | None = None
 
     # --- health -----------------------------------------------------------------------------------
@@ -145,6 +138,16 @@ class TritonServer:
             self._changed(self)
         self._wake.set()
 
+    @property
+    def may_share_memory(self) -> bool:
+        """Large inputs go to it by shared memory, if it can."""
+        return self._memory is not None
+
+    @property
+    def shares_memory(self) -> bool:
+        """They do now."""
+        return self._memory is not None and self._memory.known
+
     # --- requests -----------------------------------------------------------------------------------
 
     def ask(
@@ -177,12 +180,43 @@ class TritonServer:
         done(outcome)
 
     async def _infer(self, request: InferRequest, version: str, outputs: Sequence[str]) -> Outcome:
+        placed = self._memory.put(request) if self._memory is not None else None
+        if placed is None:
+            return await self._infer_with(request, version, outputs, NOWHERE)
+        return await self._infer_placed(request, version, outputs, placed)
+
+    async def _infer_placed(
+        self, request: InferRequest, version: str, outputs: Sequence[str], placed: Placed
+    ) -> Outcome:
+        """Its inputs are in shared memory. If Triton does not know that any more, they go by message."""
+        assert self._memory is not None
+        read = False
+        try:
+            outcome = await self._infer_with(request, version, outputs, placed.pieces)
+            read = True
+        except _MemoryForgottenError:
+            read = True
+            self._memory.forgot()
+        except ServingError as error:
+            read = finished_with(error)
+            raise
+        else:
+            return outcome
+        finally:
+            self._memory.give_back(placed, read=read)
+        return await self._infer_with(request, version, outputs, NOWHERE)
+
+    async def _infer_with(
+        self, request: InferRequest, version: str, outputs: Sequence[str], pieces: Mapping[str, Piece]
+    ) -> Outcome:
         began_ns = time.monotonic_ns()
-        message = message_of(request, version, began_ns)
+        message = message_of(request, version, began_ns, pieces)
         timeout_s = _left_s(request, began_ns)
         try:
             reply = await self._method(INFER)(message, timeout=timeout_s, metadata=request.metadata or None)
         except grpc.aio.AioRpcError as error:
+            if pieces and memory_forgotten(error.details() or ""):
+                raise _MemoryForgottenError from error
             raise _failure(request, error, began_ns) from error
         return answer_of(reply, request, outputs)
 
@@ -227,6 +261,9 @@ class TritonServer:
                 raise TimeoutError from error
             raise control_failure_of(model_name, error.code(), error.details() or "") from error
 
+    async def _about_memory(self, method: Unary, message: Any) -> Any:
+        return await self.call(method, message, self._probe_timeout_s)
+
     @cached_property
     def _stream_infer(self) -> Any:
         return self._channel.stream_stream(
@@ -251,6 +288,8 @@ class TritonServer:
             self._watching.cancel()
         if self._asking:
             await asyncio.wait(set(self._asking), timeout=grace_s)
+        if self._memory is not None:
+            await self._memory.close()
         await self._channel.close(None)
 
 

@@ -1,0 +1,31 @@
+"""The methods of Triton's that are called. Source: Triton's grpc_service.proto."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from server.proto.triton import service_pb2 as pb
+
+
+class Unary(NamedTuple):
+    """A method of Triton's."""
+
+    name: str
+    request: type[Any]
+    response: type[Any]
+
+
+INFER = Unary("ModelInfer", pb.ModelInferRequest, pb.ModelInferResponse)
+READY = Unary("ServerReady", pb.ServerReadyRequest, pb.ServerReadyResponse)
+INDEX = Unary("RepositoryIndex", pb.RepositoryIndexRequest, pb.RepositoryIndexResponse)
+CONFIG = Unary("ModelConfig", pb.ModelConfigRequest, pb.ModelConfigResponse)
+METADATA = Unary("ModelMetadata", pb.ModelMetadataRequest, pb.ModelMetadataResponse)
+LOAD = Unary("RepositoryModelLoad", pb.RepositoryModelLoadRequest, pb.RepositoryModelLoadResponse)
+UNLOAD = Unary("RepositoryModelUnload", pb.RepositoryModelUnloadRequest, pb.RepositoryModelUnloadResponse)
+REGISTER = Unary(
+    "SystemSharedMemoryRegister", pb.SystemSharedMemoryRegisterRequest, pb.SystemSharedMemoryRegisterResponse
+)
+UNREGISTER = Unary(
+    "SystemSharedMemoryUnregister", pb.SystemSharedMemoryUnregisterRequest, pb.SystemSharedMemoryUnregisterResponse
+)
+REGISTERED = Unary("SystemSharedMemoryStatus", pb.SystemSharedMemoryStatusRequest, pb.SystemSharedMemoryStatusResponse)
