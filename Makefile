@@ -45,8 +45,7 @@ bench-quick: $(VENV)/.dev ## ours and Triton on a tiny model, 1 and 32 in flight
 bench-simulate: $(VENV)/.dev ## goodput against load on a simulated clock: ours, a fixed window, an unbounded queue (BENCH="--seed 1" adds flags)
 	$(BIN)/python -m loadtests.benchmarks.simulate --out $(REPORTS) $(BENCH)
 
-bench-overload: SECONDS ?= 120
-load: $(VENV)/.dev ## overload for real, about a minute on two quiet cores: open loop at 0.8 to 3 times the capacity
+bench-overload: $(VENV)/.dev ## overload for real, about a minute on two quiet cores: open loop at 0.8 to 3 times the capacity
 	$(BIN)/python -m loadtests.benchmarks.open_loop --out $(REPORTS) $(BENCH)
 
 bench-cap: $(VENV)/.dev ## the server's own batch size against every fixed one, on three models, about a minute
@@ -83,6 +82,7 @@ soak: SECONDS ?= 1800
 soak: $(VENV)/.dev ## half an hour under half of the capacity, beside clients that misbehave: leaks, lost and miscounted requests (SECONDS=7200)
 	$(BIN)/python -m loadtests.soak --seconds $(SECONDS) --out $(REPORTS) $(BENCH)
 
+load: SECONDS ?= 120
 load: $(VENV)/.dev ## the shipped models under an open loop of Locust, held to loadtests/slo.yaml (SECONDS=120; LOAD="--loop closed" adds flags)
 	$(BIN)/python -m loadtests.slo.run --seconds $(SECONDS) --out $(REPORTS) $(LOAD)
 

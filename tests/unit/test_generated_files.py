@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -21,6 +22,19 @@ def test_the_stubs_are_those_of_the_proto(tmp_path: Path) -> None:
     assert [path.name for path in made] == ["prediction_pb2.py", "prediction_pb2.pyi", "prediction_pb2_grpc.py"]
     for path in made:
         assert (tmp_path / path).read_text() == (ROOT / path).read_text(), f"{path}: run make proto"
+
+
+def test_every_target_of_the_makefile_is_there_once_and_declared() -> None:
+    """make has nothing to complain of, and a file of a target's name would not hide it."""
+    text = (ROOT / "Makefile").read_text()
+    done = subprocess.run(["make", "-n", "help"], cwd=ROOT, capture_output=True, text=True, check=True)
+    documented = re.findall(r"^([a-z-]+):.*## ", text, re.MULTILINE)
+    declared = re.search(r"^\.PHONY: (.*)$", text, re.MULTILINE)
+
+    assert done.stderr == ""
+    assert len(documented) == len(set(documented))
+    assert declared is not None
+    assert set(documented) <= set(declared[1].split())
 
 
 def test_the_charts_schema_has_the_servers_settings() -> None:
