@@ -27,6 +27,7 @@ def banner(dataplane: DataPlane, settings: Settings, ports: dict[str, int]) -> s
         f"Forwardpass is {'ready' if dataplane.ready() else 'NOT ready'}.",
         f"  REST     {url}",
         f"  gRPC     {host}:{ports['grpc']}{', the same port' if settings.one_port else ''}",
+        *([f"  console  {url}/"] if settings.http.console else []),
         f"  metrics  http://{host}:{ports['metrics']}/metrics",
         "",
     ]

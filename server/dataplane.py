@@ -24,10 +24,11 @@ from server.observability.tracing import Tracing
 from server.offload import Offload
 from server.pipeline.base import Pipeline
 from server.proto.triton import model_config_pb2
+from server.repository.certificate import Manifest
 from server.repository.repository import NOT_LOADED, UNLOADED
 from server.scheduler.statistics import ModelStatistics
 from server.served import Served
-from server.settings import LogSettings, RepositorySettings, SharedMemorySettings, TraceSettings
+from server.settings import LogSettings, ModelControlMode, RepositorySettings, SharedMemorySettings, TraceSettings
 from server.shared_memory.requests import SharedMemory, Submit
 from server.tensor import Array, Tensor, TensorSpec
 from server.types import (
@@ -261,9 +262,13 @@ class DataPlane:
             predict=model.pipeline.describe() if model.pipeline else None,
         )
 
-    def pipeline(self, name: str) -> Pipeline | None:
+    def pipeline(self, name: str, version: str = "") -> Pipeline | None:
         """What `predict` runs, None where the model has no processing.yaml. Raises UnknownModel, ModelNotReady."""
-        return self._models.resolve(name).model.pipeline
+        return self._models.resolve(name, version).model.pipeline
+
+    def manifest(self, name: str, version: str = "") -> Manifest | None:
+        """The model's certificate, None where it has none. Raises UnknownModel, ModelNotReady."""
+        return self._models.resolve(name, version).model.manifest
 
     def model_config(self, name: str, version: str = "") -> model_config_pb2.ModelConfig:
         """The config.pbtxt as the server read it. Raises UnknownModel, ModelNotReady."""
@@ -299,6 +304,11 @@ class DataPlane:
         return self.tracing.told(model_name)
 
     # --- model control ----------------------------------------------------------------------------
+
+    @property
+    def control_mode(self) -> ModelControlMode:
+        """Clients may load and unload models where it is explicit."""
+        return self._settings.control_mode
 
     def repository_index(self, ready: bool = False, repository_name: str = "") -> list[IndexEntry]:
         """Every model and version with its state; with `ready` only those in service. Raises UnknownRepository."""

@@ -120,6 +120,8 @@ class HttpSettings(Section):
     port: Annotated[int, Field(ge=0, le=65535, json_schema_extra=flag("--http-port"))] = 8000
     """REST; 0 picks a free port. It may be gRPC's: then each connection is served as what it speaks, HTTP/1.1 or
     HTTP/2 (by ALPN where there is TLS, else by its first bytes)."""
+    console: Annotated[bool, Field(json_schema_extra=flag("--console"))] = True
+    """The page at / for people: the models, a way to try each, live charts. It can do what the REST API can."""
     max_body_bytes: Annotated[int, Field(gt=0, json_schema_extra=flag("--http-max-input-size"))] = 64 * 1024 * 1024
     """Bytes of a request's body, after decompression."""
     compress_from_bytes: Annotated[int, Field(ge=0)] = 4096

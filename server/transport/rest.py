@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, NamedTuple
 from server.errors import Draining
 from server.transport.codec.recent import Recent
 from server.transport.compress import Accepted, Compression, NotAcceptable
+from server.transport.console import CONSOLE
 from server.transport.exchange import Exchange, accepted_encoding, failure_reply
 from server.transport.http1.reply import Reply, StreamedReply, error_reply, with_headers
 from server.transport.http1.server import Http1Server
 from server.transport.rest_infer import InferPlan, RestInfer
-from server.transport.routes import Handler, MethodNotAllowed, Router
+from server.transport.routes import ROUTES, Handler, MethodNotAllowed, Router
 from server.types import InferRequest
 
 if TYPE_CHECKING:
@@ -43,10 +44,13 @@ class _Plan(NamedTuple):
 class RestApp:
     """Answers every turn itself: no exception reaches the listener. infer is plain calls, all else is a task."""
 
-    def __init__(self, dataplane: DataPlane, *, max_body_bytes: int, compress_from_bytes: int = 0) -> None:
+    def __init__(
+        self, dataplane: DataPlane, *, max_body_bytes: int, compress_from_bytes: int = 0, console: bool = False
+    ) -> None:
+        """`console`: whether the page at `/` is served."""
         self._dataplane = dataplane
         self._max_body_bytes = max_body_bytes
-        self._router = Router()
+        self._router = Router((*ROUTES, *CONSOLE) if console else ROUTES)
         # Heads that differ in other things mostly have a path that was seen before.
         self._routes: Recent[tuple[str, bytes], tuple[Handler | None, Mapping[str, str]]] = Recent(_ROUTES_BYTES)
         self._compression = Compression(compress_from_bytes)
@@ -155,7 +159,10 @@ class RestServer:
 
     def __init__(self, dataplane: DataPlane, host: str, settings: HttpSettings, tls: TlsSettings | None = None) -> None:
         self._app = RestApp(
-            dataplane, max_body_bytes=settings.max_body_bytes, compress_from_bytes=settings.compress_from_bytes
+            dataplane,
+            max_body_bytes=settings.max_body_bytes,
+            compress_from_bytes=settings.compress_from_bytes,
+            console=settings.console,
         )
         self.listener = Http1Server(self._app, host, settings.port, settings, tls)
 

@@ -242,7 +242,8 @@ class Host:
         # All versions of a model are in the same place.
         is_tiny = all(tiny(version) for version in own)
         handle, labels = self._handles[served], model.config.labels
-        return Announced(handle, model.name, model.version, config, labels, model.pipeline, is_tiny, fingerprint)
+        pipeline, manifest = model.pipeline, model.manifest
+        return Announced(handle, model.name, model.version, config, labels, pipeline, manifest, is_tiny, fingerprint)
 
     async def watch(self) -> None:
         """Tell of health, of changes of the index and keep what the fronts have counted, until cancelled."""

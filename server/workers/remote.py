@@ -21,6 +21,7 @@ from server.engine.base import Elsewhere
 from server.errors import Cancelled, Draining, EngineLost, ServingError, UnknownModel
 from server.model_control import ModelControl
 from server.proto.triton import model_config_pb2
+from server.repository.certificate import Manifest
 from server.repository.loading import ServedModel
 from server.repository.model_config import from_message
 from server.scheduler.statistics import ModelStatistics
@@ -61,6 +62,7 @@ class Announced:
     labels: Mapping[str, Sequence[str]]
     """Of its outputs' classes, as of `ModelConfig`."""
     pipeline: Any
+    manifest: Manifest | None
     tiny: bool
     """It is to be loaded in the fronts too."""
     fingerprint: object
@@ -313,7 +315,7 @@ class RemoteModels:
     def _serve(self, told: Announced) -> Served:
         message = model_config_pb2.ModelConfig.FromString(told.config)
         config = replace(from_message(message, told.name), labels=told.labels)
-        model = ServedModel(told.name, told.version, config, Elsewhere(), told.pipeline, None, {})
+        model = ServedModel(told.name, told.version, config, Elsewhere(), told.pipeline, told.manifest, {})
         # A version that was here before goes on counting where it was.
         statistics = self._local.statistics_of(told.name, told.version)
         make = Served if config.sequence_batching is None and config.ensemble is None else Unchecked

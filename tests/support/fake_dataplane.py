@@ -13,6 +13,8 @@ from tritonclient.grpc import model_config_pb2
 from server.errors import Cancelled, ModelLoadFailed, UnknownModel, UnknownRepository
 from server.observability.log_control import LogControl
 from server.observability.tracing import Tracing
+from server.pipeline.base import Pipeline
+from server.repository.certificate import Manifest
 from server.scheduler.statistics import ModelStatistics
 from server.settings import LogSettings, SharedMemorySettings, TraceSettings
 from server.shared_memory.requests import SharedMemory
@@ -67,6 +69,9 @@ class FakeDataPlane:
     shared_memory: SharedMemory = field(default_factory=lambda: SharedMemory(SharedMemorySettings(), enabled=True))
     tracing: Tracing = field(default_factory=lambda: Tracing(TraceSettings(file="/nowhere/trace.json")))
     logs: LogControl = field(default_factory=lambda: LogControl(LogSettings()))
+    control_mode: str = "none"
+    certificate: Manifest | None = None
+    runs: Pipeline | None = None
     arrived: asyncio.Event = field(default_factory=asyncio.Event)
     gone: asyncio.Event = field(default_factory=asyncio.Event)
 
@@ -152,6 +157,14 @@ class FakeDataPlane:
             inputs = (self.single_input,)
         outputs = (TensorSpec("sum", "FP32", (-1, 4)),)
         return ModelMetadata(MODEL, ("1",), "onnxruntime_onnx", inputs, outputs, {"task": "adding"})
+
+    def manifest(self, name: str, version: str = "") -> Manifest | None:
+        self._known(name, version)
+        return self.certificate
+
+    def pipeline(self, name: str, version: str = "") -> Pipeline | None:
+        self._known(name, version)
+        return self.runs
 
     def model_config(self, name: str, version: str = "") -> model_config_pb2.ModelConfig:
         self._known(name, version)

@@ -66,7 +66,8 @@ class Clock:
 
 def render(reply: Reply, date: bytes, connection: bytes, *, head_only: bool) -> bytes:
     """The bytes of an answer. `connection` is a header line or empty; `head_only` leaves the body out (HEAD)."""
-    framing = b"content-length: %d\r\n" % len(reply.body)
+    # 304 has the body of the answer that the client kept, and no length may say otherwise.
+    framing = b"content-length: %d\r\n" % len(reply.body) if reply.status != 304 else b""
     head = render_head(reply.status, reply.headers, date, connection + framing)
     return head if head_only else head + reply.body
 
