@@ -141,7 +141,10 @@ def test_every_flag_sets_its_own_setting(app: SimpleNamespace) -> None:
     for option in options():
         if not option.flag:
             continue
-        if option.repeatable:
+        flag = option.flag
+        if option.annotation is bool and option.default:
+            flag, words, expected = f"--no-{flag[2:]}", [], False
+        elif option.repeatable:
             words, expected = ["a", option.flag, "b"], ("a", "b")
         elif option.flag == "--triton-forward-metadata":
             words, expected = ["a,b"], "a,b"
@@ -151,7 +154,7 @@ def test_every_flag_sets_its_own_setting(app: SimpleNamespace) -> None:
             expected = next(choice for choice in option.value.split(" or ") if choice != option.default)
             words = [expected]
 
-        result = forwardpass("serve", option.flag, *words, *_companions(option.flag))
+        result = forwardpass("serve", flag, *words, *_companions(option.flag))
 
         assert result.exit_code == 0, result.output
         section: Any = app.settings[-1]
