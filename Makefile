@@ -14,7 +14,7 @@ LOAD ?=
 REPORTS ?= build/bench
 
 .DEFAULT_GOAL := help
-.PHONY: help load bench-swaps serve test check format types lint bench bench-quick bench-simulate bench-overload bench-cap bench-prediction bench-collector bench-decode bench-startup bench-share bench-rest bench-workers bench-shm bench-triton-shm fuzz-rest fuzz-grpc fuzz-bytes soak models proto lock clean triton helm-tools chart kserve
+.PHONY: help load bench-swaps serve test check format types lint bench bench-quick bench-simulate bench-overload bench-cap bench-prediction bench-collector bench-decode bench-startup bench-share bench-rest bench-workers bench-shm bench-triton-shm bench-over-triton fuzz-rest fuzz-grpc fuzz-bytes soak models proto lock clean triton helm-tools chart kserve
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -74,6 +74,9 @@ bench-rest: $(VENV)/.dev ## what an infer request over REST costs the server, bi
 
 bench-shm: $(VENV)/.dev ## a large tensor in and out, in the message and in shared memory, half a minute on two quiet cores
 	$(BIN)/python -m loadtests.benchmarks.shared_memory --out $(REPORTS) $(BENCH)
+
+bench-over-triton: $(VENV)/.dev ## the gateway in front of a Triton, Triton alone and the embedded engine: a JPEG to its label, and overload, two minutes on two quiet cores
+	$(BIN)/python -m loadtests.benchmarks.over_triton --out $(REPORTS) $(BENCH)
 
 bench-triton-shm: $(VENV)/.dev ## inputs to a Triton on this host by size, in the message and in shared memory, a minute on two quiet cores
 	$(BIN)/python -m loadtests.benchmarks.triton_shared_memory --out $(REPORTS) $(BENCH)

@@ -1,0 +1,218 @@
+"""The gateway in front of a Triton, beside that Triton alone and the embedded engine: a JPEG to its label.
+
+    python -m loadtests.benchmarks.over_triton
+
+All servers on one core, the generator on another; the gateway and the embedded engine are held still while another one
+is measured. A closed loop with 8 and 32 requests in flight, interleaved, medians of the rounds. Then overload: Poisson
+arrivals at twice the capacity of Triton (its best closed-loop rate), each with 100 ms, the same at all of them: through
+the gateway, straight at Triton with its default queue, and with the queue policy that does best of `POLICIES` in a
+short trial of each.
+Latency counts from the time that a request was due. Callers of the gateway give up at their deadline; those straight at
+Triton wait on (`PATIENCE_NS` says why), and what comes late does not count. Goodput is answers within the deadline.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import gc
+import os
+import random
+import sys
+import tempfile
+from collections import Counter
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from statistics import median
+from typing import NamedTuple
+
+import grpc
+import uvloop
+
+from loadtests.arrivals import poisson
+from loadtests.benchmarks.over_triton_sides import DEADLINE_NS, POLICIES, WORKLOAD, Side, Sides, started
+from loadtests.benchmarks.peers import workloads
+from loadtests.benchmarks.peers.environments import Unavailable
+from loadtests.benchmarks.peers.running import ask, generate
+from loadtests.benchmarks.peers.workloads import Workload
+from loadtests.client import OpenLoop, open_loop, quantile
+from loadtests.cores import cores
+from loadtests.generators import Load, Measured, missing
+from loadtests.report import publish, table
+from server.local_triton.program import TritonMissing
+
+IN_FLIGHT = (8, 32)
+OVERLOAD = 2.0
+CLOSED_HEADER = ("server", "in flight", "answers/s", "from-to", "p50 ms", "p99 ms", "failed")
+OPEN_HEADER = ("server", "goodput/s", "over Triton's capacity", "in time", "p50 ms", "p99 ms", "valid", "statuses")
+_WARM_UP_S = 1
+
+
+class Overload(NamedTuple):
+    """What came of one load, or of several of them together."""
+
+    goodput_per_s: float
+    share_in_time: float
+    p50_ms: float
+    p99_ms: float
+    valid: bool
+    """The generator kept its times."""
+    statuses: Counter[str]
+
+
+def closed(side: Side, workload: Workload, in_flight: int, options: argparse.Namespace) -> Measured:
+    load = Load(1, in_flight, _WARM_UP_S, [options.sent_from])
+    with side.awake(workload):
+        answer_bytes = len(ask(side.call, side.address))
+        generate(side.call, side.address, answer_bytes, load)
+        return generate(side.call, side.address, answer_bytes, Load(1, in_flight, options.seconds, load.cores))
+
+
+def closed_loops(
+    sides: Sides, workload: Workload, options: argparse.Namespace
+) -> dict[tuple[str, int], list[Measured]]:
+    """Every side by its title, with every number in flight, in another order each round."""
+    found: dict[tuple[str, int], list[Measured]] = {}
+    cells = [(side, in_flight) for side in sides for in_flight in IN_FLIGHT]
+    shuffled = random.Random(options.seed)
+    for _ in range(options.rounds):
+        for side, in_flight in shuffled.sample(cells, len(cells)):
+            found.setdefault((side.title, in_flight), []).append(closed(side, workload, in_flight, options))
+    return found
+
+
+def overload(side: Side, workload: Workload, rate: float, seconds: float, seed: int) -> Overload:
+    """Poisson arrivals of `rate` a second for so long."""
+    due_ns = poisson(rate, seconds, seed)
+    with side.awake(workload):
+        result = uvloop.run(_offer(side, due_ns))
+    return judge(result, len(due_ns) / seconds)
+
+
+async def _offer(side: Side, due_ns: Sequence[int]) -> OpenLoop:
+    async with grpc.aio.insecure_channel(side.address) as channel:
+        call = channel.unary_unary(side.call.path, request_serializer=None, response_deserializer=None)
+        for _ in range(10):
+            # A queue policy may refuse even one alone, right after it was held still.
+            with suppress(grpc.aio.AioRpcError):
+                await call(side.call.body, timeout=10)
+        result = await open_loop(call, side.call.body, due_ns, side.patience_ns)
+        # What is left of it here must not be held still in the middle of its work.
+        await asyncio.sleep(0.3)
+    return result
+
+
+def judge(result: OpenLoop, rate: float) -> Overload:
+    share = result.in_time(DEADLINE_NS) / max(1, len(result.lags_ns))
+    p50, p99 = (quantile(result.answered_ns, q) / 1e6 for q in (0.5, 0.99))
+    return Overload(share * rate, share, p50, p99, result.valid(), result.statuses)
+
+
+def together(runs: Sequence[Overload]) -> Overload:
+    """Medians, and the sum of the statuses."""
+    return Overload(
+        median(run.goodput_per_s for run in runs),
+        median(run.share_in_time for run in runs),
+        median(run.p50_ms for run in runs),
+        median(run.p99_ms for run in runs),
+        all(run.valid for run in runs),
+        sum((run.statuses for run in runs), Counter[str]()),
+    )
+
+
+def overloads(
+    sides: Sides, workload: Workload, capacity: float, options: argparse.Namespace
+) -> tuple[dict[str, Overload], dict[str, float]]:
+    """By title; and what each queue policy had in its trial, by its words."""
+    rate = OVERLOAD * capacity
+    tried = [sides.triton.of(f"Triton, {policy}", model, workload) for model, policy in POLICIES.items()]
+    trials = {
+        side.title: overload(side, workload, rate, options.trial_seconds, options.seed).goodput_per_s for side in tried
+    }
+    best = max(tried, key=lambda side: trials[side.title])
+    compared = (sides.gateway, sides.triton.of("Triton, its default queue", "whole", workload), best)
+    runs: dict[str, list[Overload]] = {side.title: [] for side in compared}
+    for number in range(options.rounds):
+        for side in compared[number % 3 :] + compared[: number % 3]:
+            found = overload(side, workload, rate, options.overload_seconds, options.seed + 1 + number)
+            runs[side.title].append(found)
+    return {title: together(each) for title, each in runs.items()}, trials
+
+
+def closed_table(found: dict[tuple[str, int], list[Measured]]) -> str:
+    lines = []
+    for (title, in_flight), runs in sorted(found.items(), key=lambda one: (one[0][1], one[0][0])):
+        rates = [run.requests_per_s for run in runs]
+        times = (f"{median(run.p50_ms for run in runs):.1f}", f"{median(run.p99_ms for run in runs):.1f}")
+        spread = f"{min(rates):.0f}-{max(rates):.0f}"
+        lines.append([title, in_flight, f"{median(rates):.0f}", spread, *times, sum(run.failed for run in runs)])
+    return table(CLOSED_HEADER, lines)
+
+
+def open_table(found: dict[str, Overload], capacity: float) -> str:
+    lines = []
+    for title, one in found.items():
+        statuses = ", ".join(f"{name} {count}" for name, count in sorted(one.statuses.items()))
+        numbers = (f"{one.goodput_per_s:.0f}", f"{one.goodput_per_s / capacity:.2f}", f"{one.share_in_time:.0%}")
+        times = (f"{one.p50_ms:.1f}", f"{one.p99_ms:.1f}")
+        lines.append([title, *numbers, *times, "yes" if one.valid else "no", statuses])
+    return table(OPEN_HEADER, lines)
+
+
+def capacity_of(found: dict[tuple[str, int], list[Measured]], title: str) -> float:
+    """The best median rate of that side."""
+    rates = [median(run.requests_per_s for run in runs) for (name, _), runs in found.items() if name == title]
+    return max(rates)
+
+
+def run(options: argparse.Namespace) -> str:
+    """The report."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        workload = workloads.write(folder)[WORKLOAD]
+        with started(workload, folder, options.served_on) as sides:
+            os.sched_setaffinity(0, {options.sent_from})
+            gc.disable()
+            found = closed_loops(sides, workload, options)
+            capacity = capacity_of(found, sides.triton.title)
+            loads, trials = overloads(sides, workload, capacity, options)
+    tried = ", ".join(f"{title.removeprefix('Triton, ')}: {goodput:.0f}" for title, goodput in trials.items())
+    return (
+        f"# A JPEG of 640x480 to its label, all servers on one core: medians of {options.rounds} rounds\n\n"
+        f"{closed_table(found)}\n"
+        f"Overload: {OVERLOAD:g} times Triton's {capacity:.0f}/s, deadline {DEADLINE_NS / 1e6:g} ms\n\n"
+        f"{open_table(loads, capacity)}\n"
+        f"Goodput/s of the queue policies in their trials: {tried}.\n"
+        f"Load average of the machine: {os.getloadavg()[0]:.1f} (quiet: about 2).\n"
+    )
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seconds", type=int, default=2, help="of each closed loop, whole (default: 2)")
+    parser.add_argument("--overload-seconds", type=float, default=4, help="of each overload (default: 4)")
+    parser.add_argument("--trial-seconds", type=float, default=1.5, help="of each policy's trial (default: 1.5)")
+    parser.add_argument("--rounds", type=int, default=3, help="(default: 3)")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path, help="also write over_triton.md into this folder")
+    options = parser.parse_args(arguments)
+    problems = missing()
+    available = cores()
+    if len(available) < 2:
+        problems.append("two cores are needed: one for the servers, one for the generator")
+    if problems:
+        sys.stderr.write("".join(f"{problem}\n" for problem in problems))
+        return 2
+    options.served_on, options.sent_from = available[:2]
+    try:
+        text = run(options)
+    except (TritonMissing, Unavailable, RuntimeError) as error:
+        sys.stderr.write(f"{error}\n")
+        return 2
+    publish(text, "over_triton.md", options.out)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
