@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
-from server.settings import Settings, load_settings, without_secrets
+from server.environment import load_settings
+from server.settings import Settings, without_secrets
 from server.settings_doc import Option, options, reference
 
 if TYPE_CHECKING:

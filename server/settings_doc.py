@@ -15,7 +15,8 @@ from typing import Any, Literal, get_args, get_origin
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from server.settings import ENV_NESTED, ENV_PREFIX, Settings
+from server.environment import ENV_NESTED, ENV_PREFIX
+from server.settings import Settings
 
 _KINDS: Mapping[type, str] = {bool: "true or false", int: "whole number", float: "number"}
 

@@ -25,7 +25,7 @@ import numpy as np
 from loadtests.cores import cores
 from loadtests.report import publish, table
 from server.app import Server
-from server.settings import load_settings
+from server.environment import load_settings
 from server.tensor import Tensor
 from server.types import InferRequest, InferResponse, Outcome
 

@@ -40,11 +40,11 @@ from loadtests.cores import cores
 from loadtests.models import photo_classifier
 from loadtests.report import publish, table
 from server.app import Server
+from server.environment import load_settings
 from server.pipeline.classification import ClassificationSpec, write_labels
 from server.pipeline.image import ImageSteps
 from server.pipeline.image_spec import Decode, ImageSpec, Normalize, Resize
 from server.pipeline.load import write_spec
-from server.settings import load_settings
 from server.tensor import Array
 from server.types import Batch, ImageInput, PredictRequest
 

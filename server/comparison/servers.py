@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from server.app import Server
+from server.environment import load_settings
 from server.local_triton.process import LocalTriton, Ports, TritonFailed
 from server.local_triton.program import Program
-from server.settings import Settings, load_settings
+from server.settings import Settings
 
 _START_S = 120.0
 _LOG_LINES = 15

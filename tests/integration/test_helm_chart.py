@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import yaml
 
-from server.settings import load_settings
+from server.environment import load_settings
 from tests.support.chart import CHART, KUBERNETES, ROOT, Document, Refused, kinds, one, render, render_by_helm4
 
 Values = dict[str, Any]

@@ -23,8 +23,8 @@ from loadtests.soak.models import STEADY, save
 from loadtests.soak.sockets import closed, finish, opened
 from loadtests.soak.steady import Asked
 from server.app import Server
+from server.environment import load_settings
 from server.proto.forwardpass.v1 import prediction_pb2
-from server.settings import load_settings
 from server.transport.http2 import frames
 from tests.e2e.conftest import REPOSITORY
 

@@ -18,8 +18,9 @@ from typer.testing import CliRunner, Result
 
 import server
 from server import cli
+from server.environment import known_environment
 from server.errors import ModelLoadFailed
-from server.settings import Settings, known_environment
+from server.settings import Settings
 from server.settings_doc import options, reference
 
 ROOT = Path(__file__).parents[2]

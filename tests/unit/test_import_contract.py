@@ -49,6 +49,7 @@ FLOORS = {
     "server.tasks": 1,
     "server.over_triton": 5,
     "server.process": 1,
+    "server.environment": 1,
     "server.settings": 1,
     "server.bfloat16": 1,
     "server.tensor": 1,

@@ -50,7 +50,7 @@ def test_the_server_is_imported_without_what_serving_does_not_need() -> None:
 def test_a_server_is_built_without_the_clients_packages() -> None:
     """The same once every part is there: what a part imports when it is built counts as well."""
     code = (
-        "import sys\nfrom server.app import Server\nfrom server.settings import load_settings\n"
+        "import sys\nfrom server.app import Server\nfrom server.environment import load_settings\n"
         "import asyncio\nasync def build(): return Server(load_settings())\nasyncio.run(build())\n"
         f"print([name for name in {NOT_FOR_SERVING!r} if name in sys.modules and name != 'onnxruntime'])"
     )

@@ -15,6 +15,7 @@ import pytest
 
 from server.app import load_first
 from server.engine.fake import FakeEngine
+from server.environment import load_settings
 from server.errors import InvalidRequest, ModelLoadFailed, ModelUnreachable
 from server.model_control import ModelControl
 from server.repository.loading import Loader
@@ -24,7 +25,7 @@ from server.repository.remote.source import RemoteSource
 from server.repository.remote.store import Patience, Unreachable
 from server.repository.repository import Repository
 from server.repository.sources import LocalSource, Needed, Source
-from server.settings import RemoteSettings, RepositorySettings, load_settings
+from server.settings import RemoteSettings, RepositorySettings
 from tests.support.onnx_models import CONFIG
 from tests.support.scripted_store import ScriptedStore
 

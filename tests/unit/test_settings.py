@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from server.settings import Settings, known_environment, load_settings
+from server.environment import known_environment, load_settings
+from server.settings import Settings
 from server.settings_doc import Option, options, reference
 
 ROOT = Path(__file__).parents[2]

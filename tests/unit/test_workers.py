@@ -14,10 +14,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from server.environment import load_settings
 from server.errors import EngineLost, InvalidRequest, ModelNotReady, QueueFull, UnknownModel
 from server.explain import Explanation, WaitReason
 from server.scheduler.statistics import ModelStatistics
-from server.settings import load_settings
 from server.shared_memory.places import SMALLEST_BYTES, Places, view_of
 from server.tensor import Tensor
 from server.types import InferRequest, InferResponse, Outcome, Timing
