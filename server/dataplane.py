@@ -147,11 +147,15 @@ class DataPlane:
             request.special = Special(None, special.classes) if special.classes else None
             self.shared_memory.take(request, special.shared, again)
             return False
-        model, config = served.model, served.model.config
-        classify(request, Classes(special.classes, config.labels, config.max_batch_size > 0), self._pipelines)
+        self._classify(request, special, served)
         if self.tracing.active:
-            self.tracing.watch((request,), model.name, model.version)
+            self.tracing.watch((request,), served.model.name, served.model.version)
         return True
+
+    def _classify(self, request: InferRequest, special: Special, served: Served) -> None:
+        """Let the request settle with its outputs as the classes that it asks for."""
+        config = served.model.config
+        classify(request, Classes(special.classes, config.labels, config.max_batch_size > 0), self._pipelines)
 
     def decoupled(self, name: str, version: str = "") -> bool:
         """Whether the model may give several responses, or none, to a request; False if it is not in service."""

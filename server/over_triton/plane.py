@@ -15,7 +15,7 @@ from server.pipeline.base import Pipeline
 from server.served import Served
 from server.settings import RepositorySettings
 from server.shared_memory.requests import SharedMemory
-from server.types import ModelMetadata, PredictRequest
+from server.types import InferRequest, ModelMetadata, PredictRequest, Special
 
 
 class TritonPlane(DataPlane):
@@ -59,6 +59,9 @@ class TritonPlane(DataPlane):
         pipeline = found.served.model.pipeline
         versions = tuple(served.model.version for served in self._tritons.versions(name))
         return replace(found.metadata, versions=versions, predict=pipeline.describe() if pipeline else None)
+
+    def _classify(self, request: InferRequest, special: Special, served: Served) -> None:
+        """Triton's to do, which has the labels: the request still says so when it is sent there."""
 
     def _pipeline(self, served: Served, request: PredictRequest) -> Pipeline:
         problem = self._tritons.version(served.model.name, served.model.version).problem

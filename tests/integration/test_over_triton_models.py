@@ -71,6 +71,16 @@ def test_an_ensemble_is_a_model_like_another(sides: Sides) -> None:
     assert infer(sides, "fourfold", np.array([[1.5]], np.float32)).tolist() == [[6.0]]
 
 
+def test_classes_have_the_labels_that_the_triton_has(sides: Sides) -> None:
+    """They are in no folder here. What has no classes does not reach the Triton, which it could end."""
+    wanted = [triton_grpc.InferRequestedOutput("y", class_count=1)]
+    found = infer(sides, "fourfold", np.array([[1.5], [2]], np.float32), outputs=wanted)
+    assert found.tolist() == [[b"6.000000:0:whole"], [b"8.000000:0:whole"]]
+
+    with pytest.raises(InferenceServerException, match="unsupported type 'BYTES'"):
+        infer(sides, "bytes", np.array([[b"a"]], dtype=object), outputs=wanted)
+
+
 def test_bytes_pass_as_they_are(sides: Sides) -> None:
     """They need not be text: that is an ONNX file's demand."""
     given = np.array([[b"ab\xff"], [b"\x00\x01"]], dtype=object)

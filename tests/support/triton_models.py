@@ -97,7 +97,7 @@ sequence_batching {
 _ENSEMBLE = """
 platform: "ensemble" max_batch_size: 8
 input { name: "x" data_type: TYPE_FP32 dims: 1 }
-output { name: "y" data_type: TYPE_FP32 dims: 1 }
+output { name: "y" data_type: TYPE_FP32 dims: 1 label_filename: "labels.txt" }
 ensemble_scheduling {
   step { model_name: "double" model_version: -1 input_map { key: "x" value: "x" } output_map { key: "y" value: "m" } }
   step { model_name: "double" model_version: -1 input_map { key: "x" value: "m" } output_map { key: "y" value: "y" } }
@@ -114,4 +114,5 @@ def write_models(repository: Path, packages: Path | None) -> list[str]:
         (version / "model.py").write_text(_HEAD.format(packages=str(packages)) + code)
     (repository / "fourfold" / "1").mkdir(parents=True)
     (repository / "fourfold" / "config.pbtxt").write_text(f'name: "fourfold"\n{_ENSEMBLE}')
+    (repository / "fourfold" / "labels.txt").write_text("whole\n")
     return [*_MODELS, "fourfold"]

@@ -25,7 +25,7 @@ from server.errors import (
 )
 from server.proto.triton import service_pb2 as pb
 from server.tensor import Tensor
-from server.types import NO_DEADLINE, InferRequest
+from server.types import NO_DEADLINE, InferRequest, Special
 
 X = np.arange(6, dtype=np.float32).reshape(2, 3)
 TEXT = np.array([[b"a"], [b"\xff\x00"]], dtype=object)
@@ -85,6 +85,17 @@ def test_what_is_left_of_the_deadline_is_told(deadline_ns: int, own: int | None,
 
     assert (message.parameters["timeout"].int64_param if told else None) == told
     assert bool(told) == ("timeout" in message.parameters)
+
+
+def test_classes_are_asked_of_triton() -> None:
+    """Of the outputs that are wanted so; a number that Triton would cut to its lower 32 bits is as many as it takes."""
+    asked = request(outputs=("y", "z", "all"))
+    asked.special = Special(None, {"y": 3, "all": 1 << 32})
+    y, z, every = message_of(asked, "3", 0).outputs
+
+    assert y.parameters["classification"].int64_param == 3
+    assert not z.parameters
+    assert every.parameters["classification"].int64_param == (1 << 32) - 1
 
 
 def test_an_answer_is_in_the_order_of_the_model() -> None:

@@ -17,6 +17,8 @@ from server.tensor import DATATYPES, Buffer, Tensor
 from server.types import NO_DEADLINE, InferRequest, InferResponse, Parameter
 
 _LEAST_US = 1
+_MOST_CLASSES = (1 << 32) - 1
+"""Of a larger number Triton takes the lower 32 bits; no output has as many."""
 NOWHERE: Mapping[str, Piece] = {}
 """All inputs are in the message."""
 EMPTY_FINAL = "triton_enable_empty_final_response"
@@ -37,6 +39,8 @@ def message_of(request: InferRequest, version: str, now_ns: int, pieces: Mapping
             _refer(told.parameters, piece)
     for name in request.outputs:
         message.outputs.add(name=name)
+    if request.special is not None:
+        _ask_classes(message.outputs, request.special.classes)
     for name, value in request.parameters.items():
         set_parameter(message.parameters[name], value)
     if request.deadline_ns < NO_DEADLINE:
@@ -44,6 +48,13 @@ def message_of(request: InferRequest, version: str, now_ns: int, pieces: Mapping
         own = request.parameters.get("timeout")
         message.parameters["timeout"].int64_param = min(own, left_us) if type(own) is int and own > 0 else left_us
     return message
+
+
+def _ask_classes(outputs: Any, classes: Mapping[str, int]) -> None:
+    """Source: Triton, docs/protocol/extension_classification.md."""
+    for output in outputs:
+        if output.name in classes:
+            output.parameters["classification"].int64_param = min(classes[output.name], _MOST_CLASSES)
 
 
 def _refer(parameters: Any, piece: Piece) -> None:
