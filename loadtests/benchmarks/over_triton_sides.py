@@ -25,11 +25,6 @@ from server.local_triton.program import find
 from server.local_triton.repository import translate
 
 WORKLOAD = "picture"
-DEADLINE_NS = 100_000_000
-"""After which an answer counts for nothing."""
-PATIENCE_NS = 60_000_000_000
-"""Of callers straight at Triton, who do not give up: of many that do, Triton 25.01 and before may die with SIGSEGV (its
-issue 8034), as it did here. What comes late counts for nothing either way."""
 DEFAULT_QUEUE = "whole"
 """The model whose queue is Triton's default."""
 POLICIES: Mapping[str, str] = {
@@ -64,8 +59,6 @@ class Side:
     nothing."""
     address: str
     call: Call
-    patience_ns: int
-    """After how long callers under overload give up."""
 
     @contextmanager
     def awake(self, workload: Workload) -> Iterator[None]:
@@ -137,9 +130,9 @@ def started(workload: Workload, folder: Path, core: int) -> Iterator[Sides]:
         predict, whole = ours.grpc(workload), v2_grpc(workload, DEFAULT_QUEUE)
         addresses = [f"127.0.0.1:{port}" for port in (setups[0].grpc_port, grpc_port, setups[1].grpc_port)]
         sides = Sides(
-            Side("gateway in front of Triton", [triton, gateway], [gateway], addresses[0], predict, DEADLINE_NS),
-            Side("Triton, pictures in its Python backend", [triton], [], addresses[1], whole, PATIENCE_NS),
-            Side("embedded engine", [embedded], [embedded], addresses[2], predict, DEADLINE_NS),
+            Side("gateway in front of Triton", [triton, gateway], [gateway], addresses[0], predict),
+            Side("Triton, pictures in its Python backend", [triton], [], addresses[1], whole),
+            Side("embedded engine", [embedded], [embedded], addresses[2], predict),
         )
         for side in sides:
             side.wait_right(workload, _START_S)
