@@ -99,7 +99,7 @@ REASONS = {
     "output.is_non_linear_format_io": "non-linear formats belong to TensorRT plans, which are not run here",
     "batch_input": "inputs made of the batch serve ragged batches, which this server does not make",
     "batch_output": "outputs cut by the batch serve ragged batches, which this server does not make",
-    "sequence_batching.iterative_sequence": "this server reschedules no requests; serve the model on Triton",
+    "sequence_batching.iterative_sequence": "requests are not rescheduled here; --engine triton leaves it to Triton",
     "sequence_batching.state.use_growable_memory": "is for states in a GPU's memory; states are kept in the server's",
     "instance_group.rate_limiter": (
         "this server has no resources to count: the models' passes take turns on its cores by themselves, and "
