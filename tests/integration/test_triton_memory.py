@@ -53,9 +53,10 @@ def by_memory(fake: FakeTriton) -> list[bool]:
 
 async def warm(models: TritonModels, one: FakeTriton) -> None:
     """The first request that needs it is the reason to share memory. What was asked until then is forgotten."""
-    while not (one.requests and mapped(one.requests[-1])):
-        assert np.array_equal(await ask(models, X), X * 2)
-        await asyncio.sleep(0.01)
+    async with asyncio.timeout(20):
+        while not (one.requests and mapped(one.requests[-1])):
+            assert np.array_equal(await ask(models, X), X * 2)
+            await asyncio.sleep(0.01)
     one.requests.clear()
 
 
