@@ -61,6 +61,7 @@ function note(model) {
 
 function choose(key) {
   page.chosen = key;
+  if (!page.away) say("");
   history.replaceState(null, "", `#${encodeURIComponent(key)}`);
   showList();
   showChosen();
@@ -83,8 +84,7 @@ function showChosen() {
 
 async function changed(error) {
   page.shown = "";
-  await guarded(refreshModels);
-  if (error) say(error.message);
+  if (await guarded(refreshModels)) say(error ? error.message : "");
 }
 
 async function refreshCounts() {
