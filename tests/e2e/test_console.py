@@ -295,6 +295,19 @@ def test_models_are_loaded_and_unloaded(start_server: StartServer, browser: Any)
         assert page.locator("#control button:text-is('Unload')").is_disabled()
 
 
+def test_a_load_that_fails_says_why(start_server: StartServer, browser: Any, repository: Path) -> None:
+    """What is wrong with the model stands on top of the page, until another one is chosen."""
+    (repository / "fraud" / "1" / "model.onnx").write_bytes(b"no model")
+    server = start_server("--model-control-mode", "explicit", "--load-model", "digits", repository=repository)
+    with opened(browser, f"{server.http}/") as page:
+        page.click("nav button:has-text('fraud')")
+        page.click("#control button:text-is('Load')")
+        page.wait_for_selector("#away:has-text('1/model.onnx')")
+        page.wait_for_selector("#model-reason:has-text('1/model.onnx')")
+        choose(page, "digits")
+        assert page.locator("#away").is_hidden()
+
+
 def test_a_server_that_went_away_is_told_and_comes_back(start_server: StartServer, browser: Any) -> None:
     """The page says so in a sentence; what was on it stays."""
     server = start_server()
