@@ -147,6 +147,16 @@ def test_the_file_is_for_its_user_alone_and_goes_with_the_end(tmp_path: Path) ->
     assert memory.put(large()) is None
 
 
+def test_a_memory_that_was_closed_while_it_was_made_leaves_nothing(tmp_path: Path) -> None:
+    """It is made on another thread, which does not hear of the end."""
+    memory = Memory(SIZE, LEAST, tmp_path)
+    memory.close()
+    memory.open()
+
+    assert list(tmp_path.iterdir()) == []
+    assert memory.put(large()) is None
+
+
 def test_nothing_is_made_before_it_is_needed(tmp_path: Path) -> None:
     """No memory is taken from hosts where all inputs are small."""
     memory = Memory(SIZE, LEAST, tmp_path)

@@ -68,6 +68,7 @@ class Memory:
         """Of the file, and of the region at Tritons."""
         self._clock = clock
         self._file = -1
+        self._closed = False
         self._places: Places | None = None
         self._kept: deque[tuple[float, int]] = deque()
         """Places that may still be read, and until when, the first to be free first."""
@@ -100,6 +101,9 @@ class Memory:
             os.close(file)
             raise
         self._file, self._places = file, places
+        if self._closed:
+            # It was closed meanwhile, on the other thread.
+            self.close()
 
     def wants(self, request: InferRequest) -> bool:
         """Whether its tensors, but for text, are large enough, and not more than there can be room for."""
@@ -141,10 +145,12 @@ class Memory:
 
     def close(self) -> None:
         """Remove the file; whoever has it mapped still reads what was in it."""
-        if self._file >= 0:
+        self._closed = True
+        file, self._file = self._file, -1
+        if file >= 0:
+            self._places = None
             (self.folder / self.name).unlink(missing_ok=True)
-            os.close(self._file)
-            self._file, self._places = -1, None
+            os.close(file)
 
 
 def _plain(request: InferRequest) -> list[Tensor]:
