@@ -7,6 +7,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet -c const
 SOURCES := server exporter loadtests helm tests
 SERVE ?=
 TESTS ?=
+JOBS ?= 2
 BENCH ?=
 FUZZ ?=
 TARGET ?= http2
@@ -22,8 +23,8 @@ help: ## list the targets
 serve: $(VENV)/.server ## serve model_repository/ on 127.0.0.1: REST 8000, gRPC 8001, metrics 8002 (SERVE="--http-port 9000" adds flags)
 	@exec $(BIN)/forwardpass serve $(SERVE)
 
-test: $(VENV)/.dev ## install the rest and run all tests (TESTS=tests/unit for a part)
-	$(BIN)/python -m pytest $(TESTS)
+test: $(VENV)/.dev ## install the rest and run all tests (TESTS=tests/unit for a part; JOBS=2 at a time)
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile $(TESTS)
 
 check: $(VENV)/.dev ## what CI checks: ruff, mypy strict, the import contract, generated files
 	$(BIN)/ruff check $(SOURCES)

@@ -164,7 +164,7 @@ def test_each_request_has_what_is_in_memory_now(asking: Asking) -> None:
         ({"x": ("r", 16, SIZE)}, "Invalid offset for shared memory region: 'r'"),
         ({"x": ("r", 16, SIZE - 8)}, "Invalid offset + byte size for shared memory region: 'r'"),
         ({"x": ("r", 16, 2**63 - 1)}, "Invalid offset for shared memory region: 'r'"),
-        ({"x": ("r", 12, 0)}, "inputs[0].parameters.shared_memory_byte_size: 12 bytes"),
+        ({"x": ("r", 12, 0)}, "inputs[0].parameters.shared_memory_byte_size: input byte size mismatch"),
         ({"x": ("r", -16, 0)}, "'shared_memory_byte_size'"),
         ({"x": ("r", 0, 0)}, "'shared_memory_byte_size'"),
         ({"s": ("r", len(TEXT) - 1, AT_TEXT)}, "inputs[1]: element 1 of 2 says 4 bytes, 3 are left"),
