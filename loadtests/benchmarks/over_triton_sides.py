@@ -18,9 +18,10 @@ from loadtests.benchmarks.peers import ours
 from loadtests.benchmarks.peers.calls import Call, v2_grpc
 from loadtests.benchmarks.peers.environments import environment
 from loadtests.benchmarks.peers.peer import APPS, Command, Setup
-from loadtests.benchmarks.peers.running import ask, free_ports
+from loadtests.benchmarks.peers.running import ask
 from loadtests.benchmarks.peers.workloads import MAX_BATCH_SIZE, Workload, agree
 from loadtests.process_tree import ProcessTree
+from server.local_triton.process import free_ports
 from server.local_triton.program import find
 from server.local_triton.repository import translate
 

@@ -24,14 +24,13 @@ from pathlib import Path
 
 import numpy as np
 
-from loadtests.benchmarks.peers.running import free_ports
 from loadtests.cores import cores, pinned
 from loadtests.report import publish, table
 from server.engine.triton.addresses import parse
 from server.engine.triton.channel import Channels
 from server.engine.triton.pool import Pool
 from server.engine.triton.server import TritonServer
-from server.local_triton.process import LocalTriton, Ports
+from server.local_triton.process import LocalTriton, Ports, free_ports
 from server.local_triton.program import Program, TritonMissing, find
 from server.settings import TritonSettings
 from server.tensor import Tensor

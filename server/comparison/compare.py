@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +21,7 @@ from server.comparison.lines import Line, told
 from server.comparison.questions import Question, faulty_questions, golden_questions, random_questions
 from server.comparison.side import Counts, Side
 from server.proto.triton import model_config_pb2 as pb
-from server.repository.certificate import DEFAULT_TOLERANCE, Tolerance, read_manifest
+from server.repository.certificate import DEFAULT_TOLERANCE, Manifest, Tolerance, read_manifest
 from server.repository.golden import read_golden, read_raw
 from server.repository.replay import compare
 from server.tensor import Array, TensorSpec
@@ -98,10 +99,13 @@ class Comparison:
     def _tolerance(self, version: str, output: str) -> Tolerance:
         if self.tolerance is not None:
             return self.tolerance
-        manifest = read_manifest(self.folder)
-        if manifest is None or version not in manifest.versions:
+        if self._manifest is None or version not in self._manifest.versions:
             return DEFAULT_TOLERANCE
-        return manifest.versions[version].tolerances.get(output, DEFAULT_TOLERANCE)
+        return self._manifest.versions[version].tolerances.get(output, DEFAULT_TOLERANCE)
+
+    @cached_property
+    def _manifest(self) -> Manifest | None:
+        return read_manifest(self.folder)
 
     def _counts(self, version: str) -> list[Counts]:
         return [side.counts(self.folder.name, version) for side in self._sides]

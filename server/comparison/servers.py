@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import socket
 import tempfile
 import threading
 from collections.abc import Iterator, Mapping
@@ -14,7 +13,7 @@ from typing import Any
 
 from server.app import Server
 from server.environment import load_settings
-from server.local_triton.process import LocalTriton, Ports, TritonFailed
+from server.local_triton.process import LocalTriton, Ports, TritonFailed, free_ports
 from server.local_triton.program import Program
 from server.settings import Settings
 
@@ -100,7 +99,7 @@ def local_triton(program: Program, repository: Path, model: str) -> Iterator[str
     """
     flags = ("--model-control-mode=explicit", f"--load-model={model}")
     with tempfile.TemporaryFile() as log:
-        triton = LocalTriton(program, repository, _free_ports(), host=_HOST, flags=flags, output=log)
+        triton = LocalTriton(program, repository, Ports(*free_ports(3)), host=_HOST, flags=flags, output=log)
         with triton:
             try:
                 triton.wait_ready(_START_S)
@@ -109,11 +108,3 @@ def local_triton(program: Program, repository: Path, model: str) -> Iterator[str
                 lines = log.read().decode(errors="replace").splitlines()[-_LOG_LINES:]
                 raise NotServed("\n".join([f"Triton does not serve '{model}': {failure}", *lines])) from failure
             yield f"grpc://{_HOST}:{triton.ports.grpc}"
-
-
-def _free_ports() -> Ports:
-    sockets = [socket.create_server((_HOST, 0)) for _ in range(3)]
-    ports = [each.getsockname()[1] for each in sockets]
-    for each in sockets:
-        each.close()
-    return Ports(*ports)

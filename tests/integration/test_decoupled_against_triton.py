@@ -10,8 +10,7 @@ from typing import Any
 import httpx
 import pytest
 
-from loadtests.benchmarks.peers.running import free_ports
-from server.local_triton.process import LocalTriton, Ports
+from server.local_triton.process import LocalTriton, Ports, free_ports
 from server.local_triton.program import TritonMissing, find
 from server.settings import GrpcSettings, HttpSettings, TlsSettings
 from server.transport.http2.server import Http2Server

@@ -18,8 +18,7 @@ from google.protobuf import json_format
 from onnx import helper, numpy_helper
 from tritonclient.utils import InferenceServerException
 
-from loadtests.benchmarks.peers.running import free_ports
-from server.local_triton.process import LocalTriton, Ports
+from server.local_triton.process import LocalTriton, Ports, free_ports
 from server.local_triton.program import TritonMissing, find
 from tests.e2e.conftest import ROOT, end, start
 from tests.e2e.test_ensembles import X, write

@@ -21,13 +21,14 @@ from loadtests.benchmarks.peers import workloads
 from loadtests.benchmarks.peers.apps.onnx_model import Model
 from loadtests.benchmarks.peers.calls import Call, plain_json
 from loadtests.benchmarks.peers.peer import Command, Line, Peer, Setup
-from loadtests.benchmarks.peers.running import end_all, free_ports, start_all
+from loadtests.benchmarks.peers.running import end_all, start_all
 from loadtests.benchmarks.peers.sampling import cells_of, sample
 from loadtests.cores import cores
 from loadtests.generators import Load, missing
 from loadtests.h2_calls import BLOCKS
 from loadtests.h2_replay import PATH, ReplayFailed, replay
 from loadtests.process_tree import ProcessTree
+from server.local_triton.process import free_ports
 
 ROOT = Path(__file__).parents[2]
 COUNT, IN_FLIGHT = 200, 16

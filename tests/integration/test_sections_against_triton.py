@@ -17,8 +17,7 @@ import numpy as np
 import pytest
 import tritonclient.grpc as triton_grpc
 
-from loadtests.benchmarks.peers.running import free_ports
-from server.local_triton.process import LocalTriton, Ports
+from server.local_triton.process import LocalTriton, Ports, free_ports
 from server.local_triton.program import TritonMissing, find
 from tests.e2e.conftest import ROOT, end, start
 from tests.support.onnx_models import linear_folder

@@ -7,8 +7,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from loadtests.benchmarks.peers.running import free_ports
-from server.local_triton.process import LocalTriton, Ports
+from server.local_triton.process import LocalTriton, Ports, free_ports
 from server.local_triton.program import TritonMissing, find
 from tests.e2e.conftest import ROOT, end, start
 from tests.support.parts import lacking

@@ -6,8 +6,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from loadtests.benchmarks.peers.running import free_ports
-from server.local_triton.process import LocalTriton, Ports
+from server.local_triton.process import LocalTriton, Ports, free_ports
 from server.local_triton.program import Program, TritonMissing, find
 from tests.e2e.conftest import REPOSITORY, ROOT, ServerProcess, end, start
 from tests.support.parts import lacking

@@ -18,11 +18,12 @@ import httpx
 import numpy as np
 
 from loadtests.benchmarks.peers.calls import MODEL_INFER, Call
-from loadtests.benchmarks.peers.running import ask, free_ports, generate
+from loadtests.benchmarks.peers.running import ask, generate
 from loadtests.benchmarks.peers.workloads import Workload
 from loadtests.cores import pinned
 from loadtests.generators import Load
 from loadtests.process_tree import ProcessTree
+from server.local_triton.process import free_ports
 
 _ROOT = Path(__file__).parents[3]
 _START_S = 20

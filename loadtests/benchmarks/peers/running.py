@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import signal
-import socket
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -20,6 +19,7 @@ from loadtests.benchmarks.peers.peer import Line, Peer, Setup
 from loadtests.benchmarks.peers.workloads import Answer, Workload, agree
 from loadtests.generators import Load, Measured, h2load, wrk
 from loadtests.process_tree import ProcessTree
+from server.local_triton.process import free_ports
 
 START_S = 120
 ENDINGS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -202,15 +202,6 @@ def fresh(setup: Setup) -> Setup:
     folder.mkdir(parents=True)
     grpc_port, http_port, other_port = free_ports(3)
     return replace(setup, folder=folder, grpc_port=grpc_port, http_port=http_port, other_port=other_port)
-
-
-def free_ports(count: int) -> list[int]:
-    """Ports of the loopback that nobody listens on now."""
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports = [each.getsockname()[1] for each in sockets]
-    for each in sockets:
-        each.close()
-    return ports
 
 
 def start_all(

@@ -14,8 +14,7 @@ from typing import Any
 import numpy as np
 from tritonclient.utils import InferenceServerException
 
-from loadtests.benchmarks.peers.running import free_ports
-from server.local_triton.process import LocalTriton, Ports
+from server.local_triton.process import LocalTriton, Ports, free_ports
 from server.local_triton.program import Program
 from tests.e2e.conftest import end, start
 from tests.support.onnx_models import identity_folder, linear_folder
