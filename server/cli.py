@@ -240,15 +240,14 @@ def _reported(code: int) -> Iterator[None]:
 
 
 def _readable(answer: PredictResponse) -> str:
-    """A block for each input: the chosen label with its probability, and below it the best ones."""
+    """A block for each input: the chosen label with its probability, and below it the best ones; other kinds alike."""
+    from server.client.answers import readable
+
     lines: list[str] = []
     for index, one in enumerate(answer.predictions):
         if len(answer.predictions) > 1:
             lines.append(f"input {index}")
-        lines.append(f"{one.label}  {one.score:.4f}")
-        width = max((len(best.label) for best in one.top_k), default=0)
-        if len(one.top_k) > 1:
-            lines += [f"  {best.label:<{width}}  {best.score:.4f}" for best in one.top_k]
+        lines += readable(one)
     return "\n".join(lines)
 
 

@@ -389,7 +389,31 @@ class Classification:
     top_k: tuple[Score, ...]
 
 
-Prediction = Classification
+@dataclass(frozen=True, slots=True)
+class Regression:
+    """The answer for one input: a number, between the bounds that the model was trained to give."""
+
+    value: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True, slots=True)
+class Ranking:
+    """The answer for one input: items by their ids, best first; a score only orders those of one answer."""
+
+    items: tuple[Score, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Custom:
+    """The answer of a model's own code: any value that JSON has."""
+
+    value: Any
+
+
+Prediction = Classification | Regression | Ranking | Custom
+"""The kinds of answers; a task gives one of them."""
 
 
 @dataclass(slots=True)

@@ -15,6 +15,7 @@ from google.protobuf.empty_pb2 import Empty
 from google.protobuf.message import DecodeError, Message
 from google.protobuf.unknown_fields import UnknownFieldSet
 
+from server.client import answers
 from server.client.arrays import array_of
 from server.client.calls import Call
 from server.client.errors import ClientError, code_of_grpc
@@ -25,13 +26,11 @@ from server.proto.forwardpass.v1 import prediction_pb2
 from server.proto.triton import service_pb2
 from server.tensor import DATATYPES, Array, Tensor, TensorSpec
 from server.types import (
-    Classification,
     ImageInput,
     IndexEntry,
     ModelMetadata,
     PredictResponse,
     RawInput,
-    Score,
     TextInput,
 )
 
@@ -123,15 +122,8 @@ def _check_exact(field: str, value: Any) -> None:
 
 
 def _read_predict(reply: prediction_pb2.PredictResponse) -> PredictResponse:
-    predictions = [_prediction(one) for one in reply.predictions]
+    predictions = [answers.of_message(one) for one in reply.predictions]
     return PredictResponse(reply.model_name, reply.model_version, predictions, reply.id)
-
-
-def _prediction(message: prediction_pb2.Prediction) -> Classification:
-    if message.WhichOneof("result") != "classification":
-        raise ValueError("a prediction of a kind that this client does not know")
-    one = message.classification
-    return Classification(one.label, one.score, tuple(Score(best.label, best.score) for best in one.top_k))
 
 
 def _read_infer(reply: Any) -> dict[str, Array]:

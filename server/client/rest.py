@@ -15,6 +15,7 @@ from urllib.parse import SplitResult, quote
 import httpx
 import numpy as np
 
+from server.client import answers
 from server.client.arrays import array_of
 from server.client.calls import Call
 from server.client.errors import ClientError, code_of_http, seconds_of
@@ -23,14 +24,12 @@ from server.errors import Code
 from server.explain import ANSWER_KEY, REQUEST_KEY
 from server.tensor import DATATYPES, Array, Tensor, TensorSpec
 from server.types import (
-    Classification,
     ImageInput,
     IndexEntry,
     ModelMetadata,
     PredictResponse,
     RawInput,
     RowInput,
-    Score,
 )
 
 T = TypeVar("T")
@@ -148,10 +147,7 @@ def _json_tensor(tensor: Tensor) -> dict[str, Any]:
 
 def _read_predict(reply: Reply) -> PredictResponse:
     body = reply.body()
-    predictions = [
-        Classification(one["label"], one["score"], tuple(Score(best["label"], best["score"]) for best in one["top_k"]))
-        for one in body["predictions"]
-    ]
+    predictions = [answers.of_json(one) for one in body["predictions"]]
     return PredictResponse(body["model_name"], body["model_version"], predictions, body.get("id", ""))
 
 

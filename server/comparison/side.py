@@ -9,11 +9,12 @@ from typing import Any
 import grpc
 
 from server.client import Client, ClientError
+from server.client.answers import readable
 from server.comparison.questions import Question
 from server.errors import Code
 from server.proto.triton import model_config_pb2, service_pb2
 from server.tensor import Array
-from server.types import ModelMetadata, RawInput
+from server.types import Classification, ModelMetadata, RawInput
 
 _V2 = "/inference.GRPCInferenceService/"
 _TIMEOUT_S = 60.0
@@ -40,12 +41,14 @@ class Side:
             return error
 
     def predict(self, model: str, raw: RawInput) -> str:
-        """The label and its score, or the code of the refusal."""
+        """The answer in a line, the label and its score of a classification, or the code of the refusal."""
         try:
             (one,) = self._client.predict(model, [raw], timeout_s=_TIMEOUT_S).predictions
         except ClientError as error:
             return f"error {error.code}"
-        return f"{one.label} {one.score:.4f}"
+        if isinstance(one, Classification):
+            return f"{one.label} {one.score:.4f}"
+        return " ".join(line.strip() for line in readable(one))
 
     def metadata(self, model: str) -> ModelMetadata:
         return self._client.model_metadata(model, timeout_s=_TIMEOUT_S)

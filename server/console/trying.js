@@ -57,7 +57,17 @@ function answer(told) {
     const cut = text.length > MOST_TEXT ? `${text.slice(0, MOST_TEXT)}\n… ${text.length - MOST_TEXT} more characters` : text;
     return [element("pre", { id: "outputs", tabindex: "0", "aria-label": "Outputs" }, cut)];
   }
-  const [{ label, score, top_k: scores }] = told.predictions;
+  const [one] = told.predictions;
+  if ("value" in one) {
+    const range = ` from ${figure(one.low)} to ${figure(one.high)}`;
+    return [element("p", { class: "label" }, element("strong", { id: "label" }, figure(one.value)), element("span", {}, range))];
+  }
+  if ("items" in one) {
+    return [element("ol", { class: "scores", "aria-label": "Items" }, ...one.items.map((each) => element("li", {},
+      element("span", { class: "name" }, each.label), element("span", { class: "figure" }, figure(each.score)))))];
+  }
+  if (!("label" in one)) return answer({ outputs: one.custom ?? one });
+  const { label, score, top_k: scores } = one;
   return [
     element("p", { class: "label" }, element("strong", { id: "label" }, label), element("span", {}, ` ${percent(score)}`)),
     element("ol", { class: "scores", "aria-label": "Scores" }, ...scores.map((each) => {
@@ -69,6 +79,7 @@ function answer(told) {
   ];
 }
 
+const figure = (value) => String(Number(value.toPrecision(6)));
 const percent = (score) => `${(score * 100).toFixed(score > 0.9995 || score < 0.0995 ? 2 : 1)} %`;
 
 /** One bar of all stages in the server, its parts as wide as they were long. */

@@ -9,10 +9,23 @@ from typing import Any
 import pytest
 from google.protobuf import struct_pb2
 
+from server.client import answers
 from server.errors import Code, InvalidRequest, ServingError
 from server.proto.forwardpass.v1 import prediction_pb2 as pb
 from server.transport.codec import predict_grpc, predict_rest
-from server.types import Classification, ImageInput, PredictRequest, PredictResponse, RowInput, Score, TextInput
+from server.types import (
+    Classification,
+    Custom,
+    ImageInput,
+    Prediction,
+    PredictRequest,
+    PredictResponse,
+    Ranking,
+    Regression,
+    RowInput,
+    Score,
+    TextInput,
+)
 
 PICTURE = b"\x89PNG\r\n"
 B64 = base64.b64encode(PICTURE).decode()
@@ -152,6 +165,28 @@ def test_the_answer_in_protobuf() -> None:
     [prediction] = message.predictions
     assert (prediction.classification.label, prediction.classification.score) == ("a", 0.75)
     assert [(s.label, s.score) for s in prediction.classification.top_k] == [("a", 0.75), ("b", 0.25)]
+
+
+ANSWERS = {
+    "classification": Classification("a", 0.75, (Score("a", 0.75), Score("b", 0.25))),
+    "regression": Regression(21.5, 19.0, 24.25),
+    "ranking": Ranking((Score("item-7", 3.5), Score("item-1", -0.5))),
+    "no items": Ranking(()),
+    "custom": Custom({"boxes": [[0, 1.5]], "name": None, "ok": True}),
+    "custom text": Custom("plain"),
+}
+
+
+@pytest.mark.parametrize("answer", ANSWERS.values(), ids=ANSWERS.keys())
+def test_every_kind_of_answer_comes_back_by_both_wires(answer: Prediction) -> None:
+    """What the server encodes, the client reads as the same value, over REST and gRPC; it can be shown to people."""
+    response = PredictResponse("m", "1", [answer])
+    [by_json] = json.loads(predict_rest.encode_predict(response))["predictions"]
+    message = pb.PredictResponse.FromString(predict_grpc.encode_predict(response).SerializeToString())
+
+    assert answers.of_json(by_json) == answer
+    assert [answers.of_message(one) for one in message.predictions] == [answer]
+    assert answers.readable(answer)[0]
 
 
 def row(**values: Any) -> pb.Input:

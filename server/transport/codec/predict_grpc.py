@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
+
+from google.protobuf.json_format import ParseDict
+from google.protobuf.struct_pb2 import Value
 
 from server.errors import InvalidRequest
 from server.proto.forwardpass.v1 import prediction_pb2 as pb
 from server.types import (
     NO_DEADLINE,
     Classification,
+    Custom,
     ImageInput,
+    Prediction,
     PredictRequest,
     PredictResponse,
+    Ranking,
     RawInput,
+    Regression,
     RowInput,
+    Score,
     TextInput,
 )
 
@@ -42,16 +51,25 @@ def encode_predict(response: PredictResponse) -> pb.PredictResponse:
         model_name=response.model_name,
         model_version=response.model_version,
         id=response.id,
-        predictions=[pb.Prediction(classification=_classification(answer)) for answer in response.predictions],
+        predictions=[_prediction(answer) for answer in response.predictions],
     )
 
 
-def _classification(answer: Classification) -> pb.Classification:
-    return pb.Classification(
-        label=answer.label,
-        score=answer.score,
-        top_k=[pb.Score(label=entry.label, score=entry.score) for entry in answer.top_k],
-    )
+def _prediction(answer: Prediction) -> pb.Prediction:
+    match answer:
+        case Classification():
+            classification = pb.Classification(label=answer.label, score=answer.score, top_k=_scores(answer.top_k))
+            return pb.Prediction(classification=classification)
+        case Regression():
+            return pb.Prediction(regression=pb.Regression(value=answer.value, low=answer.low, high=answer.high))
+        case Ranking():
+            return pb.Prediction(ranking=pb.Ranking(items=_scores(answer.items)))
+        case Custom():
+            return pb.Prediction(custom=ParseDict(answer.value, Value()))
+
+
+def _scores(scores: Sequence[Score]) -> list[pb.Score]:
+    return [pb.Score(label=entry.label, score=entry.score) for entry in scores]
 
 
 def _input(field: str, entry: pb.Input) -> RawInput:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import base64
 import binascii
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import orjson
@@ -19,12 +19,17 @@ from server.transport.codec.v2_rest import load_json
 from server.types import (
     NO_DEADLINE,
     Classification,
+    Custom,
     ImageInput,
     Parameter,
+    Prediction,
     PredictRequest,
     PredictResponse,
+    Ranking,
     RawInput,
+    Regression,
     RowInput,
+    Score,
     TextInput,
 )
 
@@ -79,13 +84,24 @@ def encode_predict(response: PredictResponse) -> bytes:
     document: dict[str, object] = {"model_name": response.model_name, "model_version": response.model_version}
     if response.id:
         document["id"] = response.id
-    document["predictions"] = [_classification(answer) for answer in response.predictions]
+    document["predictions"] = [_prediction(answer) for answer in response.predictions]
     return orjson.dumps(document)
 
 
-def _classification(answer: Classification) -> dict[str, object]:
-    top_k = [{"label": entry.label, "score": entry.score} for entry in answer.top_k]
-    return {"label": answer.label, "score": answer.score, "top_k": top_k}
+def _prediction(answer: Prediction) -> dict[str, object]:
+    match answer:
+        case Classification():
+            return {"label": answer.label, "score": answer.score, "top_k": _scores(answer.top_k)}
+        case Regression():
+            return {"value": answer.value, "low": answer.low, "high": answer.high}
+        case Ranking():
+            return {"items": _scores(answer.items)}
+        case Custom():
+            return {"custom": answer.value}
+
+
+def _scores(scores: Sequence[Score]) -> list[dict[str, object]]:
+    return [{"label": entry.label, "score": entry.score} for entry in scores]
 
 
 def _query_options(query: Mapping[str, str]) -> dict[str, Any]:

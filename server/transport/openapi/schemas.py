@@ -133,9 +133,13 @@ def _predict() -> dict[str, Schema]:
         ),
         "PredictInput": {"anyOf": [image, {"type": "object"}, {"type": "array"}, _TEXT]},
         "PredictResponse": record(
-            {"model_name": _TEXT, "model_version": _TEXT, "predictions": array_of("Classification")}, {"id": _TEXT}
+            {"model_name": _TEXT, "model_version": _TEXT, "predictions": array_of("Prediction")}, {"id": _TEXT}
         ),
+        "Prediction": {"anyOf": [reference(kind) for kind in ("Classification", "Regression", "Ranking", "Custom")]},
         "Classification": record({**score, "top_k": array_of("Score")}),
+        "Regression": record({key: {"type": "number"} for key in ("value", "low", "high")}),
+        "Ranking": record({"items": array_of("Score")}),
+        "Custom": record({"custom": {}}),
         "Score": record(score),
     }
 

@@ -54,10 +54,16 @@ class PredictResponse(_message.Message):
     def __init__(self, model_name: _Optional[str] = ..., model_version: _Optional[str] = ..., id: _Optional[str] = ..., predictions: _Optional[_Iterable[_Union[Prediction, _Mapping]]] = ...) -> None: ...
 
 class Prediction(_message.Message):
-    __slots__ = ("classification",)
+    __slots__ = ("classification", "regression", "ranking", "custom")
     CLASSIFICATION_FIELD_NUMBER: _ClassVar[int]
+    REGRESSION_FIELD_NUMBER: _ClassVar[int]
+    RANKING_FIELD_NUMBER: _ClassVar[int]
+    CUSTOM_FIELD_NUMBER: _ClassVar[int]
     classification: Classification
-    def __init__(self, classification: _Optional[_Union[Classification, _Mapping]] = ...) -> None: ...
+    regression: Regression
+    ranking: Ranking
+    custom: _struct_pb2.Value
+    def __init__(self, classification: _Optional[_Union[Classification, _Mapping]] = ..., regression: _Optional[_Union[Regression, _Mapping]] = ..., ranking: _Optional[_Union[Ranking, _Mapping]] = ..., custom: _Optional[_Union[_struct_pb2.Value, _Mapping]] = ...) -> None: ...
 
 class Classification(_message.Message):
     __slots__ = ("label", "score", "top_k")
@@ -68,6 +74,22 @@ class Classification(_message.Message):
     score: float
     top_k: _containers.RepeatedCompositeFieldContainer[Score]
     def __init__(self, label: _Optional[str] = ..., score: _Optional[float] = ..., top_k: _Optional[_Iterable[_Union[Score, _Mapping]]] = ...) -> None: ...
+
+class Regression(_message.Message):
+    __slots__ = ("value", "low", "high")
+    VALUE_FIELD_NUMBER: _ClassVar[int]
+    LOW_FIELD_NUMBER: _ClassVar[int]
+    HIGH_FIELD_NUMBER: _ClassVar[int]
+    value: float
+    low: float
+    high: float
+    def __init__(self, value: _Optional[float] = ..., low: _Optional[float] = ..., high: _Optional[float] = ...) -> None: ...
+
+class Ranking(_message.Message):
+    __slots__ = ("items",)
+    ITEMS_FIELD_NUMBER: _ClassVar[int]
+    items: _containers.RepeatedCompositeFieldContainer[Score]
+    def __init__(self, items: _Optional[_Iterable[_Union[Score, _Mapping]]] = ...) -> None: ...
 
 class Score(_message.Message):
     __slots__ = ("label", "score")
