@@ -15,7 +15,7 @@ LOAD ?=
 REPORTS ?= build/bench
 
 .DEFAULT_GOAL := help
-.PHONY: help load bench-swaps serve test check format types lint bench bench-quick bench-simulate bench-overload bench-cap bench-prediction bench-collector bench-decode bench-startup bench-share bench-rest bench-workers bench-shm bench-triton-shm bench-over-triton fuzz-rest fuzz-grpc fuzz-bytes soak models proto lock clean triton helm-tools chart kserve
+.PHONY: help load bench-swaps serve test check format types lint bench bench-quick bench-simulate bench-overload bench-cap bench-prediction bench-collector bench-decode bench-startup bench-share bench-rest bench-workers bench-shm bench-triton-shm bench-over-triton fuzz-rest fuzz-grpc fuzz-bytes soak models proto metrics lock clean triton helm-tools chart kserve
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -139,6 +139,9 @@ models: $(VENV)/.dev ## train, verify and publish the committed models anew: dig
 
 proto: $(VENV)/.dev ## regenerate the stubs of forwardpass.v1
 	$(BIN)/python -m grpc_tools.protoc -I . --python_out=. --pyi_out=. --grpc_python_out=. server/proto/forwardpass/v1/prediction.proto
+
+metrics: $(VENV)/.dev ## write the page of all metrics, server/observability/METRICS.md
+	$(BIN)/python -m server.observability.metrics_page > server/observability/METRICS.md
 
 lock: $(VENV)/.dev ## write constraints.txt from what is installed
 	@{ sed -n '/^#/p' constraints.txt; $(BIN)/python -m pip freeze --exclude-editable | sed 's/+cpu$$//'; } > constraints.txt.new

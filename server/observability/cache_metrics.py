@@ -8,22 +8,24 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
-from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.core import Metric
 from prometheus_client.registry import Collector
+
+from server.observability.catalog import gauge
 
 if TYPE_CHECKING:
     from server.scheduler.response_cache import CacheCounts
 
-_HELP = {
-    "util": "Bytes of the response cache in use, 0 to 1",
-    "num_entries": "Answers in the response cache",
-    "num_lookups": "Requests looked up in the response cache",
-    "num_hits": "Requests found in the response cache",
-    "num_misses": "Requests not found in the response cache",
-    "num_evictions": "Answers that made room for others",
-    "lookup_duration": "Microseconds of looking up",
-    "insertion_duration": "Microseconds of keeping answers",
-}
+_FIELDS = (
+    "util",
+    "num_entries",
+    "num_lookups",
+    "num_hits",
+    "num_misses",
+    "num_evictions",
+    "lookup_duration",
+    "insertion_duration",
+)
 
 
 class CacheMetrics(Collector):
@@ -34,7 +36,5 @@ class CacheMetrics(Collector):
 
     def collect(self) -> Iterator[Metric]:
         counts = self._counts()
-        for name, text in _HELP.items():
-            yield GaugeMetricFamily(
-                f"nv_cache_{name}", text, value=None if counts is None else float(getattr(counts, name))
-            )
+        for field in _FIELDS:
+            yield gauge(f"nv_cache_{field}", None if counts is None else float(getattr(counts, field)))

@@ -11,15 +11,18 @@ if TYPE_CHECKING:
     from server.transport.http1.head import Head
     from server.transport.http1.protocol import Turn
 
-_CONTENT_TYPE = b"text/plain; version=0.0.4; charset=utf-8"
 _NOT_FOUND = Reply(404, b"not found: metrics are at /metrics\n", [(b"content-type", b"text/plain")])
 _NOT_ALLOWED = Reply(405, b"", [(b"allow", b"GET, HEAD")])
 
 
-class MetricsApp:
-    """Answers each scrape with what `expose` gives, in Prometheus' text format."""
+Expose = Callable[[str], tuple[bytes, str]]
+"""Takes the header Accept, gives the metrics and their content type."""
 
-    def __init__(self, expose: Callable[[], bytes]) -> None:
+
+class MetricsApp:
+    """Answers each scrape with what `expose` gives."""
+
+    def __init__(self, expose: Expose) -> None:
         self._expose = expose
 
     def plan(self, head: Head) -> None:
@@ -30,10 +33,12 @@ class MetricsApp:
 
     def take(self, turns: Sequence[Turn]) -> None:
         for turn in turns:
-            turn.reply(self.reply(self._expose()))
+            self.tell(turn, self._expose)
 
-    def reply(self, text: bytes) -> Reply:
-        return Reply(200, text, [(b"content-type", _CONTENT_TYPE)])
+    def tell(self, turn: Turn, expose: Expose) -> None:
+        assert turn.head is not None
+        text, content_type = expose(turn.head.header(b"accept"))
+        turn.reply(Reply(200, text, [(b"content-type", content_type.encode())]))
 
     def abandon(self, turn: Turn) -> None:
         """Nothing is ever under way."""

@@ -120,7 +120,7 @@ class MetricsOfAll(MetricsApp):
     """Answers each scrape with the sums of all processes; 503 while the engine process is replaced."""
 
     def __init__(self, models: RemoteModels, dataplane: FrontPlane) -> None:
-        super().__init__(lambda: b"")
+        super().__init__(lambda _: (b"", ""))
         self._models = models
         self._dataplane = dataplane
         self._tasks: set[asyncio.Task[None]] = set()
@@ -132,18 +132,18 @@ class MetricsOfAll(MetricsApp):
 
     async def _tell(self, turns: Sequence[Turn]) -> None:
         try:
-            text = self._text(await self._models.ask("counts"))
+            metrics = self._metrics(await self._models.ask("counts"))
         except ServingError as error:
             for turn in turns:
                 turn.reply(Reply(503, f"{error.public_message}\n".encode(), [(b"content-type", b"text/plain")]))
         else:
             for turn in turns:
-                turn.reply(self.reply(text))
+                self.tell(turn, metrics.expose)
 
-    def _text(self, counts: Mapping[str, Any]) -> bytes:
+    def _metrics(self, counts: Mapping[str, Any]) -> Metrics:
         fronts = counts["fronts"]
         models: list[ModelStatistics] = [total for _, total in sorted(summed(counts["models"]).items())]
         listeners = {listener: None for front in fronts for listener in front["closed"]}
         closed = {listener: counters(front["closed"][listener] for front in fronts) for listener in listeners}
         cache = CacheCounts(*counts["cache"]) if counts["cache"] is not None else None
-        return Metrics(_Counted(models, self._dataplane.ready()), closed, _Grpc(fronts), lambda: cache).expose()
+        return Metrics(_Counted(models, self._dataplane.ready()), closed, _Grpc(fronts), lambda: cache)

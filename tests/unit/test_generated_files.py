@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from server.observability.metrics_page import page
+
 ROOT = Path(__file__).parents[2]
 PROTO = Path("server/proto/forwardpass/v1/prediction.proto")
 
@@ -43,3 +45,8 @@ def test_the_charts_schema_has_the_servers_settings() -> None:
     made = subprocess.run(command, cwd=ROOT / "helm", check=True, capture_output=True, text=True).stdout
 
     assert made == (ROOT / "helm" / "forwardpass" / "values.schema.json").read_text(), "run make chart"
+
+
+def test_the_page_of_metrics_is_that_of_the_catalog() -> None:
+    """`make metrics` changes nothing."""
+    assert page() == (ROOT / "server" / "observability" / "METRICS.md").read_text(), "run make metrics"

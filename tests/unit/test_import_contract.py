@@ -18,6 +18,8 @@ FLOORS = {
     "server.client": 6,
     "server.observability.metrics": 6,
     "server.observability.cache_metrics": 6,
+    "server.observability.catalog": 4,
+    "server.observability.metrics_page": 4,
     "server.observability.sequence_metrics": 6,
     "server.dataplane": 5,
     "server.model_control": 5,

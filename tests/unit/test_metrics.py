@@ -1,18 +1,19 @@
-"""The metrics as they are exposed, and their table in the README."""
+"""The metrics as they are exposed, and the catalog of them."""
 
 from __future__ import annotations
 
 import re
 import time
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import pytest
+from prometheus_client.openmetrics.parser import text_string_to_metric_families as openmetrics_families
 from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.samples import Sample
 
-import server
 from server.errors import Cancelled, DeadlineExceeded, Overloaded, QueueFull
+from server.observability.catalog import CATALOG, Definition
 from server.observability.metrics import Metrics
 from server.over_triton.metrics import TritonMetrics
 from server.scheduler.load import WINDOW_NS
@@ -22,7 +23,6 @@ from server.transport.http2.server import Http2Server
 from server.types import InferRequest
 from tests.support.fake_dataplane import FakeDataPlane
 
-README = Path(server.__file__).with_name("README.md")
 LABELS = {"model": "m", "version": "1"}
 
 
@@ -42,7 +42,7 @@ def exposed(counts: ModelStatistics) -> dict[str, tuple[str, list[Sample]]]:
     server = Http2Server(Counted(counts), "127.0.0.1", GrpcSettings(), TlsSettings())  # type: ignore[arg-type]
     tritons: Any = SimpleNamespace(pool=SimpleNamespace(servers=[]), placed=list)
     closed = {"grpc": server.connections.closed}
-    text = Metrics(Counted(counts), closed, server, more=[TritonMetrics(tritons)]).expose().decode()  # type: ignore[arg-type]
+    text = Metrics(Counted(counts), closed, server, more=[TritonMetrics(tritons)]).expose()[0].decode()  # type: ignore[arg-type]
     families = {family.name: family for family in text_string_to_metric_families(text)}
     found = {}
     for name, kind in re.findall(r"^# TYPE (\S+) (\S+)$", text, re.MULTILINE):
@@ -56,11 +56,35 @@ def value(counts: ModelStatistics, name: str, **labels: str) -> float:
     return sample.value
 
 
-def test_the_readme_lists_what_is_exposed() -> None:
-    """Every metric but those of the process and the interpreter is in the table with its type, and no other."""
-    rows = dict(re.findall(r"^\| `((?:nv|forwardpass)_\w+)` \| (\w+) \|", README.read_text(), re.MULTILINE))
+def test_the_catalog_is_what_is_exposed() -> None:
+    """Every metric but those of the process and the interpreter is in the catalog with its type, and no other."""
     kinds = {name: kind for name, (kind, _) in exposed(ModelStatistics("m", "1")).items()}
-    assert rows == {name: kind for name, kind in kinds.items() if not name.startswith(("process_", "python_"))}
+    ours = {name: kind for name, kind in kinds.items() if not name.startswith(("process_", "python_"))}
+    assert ours == {definition.name: definition.kind for definition in CATALOG.values()}
+
+
+@pytest.mark.parametrize("definition", CATALOG.values(), ids=lambda definition: definition.name)
+def test_every_metric_has_help_and_a_unit(definition: Definition) -> None:
+    """A sentence, and what one is of; a name that tells of a unit tells of the metric's own."""
+    assert len(definition.help.split()) > 1
+    assert not definition.help.endswith(".")
+    assert definition.unit
+    last = definition.base.rpartition("_")[2]
+    assert {"seconds": "seconds", "bytes": "bytes", "us": "microseconds"}.get(last, definition.unit) == definition.unit
+
+
+def test_openmetrics_is_for_those_who_ask() -> None:
+    """Its parser, which is strict, reads all of it; Triton's counters keep their names, and units are told."""
+    counts = ModelStatistics("m", "1")
+    counts.success.add(3, 6000)
+    metrics = Metrics(Counted(counts), {})  # type: ignore[arg-type]
+    text, content_type = metrics.expose("text/html;q=0.5, application/openmetrics-text;version=1.0.0")
+    families = {family.name: family for family in openmetrics_families(text.decode())}
+    assert content_type.startswith("application/openmetrics-text; version=1.0.0")
+    assert families["nv_inference_request_success"].samples[0].value == 3
+    assert families["forwardpass_request_duration_seconds"].unit == "seconds"
+    assert families["forwardpass_requests_admitted"].type == "counter"
+    assert metrics.expose("text/plain")[1] == metrics.expose()[1] == "text/plain; version=0.0.4; charset=utf-8"
 
 
 def test_the_grpc_transport_counts_by_cause() -> None:
@@ -69,7 +93,7 @@ def test_the_grpc_transport_counts_by_cause() -> None:
     server.connections.count_closed("rapid_reset")
     server.refused["slow_reader"] += 2
     dataplane = Counted(ModelStatistics("m", "1"))
-    text = Metrics(dataplane, {"grpc": server.connections.closed}, server).expose().decode()  # type: ignore[arg-type]
+    text = Metrics(dataplane, {"grpc": server.connections.closed}, server).expose()[0].decode()  # type: ignore[arg-type]
     assert 'forwardpass_connections_closed_total{cause="rapid_reset",listener="grpc"} 1.0' in text
     assert 'forwardpass_grpc_streams_refused_total{cause="slow_reader"} 2.0' in text
     assert "forwardpass_grpc_connections 0.0" in text
