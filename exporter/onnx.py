@@ -16,8 +16,8 @@ import torch
 from torch import nn
 
 from exporter.errors import ExportError
-from exporter.recipes.base import Split, Task
-from exporter.run import tensors_of
+from exporter.recipes.base import Arrays, Split, Task
+from exporter.run import predictor, tensors_of
 
 OPSET = 18
 IR_VERSION = 10
@@ -43,6 +43,27 @@ def export(task: Task, network: nn.Module, path: Path) -> None:
     except Exception as error:  # torch.export, onnxscript and onnx each have exceptions of their own
         raise ExportError(f"the network can't be exported: {error}") from error
     path.write_bytes(model.SerializeToString(deterministic=True))
+
+
+class TrainedNetwork:
+    """`exporter.recipes.base.Trained` of PyTorch: a task's network in evaluation mode."""
+
+    framework = "PyTorch"
+
+    def __init__(self, task: Task, network: nn.Module) -> None:
+        self.network = network
+        self._task = task
+        self._predict = predictor(task, network)
+
+    @property
+    def size(self) -> str:
+        return f"{sum(parameter.numel() for parameter in self.network.parameters()):,} parameters"
+
+    def predict(self, arrays: Arrays) -> Arrays:
+        return self._predict(arrays)
+
+    def export(self, path: Path) -> None:
+        export(self._task, self.network, path)
 
 
 def _exported(task: Task, network: nn.Module, sample: tuple[torch.Tensor, ...]) -> onnx.ModelProto:

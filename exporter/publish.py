@@ -19,6 +19,7 @@ from exporter.errors import PublishError
 from server.errors import ServingError
 from server.pipeline.base import PROCESSING_FILE
 from server.pipeline.classification import LABELS_FILE
+from server.pipeline.load import read_spec
 from server.repository import certificate
 from server.repository.certificate import Manifest, VersionRecord
 from server.repository.model_config import CONFIG_FILE, read_model_config, write_model_config
@@ -26,7 +27,10 @@ from server.tensor import DATATYPES, Array, TensorSpec
 from server.types import RawInput
 
 MODEL_FILE = "model.onnx"
-SAME_IN_EVERY_VERSION = (CONFIG_FILE, PROCESSING_FILE, LABELS_FILE)
+EXAMPLE_STEM = "example"
+"""Files of that name are samples for people; all others that a recipe writes are shared by a model's versions."""
+INFER_ONLY = "infer"
+"""The task, in the manifest, of a model without processing.yaml."""
 
 Certify = Callable[[Path, Sequence[RawInput]], "Certificate"]
 """Verify the model with the pipeline of a model's folder on raw inputs. Raises VerifyError."""
@@ -47,7 +51,6 @@ class Model:
 
     name: str
     recipe: str
-    task: str
     synthetic: bool
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
@@ -98,7 +101,8 @@ def _publish(model: Model, target: Path, staged: Path, backup: Path, replace: bo
     folder = staged / model.name
     folder.mkdir(parents=True)
     model.write_processing(folder)
-    write_model_config(model_config(model), folder / CONFIG_FILE)
+    config = model_config(model, labelled=(folder / LABELS_FILE).exists())
+    write_model_config(config, folder / CONFIG_FILE)
     read_model_config(folder)
     previous = None
     raw: Sequence[RawInput] = model.golden_inputs
@@ -129,7 +133,7 @@ def _fill(
     manifest = Manifest(
         model_name=model.name,
         recipe=model.recipe,
-        task=model.task,
+        task=read_spec(folder).task if (folder / PROCESSING_FILE).exists() else INFER_ONLY,
         synthetic=model.synthetic,
         versions={**versions, version: certified.record},
         files=certificate.hash_files(folder),
@@ -145,16 +149,22 @@ def _joinable(folder: Path, target: Path) -> Manifest:
         raise PublishError(
             f"{target} has no {certificate.MANIFEST_FILE}: it was not published from here; use --replace"
         )
-    for name in SAME_IN_EVERY_VERSION:
-        if not (target / name).is_file() or (target / name).read_bytes() != (folder / name).read_bytes():
+    shared = {path.name for path in folder.iterdir() if path.stem != EXAMPLE_STEM}
+    strange = {path.name for path in (target / name for name in (PROCESSING_FILE, LABELS_FILE)) if path.exists()}
+    for name in sorted(shared | strange):
+        here, there = folder / name, target / name
+        if not (here.is_file() and there.is_file() and here.read_bytes() == there.read_bytes()):
             raise PublishError(
                 f"{target} has another {name}, which all versions share; use --replace or another --name"
             )
     return manifest
 
 
-def model_config(model: Model) -> pb.ModelConfig:
-    """The config.pbtxt of a model, as Triton's own message: dynamic batching, one instance on what there is."""
+def model_config(model: Model, *, labelled: bool) -> pb.ModelConfig:
+    """The config.pbtxt of a model, as Triton's own message: dynamic batching, one instance on what there is.
+
+    `labelled`: labels.txt has the names of the first output's columns.
+    """
     message = pb.ModelConfig(
         name=model.name,
         platform="onnxruntime_onnx",
@@ -166,7 +176,7 @@ def model_config(model: Model) -> pb.ModelConfig:
     for spec in model.inputs:
         message.input.add(name=spec.name, data_type=DATATYPES[spec.datatype].config, dims=spec.dims)
     for spec in model.outputs:
-        labels = LABELS_FILE if spec.name == model.outputs[0].name else ""
+        labels = LABELS_FILE if labelled and spec.name == model.outputs[0].name else ""
         message.output.add(
             name=spec.name, data_type=DATATYPES[spec.datatype].config, dims=spec.dims, label_filename=labels
         )

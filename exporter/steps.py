@@ -19,16 +19,16 @@ from typing import Any
 
 import numpy as np
 import onnxruntime
+import sklearn
 import torch
 import yaml
 from pydantic import ValidationError
-from torch import nn
 
 from exporter import onnx, run
 from exporter.errors import RunError, UsageError, VerifyError
 from exporter.publish import Certificate, Model, Published, publish
 from exporter.recipes import find
-from exporter.recipes.base import Dropped, Evaluation, RunConfig, Split, Task
+from exporter.recipes.base import Dropped, Evaluation, Fits, RunConfig, Split, Task, Trained
 from exporter.verify import verify
 from server.errors import ServingError
 from server.pipeline.classification import DecisionThreshold
@@ -89,16 +89,16 @@ class Run:
 
     def train(self) -> None:
         """Train, or go on training, and evaluate on the test split; done at once where both were done before."""
-        network = self._network
+        trained = self._trained
         if not (self.folder / EVALUATION_FILE).exists():
-            evaluation = self.task.evaluate(run.predictor(self.task, network))
+            evaluation = self.task.evaluate(trained.predict)
             _write(self.folder / EVALUATION_FILE, json.dumps(asdict_evaluation(evaluation), indent=2) + "\n")
         evaluation = self.evaluation
         lines = [
             f"{name} {value:.4f} ({evaluation.baseline_name}: {evaluation.baseline[name]:.4f})"
             for name, value in evaluation.metrics.items()
         ]
-        self._report("evaluate", [f"{self.task.size(Split.TEST)} test rows", *lines])
+        self._report("evaluate", [f"{self.task.size(Split.TEST)} test rows", *lines, *evaluation.notes])
 
     @property
     def evaluation(self) -> Evaluation:
@@ -108,13 +108,14 @@ class Run:
         except (OSError, ValueError) as error:
             raise RunError(f"{self.folder} has not been evaluated; go on with: train --resume") from error
         decision = found.pop("decision")
+        found["notes"] = tuple(found["notes"])
         return Evaluation(**found, decision=None if decision is None else DecisionThreshold(**decision))
 
     def export(self) -> Path:
         """Write the run's model.onnx and return its path. Raises ExportError."""
         path = self.folder / MODEL_FILE
         partial = path.with_suffix(".partial")
-        onnx.export(self.task, self._network, partial)
+        self._trained.export(partial)
         os.replace(partial, path)  # noqa: PTH105 - the atomic call, by its name
         opset, ir_version = onnx.versions_of(path)
         self._report("export", [f"{path}: {path.stat().st_size:,} bytes, opset {opset}, IR version {ir_version}"])
@@ -134,7 +135,6 @@ class Run:
         model = Model(
             name=self.config.name,
             recipe=self.config.recipe,
-            task=self.config.recipe,
             synthetic=task.report.synthetic,
             inputs=task.inputs,
             outputs=task.outputs,
@@ -159,12 +159,15 @@ class Run:
         return path
 
     @cached_property
-    def _network(self) -> nn.Module:
+    def _trained(self) -> Trained:
+        trained = self.task.fit(self.folder) if isinstance(self.task, Fits) else self._trained_by_the_loop()
+        self._report("train", [f"{trained.framework}: {trained.size}; in {self.folder}"])
+        return trained
+
+    def _trained_by_the_loop(self) -> Trained:
         config = self.config
         network = run.train(self.task, config.training, config.seed, self.folder, threads=config.threads)
-        parameters = sum(parameter.numel() for parameter in network.parameters())
-        self._report("train", [f"{parameters:,} parameters; checkpoint in {self.folder}"])
-        return network
+        return onnx.TrainedNetwork(self.task, network)
 
     def _write_processing(self, folder: Path) -> None:
         self.task.write_processing(folder, self.evaluation)
@@ -174,12 +177,13 @@ class Run:
             inputs = load_pipeline(folder).preprocess(raw)
         except ServingError as error:
             raise VerifyError(f"the pipeline that was written refuses a golden input: {error}") from error
-        verified = verify(self.task, run.predictor(self.task, self._network), self._model_file, inputs)
-        rows = len(next(iter(inputs.values())))
+        trained = self._trained
+        verified = verify(self.task, trained.predict, self._model_file, inputs, trained.framework)
+        rows, who = len(next(iter(inputs.values()))), f"{trained.framework} and ONNX Runtime"
         self._report(
             "verify",
             [
-                f"{name}: PyTorch and ONNX Runtime differ by at most {error.max_abs:.2e} in batches of 1 and {rows}"
+                f"{name}: {who} differ by at most {error.max_abs:.2e} in batches of 1 and {rows}"
                 for name, error in verified.errors.items()
             ],
         )
@@ -201,6 +205,7 @@ class Run:
             environment={
                 "python": platform.python_version(),
                 "torch": str(torch.__version__),
+                "scikit-learn": str(sklearn.__version__),
                 "onnxruntime": str(onnxruntime.__version__),
                 "numpy": np.__version__,
                 "machine": f"{platform.system()} {platform.machine()}",
@@ -261,6 +266,8 @@ def asdict_evaluation(evaluation: Evaluation) -> dict[str, Any]:
         "baseline": dict(evaluation.baseline),
         "baseline_name": evaluation.baseline_name,
         "decision": None if decision is None else decision.model_dump(),
+        "chosen": dict(evaluation.chosen),
+        "notes": list(evaluation.notes),
     }
 
 

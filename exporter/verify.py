@@ -28,7 +28,7 @@ _ORT_TYPES = {
 
 @dataclass(frozen=True, slots=True)
 class OutputError:
-    """How far ONNX Runtime was from PyTorch, over all golden rows and batch sizes."""
+    """How far ONNX Runtime was from the trained model, over all golden rows and batch sizes."""
 
     max_abs: float
     mean_abs: float
@@ -36,15 +36,17 @@ class OutputError:
 
 @dataclass(frozen=True, slots=True)
 class Verified:
-    """The golden arrays (outputs are PyTorch's) and what was measured on them."""
+    """The golden arrays (outputs are the trained model's) and what was measured on them."""
 
     inputs: Arrays
     outputs: Arrays
     errors: Mapping[str, OutputError]
 
 
-def verify(task: Task, predict: Predict, path: Path, inputs: Arrays) -> Verified:
+def verify(task: Task, predict: Predict, path: Path, inputs: Arrays, framework: str = "PyTorch") -> Verified:
     """Compare `path` in ONNX Runtime with `predict` on `inputs`: as one batch, and each row alone.
+
+    `framework` is whose `predict` is, for messages.
 
     Raises:
         VerifyError: the file can't be loaded, its tensors are not the task's, or an output is off by more
@@ -57,6 +59,9 @@ def verify(task: Task, predict: Predict, path: Path, inputs: Arrays) -> Verified
     _check_tensors("input", session.get_inputs(), task.inputs)
     _check_tensors("output", session.get_outputs(), task.outputs)
     expected = predict(inputs)
+    for name, array in expected.items():
+        if not np.isfinite(array).all():
+            raise VerifyError(f"output {name!r}: {framework} itself gives a value that is not finite")
     together = _run(session, task, inputs)
     alone = [_run(session, task, {name: array[i : i + 1] for name, array in inputs.items()}) for i in range(rows)]
     errors = {}
@@ -107,8 +112,6 @@ def _run(session: ort.InferenceSession, task: Task, inputs: Arrays) -> Arrays:
 
 def _compare(name: str, batch: int, actual: Array, expected: Array, tolerance: Tolerance) -> None:
     limit = certificate.Tolerance(atol=tolerance.absolute, rtol=tolerance.relative)
-    if not np.isfinite(expected).all():
-        raise VerifyError(f"output {name!r}: PyTorch itself gives a value that is not finite")
     problem = certificate.compare(actual, expected, limit)
     if problem:
         raise VerifyError(f"output {name!r}, batch of {batch}: ONNX Runtime's {problem}")

@@ -19,10 +19,10 @@ very spec that it writes.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Protocol
+from typing import TYPE_CHECKING, Annotated, Protocol, runtime_checkable
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -113,21 +113,54 @@ class Evaluation:
     """Measured on the held-out test split, which nothing before this step has looked at."""
 
     metrics: Mapping[str, float]
-    """For example ``accuracy``, ``pr_auc``, ``recall_at_precision_0.90``. All between 0 and 1, higher is better."""
+    """For example ``accuracy``, ``pr_auc``, ``recall_at_precision_0.90``; of the first one, more is better."""
     baseline: Mapping[str, float]
     """The same names, reached by `baseline_name` on the same rows."""
     baseline_name: str
     """For example ``majority class`` or ``logistic regression``."""
     decision: DecisionThreshold | None = None
     """A threshold chosen on the validation split, where the most probable label is not the right choice."""
+    chosen: Mapping[str, float] = field(default_factory=dict)
+    """What else the validation split decided, by name, for `write_processing`."""
+    notes: tuple[str, ...] = ()
+    """Lines for the run's report."""
 
 
 @dataclass(frozen=True, slots=True)
 class Tolerance:
-    """How far ONNX Runtime may be from PyTorch: ``|a - b| <= absolute + relative * |b|``."""
+    """How far ONNX Runtime may be from the trained model: ``|a - b| <= absolute + relative * |b|``."""
 
     absolute: float = 1e-4
     relative: float = 1e-3
+
+
+class Trained(Protocol):
+    """A trained model, whatever library it is of: what is evaluated, exported, and compared with its export."""
+
+    @property
+    def framework(self) -> str:
+        """Who trained it, for messages: ``PyTorch``, ``scikit-learn``."""
+
+    @property
+    def size(self) -> str:
+        """For people, for example ``4,130 parameters`` or ``200 trees``."""
+
+    def predict(self, arrays: Arrays) -> Arrays:
+        """As `Predict`."""
+
+    def export(self, path: Path) -> None:
+        """Write it as ONNX with the task's tensors and a free batch dimension. Raises ExportError."""
+
+
+@runtime_checkable
+class Fits(Protocol):
+    """A `Task` that is not trained by the loop in `exporter.run`: it fits its model itself.
+
+    The same configuration and data must give the same model, for a step that needs it fits it again.
+    """
+
+    def fit(self, folder: Path) -> Trained:
+        """The trained model. `folder` is the run's, for what is worth keeping."""
 
 
 class Task(Protocol):
@@ -138,7 +171,7 @@ class Task(Protocol):
 
     @property
     def labels(self) -> tuple[str, ...]:
-        """In the order of the output's columns; targets are indices into it."""
+        """In the order of the output's columns, targets are indices into it; none where there are no classes."""
 
     @property
     def inputs(self) -> tuple[TensorSpec, ...]:
@@ -160,7 +193,7 @@ class Task(Protocol):
         """Rows in a split, at least 1."""
 
     def batch(self, split: Split, rows: Array, epoch: int) -> tuple[Arrays, Array]:
-        """Inputs and targets (int64, shape [B]) of some rows of a split: what the pipeline makes of them.
+        """Inputs and targets (B of them, as `loss` takes them) of some rows of a split, as the pipeline makes them.
 
         `rows` are indices below `size(split)`. Only on the train split may the answer depend on `epoch`
         (augmentation), and then only through `epoch`, the row and the seed.
@@ -210,7 +243,7 @@ class Recipe(Protocol):
 
     @property
     def name(self) -> str:
-        """As on the command line and in processing.yaml's `task`, for example ``image-classification``."""
+        """As on the command line, for example ``image-classification``."""
 
     @property
     def bundled(self) -> Mapping[str, str]:

@@ -50,7 +50,6 @@ def model(tmp_path: Path) -> Model:
     return Model(
         name="pets",
         recipe="image-classification",
-        task="image-classification",
         synthetic=False,
         inputs=(TensorSpec("image", "FP32", (1, 4, 6)),),
         outputs=(TensorSpec("logits", "FP32", (2,)),),
