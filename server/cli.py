@@ -175,8 +175,8 @@ def predict(
         str,
         typer.Argument(
             metavar="INPUT",
-            help="A picture's file, a .json file of rows, - for standard input, or JSON itself: "
-            """'{"age": 41, "city": "Oslo"}' is a row, '[[5.1, 3.5], [4.9, 3.0]]' are two.""",
+            help="A picture's file, a .txt file, a .json file of rows, - for standard input, or JSON itself: "
+            """'{"age": 41, "city": "Oslo"}' is a row, '[[5.1, 3.5], [4.9, 3.0]]' are two, '"fine"' is a text.""",
         ),
     ],
     url: Url = DEFAULT_URL,

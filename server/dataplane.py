@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from itertools import groupby
 from operator import attrgetter
 from typing import Protocol
@@ -22,7 +23,7 @@ from server.observability.log_control import LogControl
 from server.observability.trace_settings import Change
 from server.observability.tracing import Tracing
 from server.offload import Offload
-from server.pipeline.base import Pipeline
+from server.pipeline.base import Pipeline, answers, needs_inputs
 from server.proto.triton import model_config_pb2
 from server.repository.certificate import Manifest
 from server.repository.repository import NOT_LOADED, UNLOADED
@@ -183,7 +184,10 @@ class DataPlane:
             arrays = await self._pipelines.run(preprocess, request.inputs)
             response = await self._infer(served, request, arrays)
             outputs = {tensor.name: tensor.numpy() for tensor in response.outputs}
-            predictions = pipeline.postprocess(outputs, request.top_k)
+            finish = partial(answers, pipeline, request.inputs, outputs)
+            predictions = (
+                await self._pipelines.run(finish, request.top_k) if needs_inputs(pipeline) else finish(request.top_k)
+            )
             if explanation is not None:
                 explanation.mark("postprocess")
         return PredictResponse(response.model_name, response.model_version, predictions, request.id)

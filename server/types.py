@@ -11,6 +11,15 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, cast
 
+from server.answers import Classification as Classification
+from server.answers import Custom as Custom
+from server.answers import Embedding as Embedding
+from server.answers import Entities as Entities
+from server.answers import Entity as Entity
+from server.answers import Prediction as Prediction
+from server.answers import Ranking as Ranking
+from server.answers import Regression as Regression
+from server.answers import Score as Score
 from server.tensor import Array, Tensor, TensorSpec
 
 if TYPE_CHECKING:
@@ -369,51 +378,6 @@ class PredictRequest:
     tenant: str = ""
     """As of an `InferRequest`, as `metadata`."""
     metadata: Metadata = ()
-
-
-@dataclass(frozen=True, slots=True)
-class Score:
-    label: str
-    score: float
-
-
-@dataclass(frozen=True, slots=True)
-class Classification:
-    """The answer for one input: the chosen label with its probability, and the `top_k` best, best first.
-
-    The chosen label is the best one, unless the spec sets a decision threshold for a positive label.
-    """
-
-    label: str
-    score: float
-    top_k: tuple[Score, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Regression:
-    """The answer for one input: a number, between the bounds that the model was trained to give."""
-
-    value: float
-    low: float
-    high: float
-
-
-@dataclass(frozen=True, slots=True)
-class Ranking:
-    """The answer for one input: items by their ids, best first; a score only orders those of one answer."""
-
-    items: tuple[Score, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Custom:
-    """The answer of a model's own code: any value that JSON has."""
-
-    value: Any
-
-
-Prediction = Classification | Regression | Ranking | Custom
-"""The kinds of answers; a task gives one of them."""
 
 
 @dataclass(slots=True)

@@ -9,7 +9,10 @@ from typing import Any
 from google.protobuf.json_format import MessageToDict
 
 from server.proto.forwardpass.v1 import prediction_pb2 as pb
-from server.types import Classification, Custom, Prediction, Ranking, Regression, Score
+from server.types import Classification, Custom, Embedding, Entities, Entity, Prediction, Ranking, Regression, Score
+
+_SHOWN = 6
+"""Numbers of a vector that people see."""
 
 
 def of_json(one: Mapping[str, Any]) -> Prediction:
@@ -20,6 +23,10 @@ def of_json(one: Mapping[str, Any]) -> Prediction:
         return Regression(one["value"], one["low"], one["high"])
     if "items" in one:
         return Ranking(_of_objects(one["items"]))
+    if "vector" in one:
+        return Embedding(tuple(one["vector"]))
+    if "entities" in one:
+        return Entities(tuple(Entity(**entity) for entity in one["entities"]))
     return Custom(one["custom"])
 
 
@@ -33,6 +40,11 @@ def of_message(message: pb.Prediction) -> Prediction:
             return Regression(message.regression.value, message.regression.low, message.regression.high)
         case "ranking":
             return Ranking(_of_messages(message.ranking.items))
+        case "embedding":
+            return Embedding(tuple(message.embedding.vector))
+        case "entities":
+            found = message.entities.entities
+            return Entities(tuple(Entity(one.label, one.score, one.start, one.end, one.text) for one in found))
         case "custom":
             return Custom(MessageToDict(message.custom))
     raise ValueError("a prediction of a kind that this client does not know")
@@ -48,6 +60,13 @@ def readable(answer: Prediction) -> list[str]:
             return [f"{answer.value:.6g}  from {answer.low:.6g} to {answer.high:.6g}"]
         case Ranking():
             return [f"{len(answer.items)} items", *_listed(answer.items)]
+        case Embedding():
+            more = " ..." if len(answer.vector) > _SHOWN else ""
+            shown = " ".join(f"{value:.4f}" for value in answer.vector[:_SHOWN])
+            return [f"{len(answer.vector)} numbers: {shown}{more}"]
+        case Entities():
+            found = [f"  {one.label}  {one.score:.4f}  {one.text}" for one in answer.entities]
+            return [f"{len(found)} entities", *found]
         case Custom():
             return [json.dumps(answer.value, ensure_ascii=False)]
 

@@ -16,7 +16,7 @@ from server.tensor import DATATYPES, Array, Tensor, datatype_of
 from server.types import ImageInput, RawInput, RowInput, TextInput
 
 Input = Path | bytes | bytearray | memoryview | str | Mapping[str, Any] | Sequence[Any] | RawInput
-"""A picture's file or its bytes, a ``.json`` file of rows, a text, or a row as a mapping or a sequence."""
+"""A picture's file or its bytes, a ``.json`` file of rows, a ``.txt`` file, a text, or a row as mapping or sequence."""
 
 _ONE = (Path, bytes, bytearray, memoryview, str, Mapping, ImageInput, TextInput, RowInput)
 _BLANK = b"\xef\xbb\xbf \t\r\n"
@@ -127,6 +127,11 @@ def _of_value(field: str, value: Any) -> list[RawInput]:
 def _of_file(field: str, path: Path) -> list[RawInput]:
     if path.suffix.lower() == ".json":
         return inputs_of_json(path.read_bytes(), f"{field}: {path.name}")
+    if path.suffix.lower() == ".txt":
+        try:
+            return [TextInput(path.read_text(encoding="utf-8").removesuffix("\n"))]
+        except UnicodeDecodeError as error:
+            raise invalid(f"{field}: {path.name}", f"is no UTF-8: {error.reason} at byte {error.start}") from error
     kind = mimetypes.guess_type(path.name)[0] or ""
     return [ImageInput(path.read_bytes(), kind if kind.startswith("image/") else "")]
 

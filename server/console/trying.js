@@ -66,6 +66,16 @@ function answer(told) {
     return [element("ol", { class: "scores", "aria-label": "Items" }, ...one.items.map((each) => element("li", {},
       element("span", { class: "name" }, each.label), element("span", { class: "figure" }, figure(each.score)))))];
   }
+  if ("vector" in one) {
+    const text = JSON.stringify(one.vector.map((value) => Number(value.toPrecision(5)))).replaceAll(",", ", ");
+    return [element("p", { class: "label" }, element("strong", { id: "label" }, `${short(one.vector.length)} numbers`)),
+      element("pre", { id: "outputs", tabindex: "0", "aria-label": "Vector" }, text)];
+  }
+  if ("entities" in one) {
+    if (!one.entities.length) return [element("p", { class: "label" }, element("strong", { id: "label" }, "Nothing found"))];
+    return [element("ol", { class: "scores", "aria-label": "Entities" }, ...one.entities.map((each) => element("li", {},
+      element("span", { class: "name" }, `${each.text} (${each.label})`), element("span", { class: "figure" }, percent(each.score)))))];
+  }
   if (!("label" in one)) return answer({ outputs: one.custom ?? one });
   const { label, score, top_k: scores } = one;
   return [

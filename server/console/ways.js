@@ -11,7 +11,7 @@ const MOST_LABELS = 10;
 const MOST_ELEMENTS = 4096;
 
 const base = (model) => `v2/models/${encodeURIComponent(model.name)}/versions/${model.version}`;
-const predictPath = (model) => `${base(model)}/predict?top_k=${Math.min(MOST_LABELS, model.predict.labels.length)}`;
+const predictPath = (model) => `${base(model)}/predict${model.predict.labels.length ? `?top_k=${Math.min(MOST_LABELS, model.predict.labels.length)}` : ""}`;
 const examplePath = (model) => `console/models/${encodeURIComponent(model.name)}/versions/${model.version}/example`;
 
 /** Those that the model has, the one that suits it first: [{id, label, make}]. */
@@ -23,6 +23,7 @@ export function waysOf(model) {
   // Labels of a character or two are things that people draw.
   if (kind === "image") ways.push(...(model.predict.labels.every((label) => label.length < 3) ? [draw, file] : [file, draw]));
   if (kind === "row") ways.push({ id: "row", label: "Row", make: row });
+  if (kind === "text") ways.push({ id: "text", label: "Text", make: text });
   return [...ways, { id: "tensors", label: "Tensors", make: tensors }];
 }
 
@@ -170,6 +171,29 @@ async function preview(shown, blob) {
   } catch {
     shown.hidden = true;
   }
+}
+
+// --- texts --------------------------------------------------------------------------------------------
+
+function text(model, send) {
+  const { min_characters: least, max_characters: most, max_tokens: tokens, truncation } = model.predict.input;
+  const editor = element("textarea", { id: "text", rows: "6", "aria-describedby": "text-limits" });
+  const fill = async () => { editor.value = (await json(examplePath(model))).input; };
+  const predict = async () => {
+    const { length } = [...editor.value];
+    if (editor.value.trim().length < least) throw new Trouble(`This model takes texts of ${least} character${least === 1 ? "" : "s"} or more.`);
+    if (length > most) throw new Trouble(`The text has ${short(length)} characters; this model takes up to ${short(most)}.`);
+    return [predictPath(model), post(JSON.stringify({ inputs: [editor.value] }))];
+  };
+  editor.addEventListener("keydown", (event) => {
+    if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) send(predict);
+  });
+  send(async () => { await fill(); }, { quiet: true });
+  const beyond = truncation === "cut" ? "what comes after them is not seen" : "a longer text is refused";
+  return element("div", {}, element("label", { for: "text" }, "Text"), editor,
+    element("p", { class: "quiet", id: "text-limits" }, `Up to ${short(tokens)} tokens; ${beyond}. Ctrl+Enter sends it.`),
+    element("div", { class: "buttons" }, button("Predict", () => send(predict), { class: "main" }),
+      button("Back to the example", () => send(async () => { await fill(); }, { quiet: true }))));
 }
 
 // --- rows ---------------------------------------------------------------------------------------------

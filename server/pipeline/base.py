@@ -42,9 +42,34 @@ class Pipeline(Protocol):
     def describe(self) -> Mapping[str, object]:
         """What `predict` takes and gives, for clients and for people: plain JSON values.
 
-        Has at least ``task``, ``input`` (``{"kind": "image", ...}`` or ``{"kind": "row", "columns": [...]}``)
-        and ``labels``.
+        Has at least ``task``, ``input`` (``{"kind": "image", ...}``, ``{"kind": "row", "columns": [...]}`` or
+        ``{"kind": "text", ...}``) and ``labels``, which are none where the answers are no labels.
         """
 
     def example(self) -> RawInput:
         """A small valid input, for the command that `serve` prints and for smoke tests."""
+
+
+class OfInputs(Pipeline, Protocol):
+    """A pipeline whose answers name parts of the inputs, so that the outputs alone are not enough."""
+
+    def postprocess_inputs(
+        self, inputs: Sequence[RawInput], outputs: Mapping[str, Array], top_k: int = 0
+    ) -> list[Prediction]:
+        """As `postprocess`; `inputs` are what `preprocess` made the model's inputs of."""
+
+
+def needs_inputs(pipeline: Pipeline) -> bool:
+    """Whether it is an `OfInputs`, which looks at the inputs once more: work for a thread, not for the loop."""
+    return hasattr(pipeline, "postprocess_inputs")
+
+
+def answers(
+    pipeline: Pipeline, inputs: Sequence[RawInput], outputs: Mapping[str, Array], top_k: int = 0
+) -> list[Prediction]:
+    """One answer for each of `inputs`. Raises as `Pipeline.postprocess`."""
+    of_inputs = getattr(pipeline, "postprocess_inputs", None)
+    if of_inputs is None:
+        return pipeline.postprocess(outputs, top_k)
+    found: list[Prediction] = of_inputs(inputs, outputs, top_k)
+    return found

@@ -14,13 +14,15 @@ from server.errors import ModelLoadFailed
 from server.pipeline.base import PROCESSING_FILE, Pipeline
 from server.pipeline.image_spec import ImageSpec
 from server.pipeline.tabular import TabularPipeline, TabularSpec
+from server.pipeline.text_spec import TextClassificationSpec, TextEmbeddingSpec, TokenClassificationSpec
 
-ProcessingSpec = Annotated[ImageSpec | TabularSpec, Field(discriminator="task")]
+Spec = ImageSpec | TabularSpec | TextClassificationSpec | TextEmbeddingSpec | TokenClassificationSpec
+ProcessingSpec = Annotated[Spec, Field(discriminator="task")]
 """What processing.yaml holds; a new task is one more member, and one more case in `load_pipeline`."""
 
 _SHOWN_CHARACTERS = 60
 
-_ADAPTER: TypeAdapter[ImageSpec | TabularSpec] = TypeAdapter(ProcessingSpec)
+_ADAPTER: TypeAdapter[Spec] = TypeAdapter(ProcessingSpec)
 
 
 # The parser in C, where PyYAML was built with it, reads a spec of 30 columns in 4 ms instead of 40.
@@ -39,7 +41,7 @@ class _UniqueKeys(_SafeLoader):  # type: ignore[misc, valid-type]
         return mapping
 
 
-def read_spec(folder: Path) -> ImageSpec | TabularSpec:
+def read_spec(folder: Path) -> Spec:
     """The spec in a model's folder.
 
     Raises:
@@ -74,10 +76,19 @@ def load_pipeline(folder: Path, max_pixels: int | None = None) -> Pipeline:
         from server.pipeline.image import ImagePipeline
 
         return ImagePipeline(spec, folder, max_pixels)
-    return TabularPipeline(spec, folder)
+    if isinstance(spec, TabularSpec):
+        return TabularPipeline(spec, folder)
+    from server.pipeline.text import TextClassificationPipeline, TextEmbeddingPipeline
+    from server.pipeline.token_classification import TokenClassificationPipeline
+
+    if isinstance(spec, TextClassificationSpec):
+        return TextClassificationPipeline(spec, folder)
+    if isinstance(spec, TextEmbeddingSpec):
+        return TextEmbeddingPipeline(spec, folder)
+    return TokenClassificationPipeline(spec, folder)
 
 
-def write_spec(spec: ImageSpec | TabularSpec, folder: Path) -> None:
+def write_spec(spec: Spec, folder: Path) -> None:
     """Write processing.yaml; `read_spec` gives back an equal spec, and an equal spec gives the same bytes."""
     content = yaml.safe_dump(spec.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=120)
     (folder / PROCESSING_FILE).write_text(content, encoding="utf-8")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from server.errors import ModelLoadFailed, ServingError
-from server.pipeline.base import PROCESSING_FILE, Pipeline
+from server.pipeline.base import PROCESSING_FILE, Pipeline, answers
 from server.repository.model_config import ModelConfig
 from server.repository.tensors import misfit
 from server.tensor import Array
@@ -34,7 +34,7 @@ def example_tensors(config: ModelConfig, pipeline: Pipeline) -> Mapping[str, Arr
 def check_postprocessing(config: ModelConfig, pipeline: Pipeline, outputs: Mapping[str, Array]) -> None:
     """Raises ModelLoadFailed: the pipeline can make no answer of what the model makes of its example."""
     try:
-        pipeline.postprocess(outputs)
+        answers(pipeline, [pipeline.example()], outputs)
     except (ServingError, ValueError, KeyError, IndexError, TypeError) as error:
         problem = f"can't make an answer of the model's outputs: {error}"
         raise ModelLoadFailed(config.name, PROCESSING_FILE, problem) from error

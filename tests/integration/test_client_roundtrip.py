@@ -16,7 +16,17 @@ from server.settings import GrpcSettings, HttpSettings, TlsSettings
 from server.tensor import Tensor, TensorSpec
 from server.transport.http2.server import Http2Server
 from server.transport.rest import RestServer
-from server.types import NO_DEADLINE, Classification, ImageInput, RowInput, Score, TextInput
+from server.types import (
+    NO_DEADLINE,
+    Classification,
+    Embedding,
+    Entities,
+    Entity,
+    ImageInput,
+    RowInput,
+    Score,
+    TextInput,
+)
 from tests.support.fake_dataplane import MODEL, FakeDataPlane
 
 Ask = Callable[..., Awaitable[Any]]
@@ -111,6 +121,21 @@ async def test_predict_there_and_back(ask: Ask, dataplane: FakeDataPlane, tmp_pa
     assert request.deadline_ns != NO_DEADLINE
     assert type(request.inputs[0].values["n"]) is int
     assert answer.predictions == [Classification("yes", 0.75, (Score("yes", 0.75),))] * 5
+
+
+async def test_every_kind_of_answer_comes_as_it_left(ask: Ask, dataplane: FakeDataPlane) -> None:
+    """Vectors and entities, empty ones too, are the same at the client by every way."""
+    kinds = [
+        Embedding((0.1, -1e-30, 3.0)),
+        Entities((Entity("LOC", 0.75, 2, 6, "Oslé"), Entity("PER", 1.0, 7, 9, "Al"))),
+        Entities(()),
+        Classification("a", 0.5, ()),
+    ]
+    dataplane.predictions = kinds
+
+    answer = await ask("predict", MODEL, "text")
+
+    assert answer.predictions == kinds
 
 
 async def test_one_picture_alone(ask: Ask, dataplane: FakeDataPlane, tmp_path: Path) -> None:

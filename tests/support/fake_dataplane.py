@@ -27,6 +27,7 @@ from server.types import (
     InferResponse,
     ModelMetadata,
     Outcome,
+    Prediction,
     PredictRequest,
     PredictResponse,
     Score,
@@ -62,6 +63,7 @@ class FakeDataPlane:
     answers: list[Tensor] | None = None
     requests: list[InferRequest] = field(default_factory=list)
     predicts: list[PredictRequest] = field(default_factory=list)
+    predictions: list[Prediction] = field(default_factory=list)
     cancelled: list[InferRequest] = field(default_factory=list)
     cancelled_predicts: int = 0
     parameters: dict[str, object] = field(default_factory=dict)
@@ -131,7 +133,9 @@ class FakeDataPlane:
                 raise
         best = (Score("yes", 0.75), Score("no", 0.25))
         label = "yes" if not isinstance(request.inputs[0], ImageInput) else "image"
-        answers = [Classification(label, 0.75, best[: request.top_k or 2]) for _ in request.inputs]
+        answers: list[Prediction] = self.predictions or [
+            Classification(label, 0.75, best[: request.top_k or 2]) for _ in request.inputs
+        ]
         return PredictResponse(request.model_name, request.model_version or "1", answers, request.id)
 
     def live(self) -> bool:

@@ -345,6 +345,16 @@ def test_a_json_file_holds_one_row_or_several(tmp_path: Path) -> None:
     ]
 
 
+def test_a_txt_file_is_one_text(tmp_path: Path) -> None:
+    """All of it but the last line break; what is no UTF-8 is refused by the file's name."""
+    (tmp_path / "a.txt").write_text("two\nlines\n")
+    (tmp_path / "b.txt").write_bytes(b"\xff")
+
+    assert raw_inputs(tmp_path / "a.txt") == [TextInput("two\nlines")]
+    with pytest.raises(ClientError, match=r"b.txt: is no UTF-8: .* at byte 0"):
+        raw_inputs(tmp_path / "b.txt")
+
+
 def test_an_array_of_numpy_is_rows() -> None:
     """A matrix is one input for each of its rows, in plain numbers."""
     assert raw_inputs(np.array([[1, 2], [3, 4]], np.int8)) == [RowInput([1, 2]), RowInput([3, 4])]

@@ -56,6 +56,7 @@ FLOORS = {
     "server.bfloat16": 1,
     "server.tensor": 1,
     "server.types": 1,
+    "server.answers": 1,
     "server.buckets": 1,
     "server.sequences": 1,
     "server.ensembles": 1,

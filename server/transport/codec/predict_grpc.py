@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Any
 
 from google.protobuf.json_format import ParseDict
@@ -14,6 +15,8 @@ from server.types import (
     NO_DEADLINE,
     Classification,
     Custom,
+    Embedding,
+    Entities,
     ImageInput,
     Prediction,
     PredictRequest,
@@ -64,6 +67,11 @@ def _prediction(answer: Prediction) -> pb.Prediction:
             return pb.Prediction(regression=pb.Regression(value=answer.value, low=answer.low, high=answer.high))
         case Ranking():
             return pb.Prediction(ranking=pb.Ranking(items=_scores(answer.items)))
+        case Embedding():
+            return pb.Prediction(embedding=pb.Embedding(vector=answer.vector))
+        case Entities():
+            entities = [pb.Entity(**asdict(one)) for one in answer.entities]
+            return pb.Prediction(entities=pb.Entities(entities=entities))
         case Custom():
             return pb.Prediction(custom=ParseDict(answer.value, Value()))
 

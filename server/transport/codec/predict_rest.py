@@ -9,6 +9,7 @@ import base64
 import binascii
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 import orjson
@@ -20,6 +21,8 @@ from server.types import (
     NO_DEADLINE,
     Classification,
     Custom,
+    Embedding,
+    Entities,
     ImageInput,
     Parameter,
     Prediction,
@@ -96,6 +99,10 @@ def _prediction(answer: Prediction) -> dict[str, object]:
             return {"value": answer.value, "low": answer.low, "high": answer.high}
         case Ranking():
             return {"items": _scores(answer.items)}
+        case Embedding():
+            return {"vector": answer.vector}
+        case Entities():
+            return {"entities": [asdict(one) for one in answer.entities]}
         case Custom():
             return {"custom": answer.value}
 

@@ -17,6 +17,7 @@ from server.tensor import DATATYPES
 Schema = dict[str, Any]
 
 _TEXT: Schema = {"type": "string"}
+_ANSWERS = ("Classification", "Regression", "Ranking", "Embedding", "Entities", "Custom")
 _FLAG: Schema = {"type": "boolean"}
 _NUMBER: Schema = {"type": "integer", "minimum": 0}
 _PARAMETERS: Schema = {"type": "object", "additionalProperties": {"type": ["boolean", "number", "string"]}}
@@ -135,10 +136,13 @@ def _predict() -> dict[str, Schema]:
         "PredictResponse": record(
             {"model_name": _TEXT, "model_version": _TEXT, "predictions": array_of("Prediction")}, {"id": _TEXT}
         ),
-        "Prediction": {"anyOf": [reference(kind) for kind in ("Classification", "Regression", "Ranking", "Custom")]},
+        "Prediction": {"anyOf": [reference(kind) for kind in _ANSWERS]},
         "Classification": record({**score, "top_k": array_of("Score")}),
         "Regression": record({key: {"type": "number"} for key in ("value", "low", "high")}),
         "Ranking": record({"items": array_of("Score")}),
+        "Embedding": record({"vector": {"type": "array", "items": {"type": "number"}}}),
+        "Entities": record({"entities": array_of("Entity")}),
+        "Entity": record({**score, "start": _NUMBER, "end": _NUMBER, "text": _TEXT}),
         "Custom": record({"custom": {}}),
         "Score": record(score),
     }
