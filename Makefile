@@ -137,8 +137,8 @@ models: $(VENV)/.dev ## train, verify and publish the committed models anew: dig
 	$(BIN)/python -m exporter train tabular-classification --data breast_cancer --name breast_cancer --replace
 	$(BIN)/python -m exporter train tabular-classification --data fraud --name fraud --replace
 
-proto: $(VENV)/.dev ## regenerate the stubs of forwardpass.v1
-	$(BIN)/python -m grpc_tools.protoc -I . --python_out=. --pyi_out=. --grpc_python_out=. server/proto/forwardpass/v1/prediction.proto
+proto: $(VENV)/.dev ## regenerate the stubs of forwardpass.v1 and of externalscaler
+	$(BIN)/python -m grpc_tools.protoc -I . --python_out=. --pyi_out=. --grpc_python_out=. server/proto/forwardpass/v1/prediction.proto server/proto/keda/externalscaler.proto
 
 metrics: $(VENV)/.dev ## write the page of all metrics, server/observability/METRICS.md
 	$(BIN)/python -m server.observability.metrics_page > server/observability/METRICS.md

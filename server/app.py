@@ -39,6 +39,7 @@ from server.scheduler.share import Share
 from server.settings import RepositorySettings, Settings
 from server.shared_memory.requests import SharedMemory
 from server.transport.entrance import shared_entrance
+from server.transport.external_scaler import external_scaler
 from server.transport.http1.server import Http1Server
 from server.transport.http2.server import Http2Server
 from server.transport.listen import ListenFailed
@@ -47,10 +48,13 @@ from server.transport.rest import RestServer
 from server.types import IndexEntry
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from prometheus_client.registry import Collector
 
     from server.over_triton.models import TritonModels
     from server.transport.grpcio import GrpcioServer
+    from server.transport.methods import Method
 
 log = logging.getLogger("server")
 
@@ -70,7 +74,7 @@ class Server:
         )
         host, http = settings.host, settings.http
         self.rest = RestServer(self.dataplane, host, http, settings.http_tls)
-        self.grpc = _grpc_server(self.dataplane, settings)
+        self.grpc = _grpc_server(self.dataplane, settings, external_scaler(settings.scaling, self._own_metrics))
         ours = self.grpc if isinstance(self.grpc, Http2Server) else None
         self.shared = shared_entrance(settings, self.rest.listener, ours) if ours and settings.one_port else None
         closed = {"http": self.rest.closed}
@@ -78,10 +82,21 @@ class Server:
             closed["grpc"] = ours.connections.closed
         if self.shared:
             closed["shared"] = self.shared.closed
-        metrics = Metrics(self.dataplane, closed, ours, self.models.cache_counts, _metrics_of(self.models))
+        metrics = Metrics(
+            self.dataplane,
+            closed,
+            ours,
+            self.models.cache_counts,
+            _metrics_of(self.models),
+            settings.scaling.target_saturation,
+        )
+        self._expose = metrics.expose
         self.metrics = Http1Server(MetricsApp(metrics.expose), host, settings.metrics.port, http)
         self.ports: dict[str, int] = {}
         self._poll: asyncio.Task[None] | None = None
+
+    async def _own_metrics(self) -> bytes:
+        return self._expose()[0]
 
     async def start(self) -> None:
         """Load the models, warmed up and verified, then open the listeners, then be ready.
@@ -191,13 +206,13 @@ def allows_shared_memory(settings: Settings) -> bool:
         return settings.host == "localhost"
 
 
-def _grpc_server(dataplane: DataPlane, settings: Settings) -> Http2Server | GrpcioServer:
+def _grpc_server(dataplane: DataPlane, settings: Settings, more: Sequence[Method]) -> Http2Server | GrpcioServer:
     if settings.grpc.transport == "http2":
-        return Http2Server(dataplane, settings.host, settings.grpc, settings.tls)
+        return Http2Server(dataplane, settings.host, settings.grpc, settings.tls, more)
     # Imported where it is wanted only: it starts threads of its own.
     from server.transport.grpcio import GrpcioServer
 
-    return GrpcioServer(dataplane, settings.host, settings.grpc, settings.tls)
+    return GrpcioServer(dataplane, settings.host, settings.grpc, settings.tls, more)
 
 
 def open_repository(settings: Settings) -> Repository:

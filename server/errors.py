@@ -18,6 +18,7 @@
       Draining          UNAVAILABLE   the server is shutting down
       SequenceLost      UNAVAILABLE   a request of the same sequence before this one was not answered
       EngineLost        UNAVAILABLE   the process that runs the models ended, or takes no more; it is replaced
+      ReplicasUnreached UNAVAILABLE   no replica tells what is asked of it
       TritonUnreached   UNAVAILABLE   no Triton behind this server took the request; it was not executed
         TritonDeclined                one that can be reached did not take it
       TritonLost        UNAVAILABLE   the connection to a Triton broke while it had the request
@@ -307,6 +308,18 @@ class Draining(ServingError):
     @property
     def public_message(self) -> str:
         return "the server is shutting down"
+
+
+class ReplicasUnreached(ServingError):
+    code = Code.UNAVAILABLE
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+    @property
+    def public_message(self) -> str:
+        return f"no replica tells what is asked of it: {self.reason}"
 
 
 class EngineLost(ServingError):

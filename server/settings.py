@@ -353,6 +353,32 @@ class WorkersSettings(Section):
     """Processes that may die unasked within a minute and are replaced; at one more the server ends."""
 
 
+class ScalingSettings(Section):
+    target_saturation: Annotated[float, Field(gt=0, le=1)] = 0.7
+    """The saturation that a replica is to have: `forwardpass_desired_replicas` are as many as bring it there."""
+    external_scaler: Annotated[bool, Field(json_schema_extra=flag("--external-scaler"))] = False
+    """Serve KEDA's externalscaler.ExternalScaler on the gRPC port."""
+    peers: str = ""
+    """HOST:PORT of the metrics of all replicas, of a headless Service for example: the external scaler tells the work
+    of all addresses that the host has. Empty: of this replica alone."""
+    poll_s: Annotated[float, Field(gt=0, le=60)] = 2.0
+    """Seconds for which the external scaler's answer holds before the replicas are asked again."""
+
+    @field_validator("peers")
+    @classmethod
+    def _peers_are_an_address(cls, value: str) -> str:
+        host, colon, port = value.rpartition(":")
+        if value and not (host and colon and port.isdecimal() and 0 < int(port) < 65536):
+            raise ValueError("is HOST:PORT")
+        return value
+
+    @model_validator(mode="after")
+    def _peers_are_for_the_scaler(self) -> Self:
+        if self.peers and not self.external_scaler:
+            raise ValueError("scaling.peers needs --external-scaler")
+        return self
+
+
 class ShutdownSettings(Section):
     delay_s: Annotated[float, Field(ge=0, json_schema_extra=flag("--drain-delay-secs"))] = 0.25
     """Seconds between turning unready and closing the listeners: for load balancers to notice, and for requests
@@ -400,6 +426,7 @@ class Settings(Section):
     triton: TritonSettings = TritonSettings()
     pipeline: PipelineSettings = PipelineSettings()
     workers: WorkersSettings = WorkersSettings()
+    scaling: ScalingSettings = ScalingSettings()
     shutdown: ShutdownSettings = ShutdownSettings()
     trace: TraceSettings = TraceSettings()
     log: LogSettings = LogSettings()

@@ -181,7 +181,15 @@ _PASSES = (
         "gauge",
         "ratio",
         MODEL,
-        "Work that arrived lately, refused work too, over the work that the instances can do; 1: just as much",
+        "Work that arrived in the last five seconds, refused work too, over the work that can be done within the "
+        "objective; 1: just as much (server/scheduler/README.md)",
+    ),
+    Definition(
+        "forwardpass_desired_replicas",
+        "gauge",
+        "replicas",
+        (),
+        "Replicas like this one that the work which arrives here takes, not rounded, at scaling.target_saturation",
     ),
 )
 

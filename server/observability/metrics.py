@@ -18,6 +18,7 @@ from prometheus_client.registry import Collector
 from server.observability.cache_metrics import CacheMetrics
 from server.observability.catalog import CATALOG, Family, gauge
 from server.observability.sequence_metrics import sequence_metrics
+from server.scheduler.saturation import replicas, saturations
 
 if TYPE_CHECKING:
     from server.scheduler.response_cache import CacheCounts
@@ -49,7 +50,6 @@ _NUMBERS: Mapping[str, Callable[[ModelStatistics], float]] = {
     "forwardpass_pass_actual_seconds_total": lambda s: s.actual_ns / 1e9,
     "forwardpass_input_elements_total": lambda s: s.input_elements,
     "forwardpass_padding_elements_total": lambda s: s.padding_elements,
-    "forwardpass_saturation": lambda s: s.saturation(time.monotonic_ns()),
 }
 """One number of each model version."""
 
@@ -75,8 +75,9 @@ class Counted(Protocol):
 
 
 class _Models(Collector):
-    def __init__(self, dataplane: Counted) -> None:
+    def __init__(self, dataplane: Counted, target: float) -> None:
         self._dataplane = dataplane
+        self._target = target
 
     def collect(self) -> Iterator[Metric]:
         models = self._dataplane.statistics()
@@ -97,7 +98,18 @@ class _Models(Collector):
                 family.add_histogram((s.name, s.version), histogram(s), unit)
             yield family.metric
         yield from sequence_metrics(models)
+        yield from _scaling(models, self._target)
         yield gauge("forwardpass_ready", float(self._dataplane.ready()))
+
+
+def _scaling(models: Sequence[ModelStatistics], target: float) -> Iterator[Metric]:
+    now_ns = time.monotonic_ns()
+    told = saturations([s.demand(now_ns) for s in models])
+    family = Family("forwardpass_saturation")
+    for s, saturation in zip(models, told, strict=True):
+        family.add((s.name, s.version), saturation)
+    yield family.metric
+    yield gauge("forwardpass_desired_replicas", replicas(max(told, default=0.0), target))
 
 
 class GrpcLoad(Protocol):
@@ -149,12 +161,13 @@ class Metrics:
         grpc: GrpcLoad | None = None,
         cache: Callable[[], CacheCounts | None] = lambda: None,
         more: Sequence[Collector] = (),
+        target_saturation: float = 0.7,
     ) -> None:
         """`closed` counts, by listener and cause, the connections that a listener ended for a fault of their peer;
         `grpc` is our own transport, None where another serves gRPC; `cache` tells of the response cache, if there is
-        one; `more`: of who runs the models."""
+        one; `more`: of who runs the models; `target_saturation`: at which `forwardpass_desired_replicas` are enough."""
         self._registry = CollectorRegistry()
-        self._registry.register(_Models(dataplane))
+        self._registry.register(_Models(dataplane, target_saturation))
         self._registry.register(_Listeners(closed))
         self._registry.register(CacheMetrics(cache))
         if grpc is not None:

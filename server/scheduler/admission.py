@@ -97,6 +97,15 @@ class Admission:
             known = self._known[key] = Known(cost, cap, (cost.predict_ns(cap or 1) or 0) // (cap or 1))
         return known
 
+    def usual(self, statistics: ModelStatistics) -> tuple[int, int]:
+        """Rows and nanoseconds of a pass as they are when there is enough to do; 0: not known. Where they differ by
+        signature, the mean of all passes."""
+        if self._uniform:
+            known = self.known(None)
+            return max(1, known.cap), known.row_ns * max(1, known.cap)
+        passes = statistics.execution_count
+        return max(1, statistics.inference_count // max(1, passes)), statistics.busy_ns // max(1, passes)
+
     def admit(self, request: InferRequest, outlook: Outlook) -> ServingError | None:
         """Put a request in the queue, or say why not."""
         queue, now_ns = self._queue, outlook.now_ns
@@ -117,6 +126,10 @@ class Admission:
         queue.add(request, now_ns, delays_ns)
         self._statistics.admitted += 1
         return None
+
+    def turn_away(self, request: InferRequest, now_ns: int) -> None:
+        """Count the work of one that nobody is there to do. Of an unknown cost it still says that somebody asks."""
+        self._statistics.load.arrive(max(1, self.known(request.signature).row_ns * request.rows), now_ns)
 
     def admit_all(self, requests: Sequence[InferRequest], rows: int, now_ns: int) -> None:
         """Count in requests of one signature, of so many rows together, that go at once, without queueing."""

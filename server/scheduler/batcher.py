@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
+from weakref import WeakMethod
 
 from server.buckets import Buckets
 from server.engine.base import Instance
@@ -24,6 +25,7 @@ from server.scheduler.door import Door
 from server.scheduler.instances import Instances, Run
 from server.scheduler.plan import Dispatch, Limits, Wait
 from server.scheduler.queue import Line, Priorities, QueuePolicy, RequestQueue
+from server.scheduler.saturation import Ability
 from server.scheduler.settling import Settling
 from server.scheduler.share import Share
 from server.scheduler.statistics import ModelStatistics
@@ -99,6 +101,8 @@ class Batcher(Ticking):
             self._settling,
             self._waits,
         )
+        self._slo_ns = slo_ns
+        statistics.ability = WeakMethod(self.ability)
         self._learns_ns = 0
         """When the next pass on the loop is learned from."""
 
@@ -131,6 +135,12 @@ class Batcher(Ticking):
         if self._instances.running or not self._backlog or self._instances.turn.waiting:
             return True
         return self._clock() - self._backlog.oldest_ns() < self._limits.max_queue_delay_ns + STALL_NS
+
+    def ability(self) -> Ability:
+        """What the instances can do."""
+        living, of_cores = self._instances.living()
+        rows, pass_ns = self._admission.usual(self.statistics)
+        return Ability(living, rows, pass_ns, self._slo_ns, of_cores)
 
     # --- the tick ----------------------------------------------------------------------------------
 

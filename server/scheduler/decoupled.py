@@ -71,6 +71,13 @@ class DecoupledBatcher(Batcher):
             fair_by_tenant=fair_by_tenant,
         )
 
+    def submit(self, requests: Sequence[InferRequest]) -> None:
+        """As of `Batcher`. What arrives is taken to be as much work as those before it were, in the mean."""
+        counts = self.statistics
+        if counts.execution_count:
+            counts.load.arrive(counts.busy_ns // counts.execution_count * len(requests), self._clock())
+        super().submit(requests)
+
     def _learn(self, run: Run, result: Pass, ended_ns: int) -> None:
         self.statistics.count_end(run.predicted_ns, ended_ns - run.begun_ns)
 

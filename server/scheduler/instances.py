@@ -135,6 +135,10 @@ class Instances:
 
     # --- what the others must know ---------------------------------------------------------------------
 
+    def living(self) -> tuple[float, float]:
+        """How many live, in instances of the fastest device, and the part of the cores that one at work has."""
+        return self._fleet.speed([*self.idle, *self.running]), self.turn.of_cores()
+
     def outlook(self, now_ns: int, reruns_ns: int, reruns: bool) -> Outlook:
         """What admission must know. `reruns_ns`: passes that go before everybody's, where there are `reruns`."""
         fleet = self._fleet

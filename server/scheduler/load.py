@@ -1,4 +1,4 @@
-"""The work that arrives over the work that can be done, in a sliding window."""
+"""The work that arrives, in a sliding window of five seconds. That is all the smoothing there is."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ class Load:
         self._slices[-1][1] += work_ns
         self._total_ns += work_ns
 
-    def saturation(self, now_ns: int, instances: int) -> float:
-        """0: nothing arrived lately; 1: just as much as can be done; above: more."""
+    def work(self, now_ns: int) -> float:
+        """Instances that what arrived within the window would keep busy; 0: nothing arrived."""
         self._forget(now_ns)
         span_ns = min(WINDOW_NS, now_ns - self._began_ns) if self._began_ns >= 0 else 0
         # Within the first slice there is no rate yet: the slice is taken to be over.
-        return self._total_ns / (max(span_ns, _SLICE_NS) * max(1, instances))
+        return self._total_ns / max(span_ns, _SLICE_NS)
 
     def _forget(self, now_ns: int) -> None:
         oldest = (now_ns - WINDOW_NS) // _SLICE_NS

@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from weakref import WeakMethod
 
 from server.errors import (
     Cancelled,
@@ -34,6 +35,7 @@ from server.scheduler.costs import Costs
 from server.scheduler.flights import Flight, Flights, Server
 from server.scheduler.plan import Cost, Dispatch, Limits, plan
 from server.scheduler.queue import Line, Priorities, QueuePolicy, RequestQueue
+from server.scheduler.saturation import Ability
 from server.scheduler.settling import Settling
 from server.scheduler.statistics import ModelStatistics
 from server.scheduler.tenants import FairLine
@@ -96,6 +98,8 @@ class Relay(Ticking):
         self._refused_by: dict[InferRequest, Server] = {}
         """Requests that are sent once more, and who did not take them."""
         self._foresees = foresees
+        self._slo_ns = slo_ns
+        statistics.ability = WeakMethod(self.ability)
         self._shut = False
         self.retries = 0
         """Requests that were sent once more."""
@@ -127,6 +131,10 @@ class Relay(Ticking):
     def window(self, server: Server) -> Window:
         """What is learned of a server that has the model."""
         return self._flights.window(server)
+
+    def ability(self) -> Ability:
+        """What the servers can do: as if each request that may be in flight had an instance, by Little's law."""
+        return Ability(self._flights.requests, 1, self._admission.usual(self.statistics)[1], self._slo_ns)
 
     @property
     def pending(self) -> int:
@@ -174,7 +182,10 @@ class Relay(Ticking):
         for request in arrived:
             if request.settled:
                 continue
-            refusal = self._refusal(request) or self._admission.admit(request, outlook)
+            refusal = self._refusal(request)
+            if refusal is not None and not self._shut:
+                self._admission.turn_away(request, now_ns)
+            refusal = refusal or self._admission.admit(request, outlook)
             if refusal is not None:
                 self._settling.fail(request, refusal, now_ns)
                 continue

@@ -12,6 +12,7 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
+from weakref import WeakMethod
 
 from server.engine.base import Instance
 from server.errors import (
@@ -27,6 +28,7 @@ from server.scheduler.batcher import STALL_NS, MakeRunner
 from server.scheduler.costs import Costs
 from server.scheduler.instances import Instances
 from server.scheduler.queue import QueuePolicy, RequestQueue
+from server.scheduler.saturation import Ability
 from server.scheduler.sequence_passes import UNANSWERED, SequencePasses
 from server.scheduler.sequence_rows import Rows
 from server.scheduler.sequence_statistics import SequenceStatistics, Tally
@@ -113,6 +115,8 @@ class SequenceBatcher(Ticking):
         """What the statistics were told."""
         self._arrived: list[InferRequest] = []
         self._shut = False
+        self._slo_ns = slo_ns
+        statistics.ability = WeakMethod(self.ability)
 
     # --- what others call --------------------------------------------------------------------------
 
@@ -120,6 +124,15 @@ class SequenceBatcher(Ticking):
         """As `Batcher.submit`. A request that is settled already was refused at its check, and leaves a gap."""
         self._arrived += requests
         self._tick_soon()
+
+    def ability(self) -> Ability:
+        """What the instances can do."""
+        living, of_cores = self._instances.living()
+        counts = self.statistics
+        passes = max(1, counts.execution_count)
+        return Ability(
+            living, max(1, counts.inference_count // passes), counts.busy_ns // passes, self._slo_ns, of_cores
+        )
 
     def cancel(self, request: InferRequest) -> None:
         """The caller went away: settle it as Cancelled, and those behind it in its sequence as lost; the sequence is

@@ -195,6 +195,11 @@ class Seat:
         self.tokens = 1
         self.urgent_ns = NO_DEADLINE
 
+    @property
+    def cores(self) -> int:
+        """Of the share."""
+        return self._share.tokens
+
     def rank(self) -> tuple[float, int, int]:
         """Who has less goes first: service attained, then deadline, then the seat's age."""
         return self._start_ns(), self.urgent_ns, self._ticket

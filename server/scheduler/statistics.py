@@ -14,6 +14,7 @@ from enum import StrEnum
 
 from server.errors import Cancelled, Code, DeadlineExceeded, Overloaded, QueueFull, ServingError
 from server.scheduler.load import Load
+from server.scheduler.saturation import Ability, Demand
 from server.scheduler.sequence_statistics import SequenceStatistics
 from server.types import InferRequest
 
@@ -52,6 +53,10 @@ _REASONS = {
     Code.CANCELLED: FailureReason.CANCELED,
     Code.INTERNAL: FailureReason.BACKEND,
 }
+
+
+def _unknown() -> None:
+    """Nobody knows."""
 
 
 class Duration:
@@ -176,15 +181,21 @@ class ModelStatistics:
         self.instances = 0
         """Instances that live."""
         self.load = Load()
+        self.ability: Callable[[], Callable[[], Ability] | None] = _unknown
+        """A weak reference to who knows what the instances can do, asked when somebody wants to know."""
         self.sequences: SequenceStatistics | None = None
         """Of a model that batches sequences."""
 
-    def saturation(self, now_ns: int) -> float:
-        """The work that arrived lately, refused work too, over the work that the instances can do; 1: just as much.
+    def demand(self, now_ns: int) -> Demand:
+        """The work that arrived lately, refused work too, and that the instances can do. `now_ns`: monotonic."""
+        tell = self.ability()
+        ability = tell() if tell is not None else Ability(self.instances)
+        work = self.load.work(now_ns)
+        return Demand(work, ability.within(), work * ability.of_cores)
 
-        `now_ns` is `time.monotonic_ns`.
-        """
-        return self.load.saturation(now_ns, self.instances)
+    def saturation(self, now_ns: int) -> float:
+        """Of this version by itself: see `Demand`."""
+        return self.demand(now_ns).saturation()
 
     def count_end(self, predicted_ns: int | None, actual_ns: int) -> None:
         """Count the end of a pass, failed or not, `actual_ns` after it was begun."""

@@ -39,6 +39,12 @@ class Turn:
         self.again_ns = NO_DEADLINE
         """While it waits: when it must ask again though it was not called."""
 
+    def of_cores(self) -> float:
+        """The part of the cores that a pass takes, in the mean over the instances."""
+        if self._seat is None:
+            return 0.0
+        return self._seat.demand / len(self._threads) / self._seat.cores
+
     @property
     def waiting(self) -> bool:
         """A batch is ready, and an instance for it, and other models have the cores."""

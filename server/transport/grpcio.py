@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -32,7 +32,10 @@ _ServicerContext = grpc.aio.ServicerContext[Any, Any]
 class GrpcioServer:
     """One listener. A started server is stopped once, and not started again."""
 
-    def __init__(self, dataplane: DataPlane, host: str, settings: GrpcSettings, tls: TlsSettings) -> None:
+    def __init__(
+        self, dataplane: DataPlane, host: str, settings: GrpcSettings, tls: TlsSettings, more: Sequence[Method] = ()
+    ) -> None:
+        """`more`: methods beside those of the table."""
         self._host = host
         self._port = settings.port
         self._tls = tls
@@ -50,7 +53,7 @@ class GrpcioServer:
         if settings.max_connection_age_s:
             options.append(("grpc.max_connection_age_ms", int(settings.max_connection_age_s * 1000)))
             options.append(("grpc.max_connection_age_grace_ms", int(settings.max_connection_age_grace_s * 1000)))
-        self._handlers = _Handlers(dataplane)
+        self._handlers = _Handlers(dataplane, (*METHODS, *more))
         self._server = grpc.aio.server(handlers=[self._handlers], options=options)
 
     async def start(self) -> int:
@@ -88,11 +91,11 @@ class GrpcioServer:
 
 
 class _Handlers(grpc.GenericRpcHandler):  # type: ignore[type-arg]  # the stub is generic, the class is not
-    def __init__(self, dataplane: DataPlane) -> None:
+    def __init__(self, dataplane: DataPlane, methods: Sequence[Method]) -> None:
         self.begun = 0
         """Calls that grpc has handed over."""
-        self._handlers = {method.name: _handler(method, dataplane) for method in METHODS}
-        self._asking = {method.name: _handler(method, dataplane, asking=True) for method in METHODS if method.explains}
+        self._handlers = {method.name: _handler(method, dataplane) for method in methods}
+        self._asking = {method.name: _handler(method, dataplane, asking=True) for method in methods if method.explains}
         self._asks = {REQUEST_KEY, TENANT_KEY, *dataplane.forwards}
 
     def service(self, handler_call_details: grpc.HandlerCallDetails) -> Any:

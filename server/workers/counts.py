@@ -1,7 +1,7 @@
 """What the processes of a server have counted, as JSON, and the sum of it.
 
 Whatever attributes `ModelStatistics` has are what crosses, so that a count added there is in every sum. Counts and
-times are added; a time of day is the latest, a saturation that of the fullest process.
+times are added; a time of day is the latest; demand is summed by `server.scheduler.saturation`.
 """
 
 from __future__ import annotations
@@ -10,29 +10,33 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from server.scheduler.saturation import Demand
+from server.scheduler.saturation import summed as sum_demands
 from server.scheduler.sequence_statistics import SequenceStatistics
 from server.scheduler.statistics import BatchStatistics, Duration, Histogram, ModelStatistics
 
 _LATEST = "last_inference_ms"
-_FULLEST = "saturation"
+_DEMAND = "demand"
 _SEQUENCES = "sequences"
-_OWN = frozenset({"name", "version", "_wall", "load"})
+_OWN = frozenset({"name", "version", "_wall", "load", "ability", "demands"})
 """Attributes that are no counts."""
 
 
 class Total(ModelStatistics):
     """The sum over several processes."""
 
-    fullest = 0.0
+    def __init__(self, name: str, version: str) -> None:
+        super().__init__(name, version)
+        self.demands: list[Demand] = []
 
-    def saturation(self, now_ns: int) -> float:
-        return self.fullest
+    def demand(self, now_ns: int) -> Demand:
+        return sum_demands(self.demands)
 
 
 def told(statistics: ModelStatistics, now_ns: int) -> dict[str, Any]:
     """Of one version, as JSON."""
-    counts = {key: _told(value) for key, value in vars(statistics).items() if key not in _OWN and key != "fullest"}
-    return {"name": statistics.name, "version": statistics.version, _FULLEST: statistics.saturation(now_ns), **counts}
+    counts = {key: _told(value) for key, value in vars(statistics).items() if key not in _OWN}
+    return {"name": statistics.name, "version": statistics.version, _DEMAND: statistics.demand(now_ns), **counts}
 
 
 def summed(parts: Iterable[Mapping[str, Any]]) -> dict[tuple[str, str], Total]:
@@ -41,13 +45,13 @@ def summed(parts: Iterable[Mapping[str, Any]]) -> dict[tuple[str, str], Total]:
     for part in parts:
         key = part["name"], part["version"]
         total = totals.setdefault(key, Total(*key))
-        total.fullest = max(total.fullest, part[_FULLEST])
+        total.demands.append(Demand(*part[_DEMAND]))
         for name, value in vars(total).items():
             if name == _LATEST:
                 total.last_inference_ms = max(value, part[name])
             elif name == _SEQUENCES:
                 total.sequences = _sum_sequences(total.sequences, part[name])
-            elif name not in _OWN and name != "fullest":
+            elif name not in _OWN:
                 setattr(total, name, _sum(value, part[name]))
     return totals
 

@@ -24,6 +24,7 @@ from server.settings import Settings
 from server.shared_memory.places import Places
 from server.tasks import Tasks
 from server.transport.entrance import Entrance, shared_entrance
+from server.transport.external_scaler import external_scaler
 from server.transport.http1.server import Http1Server
 from server.transport.http2.server import Http2Server
 from server.transport.rest import RestServer
@@ -71,8 +72,10 @@ class Front:
         self._logs.spread = self._spread_logs
         self.dataplane = FrontPlane(self.models, settings.repository, threads, self._logs)
         self.rest = RestServer(self.dataplane, settings.host, own.http, settings.http_tls)
-        self.grpc = Http2Server(self.dataplane, settings.host, own.grpc, settings.tls)
-        self.metrics = Http1Server(MetricsOfAll(self.models, self.dataplane), settings.host, 0, own.http)
+        metrics = MetricsOfAll(self.models, self.dataplane, settings.scaling.target_saturation)
+        more = external_scaler(settings.scaling, metrics.text)
+        self.grpc = Http2Server(self.dataplane, settings.host, own.grpc, settings.tls, more)
+        self.metrics = Http1Server(metrics, settings.host, 0, own.http)
         self._shared = shared_entrance(own, self.rest.listener, self.grpc) if settings.one_port else None
         apart = {"http": self.rest.listener.entrance, "grpc": self.grpc.entrance}
         self._entrances: Mapping[str, Entrance] = {

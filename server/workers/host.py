@@ -335,5 +335,5 @@ class Host:
 def _settled_for_good(total: Total) -> ModelStatistics:
     """Of a process that is gone nothing waits and nothing is running."""
     total.pending = total.instances = 0
-    total.fullest = 0.0
+    total.demands = []
     return total

@@ -119,10 +119,11 @@ class _Counted:
 class MetricsOfAll(MetricsApp):
     """Answers each scrape with the sums of all processes; 503 while the engine process is replaced."""
 
-    def __init__(self, models: RemoteModels, dataplane: FrontPlane) -> None:
+    def __init__(self, models: RemoteModels, dataplane: FrontPlane, target_saturation: float) -> None:
         super().__init__(lambda _: (b"", ""))
         self._models = models
         self._dataplane = dataplane
+        self._target_saturation = target_saturation
         self._tasks: set[asyncio.Task[None]] = set()
 
     def take(self, turns: Sequence[Turn]) -> None:
@@ -140,10 +141,15 @@ class MetricsOfAll(MetricsApp):
             for turn in turns:
                 self.tell(turn, metrics.expose)
 
+    async def text(self) -> bytes:
+        """What a scrape gets. Raises EngineLost."""
+        return self._metrics(await self._models.ask("counts")).expose()[0]
+
     def _metrics(self, counts: Mapping[str, Any]) -> Metrics:
         fronts = counts["fronts"]
         models: list[ModelStatistics] = [total for _, total in sorted(summed(counts["models"]).items())]
         listeners = {listener: None for front in fronts for listener in front["closed"]}
         closed = {listener: counters(front["closed"][listener] for front in fronts) for listener in listeners}
         cache = CacheCounts(*counts["cache"]) if counts["cache"] is not None else None
-        return Metrics(_Counted(models, self._dataplane.ready()), closed, _Grpc(fronts), lambda: cache)
+        counted = _Counted(models, self._dataplane.ready())
+        return Metrics(counted, closed, _Grpc(fronts), lambda: cache, target_saturation=self._target_saturation)

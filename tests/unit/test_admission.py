@@ -92,13 +92,12 @@ def test_the_margin_covers_nearly_all_errors_and_shrinks_again() -> None:
     assert margin.ns == 0
 
 
-def test_saturation_is_work_over_time_and_forgets() -> None:
-    """Half the time asked for is 0.5; two instances halve it; after the window nothing is left."""
+def test_work_is_of_the_time_gone_by_and_is_forgotten() -> None:
+    """Half of the time asked for is 0.5; after the window nothing is left."""
     load = Load()
     for ms in range(0, 10_000, 10):
         load.arrive(5_000_000, ms * 1_000_000)
     now_ns = 10_000_000_000
-    assert load.saturation(now_ns, 1) == pytest.approx(0.5, rel=0.1)
-    assert load.saturation(now_ns, 2) == pytest.approx(0.25, rel=0.1)
-    assert load.saturation(now_ns + 2 * WINDOW_NS, 1) == 0
-    assert Load().saturation(now_ns, 1) == 0
+    assert load.work(now_ns) == pytest.approx(0.5, rel=0.1)
+    assert load.work(now_ns + 2 * WINDOW_NS) == 0
+    assert Load().work(now_ns) == 0

@@ -10,18 +10,22 @@ from pathlib import Path
 from server.observability.metrics_page import page
 
 ROOT = Path(__file__).parents[2]
-PROTO = Path("server/proto/forwardpass/v1/prediction.proto")
+PROTOS = ("server/proto/forwardpass/v1/prediction.proto", "server/proto/keda/externalscaler.proto")
 
 
 def test_the_stubs_are_those_of_the_proto(tmp_path: Path) -> None:
     """`make proto` changes nothing."""
     out = tmp_path.as_posix()
-    command = ["-I", ".", f"--python_out={out}", f"--pyi_out={out}", f"--grpc_python_out={out}", PROTO.as_posix()]
+    command = ["-I", ".", f"--python_out={out}", f"--pyi_out={out}", f"--grpc_python_out={out}", *PROTOS]
     subprocess.run([sys.executable, "-m", "grpc_tools.protoc", *command], cwd=ROOT, check=True)
 
     made = sorted(path.relative_to(tmp_path) for path in tmp_path.rglob("*") if path.is_file())
 
-    assert [path.name for path in made] == ["prediction_pb2.py", "prediction_pb2.pyi", "prediction_pb2_grpc.py"]
+    assert [path.name for path in made] == [
+        f"{name}{ending}"
+        for name in ("prediction", "externalscaler")
+        for ending in ("_pb2.py", "_pb2.pyi", "_pb2_grpc.py")
+    ]
     for path in made:
         assert (tmp_path / path).read_text() == (ROOT / path).read_text(), f"{path}: run make proto"
 

@@ -22,6 +22,7 @@ FLOORS = {
     "server.observability.metrics_page": 4,
     "server.observability.sequence_metrics": 6,
     "server.dataplane": 5,
+    "server.scaling": 5,
     "server.model_control": 5,
     "server.served": 5,
     "server.queueing": 4,

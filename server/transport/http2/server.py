@@ -12,9 +12,11 @@ from server.transport.connections import Connections
 from server.transport.entrance import Entrance
 from server.transport.http2.calls import Service
 from server.transport.http2.protocol import Http2Protocol
-from server.transport.methods import METHODS
+from server.transport.methods import METHODS, Method
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from server.dataplane import DataPlane
 
 _TICK_S = 0.25
@@ -24,12 +26,15 @@ _LAST_ANSWERS_S = 0.25
 class Http2Server:
     """One listener. A started server is stopped once, and not started again."""
 
-    def __init__(self, dataplane: DataPlane, host: str, settings: GrpcSettings, tls: TlsSettings) -> None:
+    def __init__(
+        self, dataplane: DataPlane, host: str, settings: GrpcSettings, tls: TlsSettings, more: Sequence[Method] = ()
+    ) -> None:
+        """`more`: methods beside those of the table."""
         self.refused: Counter[str] = Counter()
         """Streams that were not served, by cause."""
         self.connections: Connections[Http2Protocol] = Connections(settings.max_connections)
         self._service = Service(dataplane, settings, self.refused)
-        self._methods = {method.name.encode(): method for method in METHODS}
+        self._methods = {method.name.encode(): method for method in (*METHODS, *more)}
         self.entrance = Entrance(
             host,
             settings.port,

@@ -1,0 +1,145 @@
+"""The signal that replicas are scaled by: what arrives over what can be done within the objective."""
+
+from __future__ import annotations
+
+import gc
+import math
+from itertools import pairwise
+from weakref import WeakMethod
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from server.scheduler.load import WINDOW_NS
+from server.scheduler.saturation import Ability, Demand, replicas, saturations, summed, use_within
+from server.scheduler.statistics import ModelStatistics
+from server.workers.counts import summed as summed_counts
+from server.workers.counts import told
+from tests.support.scheduler import MS, Bench, StillCost
+
+PASS_NS = 10 * MS
+
+
+def waits_too_long(use: float, passes: float) -> float:
+    """P(wait > `passes`) of one instance, arrivals by chance, passes of equal length: Erlang's M/D/1."""
+    terms = (
+        (use * (k - passes)) ** k / math.factorial(k) * math.exp(-use * (k - passes)) for k in range(int(passes) + 1)
+    )
+    return 1 - (1 - use) * sum(terms)
+
+
+@pytest.mark.parametrize("passes", [1, 2, 4, 8, 16])
+def test_at_the_use_that_is_allowed_about_one_in_a_hundred_waits_too_long(passes: int) -> None:
+    """Against the exact answer for one instance without batches, unless the objective is out of reach."""
+    use = use_within(1, PASS_NS, 1, PASS_NS * (passes + 1))
+    assert use == 0.25 or 0.0002 < waits_too_long(use, passes) < 0.03
+
+
+@given(
+    places=st.integers(1, 512),
+    rows=st.integers(1, 64),
+    objectives=st.lists(st.integers(1, 10_000), min_size=2, max_size=6),
+)
+def test_more_time_and_more_places_never_make_less_of_the_instances(
+    places: int, rows: int, objectives: list[int]
+) -> None:
+    """The use is from a quarter to all of their time, and grows with the objective and with their number."""
+    uses = [use_within(places, PASS_NS, rows, ms * MS) for ms in sorted(objectives)]
+    assert all(0.25 <= use <= 1 for use in uses)
+    assert all(one <= other for one, other in pairwise(uses))
+    more = [use_within(places + 1, PASS_NS, rows, ms * MS) for ms in sorted(objectives)]
+    assert all(one <= other for one, other in zip(uses, more, strict=True))
+
+
+def test_without_an_objective_or_a_cost_all_of_the_time_can_be_used() -> None:
+    """Nothing can be late."""
+    assert use_within(1, PASS_NS, 1, 0) == use_within(1, 0, 1, 5 * MS) == 1
+
+
+DEMANDS = st.lists(st.builds(Demand, st.floats(0, 100), st.floats(0, 16), st.floats(0, 4)), min_size=1, max_size=6)
+
+
+@given(DEMANDS)
+def test_several_processes_are_as_saturated_as_one_with_all_of_it(parts: list[Demand]) -> None:
+    """Between the least and the most of those where something arrives; no work is lost."""
+    total = summed(parts)
+    busy = [part.saturation() for part in parts if part.work and part.able]
+    assert total.work == pytest.approx(sum(part.work for part in parts))
+    if busy and all(part.able for part in parts):
+        assert min(busy) * 0.999 <= total.saturation() <= max(busy) * 1.001
+
+
+def test_models_that_share_the_cores_are_as_saturated_as_these() -> None:
+    """Two that each keep their instance busy for 0.6 of the time, on one core: 1.2. One that nobody asks stays at 0,
+    and so does one that uses no core."""
+    at_work, idle, elsewhere = Demand(0.6, 1, 0.6), Demand(0, 1, 0), Demand(0.3, 1, 0)
+    assert saturations([at_work, at_work, idle, elsewhere]) == [1.2, 1.2, 0, 0.3]
+
+
+def test_replicas_are_not_rounded_so_that_their_sum_is_right() -> None:
+    """Three replicas with half the work that each should have are one and a half too many."""
+    assert sum(replicas(0.35, 0.7) for _ in range(3)) == pytest.approx(1.5)
+
+
+class Busy(Bench):
+    """One instance, passes of one row and 10 ms."""
+
+    def __init__(self, slo_ns: int = 0) -> None:
+        self.began_ns = 0
+        super().__init__(1, cost=StillCost(PASS_NS), slo_ns=slo_ns, on_begin=self._begun)
+
+    def _begun(self, _requests: object) -> None:
+        self.began_ns = self.clock.now_ns
+
+    def offered(self, every_ms: int, seconds: float = 8) -> float:
+        """The saturation at the end of so long a time with a request every so often, which has 60 ms."""
+        for _ in range(int(seconds * 1000 / every_ms)):
+            self.submit(self.caller.request([1], deadline_ns=self.clock.now_ns + 60 * MS))
+            self.loop.run()
+            self.clock.now_ns += every_ms * MS
+            if self.runner.job and self.clock.now_ns - self.began_ns >= PASS_NS:
+                self.runner.complete()
+            self.loop.run()
+        return self.statistics.saturation(self.clock.now_ns)
+
+
+def test_what_is_refused_counts() -> None:
+    """Twice what can be done is 2, whoever is sent away; when it stops, the window forgets."""
+    bench = Busy()
+    assert bench.offered(10) == pytest.approx(1, rel=0.06)
+    assert bench.offered(5) == pytest.approx(2, rel=0.06)
+    assert sum(bench.statistics.refused.values()) + bench.statistics.expired > 0
+    bench.clock.now_ns += 2 * WINDOW_NS
+    assert bench.statistics.saturation(bench.clock.now_ns) == 0
+
+
+def test_an_objective_makes_less_of_the_same_instances() -> None:
+    """The same work is more of what can be done in time."""
+    assert Busy(slo_ns=30 * MS).offered(20) > 1.2 * Busy().offered(20)
+
+
+def test_processes_tell_what_they_know_of_the_instances() -> None:
+    """The sum over processes has the demand of each, and a front where nothing arrives adds nothing."""
+    one, idle = Busy(), Busy()
+    one.offered(10)
+    now_ns = one.clock.now_ns
+    total = summed_counts([told(one.statistics, now_ns), told(idle.statistics, now_ns)])
+    (model,) = total.values()
+    assert model.demand(now_ns) == one.statistics.demand(now_ns)
+
+
+def test_counts_outlive_a_batcher_and_keep_nothing_of_it() -> None:
+    """A version that is unloaded frees its engine: what is left says the living instances alone."""
+    counts = ModelStatistics("m", "1")
+
+    class Knows:
+        def ability(self) -> Ability:
+            return Ability(4)
+
+    knows = Knows()
+    counts.ability = WeakMethod(knows.ability)
+    assert counts.demand(0).able == 4
+    del knows
+    gc.collect()
+    assert counts.demand(0).able == 0
