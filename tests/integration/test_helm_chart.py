@@ -14,6 +14,10 @@ from tests.support.chart import CHART, KUBERNETES, ROOT, Document, Refused, kind
 Values = dict[str, Any]
 
 GATEWAY = {"enabled": True, "parentRefs": [{"name": "public"}]}
+CRON = {
+    "type": "cron",
+    "metadata": {"timezone": "UTC", "start": "0 6 * * *", "end": "0 20 * * *", "desiredReplicas": "9"},
+}
 CERT_MANAGER = {"enabled": True, "issuerRef": {"name": "ca", "kind": "Issuer"}}
 
 CASES: dict[str, Values] = {
@@ -22,6 +26,25 @@ CASES: dict[str, Values] = {
     "Envoy in front, with TLS": {"grpcBalancing": {"kind": "envoy"}, "tls": {"secretName": "certificate"}},
     "an HPA": {"autoscaling": {"kind": "hpa", "targetCPUUtilizationPercentage": 80}},
     "KEDA, to zero": {"autoscaling": {"kind": "keda", "minReplicas": 0, "keda": {"authenticationRef": "who"}}},
+    "an HPA with the adapter's rule": {"autoscaling": {"kind": "hpa", "hpa": {"adapterRule": True}}},
+    "KEDA, to zero behind Envoy": {
+        "autoscaling": {
+            "kind": "keda",
+            "minReplicas": 0,
+            "keda": {"extraTriggers": [{"type": "cron", "metadata": {}}]},
+        },
+        "grpcBalancing": {"kind": "envoy"},
+        "metrics": {"podMonitor": {"enabled": True}},
+    },
+    "KEDA asks the server": {
+        "autoscaling": {"kind": "keda", "keda": {"trigger": "external"}},
+        "networkPolicy": {"enabled": True, "metricsFrom": [{"podSelector": {}}]},
+        "tls": {"secretName": "certificate"},
+    },
+    "KEDA scales Tritons to zero": {
+        "engine": "triton",
+        "autoscaling": {"kind": "keda", "minReplicas": 0, "keda": {"trigger": "external"}},
+    },
     "models from a volume": {"modelRepository": {"kind": "pvc", "pvc": {"existingClaim": "models", "subPath": "a"}}},
     "models from far away": {"modelRepository": {"kind": "remote", "remote": {"urls": ["s3://bucket/models"]}}},
     "a GPU": {"resourcesPreset": "gpu", "runtimeClassName": "nvidia", "updateStrategy": {"maxSurge": 0}},
@@ -266,9 +289,58 @@ class TestScaling:
         assert spec["minReplicaCount"] == 0
         assert spec["fallback"] == {"failureThreshold": 3, "replicas": 4}
         assert trigger["metadata"]["query"] == (
-            'sum(max by (pod) (forwardpass_saturation{namespace="ns",service="r-forwardpass"}))'
+            'max(sum by (model, version) (forwardpass_saturation{namespace="ns",service="r-forwardpass"}))'
         )
         assert trigger["metadata"]["threshold"] == "0.7"
+
+    def test_envoy_wakes_the_first_pod(self) -> None:
+        """By the calls that it finds no pod for, which it is scraped for; more pods are the saturation's to ask for."""
+        documents = render(CASES["KEDA, to zero behind Envoy"])
+        _, first, more = one(documents, "ScaledObject")["spec"]["triggers"]
+        assert "envoy_cluster_upstream_cx_none_healthy" in first["metadata"]["query"]
+        assert float(first["metadata"]["threshold"]) > 1000
+        assert more["type"] == "cron"
+        monitor = one(documents, "PodMonitor", "r-forwardpass-envoy")["spec"]
+        assert monitor["podMetricsEndpoints"][0]["path"] == "/stats/prometheus"
+
+    def test_keda_asks_the_server_which_asks_its_pods(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """By the external scaler, served, by all pods' metrics, which the network policy lets them see."""
+        values = CASES["KEDA asks the server"]
+        documents = render(values)
+        (trigger,) = one(documents, "ScaledObject")["spec"]["triggers"]
+        assert trigger["type"] == "external"
+        assert trigger["metadata"] == {
+            "scalerAddress": "r-forwardpass.ns.svc:8001",
+            "enableTLS": "true",
+            "scales": "replicas",
+            "targetSaturation": "0.7",
+            "activationSaturation": "0.01",
+        }
+        for name, value in environment(server(values)["server"]).items():
+            monkeypatch.setenv(name, value)
+        settings = load_settings().scaling
+        assert settings.external_scaler
+        assert settings.peers == "r-forwardpass-headless.ns.svc:8002"
+        policy = one(documents, "NetworkPolicy")["spec"]
+        own = {"podSelector": {"matchLabels": policy["podSelector"]["matchLabels"]}}
+        assert own in policy["ingress"][1]["from"]
+        assert {"ports": [{"port": "metrics"}], "to": [own]} in policy["egress"]
+
+    def test_the_charts_tritons_are_scaled_by_what_the_servers_tell_of_them(self) -> None:
+        """From zero as well, for the servers stay; their count is the values', the Tritons' is KEDA's."""
+        documents = render(CASES["KEDA scales Tritons to zero"])
+        spec = one(documents, "ScaledObject")["spec"]
+        assert spec["scaleTargetRef"]["name"] == "r-forwardpass-triton"
+        assert spec["triggers"][0]["metadata"]["scales"] == "tritons"
+        assert one(documents, "Deployment", "r-forwardpass")["spec"]["replicas"] == 2
+        assert "replicas" not in one(documents, "Deployment", "r-forwardpass-triton")["spec"]
+
+    def test_the_adapters_rule_is_the_file_that_promtool_sees(self) -> None:
+        """As a ConfigMap with the key that prometheus-adapter's chart reads."""
+        config = one(render(CASES["an HPA with the adapter's rule"]), "ConfigMap", "r-forwardpass-adapter")
+        assert yaml.safe_load(config["data"]["config.yaml"]) == yaml.safe_load(
+            (CHART / "rules/adapter.yaml").read_text()
+        )
 
     @pytest.mark.parametrize(
         ("values", "there"),
@@ -313,6 +385,15 @@ REFUSED: dict[str, tuple[Values, str]] = {
     "an unknown kind of scaling": ({"autoscaling": {"kind": "cpu"}}, "autoscaling.kind"),
     "more pods than at most": ({"autoscaling": {"kind": "hpa", "minReplicas": 20}}, "autoscaling.minReplicas"),
     "an HPA to zero": ({"autoscaling": {"kind": "hpa", "minReplicas": 0}}, "keda"),
+    "an HPA of Tritons": ({"engine": "triton", "autoscaling": {"kind": "hpa"}}, "use keda"),
+    "more servers in front of the same Tritons": (
+        CASES["Tritons that are there"] | {"autoscaling": {"kind": "keda"}},
+        "autoscaling.kind",
+    ),
+    "nobody to be asked": (
+        {"autoscaling": {"kind": "keda", "minReplicas": 0, "keda": {"trigger": "external"}}},
+        "autoscaling.keda.trigger",
+    ),
     "a volume without its name": ({"modelRepository": {"kind": "pvc"}}, "modelRepository.pvc.existingClaim"),
     "no remote repository": ({"modelRepository": {"kind": "remote"}}, "modelRepository.remote.urls"),
     "a digest that is none": ({"image": {"digest": "latest"}}, "image.digest"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 import subprocess
@@ -33,6 +34,64 @@ def test_each_alert_fires_for_its_cause_and_not_without_it(tmp_path: Path) -> No
     shutil.copy(CASES, tmp_path)
 
     done = promtool("test", "rules", tmp_path / CASES.name)
+
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def _history(metric: str, values: str, **labels: str) -> dict[str, str]:
+    told = {"namespace": "ns", "service": "r-forwardpass", **labels}
+    return {"series": metric + "{" + ",".join(f'{k}="{v}"' for k, v in told.items()) + "}", "values": values}
+
+
+_HISTORY = [
+    _history("forwardpass_saturation", "0.9x4", model="a", version="1", pod="p1"),
+    _history("forwardpass_saturation", "0.2x4", model="b", version="1", pod="p1"),
+    _history("forwardpass_saturation", "0.6x4", model="a", version="1", pod="p2"),
+    _history("forwardpass_saturation", "9x4", model="a", version="1", pod="p9", namespace="other"),
+    _history("forwardpass_triton_up", "1x4", triton="t1", pod="p1"),
+    _history("forwardpass_triton_up", "1x4", triton="t2", pod="p1"),
+    _history("forwardpass_triton_up", "1x4", triton="t1", pod="p2"),
+    _history(
+        "envoy_cluster_upstream_cx_none_healthy",
+        "0+30x8",
+        envoy_cluster_name="forwardpass",
+        pod="r-forwardpass-envoy-x",
+    ),
+]
+_CASE = "{ eval_time: 1m, expr: %s, exp_samples: [%s] }"
+
+
+def test_what_autoscalers_ask_prometheus_is_sound_and_gives_the_right_number(tmp_path: Path) -> None:
+    """The adapter's rule as the adapter fills it in, and KEDA's queries as the chart renders them, by promtool."""
+    (rule,) = yaml.safe_load((CHART / "rules" / "adapter.yaml").read_text())["rules"]
+    adapted = rule["metricsQuery"]
+    for name, value in (
+        ("GroupBy", "pod"),
+        ("Series", "forwardpass_saturation"),
+        ("LabelMatchers", 'namespace="ns",pod=~"p1|p2"'),
+    ):
+        adapted = adapted.replace(f"<<.{name}>>", value)
+
+    def queries(**values: Any) -> list[str]:
+        keda = {"autoscaling": {"kind": "keda", "minReplicas": 0}, **values}
+        return [each["metadata"]["query"] for each in one(render(keda), "ScaledObject")["spec"]["triggers"]]
+
+    of_pods, nobody = queries(grpcBalancing={"kind": "envoy"})
+    (of_tritons,) = queries(engine="triton")
+    wanted: dict[str, list[tuple[str, float]]] = {
+        adapted: [('{pod="p1"}', 0.9), ('{pod="p2"}', 0.6)],
+        of_pods: [("{}", 1.5)],
+        of_tritons: [("{}", 1.5)],
+        nobody: [("{}", 2)],
+    }
+    asked = [
+        {"eval_time": "1m", "expr": query, "exp_samples": [{"labels": k, "value": v} for k, v in samples]}
+        for query, samples in wanted.items()
+    ]
+    tests = [{"interval": "15s", "input_series": _HISTORY, "promql_expr_test": asked}]
+    (tmp_path / "scaling.yaml").write_text(json.dumps({"evaluation_interval": "15s", "tests": tests}))
+
+    done = promtool("test", "rules", tmp_path / "scaling.yaml")
 
     assert done.returncode == 0, done.stdout + done.stderr
 

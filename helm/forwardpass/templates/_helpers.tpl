@@ -72,6 +72,15 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 {{- $_ := set $own "tls" $files -}}
 {{- $_ := set $own "http_tls" $files -}}
 {{- end -}}
+{{- $scaling := .Values.autoscaling -}}
+{{- if ne $scaling.kind "none" -}}
+{{- $told := dict "target_saturation" $scaling.targetSaturation -}}
+{{- if and (eq $scaling.kind "keda") (eq $scaling.keda.trigger "external") -}}
+{{- $_ := set $told "external_scaler" true -}}
+{{- $_ := set $told "peers" (printf "%s-headless.%s.svc:8002" (include "forwardpass.fullname" .) .Release.Namespace) -}}
+{{- end -}}
+{{- $_ := set $own "scaling" $told -}}
+{{- end -}}
 {{- mergeOverwrite $own (deepCopy .Values.settings) | toJson -}}
 {{- end -}}
 
@@ -153,6 +162,15 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 {{- if and (eq $scaling.kind "hpa") (lt (int $scaling.minReplicas) 1) -}}
 {{- fail "autoscaling.minReplicas: 0 needs autoscaling.kind keda; an HPA keeps one pod at least" -}}
 {{- end -}}
+{{- if and (eq $scaling.kind "hpa") (eq (include "forwardpass.scales" .) "tritons") -}}
+{{- fail "autoscaling.kind: hpa counts pods by what they tell themselves; the chart's Tritons are counted by what the servers tell of them: use keda" -}}
+{{- end -}}
+{{- if and (ne $scaling.kind "none") (eq .Values.engine "triton") (eq .Values.triton.placement "external") -}}
+{{- fail "autoscaling.kind: servers in front of triton.placement external tell how busy those Tritons are, which more servers would not change" -}}
+{{- end -}}
+{{- if and (eq $scaling.kind "keda") (eq $scaling.keda.trigger "external") (eq (int $scaling.minReplicas) 0) (ne (include "forwardpass.scales" .) "tritons") -}}
+{{- fail "autoscaling.keda.trigger: external can't wake the first pod (autoscaling.minReplicas 0), for nobody is there to be asked; use prometheus" -}}
+{{- end -}}
 {{- if and .Values.tls.certManager.enabled .Values.tls.secretName -}}
 {{- fail "tls: give tls.secretName or enable tls.certManager, not both" -}}
 {{- end -}}
@@ -213,10 +231,30 @@ topologySpreadConstraints:
 {{- end }}
 {{- end -}}
 
-{{/* The pods' saturations together, each by its hottest model: over the target it is how many pods are needed. */}}
+{{/* What the autoscaler counts: the servers' own pods, or the Tritons behind them. */}}
+{{- define "forwardpass.scales" -}}
+{{- if and (eq .Values.engine "triton") (eq .Values.triton.placement "deployment") -}}tritons{{- else -}}replicas{{- end -}}
+{{- end -}}
+
+{{- define "forwardpass.asksPeers" -}}
+{{- if and (eq .Values.autoscaling.kind "keda") (eq .Values.autoscaling.keda.trigger "external") -}}true{{- end -}}
+{{- end -}}
+
+{{/* The work that is asked of all pods together, of the hottest model: over the target it is how many are needed. Each server
+  tells of the part of the Tritons' work that it may ask for: of Tritons it is the servers' mean, times their number. */}}
 {{- define "forwardpass.saturationQuery" -}}
 {{- $where := printf "namespace=%q,service=%q" .Release.Namespace (include "forwardpass.fullname" .) -}}
-sum(max by (pod) (forwardpass_saturation{ {{- $where -}} }))
+{{- if eq (include "forwardpass.scales" .) "tritons" -}}
+max(avg by (model, version) (forwardpass_saturation{ {{- $where -}} })) * clamp_min(max(sum by (pod) (forwardpass_triton_up{ {{- $where -}} })), 1)
+{{- else -}}
+max(sum by (model, version) (forwardpass_saturation{ {{- $where -}} }))
+{{- end -}}
+{{- end -}}
+
+{{/* Calls a second for which Envoy found no pod. */}}
+{{- define "forwardpass.nobodyQuery" -}}
+{{- $where := printf "namespace=%q,pod=~%q,envoy_cluster_name=\"forwardpass\"" .Release.Namespace (printf "%s-envoy-.*" (include "forwardpass.fullname" .)) -}}
+sum(rate(envoy_cluster_upstream_cx_none_healthy{ {{- $where -}} }[1m]))
 {{- end -}}
 
 {{/* The models of a pod: who brings them, where they lie, where they are seen. */}}
