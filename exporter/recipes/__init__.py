@@ -11,6 +11,7 @@ from exporter.recipes.base import Recipe
 RECIPES: Mapping[str, str] = {
     "image-classification": "exporter.recipes.image:ImageRecipe",
     "tabular-classification": "exporter.recipes.tabular:TabularRecipe",
+    "tabular-trees": "exporter.recipes.trees:TreesRecipe",
 }
 
 

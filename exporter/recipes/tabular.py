@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from itertools import chain, islice, zip_longest
 from math import isnan
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -70,13 +70,22 @@ _TRAINING = {
 class TabularTask:
     """`exporter.recipes.base.Task` for one cleaned table."""
 
+    output: ClassVar[str] = OUTPUT
+    activation: ClassVar[Literal["softmax", "none"]] = "softmax"
+
     def __init__(self, raw: RawTable, table: Table, config: RunConfig) -> None:
         self.labels = table.labels
+        self.raw = raw
+        self.config = config
         self._table = table
-        self._name = config.name
         split_seed = _SPLIT_SEEDS.get(config.data, config.seed)
         self._indices = stratified(table.targets, split_seed, _VALIDATION_SHARE, _TEST_SHARE)
-        self.spec = _spec(fit_columns(table.columns, self._indices[Split.TRAIN]), len(table.labels))
+        self.spec = _spec(
+            fit_columns(table.columns, self._indices[Split.TRAIN]),
+            ClassificationSpec(
+                output=self.output, activation=self.activation, top_k=min(len(table.labels), DEFAULT_TOP_K)
+            ),
+        )
         # All rows pass through the serving transform, once; what is learnt from was fitted to train rows alone.
         self._tensors = RowEncoder(self.spec).transform_columns(table.columns)
         self._rare = rare_label(table.targets, len(table.labels))
@@ -92,7 +101,7 @@ class TabularTask:
 
     @property
     def outputs(self) -> tuple[TensorSpec, ...]:
-        return (TensorSpec(OUTPUT, "FP32", (len(self.labels),)),)
+        return (TensorSpec(self.output, "FP32", (len(self.labels),)),)
 
     @property
     def max_batch_size(self) -> int:
@@ -100,7 +109,7 @@ class TabularTask:
 
     @property
     def tolerances(self) -> Mapping[str, Tolerance]:
-        return {OUTPUT: Tolerance()}
+        return {self.output: Tolerance()}
 
     def size(self, split: Split) -> int:
         return len(self._indices[split])
@@ -154,16 +163,19 @@ class TabularTask:
         return chance_metrics(self._table.targets[self._indices[Split.TEST]], len(self.labels), self._rare)
 
     def _row(self, row: int) -> dict[str, Any]:
-        return {name: _plain(values[row]) for name, values in self._table.columns.items()}
+        return {name: plain(values[row]) for name, values in self._table.columns.items()}
 
     def _score_network(self, predict: Predict) -> dict[Split, Scored]:
         """By the serving code: what `postprocess` makes of the outputs is what is measured."""
-        classifier = Classifier(self.spec.classification, self.labels, self._name)
         scored = {}
         for split in (Split.VALIDATION, Split.TEST):
             inputs, targets = self._whole(split)
-            scored[split] = Scored(targets, classifier.probabilities(predict(inputs)))
+            scored[split] = Scored(targets, self.probabilities(predict(inputs)))
         return scored
+
+    def probabilities(self, outputs: Arrays) -> Array:
+        """By the serving code, [B, C]."""
+        return Classifier(self.spec.classification, self.labels, self.config.name).probabilities(outputs)
 
     def _score_logistic_regression(self) -> dict[Split, Scored]:
         """On the same features, with one indicator for each category in place of an embedding."""
@@ -223,26 +235,30 @@ class TabularRecipe:
         return _TRAINING.get(data, Hyperparameters(epochs=60, batch_size=64, learning_rate=3e-3, weight_decay=1e-2))
 
     def collect(self, config: RunConfig) -> TabularCollected:
+        return TabularCollected(self._read(config))
+
+    def _read(self, config: RunConfig) -> RawTable:
         if config.data not in _BUNDLED:
-            return TabularCollected(read_file(Path(config.data), config.target))
+            return read_file(Path(config.data), config.target)
         if config.target:
             raise UsageError(f"--target: the bundled data set {config.data} has a target of its own")
         read, _ = _BUNDLED[config.data]
-        return TabularCollected(read())
+        return read()
 
 
-def _spec(columns: tuple[Column, ...], num_labels: int) -> TabularSpec:
-    return TabularSpec(
-        columns=columns,
-        classification=ClassificationSpec(output=OUTPUT, activation="softmax", top_k=min(num_labels, DEFAULT_TOP_K)),
-        example={
-            column.name: _plain(column.typical) if isinstance(column, NumericColumn) else column.categories[0]
-            for column in columns
-        },
-    )
+def _spec(columns: tuple[Column, ...], classification: ClassificationSpec) -> TabularSpec:
+    return TabularSpec(columns=columns, classification=classification, example=example_of(columns))
 
 
-def _plain(value: Any) -> int | float | str | None:
+def example_of(columns: tuple[Column, ...]) -> dict[str, int | float | str | None]:
+    """A row of typical values."""
+    return {
+        column.name: plain(column.typical) if isinstance(column, NumericColumn) else column.categories[0]
+        for column in columns
+    }
+
+
+def plain(value: Any) -> int | float | str | None:
     """A value as a client would send it: whole numbers without a fraction, None for a missing one."""
     if not isinstance(value, float):
         return None if value is None else str(value)

@@ -19,27 +19,13 @@ from exporter.recipes.tabular_metrics import choose_threshold
 from server.pipeline.tabular import TabularPipeline, TabularSpec
 from server.tensor import Array
 from server.types import Classification, RowInput
+from tests.support.tables import write_csv
 
 # Lightning 2.6 trips over a deprecation in PyTorch 2.13; the exporter silences it for people, not for pytest.
 pytestmark = pytest.mark.filterwarnings("ignore:.*LeafSpec.*:FutureWarning")
 
 RECIPE = TabularRecipe()
 SHORT = Hyperparameters(epochs=12, batch_size=64, learning_rate=1e-2, weight_decay=1e-2, patience=12)
-
-
-def write_csv(path: Path, rows: int, rare: bool) -> Path:
-    """Rows whose label follows from both kinds of columns, with missing cells and some noise."""
-    generator = np.random.default_rng(3)
-    size, noise = generator.normal(5, 2, rows), generator.normal(0, 1, rows)
-    shape = generator.choice(["round", "square"], rows)
-    score = size - 5 + np.where(shape == "round", 2.0, -2.0) + 0.3 * noise
-    label = np.where(score > np.quantile(score, 0.95 if rare else 0.5), "big", "small")
-    cells = [
-        f"{'' if n % 11 == 0 else round(size[n], 3)},{round(noise[n], 3)},{'' if n % 13 == 0 else shape[n]},{label[n]}"
-        for n in range(rows)
-    ]
-    path.write_text("\n".join(["size,noise,shape,label", *cells, "broken", cells[1]]) + "\n", encoding="utf-8")
-    return path
 
 
 def config(data: str, target: str = "", training: Hyperparameters = SHORT, seed: int = 0) -> RunConfig:

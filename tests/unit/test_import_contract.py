@@ -75,7 +75,7 @@ DOORS = {
     ("server.repository", "server.pipeline"): "server.pipeline.base",
 }
 
-HEAVY = {"torch", "lightning", "sklearn", "pandas", "onnx", "onnxscript", "pyarrow"}
+HEAVY = {"torch", "lightning", "sklearn", "skl2onnx", "pandas", "onnx", "onnxscript", "pyarrow"}
 
 
 def modules(top: str) -> list[Path]:
