@@ -27,8 +27,10 @@ from server.engine.cores import available_cores
 from server.errors import InvalidRequest, ModelLoadFailed, ModelNotReady, UnknownModel
 from server.lifecycle import Lifecycle, State
 from server.model_control import ModelControl
+from server.observability.catalog import Rows
 from server.observability.log_control import LogControl
-from server.observability.metrics import Metrics
+from server.observability.machine import Machine, Pulse
+from server.observability.metrics import Metrics, Told
 from server.observability.tracing import Tracing
 from server.pipeline.load import load_pipeline
 from server.repository.composition import in_order
@@ -82,6 +84,7 @@ class Server:
             closed["grpc"] = ours.connections.closed
         if self.shared:
             closed["shared"] = self.shared.closed
+        self._pulse, self._machine = Pulse("server"), Machine(settings.metrics)
         metrics = Metrics(
             self.dataplane,
             closed,
@@ -89,6 +92,7 @@ class Server:
             self.models.cache_counts,
             _metrics_of(self.models),
             settings.scaling.target_saturation,
+            self._told,
         )
         self._expose = metrics.expose
         self.metrics = Http1Server(MetricsApp(metrics.expose), host, settings.metrics.port, http)
@@ -97,6 +101,11 @@ class Server:
 
     async def _own_metrics(self) -> bytes:
         return self._expose()[0]
+
+    def _told(self) -> Told:
+        machine = self._machine.rows((s.name, s.version, s.busy_ns) for s in self.dataplane.statistics())
+        http: Rows = {"forwardpass_http_connections": [((), len(self.rest.listener.connections))]}
+        return Told([self._pulse.rows(), machine, self.models.load_rows(), http], {"server": self._pulse.lag})
 
     async def start(self) -> None:
         """Load the models, warmed up and verified, then open the listeners, then be ready.
@@ -107,6 +116,8 @@ class Server:
             ListenFailed: a port is taken.
         """
         repository = self.settings.repository
+        self._pulse.start()
+        self._machine.start()
         await load_first(self.models, repository)
         self.ports["metrics"] = await self.metrics.start()
         if self.shared:
@@ -143,6 +154,8 @@ class Server:
 
     async def close(self) -> None:
         """Free what is left: engines, threads, the metrics listener."""
+        self._pulse.close()
+        self._machine.close()
         await self.models.close()
         await self.dataplane.tracing.close()
         self.dataplane.close()

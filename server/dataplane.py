@@ -115,6 +115,10 @@ class DataPlane:
                     request.settle(error)
             else:
                 if special is None:
+                    stages = served.stages
+                    stages.left -= len(same)
+                    if stages.left < 0:
+                        stages.choose(same)
                     if self.tracing.active:
                         self.tracing.watch(same, name, served.model.version)
                     served.submit(same)
@@ -178,6 +182,7 @@ class DataPlane:
         """
         with self._models.resolve(request.model_name, request.model_version) as served:
             pipeline = self._pipeline(served, request)
+            served.stages.one(request)
             explanation, preprocess = request.explanation, pipeline.preprocess
             if explanation is not None:
                 preprocess = explanation.timed("preprocess", preprocess)

@@ -72,13 +72,16 @@ class WaitReason(StrEnum):
 class Explanation:
     """The parts of one call, one behind the other: each begins where the one before it ended."""
 
-    __slots__ = ("_clock", "_ended_ns", "_parts", "_received_ns", "batch_rows", "padding", "waited")
+    __slots__ = ("_clock", "_then", "asked", "batch_rows", "marks", "padding", "received_ns", "waited")
 
-    def __init__(self, received_ns: int, clock: Callable[[], int] = time.monotonic_ns) -> None:
+    def __init__(self, received_ns: int, clock: Callable[[], int] = time.monotonic_ns, *, asked: bool = True) -> None:
+        """`asked`: by the caller, who is told; else only those of `then` are."""
         self._clock = clock
-        self._received_ns = received_ns
-        self._ended_ns = received_ns
-        self._parts: dict[str, int] = {}
+        self._then: tuple[Callable[[Explanation], None], ...] = ()
+        self.asked = asked
+        self.received_ns = received_ns
+        self.marks: list[tuple[str, int]] = []
+        """Which part ended, and when, in order."""
         self.waited = WaitReason.NONE
         """Set by the scheduler."""
         self.batch_rows = 0
@@ -86,10 +89,7 @@ class Explanation:
 
     def mark(self, part: str, at_ns: int | None = None) -> None:
         """`part` ends now, or ended `at_ns`. A part that comes again is added to."""
-        if at_ns is None:
-            at_ns = self._clock()
-        self._parts[part] = self._parts.get(part, 0) + at_ns - self._ended_ns
-        self._ended_ns = at_ns
+        self.marks.append((part, self._clock() if at_ns is None else at_ns))
 
     def timed(self, part: str, function: Callable[P, T]) -> Callable[P, T]:
         """`function`, with its run marked as `part` and the wait for a thread that runs it as `loop`."""
@@ -120,8 +120,23 @@ class Explanation:
 
     def parts_ns(self) -> dict[str, int]:
         """The parts that were marked, in the order of `PARTS`, and behind them their `total`."""
-        told = {part: self._parts[part] for part in PARTS if part in self._parts}
-        return {**told, "total": self._ended_ns - self._received_ns}
+        parts: dict[str, int] = {}
+        before_ns = self.received_ns
+        for part, at_ns in self.marks:
+            parts[part] = parts.get(part, 0) + at_ns - before_ns
+            before_ns = at_ns
+        return {**{part: parts[part] for part in PARTS if part in parts}, "total": before_ns - self.received_ns}
+
+    def then(self, told: Callable[[Explanation], None]) -> None:
+        """Let `told` have it when the answer is written; of a call that fails nobody is told."""
+        self._then += (told,)
+
+    def finish(self) -> str:
+        """The answer is written: the last part ends. Returns what the caller is told, empty if it did not ask."""
+        self.mark("encode")
+        for told in self._then:
+            told(self)
+        return self.server_timing() if self.asked else ""
 
     def server_timing(self) -> str:
         """The value of `Server-Timing`. Durations keep every nanosecond, so that rounding adds up to nothing."""

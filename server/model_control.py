@@ -17,7 +17,9 @@ from weakref import WeakValueDictionary
 from server import process
 from server.errors import ModelLoadFailed, ModelUnreachable, UnknownModel
 from server.in_service import InService
+from server.observability.catalog import Rows
 from server.repository.composition import in_order
+from server.repository.load_counts import LoadCounts
 from server.repository.override import read_override
 from server.repository.repository import Repository, ServedModel
 from server.scheduler.response_cache import CacheCounts, ResponseCache
@@ -60,6 +62,7 @@ class ModelControl:
         """An attribute, because every request comes this way."""
         self._statistics: dict[tuple[str, str], ModelStatistics] = {}
         self._fingerprints: dict[str, object] = {}
+        self._loads = LoadCounts()
         self._said: dict[str, str] = {}
         """What was logged of the last load of each model that failed."""
         self._max_override_bytes = max_override_bytes
@@ -91,6 +94,10 @@ class ModelControl:
     def cache_counts(self) -> CacheCounts | None:
         """Of the response cache; None: there is none."""
         return self._cache.counts() if self._cache is not None else None
+
+    def load_rows(self) -> Rows:
+        """The metrics of loads."""
+        return self._loads.rows(served.model for served in self)
 
     def fingerprint(self, name: str) -> object:
         """Of the model's files as they were when it was loaded last; None: it was not, or not of them."""
@@ -161,7 +168,12 @@ class ModelControl:
     async def _load(self, name: str, parameters: Mapping[str, object], repository_name: str) -> None:
         async with self._turns.setdefault(name, asyncio.Lock()):
             loop = asyncio.get_running_loop()
-            mark, models = await loop.run_in_executor(self._loader, self._read, name, parameters, repository_name)
+            try:
+                mark, models = await loop.run_in_executor(self._loader, self._read, name, parameters, repository_name)
+            except Exception as error:
+                self._loads.failed(name, error)
+                raise
+            self._loads.loaded(name, replaces=bool(self._in_service.loaded(name)))
             self._fingerprints[name] = mark
             self._replace(name, [self._serving.serve(m, self.statistics_of(m.name, m.version)) for m in models])
 

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Sequence
 from typing import Protocol
 
 from server.errors import ModelNotReady, ServingError, UnknownModel, Unsupported
+from server.observability.stages import Stages
 from server.repository.repository import ServedModel
 from server.request_check import RequestCheck
 from server.scheduler.ensemble import EnsembleBatcher
@@ -36,13 +37,14 @@ class Served:
     decoded keeps the version that decodes it.
     """
 
-    __slots__ = ("_held", "_idle", "batcher", "check", "model", "statistics")
+    __slots__ = ("_held", "_idle", "batcher", "check", "model", "stages", "statistics")
 
     def __init__(self, model: ServedModel, batcher: ModelBatcher, statistics: ModelStatistics) -> None:
         self.model = model
         self.check = RequestCheck(model.config)
         self.batcher = batcher
         self.statistics = statistics
+        self.stages = Stages(statistics)
         self._held = 0
         self._idle = asyncio.Event()
         self._idle.set()

@@ -231,6 +231,9 @@ class HttpTlsSettings(TlsSettings):
 class MetricsSettings(Section):
     port: Annotated[int, Field(ge=0, le=65535, json_schema_extra=flag("--metrics-port"))] = 8002
     """Prometheus metrics at /metrics; 0 picks a free port."""
+    powercap_folder: str = "/sys/class/powercap"
+    """Where Linux tells what the processors use (RAPL), for the metrics of energy; they are left out where it does not,
+    or not to this user."""
 
 
 class SharedMemorySettings(Section):

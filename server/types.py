@@ -6,8 +6,9 @@ Times are absolute nanoseconds of ``time.monotonic_ns``.
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, cast
 
@@ -371,6 +372,8 @@ class PredictRequest:
     inputs: Sequence[RawInput]
     model_version: str = ""
     id: str = ""
+    received_ns: int = field(default_factory=time.monotonic_ns)
+    """Set by the transport, which knows better than who makes this."""
     top_k: int = 0
     deadline_ns: int = NO_DEADLINE
     parameters: Mapping[str, Parameter] | None = None

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Protocol
+from types import MappingProxyType
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from prometheus_client import CollectorRegistry, PlatformCollector, ProcessCollector, generate_latest
 from prometheus_client.core import Metric
@@ -16,7 +17,8 @@ from prometheus_client.openmetrics import exposition as openmetrics
 from prometheus_client.registry import Collector
 
 from server.observability.cache_metrics import CacheMetrics
-from server.observability.catalog import CATALOG, Family, gauge
+from server.observability.catalog import Family, Rows, gauge
+from server.observability.definitions import CATALOG
 from server.observability.sequence_metrics import sequence_metrics
 from server.scheduler.saturation import replicas, saturations
 
@@ -50,12 +52,15 @@ _NUMBERS: Mapping[str, Callable[[ModelStatistics], float]] = {
     "forwardpass_pass_actual_seconds_total": lambda s: s.actual_ns / 1e9,
     "forwardpass_input_elements_total": lambda s: s.input_elements,
     "forwardpass_padding_elements_total": lambda s: s.padding_elements,
+    "forwardpass_engine_instances": lambda s: s.instances,
+    "forwardpass_engine_busy_seconds_total": lambda s: s.busy_ns / 1e9,
 }
 """One number of each model version."""
 
 _BY_LABEL: Mapping[str, Callable[[ModelStatistics], Iterable[tuple[str, float]]]] = {
     "nv_inference_request_failure": lambda s: [(reason.value, n) for reason, n in s.failures.items()],
     "forwardpass_requests_refused_total": lambda s: [(cause.value, n) for cause, n in s.refused.items()],
+    "forwardpass_queue_wait_seconds_total": lambda s: [(reason.value, ns / 1e9) for reason, ns in s.waits.items()],
 }
 """Several numbers of each model version, by the value of one label more."""
 
@@ -97,6 +102,11 @@ class _Models(Collector):
             for s in models:
                 family.add_histogram((s.name, s.version), histogram(s), unit)
             yield family.metric
+        stages = Family("forwardpass_stage_duration_seconds")
+        for s in models:
+            for stage, counts in s.stages.items():
+                stages.add_histogram((s.name, s.version, stage), counts, 1e-9)
+        yield stages.metric
         yield from sequence_metrics(models)
         yield from _scaling(models, self._target)
         yield gauge("forwardpass_ready", float(self._dataplane.ready()))
@@ -151,6 +161,50 @@ class _Listeners(Collector):
         yield family.metric
 
 
+class Told(NamedTuple):
+    """What is told as samples, or by process."""
+
+    rows: Sequence[Rows] = ()
+    lags: Mapping[str, Histogram] = MappingProxyType({})
+    """How late event loops are, in nanoseconds, by process."""
+
+
+_TOLD = (
+    "forwardpass_model_load_seconds",
+    "forwardpass_model_parity",
+    "forwardpass_model_loads_total",
+    "forwardpass_model_swaps_total",
+    "forwardpass_http_connections",
+    "forwardpass_resident_memory_bytes",
+    "forwardpass_cpu_seconds_total",
+    "forwardpass_energy_joules_total",
+    "forwardpass_request_energy_joules_total",
+    "nv_gpu_utilization",
+    "nv_gpu_memory_total_bytes",
+    "nv_gpu_memory_used_bytes",
+    "nv_gpu_power_usage",
+    "nv_gpu_power_limit",
+    "nv_energy_consumption",
+)
+
+
+class _Rows(Collector):
+    def __init__(self, told: Callable[[], Told]) -> None:
+        self._told = told
+
+    def collect(self) -> Iterator[Metric]:
+        told = self._told()
+        for name in _TOLD:
+            family = Family(name)
+            for rows in told.rows:
+                family.add_rows(rows)
+            yield family.metric
+        lag = Family("forwardpass_event_loop_lag_seconds")
+        for process, histogram in told.lags.items():
+            lag.add_histogram((process,), histogram, 1e-9)
+        yield lag.metric
+
+
 class Metrics:
     """The registry of one server; `expose` is what a scrape gets."""
 
@@ -162,14 +216,17 @@ class Metrics:
         cache: Callable[[], CacheCounts | None] = lambda: None,
         more: Sequence[Collector] = (),
         target_saturation: float = 0.7,
+        told: Callable[[], Told] = Told,
     ) -> None:
         """`closed` counts, by listener and cause, the connections that a listener ended for a fault of their peer;
         `grpc` is our own transport, None where another serves gRPC; `cache` tells of the response cache, if there is
-        one; `more`: of who runs the models; `target_saturation`: at which `forwardpass_desired_replicas` are enough."""
+        one; `more`: of who runs the models; `target_saturation`: at which `forwardpass_desired_replicas` are enough;
+        `told`: of processes, their machine, and loads."""
         self._registry = CollectorRegistry()
         self._registry.register(_Models(dataplane, target_saturation))
         self._registry.register(_Listeners(closed))
         self._registry.register(CacheMetrics(cache))
+        self._registry.register(_Rows(told))
         if grpc is not None:
             self._registry.register(_Grpc(grpc))
         for collector in more:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from server.observability.catalog import CATALOG, Definition
+from server.observability.definitions import CATALOG, Definition
 
 _HEAD = """\
 # Metrics

@@ -6,7 +6,7 @@ import logging
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +18,7 @@ from server.proto.triton import model_config_pb2 as pb
 from server.repository.certificate import MANIFEST_FILE, Manifest, concerns, read_manifest, verify_files
 from server.repository.config_text import CONFIG_FILE
 from server.repository.golden import Golden, golden_file, read_golden, read_raw
+from server.repository.load_counts import Stopwatch
 from server.repository.model_config import All, ModelConfig, Specific, from_message, read_model_config, with_files
 from server.repository.override import WHERE as OVERRIDING_CONFIG
 from server.repository.replay import replay, replay_padded, replay_preprocessing
@@ -49,6 +50,8 @@ class ServedModel:
     """None: uncertified; its files were not held against anything."""
     costs_ns: Costs
     """What forward passes cost, from the warm-up."""
+    load_s: Mapping[str, float] = field(default_factory=dict)
+    """Seconds that its load took by phase; `golden` is there if it has golden files, and gave their outputs."""
 
     @property
     def certified(self) -> bool:
@@ -184,30 +187,36 @@ class Loader:
         tell(version, "verifying its files")
         if not (folder / version).is_dir():
             raise _no_folder(folder, version)
-        if manifest is not None:
-            verify_files(folder, manifest, version)
-        golden = read_golden(folder, version)
-        if golden is not None:
-            _check_golden(config, golden)
-            if pipeline is not None:
-                replay_preprocessing(config.name, golden, read_raw(folder), pipeline)
-        samples = read_samples(config, folder)
+        watch = Stopwatch()
+        with watch.phase("files"):
+            if manifest is not None:
+                verify_files(folder, manifest, version)
+            golden = read_golden(folder, version)
+            if golden is not None:
+                _check_golden(config, golden)
+                if pipeline is not None:
+                    replay_preprocessing(config.name, golden, read_raw(folder), pipeline)
+            samples = read_samples(config, folder)
         tell(version, "loading it into the engine")
-        engine_model = reshaped(self.engine.load(config.engine_spec(folder, version)), config.inputs, config.outputs)
+        with watch.phase("engine"):
+            loaded = self.engine.load(config.engine_spec(folder, version))
+        engine_model = reshaped(loaded, config.inputs, config.outputs)
         try:
             if golden is not None:
-                for instance in engine_model.instances:
-                    _replay(config, manifest, golden, instance)
+                with watch.phase("golden"):
+                    for instance in engine_model.instances:
+                        _replay(config, manifest, golden, instance)
             tell(version, "warming it up")
-            run_samples(config, version, samples, engine_model.instances)
-            plan = _plan(config, version, golden, samples, self.warmup_s)
-            costs = warm_up(engine_model.instances, plan)
-            if pipeline is not None:
-                _try_pipeline(config, version, pipeline, engine_model.instances[0])
+            with watch.phase("warmup"):
+                run_samples(config, version, samples, engine_model.instances)
+                plan = _plan(config, version, golden, samples, self.warmup_s)
+                costs = warm_up(engine_model.instances, plan)
+                if pipeline is not None:
+                    _try_pipeline(config, version, pipeline, engine_model.instances[0])
         except BaseException:
             engine_model.close()
             raise
-        return ServedModel(folder.name, version, config, engine_model, pipeline, manifest, costs)
+        return ServedModel(folder.name, version, config, engine_model, pipeline, manifest, costs, watch.seconds)
 
 
 def _plan(config: ModelConfig, version: str, golden: Golden | None, samples: Sequence[Rows], limit_s: float) -> WarmUp:

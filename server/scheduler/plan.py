@@ -129,7 +129,7 @@ def all_at_once(arrived: Sequence[InferRequest], now_ns: int, cap: int, cost: Co
             request.settled
             or request.deadline_ns <= safe_ns
             or request.parameters
-            or request.explanation is not None
+            or (request.explanation is not None and request.explanation.asked)
             or request.signature != signature
         ):
             return False

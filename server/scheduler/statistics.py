@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import time
 from bisect import bisect_left
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from enum import StrEnum
 
 from server.errors import Cancelled, Code, DeadlineExceeded, Overloaded, QueueFull, ServingError
+from server.explain import WaitReason
 from server.scheduler.load import Load
 from server.scheduler.saturation import Ability, Demand
 from server.scheduler.sequence_statistics import SequenceStatistics
@@ -29,6 +30,17 @@ DURATION_BOUNDS_NS = tuple(
 """Upper bounds of the buckets of both durations: 50 us to 10 s."""
 ROWS_BOUNDS = tuple(1 << power for power in range(11))
 """Upper bounds of the buckets of rows in a batch: 1 to 1024."""
+
+STAGES: Mapping[str, tuple[str, ...]] = {
+    "decode": ("receive", "decode"),
+    "preprocess": ("preprocess",),
+    "queue": ("cache", "queue"),
+    "compute": ("compute_input", "compute", "compute_output"),
+    "postprocess": ("postprocess",),
+    "encode": ("encode",),
+    "loop": ("loop",),
+}
+"""The parts of an explanation (`server.explain.PARTS`) by the stages that metrics tell of."""
 
 
 class FailureReason(StrEnum):
@@ -157,6 +169,10 @@ class ModelStatistics:
         """Nanoseconds, of requests that were answered."""
         self.queue_duration = Histogram(DURATION_BOUNDS_NS)
         """Nanoseconds, of requests that were answered."""
+        self.stages = {stage: Histogram(DURATION_BOUNDS_NS) for stage in STAGES}
+        """Nanoseconds, of requests that were looked at for all of those that were answered."""
+        self.waits: dict[WaitReason, int] = dict.fromkeys(WaitReason, 0)
+        """Nanoseconds in the queue, of the same, by what each waited for most of its time."""
         self.batch_rows = Histogram(ROWS_BOUNDS)
         self.admitted = 0
         self.refused: dict[Refusal, int] = dict.fromkeys(Refusal, 0)
@@ -244,6 +260,14 @@ class ModelStatistics:
         self.compute_output.add(count, output_ns * count)
         self.request_duration.observe_since(received, settled_ns)
         self.queue_duration.observe_since(enqueued, started_ns)
+
+    def count_stages(self, parts_ns: Mapping[str, int], waited: WaitReason, weight: int) -> None:
+        """Count where the time of one request went, for `weight` of them."""
+        for stage, parts in STAGES.items():
+            found = [parts_ns[part] for part in parts if part in parts_ns]
+            if found:
+                self.stages[stage].observe(sum(found), weight)
+        self.waits[waited] += parts_ns.get("queue", 0) * weight
 
     def count_cache_hit(self, request: InferRequest, settled_ns: int, lookup_ns: int) -> None:
         """Count one request that was settled at `settled_ns` with an answer that was kept: it did not wait."""

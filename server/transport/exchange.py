@@ -142,7 +142,5 @@ def failure_reply(error: BaseException) -> Reply:
 
 def explained(reply: Reply, explanation: Explanation | None) -> Reply:
     """The reply, with where its time went if somebody asked."""
-    if explanation is None:
-        return reply
-    explanation.mark("encode")
-    return with_headers(reply, (_ANSWER_HEADER, explanation.server_timing().encode()))
+    timing = explanation.finish() if explanation is not None else ""
+    return with_headers(reply, (_ANSWER_HEADER, timing.encode())) if timing else reply

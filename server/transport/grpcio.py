@@ -133,8 +133,8 @@ def _behaviour(
                 if asked_by(_metadata(context, REQUEST_KEY)):
                     info.explanation = Explanation(info.received_ns)
             encoded = await method.respond(dataplane, data, info)
-            if info.explanation is not None:
-                context.set_trailing_metadata(((ANSWER_KEY, info.explanation.server_timing()),))
+            if info.explanation is not None and (timing := info.explanation.finish()):
+                context.set_trailing_metadata(((ANSWER_KEY, timing),))
             return encoded
         except Exception as error:  # noqa: BLE001 - the boundary where every error becomes a status
             return await _refuse(context, error)

@@ -123,8 +123,11 @@ async def _model_infer(dataplane: DataPlane, message: Any, info: CallInfo) -> An
 async def _predict(dataplane: DataPlane, message: Any, info: CallInfo) -> Any:
     request = predict_grpc.decode_predict(message, info.deadline_ns)
     request.tenant, request.metadata = info.tenant, info.metadata
+    request.received_ns = info.received_ns
     request.explanation = decoded(info.explanation, request.parameters, info.received_ns)
-    return predict_grpc.encode_predict(await dataplane.predict(request))
+    response = await dataplane.predict(request)
+    info.explanation = request.explanation
+    return predict_grpc.encode_predict(response)
 
 
 def _server_live(dataplane: DataPlane, _message: Any, _info: CallInfo) -> Any:

@@ -153,7 +153,6 @@ class RestInfer:
 
 
 def _reply(turn: Turn, parts: Sequence[Buffer], explanation: Explanation | None) -> None:
-    if explanation is not None:
-        explanation.mark("encode")
-        parts = [f"{ANSWER_KEY}: {explanation.server_timing()}\r\n".encode(), *parts]
+    if explanation is not None and (timing := explanation.finish()):
+        parts = [f"{ANSWER_KEY}: {timing}\r\n".encode(), *parts]
     turn.reply_ok(parts)

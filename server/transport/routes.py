@@ -85,6 +85,7 @@ async def _predict(exchange: Exchange) -> Reply:
         exchange.tenant,
     )
     request.metadata = exchange.metadata
+    request.received_ns = exchange.received_ns
     request.explanation = decoded(explanation, request.parameters, exchange.received_ns)
     reply = Reply(200, predict_rest.encode_predict(await exchange.dataplane.predict(request)), [_JSON_TYPE])
     return explained(reply, request.explanation)

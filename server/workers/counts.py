@@ -8,12 +8,15 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from server.scheduler.saturation import Demand
 from server.scheduler.saturation import summed as sum_demands
 from server.scheduler.sequence_statistics import SequenceStatistics
-from server.scheduler.statistics import BatchStatistics, Duration, Histogram, ModelStatistics
+from server.scheduler.statistics import DURATION_BOUNDS_NS, BatchStatistics, Duration, Histogram, ModelStatistics
+
+if TYPE_CHECKING:
+    from server.observability.machine import Pulse
 
 _LATEST = "last_inference_ms"
 _DEMAND = "demand"
@@ -98,12 +101,28 @@ def _sum_sequences(own: SequenceStatistics | None, more: Mapping[str, Any] | Non
 
 def _sum_each(own: dict[Any, Any], more: Mapping[str, Any]) -> None:
     for key, inner in more.items():
-        if isinstance(inner, list):  # Of a batch size.
+        if isinstance(own.get(key), Histogram):
+            _sum(own[key], inner)
+        elif isinstance(inner, list):  # Of a batch size.
             sized = own.setdefault(int(key), BatchStatistics())
             for name, duration in zip(BatchStatistics.__slots__, inner, strict=True):
                 getattr(sized, name).add(*duration)
         else:
             own[key] += inner
+
+
+def told_pulse(pulse: Pulse) -> dict[str, Any]:
+    """Of one process, as JSON."""
+    return {"process": pulse.process, "rows": pulse.rows(), "lag": _told(pulse.lag)}
+
+
+def lags(pulses: Iterable[Mapping[str, Any]]) -> dict[str, Histogram]:
+    """How late their loops are, of processes that told, by name."""
+    found: dict[str, Histogram] = {}
+    for pulse in pulses:
+        found[pulse["process"]] = lag = Histogram(DURATION_BOUNDS_NS)
+        _sum(lag, pulse["lag"])
+    return found
 
 
 def counters(parts: Iterable[Mapping[str, int]]) -> Counter[str]:

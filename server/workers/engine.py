@@ -15,6 +15,7 @@ from server.engine.cores import available_cores
 from server.lifecycle import Lifecycle, State
 from server.model_control import ModelControl
 from server.observability.log_control import LogControl
+from server.observability.machine import Machine, Pulse
 from server.scheduler.share import Share
 from server.settings import Settings
 from server.shared_memory.places import view_of
@@ -43,7 +44,8 @@ class EngineProcess:
         logs = LogControl(settings.log, name)
         logs.install()
         dataplane = DataPlane(self._models, self._lifecycle, settings.repository, 1, logs=logs)
-        self._host = Host(self._models, dataplane)
+        self._pulse, self._machine = Pulse("engine"), Machine(settings.metrics)
+        self._host = Host(self._models, dataplane, self._pulse, self._machine)
         self._waiting: list[Said] = []
         """Links that came before the models were loaded."""
         self._tasks = Tasks()
@@ -54,6 +56,8 @@ class EngineProcess:
         loop.add_reader(self._supervisor, self._hear)
         began_ns = time.monotonic_ns()
         repository = self._settings.repository
+        self._pulse.start()
+        self._machine.start()
         try:
             await load_first(self._models, repository)
         except OSError as error:
@@ -73,6 +77,8 @@ class EngineProcess:
         self._tasks.cancel()
         await self._models.drain(time.monotonic_ns() + int(self._settings.shutdown.grace_s * 1e9))
         self._host.close()
+        self._pulse.close()
+        self._machine.close()
         await self._models.close()
         return 0
 

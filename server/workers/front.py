@@ -20,6 +20,7 @@ from server.banner import banner
 from server.engine.cores import available_cores
 from server.lifecycle import State
 from server.model_control import ModelControl
+from server.observability.machine import Pulse
 from server.settings import Settings
 from server.shared_memory.places import Places
 from server.tasks import Tasks
@@ -29,7 +30,7 @@ from server.transport.http1.server import Http1Server
 from server.transport.http2.server import Http2Server
 from server.transport.rest import RestServer
 from server.workers.control import COUNTS, LISTENERS, Said, Word, hear, say
-from server.workers.counts import told
+from server.workers.counts import told, told_pulse
 from server.workers.plane import FrontPlane, LogsOfAll, MetricsOfAll
 from server.workers.remote import RemoteModels
 
@@ -85,6 +86,7 @@ class Front:
         self._got = dict.fromkeys(LISTENERS, 0)
         self._taking: Counter[str] = Counter()
         self._report_due = False
+        self._pulse = Pulse(name)
         self._stop = asyncio.Event()
         self._tasks = Tasks()
 
@@ -93,6 +95,7 @@ class Front:
             entrance.start_handed()
             entrance.tell_of_changes(self._report_soon)
         asyncio.get_running_loop().add_reader(self._supervisor, self._hear)
+        self._pulse.start()
         await self.models.told.wait()
         if self.dataplane.lifecycle.state is State.STARTING:
             self.dataplane.lifecycle.advance(State.READY)
@@ -110,6 +113,7 @@ class Front:
         await asyncio.wait((closing,), timeout=grace_s)
         await self.models.drain(time.monotonic_ns())
         await closing
+        self._pulse.close()
         await self.metrics.stop(_LAST_ANSWERS_S)
         await self.models.close()
         self.dataplane.close()
@@ -192,6 +196,8 @@ class Front:
             "pid": os.getpid(),
             "models": [told(statistics, now_ns) for statistics in self.models.counted()],
             "closed": closed,
+            "http_connections": len(self.rest.listener.connections),
+            "pulse": told_pulse(self._pulse),
             "grpc": {
                 "connections": grpc.open_connections(),
                 "streams": grpc.open_streams(),

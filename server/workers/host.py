@@ -24,7 +24,7 @@ from server.scheduler.statistics import ModelStatistics
 from server.served import Served
 from server.tasks import Tasks
 from server.types import InferRequest, InferResponse, Outcome
-from server.workers.counts import Total, summed, told
+from server.workers.counts import Total, summed, told, told_pulse
 from server.workers.frames import BadFrame, Kind, frame
 from server.workers.link import Link
 from server.workers.messages import (
@@ -41,6 +41,7 @@ from server.workers.remote import Announced, Announcement
 if TYPE_CHECKING:
     from server.dataplane import DataPlane
     from server.model_control import ModelControl
+    from server.observability.machine import Machine, Pulse
 
 log = logging.getLogger(__name__)
 
@@ -178,8 +179,10 @@ class Guest:
 class Host:
     """All fronts of the engine process. All methods run on its event loop."""
 
-    def __init__(self, models: ModelControl, dataplane: DataPlane) -> None:
+    def __init__(self, models: ModelControl, dataplane: DataPlane, pulse: Pulse, machine: Machine) -> None:
         self._models = models
+        self._pulse = pulse
+        self._machine = machine
         self._dataplane = dataplane
         self._guests: set[Guest] = set()
         self._handles: dict[Served, int] = {}
@@ -328,8 +331,15 @@ class Host:
         parts = [*own, *self._gone, *(part for report in known for part in report["models"])]
         in_service = {(served.model.name, served.model.version) for served in self._models}
         totals = summed(parts)
-        models = [told(total, now_ns) for key, total in totals.items() if key in in_service]
-        return {"models": models, "fronts": known, "cache": self._models.cache_counts()}
+        serving = {key: total for key, total in totals.items() if key in in_service}
+        machine = self._machine.rows((*key, total.busy_ns) for key, total in serving.items())
+        return {
+            "models": [told(total, now_ns) for total in serving.values()],
+            "fronts": known,
+            "cache": self._models.cache_counts(),
+            "rows": {**self._models.load_rows(), **machine},
+            "pulses": [told_pulse(self._pulse), *(report["pulse"] for report in known)],
+        }
 
 
 def _settled_for_good(total: Total) -> ModelStatistics:

@@ -11,7 +11,7 @@ from server.dataplane import DataPlane
 from server.errors import ServingError, Unsupported
 from server.lifecycle import Lifecycle
 from server.observability.log_control import LogControl
-from server.observability.metrics import Metrics
+from server.observability.metrics import Metrics, Told
 from server.observability.trace_settings import Change
 from server.scheduler.response_cache import CacheCounts
 from server.scheduler.statistics import ModelStatistics
@@ -19,7 +19,7 @@ from server.settings import LogSettings, RepositorySettings
 from server.transport.http1.reply import Reply
 from server.transport.metrics import MetricsApp
 from server.types import IndexEntry
-from server.workers.counts import counters, summed
+from server.workers.counts import counters, lags, summed
 from server.workers.remote import RemoteModels
 
 if TYPE_CHECKING:
@@ -151,5 +151,14 @@ class MetricsOfAll(MetricsApp):
         listeners = {listener: None for front in fronts for listener in front["closed"]}
         closed = {listener: counters(front["closed"][listener] for front in fronts) for listener in listeners}
         cache = CacheCounts(*counts["cache"]) if counts["cache"] is not None else None
+        http = {"forwardpass_http_connections": [((), sum(front["http_connections"] for front in fronts))]}
+        told = Told([counts["rows"], http, *(pulse["rows"] for pulse in counts["pulses"])], lags(counts["pulses"]))
         counted = _Counted(models, self._dataplane.ready())
-        return Metrics(counted, closed, _Grpc(fronts), lambda: cache, target_saturation=self._target_saturation)
+        return Metrics(
+            counted,
+            closed,
+            _Grpc(fronts),
+            lambda: cache,
+            target_saturation=self._target_saturation,
+            told=lambda: told,
+        )

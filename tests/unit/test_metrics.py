@@ -13,11 +13,12 @@ from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.samples import Sample
 
 from server.errors import Cancelled, DeadlineExceeded, Overloaded, QueueFull
-from server.observability.catalog import CATALOG, Definition
-from server.observability.metrics import Metrics
+from server.observability.catalog import Rows
+from server.observability.definitions import CATALOG, Definition
+from server.observability.metrics import Metrics, Told
 from server.over_triton.metrics import TritonMetrics
 from server.scheduler.load import WINDOW_NS
-from server.scheduler.statistics import ModelStatistics
+from server.scheduler.statistics import DURATION_BOUNDS_NS, Histogram, ModelStatistics
 from server.settings import GrpcSettings, TlsSettings
 from server.transport.http2.server import Http2Server
 from server.types import InferRequest
@@ -85,6 +86,20 @@ def test_openmetrics_is_for_those_who_ask() -> None:
     assert families["forwardpass_request_duration_seconds"].unit == "seconds"
     assert families["forwardpass_requests_admitted"].type == "counter"
     assert metrics.expose("text/plain")[1] == metrics.expose()[1] == "text/plain; version=0.0.4; charset=utf-8"
+
+
+def test_what_is_told_by_rows_is_in_the_catalog_once() -> None:
+    """Samples that processes tell each other are told again by their labels, those of several processes together."""
+    front: Rows = {"forwardpass_cpu_seconds_total": [(["front-0"], 2.0)]}
+    engine: Rows = {"forwardpass_cpu_seconds_total": [(["engine"], 3.0)], "forwardpass_model_swaps_total": [(["m"], 4)]}
+    lag = Histogram(DURATION_BOUNDS_NS)
+    lag.observe(60_000, 2)
+    told = Told([front, engine], {"engine": lag})
+    text = Metrics(Counted(ModelStatistics("m", "1")), {}, told=lambda: told).expose()[0].decode()  # type: ignore[arg-type]
+    assert 'forwardpass_cpu_seconds_total{process="front-0"} 2.0' in text
+    assert 'forwardpass_cpu_seconds_total{process="engine"} 3.0' in text
+    assert 'forwardpass_model_swaps_total{model="m"} 4.0' in text
+    assert 'forwardpass_event_loop_lag_seconds_bucket{le="0.0001",process="engine"} 2.0' in text
 
 
 def test_the_grpc_transport_counts_by_cause() -> None:

@@ -148,9 +148,7 @@ class Calls:
         self, stream: Stream, explanation: Explanation, request: InferRequest, outcome: InferResponse
     ) -> None:
         explanation.mark_pass(request.enqueued_ns, outcome.timing)
-        message = encode_infer(outcome)
-        explanation.mark("encode")
-        self.answer(stream, message, explanation)
+        self.answer(stream, encode_infer(outcome), explanation)
 
     # --- every other way --------------------------------------------------------------------------
 
@@ -248,13 +246,13 @@ class Calls:
         """A call that went well and has one message."""
         if stream.state not in (_OPEN, _HALF_CLOSED_REMOTE):
             return
-        compresses = self.compresses(stream)
-        if explanation is None and not compresses and len(message) <= self._max_bytes:
+        compresses, timing = self.compresses(stream), explanation.finish() if explanation is not None else ""
+        if not timing and not compresses and len(message) <= self._max_bytes:
             stream.call = None
             self.connection.answer(stream, message)
             return
         self.send_message(stream, message, first=True)
-        self.finish(stream, explanation)
+        self.finish(stream, timing)
 
     def send_message(self, stream: Stream, message: bytes, *, first: bool) -> None:
         """One message, behind the headers if it is the `first`. Raises PayloadTooLarge."""
@@ -277,9 +275,9 @@ class Calls:
         head = stream.head
         return head.encoding != IDENTITY and head.encoding in head.accepts.replace(b" ", b"").split(b",")
 
-    def finish(self, stream: Stream, explanation: Explanation | None = None) -> None:
-        """The status of a call that went well, behind its messages."""
-        self.end(stream, answers.OK_TRAILERS if explanation is None else _explained(explanation))
+    def finish(self, stream: Stream, timing: str = "") -> None:
+        """The status of a call that went well, behind its messages. `timing`: where its time went, if it asked."""
+        self.end(stream, _timed(timing) if timing else answers.OK_TRAILERS)
 
     def end(self, stream: Stream, block: bytes) -> None:
         """The last of a call. Call and stream know each other: left so, they would wait for the garbage collector."""
@@ -294,8 +292,8 @@ class Calls:
         self.end(stream, answers.failed_trailers(failure) if begun else answers.trailers_only(failure))
 
 
-def _explained(explanation: Explanation) -> bytes:
-    return answers.ok_trailers([(ANSWER_KEY.encode(), explanation.server_timing().encode())])
+def _timed(timing: str) -> bytes:
+    return answers.ok_trailers([(ANSWER_KEY.encode(), timing.encode())])
 
 
 def _nobody() -> None:

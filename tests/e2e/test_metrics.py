@@ -1,0 +1,113 @@
+"""What real servers tell of real requests, as one process and as several."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import httpx
+import pytest
+from prometheus_client.openmetrics.parser import text_string_to_metric_families as openmetrics_families
+from prometheus_client.parser import text_string_to_metric_families
+from prometheus_client.samples import Sample
+
+from server.observability.definitions import CATALOG
+from tests.e2e.conftest import REPOSITORY, ServerProcess, end, start
+
+pytestmark = pytest.mark.e2e
+
+PICTURE = (REPOSITORY / "digits" / "example.png").read_bytes()
+CALLS = 12
+
+
+@pytest.fixture(scope="module", params=[1, 2], ids=["one_process", "two_fronts"])
+def asked(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
+    """A server that was asked some things, and loaded a model anew. Its processors' energy is that of a script."""
+    zone = tmp_path_factory.mktemp("powercap") / "intel-rapl:0"
+    zone.mkdir()
+    for name, text in (("name", "package-0"), ("energy_uj", "0"), ("max_energy_range_uj", "1000000000")):
+        (zone / name).write_text(text)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("FORWARDPASS_METRICS__POWERCAP_FOLDER", str(zone.parent))
+        flags = ["--model-control-mode", "explicit", "--load-model", "digits", "--workers", str(request.param)]
+        server = start(tmp_path_factory.mktemp("server") / "server.log", *flags)
+    try:
+        with httpx.Client(base_url=server.http, timeout=30) as client:
+            for _ in range(CALLS):
+                answer = client.post(
+                    "/v2/models/digits/predict", content=PICTURE, headers={"content-type": "image/png"}
+                )
+                assert answer.status_code == 200
+                assert "server-timing" not in answer.headers
+            assert client.post("/v2/repository/models/digits/load").status_code == 200
+            assert client.post("/v2/repository/models/none/load").status_code == 404
+        (zone / "energy_uj").write_text("5000000")
+        yield server
+    finally:
+        end(server)
+
+
+def scraped(server: ServerProcess) -> dict[tuple[str, frozenset[tuple[str, str]]], float]:
+    """Values by name and labels."""
+    found: dict[tuple[str, frozenset[tuple[str, str]]], float] = {}
+    for family in text_string_to_metric_families(httpx.get(server.metrics).text):
+        for sample in family.samples:
+            found[sample.name, frozenset(sample.labels.items())] = sample.value
+    return found
+
+
+def key(name: str, **labels: str) -> tuple[str, frozenset[tuple[str, str]]]:
+    return name, frozenset(labels.items())
+
+
+def test_the_stages_of_all_calls_are_told(asked: ServerProcess) -> None:
+    """Each stage of a prediction, of each call, for they are few; the queue's reasons sum to the queue."""
+    found = scraped(asked)
+    model = {"model": "digits", "version": "1"}
+    for stage in ("decode", "preprocess", "queue", "compute", "postprocess", "encode", "loop"):
+        assert found[key("forwardpass_stage_duration_seconds_count", **model, stage=stage)] == CALLS, stage
+        assert found[key("forwardpass_stage_duration_seconds_sum", **model, stage=stage)] > 0, stage
+    waited = sum(value for (name, _), value in found.items() if name == "forwardpass_queue_wait_seconds_total")
+    assert waited == pytest.approx(
+        found[key("forwardpass_stage_duration_seconds_sum", **model, stage="queue")], rel=1e-6
+    )
+
+
+def test_loads_and_their_phases_are_told(asked: ServerProcess) -> None:
+    """Two loads, one of them in the place of the other, one that failed; golden outputs were given."""
+    found = scraped(asked)
+    assert found[key("forwardpass_model_loads_total", model="digits", outcome="loaded")] == 2
+    assert found[key("forwardpass_model_loads_total", model="none", outcome="failed")] == 1
+    assert found[key("forwardpass_model_swaps_total", model="digits")] == 1
+    assert found[key("forwardpass_model_parity", model="digits", version="1")] == 1
+    for phase in ("files", "engine", "golden", "warmup"):
+        assert found[key("forwardpass_model_load_seconds", model="digits", version="1", phase=phase)] > 0
+
+
+def test_every_process_tells_of_itself(asked: ServerProcess) -> None:
+    """Memory, time and the lag of each process's loop; energy goes to the model whose passes ran."""
+    found = scraped(asked)
+    processes = {dict(labels)["process"] for name, labels in found if name == "forwardpass_resident_memory_bytes"}
+    assert processes in ({"server"}, {"engine", "front-0", "front-1"})
+    for process in processes:
+        assert found[key("forwardpass_resident_memory_bytes", process=process)] > 10_000_000
+        assert found[key("forwardpass_cpu_seconds_total", process=process)] > 0
+        assert found[key("forwardpass_event_loop_lag_seconds_count", process=process)] > 0
+    assert found[key("forwardpass_energy_joules_total", zone="package-0")] == 5
+    assert found[key("forwardpass_request_energy_joules_total", model="digits", version="1")] == 5
+    assert found[key("forwardpass_engine_busy_seconds_total", model="digits", version="1")] > 0
+    assert not [name for name, _ in found if name.startswith("nv_gpu")]  # of a machine without one
+
+
+def test_both_formats_tell_the_same(asked: ServerProcess) -> None:
+    """OpenMetrics has every metric of the catalog that the text has, by a parser that takes nothing else."""
+    response = httpx.get(asked.metrics, headers={"accept": "application/openmetrics-text; version=1.0.0"})
+    assert response.headers["content-type"].startswith("application/openmetrics-text; version=1.0.0")
+    names: set[str] = set()
+    samples: list[Sample] = []
+    for family in openmetrics_families(response.text):
+        names.add(family.name)
+        samples += family.samples
+    known = {definition.base for definition in CATALOG.values()}
+    assert {name for name in names if name.startswith(("nv_", "forwardpass_"))} <= known
+    told = {sample.name.removesuffix("_total") for sample in samples}
+    assert {name.removesuffix("_total") for name, _ in scraped(asked)} == told
