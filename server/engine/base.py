@@ -52,6 +52,8 @@ class EngineSpec:
     graph_level: int = 0
     """optimization.graph.level, as Triton's ORT backend reads it: 0 all, 1 extended, -1 basic, 2 none."""
     parameters: Mapping[str, str] = field(default_factory=dict)
+    backend: str = ""
+    """The config's own word for who runs it."""
     decoupled: bool = False
     """The model gives any number of responses to a request: its instances are `StreamingInstance`s."""
     fields: Mapping[tuple[str, str], str] = field(default_factory=dict)

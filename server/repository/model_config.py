@@ -52,6 +52,9 @@ __all__ = [
 DEFAULT_MODEL_FILENAME = "model.onnx"
 _PLATFORM = "onnxruntime_onnx"
 _BACKEND = "onnxruntime"
+TEXT_BACKEND = "onnxruntime-genai"
+"""Of models that write text: folders of that library's model builder."""
+_TEXT_FILENAME = "genai_config.json"
 _CACHE = "response_cache.enable"
 _SLO = "slo_ms"
 _FAIR_BY = "fair_by"
@@ -109,6 +112,11 @@ class ModelConfig:
         return self.backend == _BACKEND
 
     @property
+    def writes_text(self) -> bool:
+        """A request runs for many passes, beside others that come and go."""
+        return self.backend == TEXT_BACKEND
+
+    @property
     def engine_inputs(self) -> tuple[TensorSpec, ...]:
         """Of the model's file: what clients send, and behind it what tells of sequences and their states."""
         return self.inputs + (self.sequence_batching.inputs if self.sequence_batching else ())
@@ -141,6 +149,7 @@ class ModelConfig:
             cpu_accelerators=self.cpu_accelerators,
             graph_level=self.graph_level,
             parameters=self.parameters,
+            backend=self.backend,
             decoupled=self.decoupled,
             fields=self.sequence_batching.fields if self.sequence_batching else {},
         )
@@ -208,8 +217,8 @@ def from_message(message: pb.ModelConfig, folder_name: str) -> ModelConfig:
     sequences = read_sequence_batching(message, inputs, outputs, refuse)
     return ModelConfig(
         name=folder_name,
-        platform=ENSEMBLE if is_ensemble(message) else _PLATFORM,
-        backend="" if is_ensemble(message) else _BACKEND,
+        platform=_platform(message),
+        backend=_backend(message),
         max_batch_size=message.max_batch_size,
         inputs=inputs,
         outputs=outputs,
@@ -230,7 +239,7 @@ def from_message(message: pb.ModelConfig, folder_name: str) -> ModelConfig:
         model_warmup=read_model_warmup(message, inputs, sequences, refuse),
         response_cache=_response_cache(message, refuse),
         default_model_filename=_inside(
-            "default_model_filename", message.default_model_filename or DEFAULT_MODEL_FILENAME, refuse
+            "default_model_filename", message.default_model_filename or _filename(message), refuse
         ),
         label_filenames={
             output.name: _inside(f"output[{index}].label_filename", output.label_filename, refuse)
@@ -240,7 +249,27 @@ def from_message(message: pb.ModelConfig, folder_name: str) -> ModelConfig:
     )
 
 
+def _backend(message: pb.ModelConfig) -> str:
+    if is_ensemble(message):
+        return ""
+    return TEXT_BACKEND if message.backend == TEXT_BACKEND else _BACKEND
+
+
+def _platform(message: pb.ModelConfig) -> str:
+    if is_ensemble(message):
+        return ENSEMBLE
+    return "" if message.backend == TEXT_BACKEND else _PLATFORM
+
+
+def _filename(message: pb.ModelConfig) -> str:
+    return _TEXT_FILENAME if message.backend == TEXT_BACKEND else DEFAULT_MODEL_FILENAME
+
+
 def _check_backend(message: pb.ModelConfig, refuse: Refuse) -> None:
+    if message.backend == TEXT_BACKEND:
+        if message.platform:
+            refuse("platform", f"is '{message.platform}'; beside backend: \"{TEXT_BACKEND}\" there is none")
+        return
     if message.platform not in ("", _PLATFORM):
         refuse("platform", _FOREIGN.get(message.platform, f"'{message.platform}' is not known here") + _ONLY_ONNX)
     if message.backend not in ("", _BACKEND):
@@ -260,7 +289,10 @@ _FOREIGN = {
     "tensorflow_graphdef": "a TensorFlow model needs Triton Inference Server",
     "openvino": "an OpenVINO model needs Triton Inference Server",
 }
-_ONLY_ONNX = f'; the embedded engine serves ONNX files: backend "{_BACKEND}" (platform "{_PLATFORM}")'
+_ONLY_ONNX = (
+    f'; the embedded engine serves ONNX files: backend "{_BACKEND}" (platform "{_PLATFORM}"), '
+    f'and models that write text: backend "{TEXT_BACKEND}"'
+)
 
 
 def _decoupled(message: pb.ModelConfig, parameters: Mapping[str, str], refuse: Refuse) -> bool:

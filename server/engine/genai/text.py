@@ -1,0 +1,141 @@
+"""One text that is being written: its prompt, its tokens so far, and what of them was told."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import orjson
+
+from server.engine.genai.detokenize import Decode, Detokenizer
+from server.engine.genai.parameters import Sampling
+from server.engine.genai.sampling import Likely, Sampler
+from server.engine.genai.stops import StopStrings
+from server.tensor import Array
+
+TEXT = "text_output"
+FINISH = "finish_reason"
+CUMULATIVE = "cumulative_logprob"
+LOGPROBS = "logprobs"
+PROMPT_TOKENS = "num_input_tokens"
+TOKENS = "num_output_tokens"
+
+STOP, LENGTH = "stop", "length"
+"""Why a text ends: an end token or a stop string, or as many tokens as it may have. Names: vLLM's, and OpenAI's."""
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What a request wants to be told."""
+
+    outputs: frozenset[str]
+    stream: bool
+    """Pieces as they are made; else all in one."""
+    prompt: str
+    """Told in front of the text; empty for none."""
+
+
+@dataclass(slots=True, eq=False)
+class Text:
+    """`prompt` has 1 token or more, and with `max_tokens` no more than the context."""
+
+    prompt: Sequence[int]
+    max_tokens: int
+    sampling: Sampling
+    wanted: Wanted
+    sampler: Sampler
+    detokenizer: Detokenizer
+    stops: StopStrings
+    ends: Collection[int]
+    decode: Decode
+    row: int = -1
+    length: int = 0
+    """Tokens in the cache."""
+    made: int = 0
+    """Tokens chosen, an end token counted in."""
+    last: int = 0
+    """The token that was chosen last; it is not in the cache yet."""
+    finish: str = ""
+    """Why it ended; empty while it goes on."""
+    _untold: list[str] = field(default_factory=list)
+    _logprobs: list[list[Likely]] = field(default_factory=list)
+    _logprob: float = 0.0
+    _told: int = 0
+    """Of `made`."""
+
+    @property
+    def prompt_tokens(self) -> int:
+        return len(self.prompt)
+
+    @property
+    def tells_logprobs(self) -> bool:
+        return bool({LOGPROBS, CUMULATIVE} & self.wanted.outputs)
+
+    def add(self, token: int, likely: Sequence[Likely]) -> None:
+        """It goes on with this token. `likely`: itself first; empty if that is not told."""
+        self.last = token
+        self.made += 1
+        if likely:
+            self._logprob += likely[0].logprob
+            self._logprobs.append(list(likely))
+        ended = token in self.ends and not self.sampling.ignore_eos
+        piece = "" if ended and self.sampling.skip_special_tokens else self.detokenizer.push(token)
+        self._pass_on(piece)
+        if self.finish:
+            return
+        if ended:
+            self._end(STOP)
+        elif self.made >= self.max_tokens:
+            self._end(LENGTH)
+
+    def _pass_on(self, piece: str) -> None:
+        if not piece:
+            return
+        if self.made < self.sampling.min_tokens:
+            self._untold.append(piece)
+            return
+        told = self.stops.push(piece)
+        self._untold.append(told.text)
+        if told.stopped is not None:
+            self.finish = STOP
+
+    def _end(self, reason: str) -> None:
+        self._untold.append(self.stops.flush())
+        self.finish = reason
+
+    def tell(self) -> Mapping[str, Array] | None:
+        """The outputs of the next response; None: there is nothing to tell yet."""
+        if not self.finish and (not self.wanted.stream or not any(self._untold)):
+            return None
+        text, self._untold = "".join(self._untold), []
+        if self.wanted.prompt and not self._told:
+            text = self.wanted.prompt + text
+        makers: Mapping[str, Callable[[], Array]] = {
+            TEXT: lambda: _strings(text.encode()),
+            FINISH: lambda: _strings(self.finish.encode()),
+            CUMULATIVE: lambda: np.array([self._logprob], np.float32),
+            LOGPROBS: self._tell_logprobs,
+            PROMPT_TOKENS: lambda: np.array([len(self.prompt)], np.uint32),
+            TOKENS: lambda: np.array([self.made - self._told], np.uint32),
+        }
+        outputs = {name: make() for name, make in makers.items() if name in self.wanted.outputs}
+        self._told, self._logprobs = self.made, []
+        return outputs
+
+    def _tell_logprobs(self) -> Array:
+        """As Triton's vLLM backend: for each token an object by token, the chosen one first."""
+        told = [
+            {
+                str(one.token): {"logprob": one.logprob, "rank": one.rank, "decoded_token": self.decode([one.token])}
+                for one in likely
+            }
+            for likely in self._logprobs
+        ]
+        return _strings(orjson.dumps(told))
+
+
+def _strings(*values: bytes) -> Array:
+    array = np.empty(len(values), object)
+    array[:] = values
+    return array
