@@ -133,8 +133,9 @@ def test_a_changed_byte_is_found_by_the_manifest(repository: Repository, remote:
     assert answer(repository) == (X @ WEIGHTS)[0, 0]
 
 
-def test_a_server_that_is_down_is_told_and_asked_again(repository: Repository, remote: Remote, tmp_path: Path) -> None:
+def test_a_server_that_is_down_is_told_and_asked_again(remote: Remote, tmp_path: Path) -> None:
     """While it is down its models are unseen, not gone; a load says why it fails; when it is back, all is as before."""
+    repository = open_repository(remote, tmp_path / "cache", timeout_s=2.0)  # gcsfs would ask for half a minute
     assert repository.names() == ["digits", "two words"]
     remote.stop()
 
@@ -148,6 +149,7 @@ def test_a_server_that_is_down_is_told_and_asked_again(repository: Repository, r
     assert set(repository.survey().fingerprints) == {"digits", "two words"}
     assert repository.unreachable() == []
     assert answer(repository) == (X @ WEIGHTS)[0, 0]
+    repository.close()
 
 
 def test_what_is_not_there_is_said(remote: Remote, tmp_path: Path) -> None:
