@@ -167,15 +167,16 @@ Composed = tuple["ModelControl | TritonModels", DataPlane]
 
 
 def _embedded(settings: Settings, lifecycle: Lifecycle, logs: LogControl | None) -> Composed:
+    share = Share(available_cores())
     models = ModelControl(
         open_repository(settings),
         default_max_queue_size=settings.scheduler.default_max_queue_size,
-        share=Share(available_cores()),
+        share=share,
         cache_size_bytes=settings.cache.size_bytes,
         load_threads=settings.repository.load_threads,
         max_override_bytes=settings.repository.max_override_bytes,
     )
-    return models, DataPlane(models, lifecycle, *_beside(settings), logs)
+    return models, DataPlane(models, lifecycle, *_beside(settings), logs, share)
 
 
 def _over_triton(settings: Settings, lifecycle: Lifecycle, logs: LogControl | None) -> Composed | None:

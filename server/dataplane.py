@@ -1,13 +1,12 @@
 """What both transports call: infer, predict, metadata, health, statistics, model control.
 
 `submit` is the hot way: plain calls, from the transport into a model's queue, in one loop tick. `predict`
-goes round it: raw inputs become tensors on a thread, then take the same way, then become answers.
+goes round it: raw inputs are admitted, become tensors on a thread, then take the same way, then become answers.
 """
 
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from itertools import groupby
@@ -27,11 +26,14 @@ from server.pipeline.base import Pipeline, answers, needs_inputs
 from server.proto.triton import model_config_pb2
 from server.repository.certificate import Manifest
 from server.repository.repository import NOT_LOADED, UNLOADED
+from server.scheduler.preparing import Foresees, Preparing
+from server.scheduler.share import Share
 from server.scheduler.statistics import ModelStatistics
+from server.scheduler.worker import Model
 from server.served import Served
 from server.settings import LogSettings, ModelControlMode, RepositorySettings, SharedMemorySettings, TraceSettings
 from server.shared_memory.requests import SharedMemory, Submit
-from server.tensor import Array, Tensor, TensorSpec
+from server.tensor import TensorSpec
 from server.types import (
     IndexEntry,
     InferRequest,
@@ -90,12 +92,15 @@ class DataPlane:
         shared_memory: SharedMemory | None = None,
         tracing: Tracing | None = None,
         logs: LogControl | None = None,
+        share: Share | None = None,
     ) -> None:
-        """`shared_memory`: of the clients; None: they may not use any. `tracing`, `logs`: which they may change."""
+        """`shared_memory`: of the clients; None: they may not use any. `tracing`, `logs`: which they may change.
+        `share`: of the cores between the models, also for making raw inputs ready."""
         self._models = models
         self._lifecycle = lifecycle
         self._settings = settings
         self._pipelines = Offload(pipeline_threads, "pipeline")
+        self._share = share
         self.forwards: Sequence[str] = ()
         """Names of the metadata that goes along with requests, where another server runs the models."""
         self.tracing = tracing or Tracing(TraceSettings())
@@ -183,11 +188,8 @@ class DataPlane:
         with self._models.resolve(request.model_name, request.model_version) as served:
             pipeline = self._pipeline(served, request)
             served.stages.one(request)
-            explanation, preprocess = request.explanation, pipeline.preprocess
-            if explanation is not None:
-                preprocess = explanation.timed("preprocess", preprocess)
-            arrays = await self._pipelines.run(preprocess, request.inputs)
-            response = await self._infer(served, request, arrays)
+            explanation = request.explanation
+            response = await self._infer(served, request, served.preparing or self._prepare(served, pipeline))
             outputs = {tensor.name: tensor.numpy() for tensor in response.outputs}
             finish = partial(answers, pipeline, request.inputs, outputs)
             predictions = (
@@ -197,13 +199,27 @@ class DataPlane:
                 explanation.mark("postprocess")
         return PredictResponse(response.model_name, response.model_version, predictions, request.id)
 
-    async def _infer(self, served: Served, request: PredictRequest, arrays: Mapping[str, Array]) -> InferResponse:
+    def _prepare(self, served: Served, pipeline: Pipeline) -> Preparing:
+        model, batcher = served.model, served.batcher
+        served.preparing = Preparing(
+            Model(model.name, model.version, batched=False),
+            pipeline.preprocess,
+            self._pipelines,
+            served.statistics,
+            lambda request: served.submit((request,)),
+            batcher if isinstance(batcher, Foresees) else None,
+            asyncio.get_running_loop(),
+            share=self._share,
+        )
+        return served.preparing
+
+    async def _infer(self, served: Served, request: PredictRequest, preparing: Preparing) -> InferResponse:
         settled: Settled = asyncio.get_running_loop().create_future()
         inner = InferRequest(
             request.model_name,
-            [Tensor.from_numpy(name, array) for name, array in arrays.items()],
+            (),
             on_settle=settle_into(settled),
-            received_ns=time.monotonic_ns(),
+            received_ns=request.received_ns,
             model_version=served.model.version,
             id=request.id,
             deadline_ns=request.deadline_ns,
@@ -213,11 +229,12 @@ class DataPlane:
         )
         if request.metadata:
             inner.metadata = request.metadata
+        inner.rows = len(request.inputs)
         if inner.explanation is not None:
-            inner.explanation.mark("loop", inner.received_ns)
+            inner.explanation.mark("loop")
         if self.tracing.active:
             self.tracing.watch((inner,), request.model_name, served.model.version)
-        served.submit((inner,))
+        preparing.submit(inner, request.inputs)
         return await answer(inner, settled, self.cancel)
 
     def _pipeline(self, served: Served, request: PredictRequest) -> Pipeline:

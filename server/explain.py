@@ -14,15 +14,12 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import TYPE_CHECKING, ParamSpec, TypeVar
+from typing import TYPE_CHECKING
 
 from server.errors import InvalidRequest
 
 if TYPE_CHECKING:
     from server.types import Parameter, Timing
-
-P = ParamSpec("P")
-T = TypeVar("T")
 
 REQUEST_KEY = "x-explain"
 """The header, and the key of the metadata, by which a call asks: 1 or true."""
@@ -90,17 +87,6 @@ class Explanation:
     def mark(self, part: str, at_ns: int | None = None) -> None:
         """`part` ends now, or ended `at_ns`. A part that comes again is added to."""
         self.marks.append((part, self._clock() if at_ns is None else at_ns))
-
-    def timed(self, part: str, function: Callable[P, T]) -> Callable[P, T]:
-        """`function`, with its run marked as `part` and the wait for a thread that runs it as `loop`."""
-
-        def run(*args: P.args, **kwargs: P.kwargs) -> T:
-            self.mark("loop")
-            result = function(*args, **kwargs)
-            self.mark(part)
-            return result
-
-        return run
 
     def mark_pass(self, enqueued_ns: int, timing: Timing | None) -> None:
         """The request was answered by a forward pass, and the answer is taken up now."""

@@ -25,7 +25,7 @@ class Offload:
     """Up to `threads` threads, started as they are needed. All methods are called on one event loop."""
 
     def __init__(self, threads: int, name: str) -> None:
-        self._most = threads
+        self.most = threads
         self._name = name
         self._threads: list[threading.Thread] = []
         self._jobs: SimpleQueue[_Job | None] = SimpleQueue()
@@ -40,7 +40,7 @@ class Offload:
         future: asyncio.Future[T] = loop.create_future()
         self._jobs.put((future, call, argument))
         self._under_way += 1
-        if len(self._threads) < min(self._under_way, self._most):
+        if len(self._threads) < min(self._under_way, self.most):
             # A daemon: who makes an Offload and never closes it, does not keep its process from ending.
             name = f"{self._name}_{len(self._threads)}"
             thread = threading.Thread(target=self._work, args=(loop,), name=name, daemon=True)

@@ -14,6 +14,7 @@ from server.repository.repository import ServedModel
 from server.request_check import RequestCheck
 from server.scheduler.ensemble import EnsembleBatcher
 from server.scheduler.lineup import Lineup, Member
+from server.scheduler.preparing import Preparing
 from server.scheduler.sequence_batcher import SequenceBatcher
 from server.scheduler.statistics import ModelStatistics
 from server.sequences import sequence_id
@@ -37,7 +38,7 @@ class Served:
     decoded keeps the version that decodes it.
     """
 
-    __slots__ = ("_held", "_idle", "batcher", "check", "model", "stages", "statistics")
+    __slots__ = ("_held", "_idle", "batcher", "check", "model", "preparing", "stages", "statistics")
 
     def __init__(self, model: ServedModel, batcher: ModelBatcher, statistics: ModelStatistics) -> None:
         self.model = model
@@ -45,6 +46,8 @@ class Served:
         self.batcher = batcher
         self.statistics = statistics
         self.stages = Stages(statistics)
+        self.preparing: Preparing | None = None
+        """Of raw inputs, from the first on."""
         self._held = 0
         self._idle = asyncio.Event()
         self._idle.set()
@@ -100,6 +103,8 @@ class Served:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(max(0, until_ns - time.monotonic_ns()) / 1e9):
                 await self._idle.wait()
+        if self.preparing is not None:
+            await self.preparing.close()
         await self.batcher.drain(until_ns)
 
 

@@ -12,6 +12,7 @@ from server.observability.log_control import LogControl
 from server.observability.tracing import Tracing
 from server.over_triton.models import TritonModels
 from server.pipeline.base import Pipeline
+from server.scheduler.share import Share
 from server.served import Served
 from server.settings import RepositorySettings
 from server.shared_memory.requests import SharedMemory
@@ -33,7 +34,8 @@ class TritonPlane(DataPlane):
         forwards: Sequence[str],
     ) -> None:
         """As of `DataPlane`."""
-        super().__init__(models, lifecycle, settings, pipeline_threads, shared_memory, tracing, logs)
+        share = Share(pipeline_threads)
+        super().__init__(models, lifecycle, settings, pipeline_threads, shared_memory, tracing, logs, share)
         self._tritons = models
         self.forwards = forwards
 

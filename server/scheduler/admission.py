@@ -28,6 +28,15 @@ _LARGEST_MARGIN = 0.25
 """The part of a request's time that the margin of its admission may take."""
 
 
+class Foreseen(NamedTuple):
+    """Of a request that is still being made ready."""
+
+    refusal: ServingError | None
+    """Why it would not be admitted; None: it would."""
+    own_ns: int = 0
+    """What its own pass takes at the high quantile; 0: not known."""
+
+
 class Known(NamedTuple):
     """Of requests of one signature."""
 
@@ -110,21 +119,46 @@ class Admission:
         """Put a request in the queue, or say why not."""
         queue, now_ns = self._queue, outlook.now_ns
         delays_ns = queue.set_deadline(request, now_ns)
-        if request.deadline_ns <= now_ns:
-            return DeadlineExceeded(request.model_name, 0)
+        if request.deadline_ns > now_ns:
+            self._count_arrival(request, now_ns)
+        refusal = self._refusal(request, outlook, 0)
+        if refusal is None:
+            queue.add(request, now_ns, delays_ns)
+            self._statistics.admitted += 1
+        return refusal
+
+    def foresee(self, request: InferRequest, outlook: Outlook, coming: int) -> Foreseen:
+        """What `admit` would say of a request that is still being made ready, behind `coming` rows of such.
+
+        It has its deadline from here on. One that is refused arrived, and is not seen again.
+        """
+        now_ns = outlook.now_ns
+        self._queue.set_deadline(request, now_ns)
+        refusal = self._refusal(request, outlook, coming)
+        if refusal is not None:
+            if request.deadline_ns > now_ns:
+                self._count_arrival(request, now_ns)
+            return Foreseen(refusal)
+        return Foreseen(None, self.known(request.signature).cost.high_ns(request.rows) or 0)
+
+    def _count_arrival(self, request: InferRequest, now_ns: int) -> None:
         row_ns = self.known(request.signature).row_ns
         if row_ns:
             self._statistics.load.arrive(row_ns * request.rows, now_ns)
+
+    def _refusal(self, request: InferRequest, outlook: Outlook, coming: int) -> ServingError | None:
+        queue, now_ns = self._queue, outlook.now_ns
+        if request.deadline_ns <= now_ns:
+            return DeadlineExceeded(request.model_name, 0)
         if queue.is_full(request):
             limit = queue.level(request).policy.max_queue_size
             held = queue.held(request) if queue.fair else 0
             return QueueFull(request.model_name, limit, self.retry_after_ms(outlook), held)
         if request.deadline_ns < NO_DEADLINE:
-            wait_ns = foresee_ns(queue, request, self.known, outlook)
-            if wait_ns is not None and not self._in_time(request, wait_ns, outlook):
-                return Overloaded(request.model_name, -(-wait_ns // 1_000_000), self.retry_after_ms(outlook))
-        queue.add(request, now_ns, delays_ns)
-        self._statistics.admitted += 1
+            wait_ns = foresee_ns(queue, request, self.known, outlook, coming)
+            if wait_ns is not None and not self._in_time(request, wait_ns, outlook, coming):
+                coming_ns = coming * self.known(request.signature).row_ns
+                return Overloaded(request.model_name, -(-wait_ns // 1_000_000), self.retry_after_ms(outlook, coming_ns))
         return None
 
     def turn_away(self, request: InferRequest, now_ns: int) -> None:
@@ -140,7 +174,7 @@ class Admission:
         if row_ns:
             self._statistics.load.arrive(row_ns * rows, now_ns)
 
-    def _in_time(self, request: InferRequest, wait_ns: int, outlook: Outlook) -> bool:
+    def _in_time(self, request: InferRequest, wait_ns: int, outlook: Outlook, coming: int) -> bool:
         now_ns = outlook.now_ns
         request.predicted_ns = now_ns + wait_ns
         # Bounded, or one bad second could teach a margin that refuses everybody, and nothing would unteach it.
@@ -148,11 +182,11 @@ class Admission:
         if request.predicted_ns + margin_ns <= request.deadline_ns:
             return True
         # Others are not to blame for what is late by itself: an idle instance refuses nobody.
-        return outlook.free and not len(self._queue)
+        return outlook.free and not len(self._queue) and not coming
 
-    def retry_after_ms(self, outlook: Outlook) -> int:
-        """How long what was admitted will take, spread over the living instances; 0: unknown."""
-        work_ns = outlook.left_ns + sum([drain_ns(line, self.known) for line in self._queue.lines])
+    def retry_after_ms(self, outlook: Outlook, coming_ns: int = 0) -> int:
+        """How long what was admitted, and what is coming, will take, spread over the living instances; 0: unknown."""
+        work_ns = outlook.left_ns + coming_ns + sum([drain_ns(line, self.known) for line in self._queue.lines])
         return max(1, int(work_ns * outlook.slowdown / (outlook.instances or 1) / 1_000_000)) if work_ns else 0
 
 
@@ -174,14 +208,14 @@ class Margin:
 
 
 def foresee_ns(
-    queue: RequestQueue, request: InferRequest, known: Callable[[object], Known], outlook: Outlook
+    queue: RequestQueue, request: InferRequest, known: Callable[[object], Known], outlook: Outlook, coming: int = 0
 ) -> int | None:
     """Nanoseconds from now to the answer of a request that joins the queue; None where no cost is known.
 
-    `known`: by signature.
+    `known`: by signature. `coming`: rows like its own that are not in the queue yet and go before it.
     """
     cost, cap, _ = known(request.signature)
-    ahead_ns, own_rows = 0, 0
+    ahead_ns, own_rows = 0, coming
     level = queue.level(request)
     for above in queue.levels:
         if above is level:
@@ -189,7 +223,7 @@ def foresee_ns(
         ahead_ns += drain_ns(above.waiting, known) + drain_ns(above.delayed, known)
     for signature, rows in level.waiting.rows_before(request):
         if signature == request.signature:
-            own_rows = rows
+            own_rows += rows
         else:
             other = known(signature)
             ahead_ns += passes_ns(rows, other.cost, other.cap)

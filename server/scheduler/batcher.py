@@ -18,7 +18,7 @@ from weakref import WeakMethod
 from server.buckets import Buckets
 from server.engine.base import Instance
 from server.errors import Cancelled, DeadlineExceeded, Draining
-from server.scheduler.admission import Admission
+from server.scheduler.admission import Admission, Foreseen
 from server.scheduler.backlog import Backlog
 from server.scheduler.costs import Costs
 from server.scheduler.door import Door
@@ -70,6 +70,7 @@ class Batcher(Ticking):
         share: Share | None = None,
         fair_by_tenant: bool = False,
         buckets: Buckets | None = None,
+        inline: bool = True,
     ) -> None:
         """`make_runner` makes the worker of an instance; by default one with a thread of its own.
 
@@ -77,6 +78,7 @@ class Batcher(Ticking):
         `share`: of the cores that all models use; None: passes begin as if there were no other models.
         `fair_by_tenant`: tenants share the queue, see `server.scheduler.tenants`.
         `buckets`: the lengths that the requests of one signature are padded to.
+        `inline`: short passes may run on the event loop itself.
         """
         super().__init__(model_name, loop, clock)
         self.statistics = statistics
@@ -88,7 +90,7 @@ class Batcher(Ticking):
             model = Model(model_name, model_version, limits.max_batch_size > 0, buckets)
             make_runner = partial(Worker, model=model, loop=loop, clock=clock)
         runners = {make_runner(instance): instance for instance in instances}
-        self._instances = Instances(model_name, runners, costs, statistics, share, self._tick_soon)
+        self._instances = Instances(model_name, runners, costs, statistics, share, self._tick_soon, inline=inline)
         self._settling = Settling(model_name, statistics, clock, preserve_ordering=preserve_ordering)
         self._waits = Waits(by_tenant=fair_by_tenant)
         self._door = Door(
@@ -122,6 +124,20 @@ class Batcher(Ticking):
         self._backlog.remove(request)
         self._settling.fail(request, Cancelled(), self._clock())
         self._tick_soon()
+
+    def foresee(self, request: InferRequest, coming: int) -> Foreseen:
+        """What a request that is still made ready must expect, behind `coming` rows of such; it gets its deadline."""
+        return self._door.foresee(request, self._clock(), coming)
+
+    @property
+    def queue(self) -> RequestQueue:
+        """Who waits, in which order."""
+        return self._backlog.queue
+
+    def rows_before(self, request: InferRequest) -> int:
+        """Rows that are served before those of a request that comes now."""
+        running = sum([run.rows for run in self._instances.running.values()])
+        return running + sum([other.rows for other in self._backlog.arrived]) + self.queue.rows_before(request)
 
     @property
     def pending(self) -> int:

@@ -15,7 +15,9 @@ import time
 from collections.abc import Callable, Sequence
 from functools import partial
 
+from server.scheduler.admission import Foreseen
 from server.scheduler.batcher import Batcher
+from server.scheduler.queue import RequestQueue
 from server.scheduler.response_cache import ON_LOOP_BYTES, ResponseCache, copied
 from server.scheduler.statistics import ModelStatistics
 from server.tensor import Tensor
@@ -69,6 +71,15 @@ class CachingBatcher:
     def cancel(self, request: InferRequest) -> None:
         """As of `Batcher`; also of one whose key is still being made."""
         self._batcher.cancel(request)
+
+    def foresee(self, request: InferRequest, coming: int) -> Foreseen:
+        """As of `Batcher`: whether it will be answered from the cache, only its tensors tell."""
+        return self._batcher.foresee(request, coming)
+
+    @property
+    def queue(self) -> RequestQueue:
+        """Of the batcher."""
+        return self._batcher.queue
 
     def healthy(self) -> bool:
         return self._batcher.healthy()

@@ -10,7 +10,7 @@ import logging
 from collections.abc import Sequence
 
 from server.errors import Draining, EngineFailure, InvalidRequest, ModelNotReady, ServingError
-from server.scheduler.admission import Admission, Outlook
+from server.scheduler.admission import Admission, Foreseen, Outlook
 from server.scheduler.backlog import Backlog
 from server.scheduler.instances import Instances, Run
 from server.scheduler.plan import Limits, all_at_once
@@ -73,6 +73,14 @@ class Door:
         """What they must expect."""
         reruns = self._backlog.reruns
         return self._instances.outlook(now_ns, sum([self._admission.alone_ns(rerun) for rerun in reruns]), bool(reruns))
+
+    def foresee(self, request: InferRequest, now_ns: int, coming: int) -> Foreseen:
+        """What a request must expect that is still being made ready, see `Admission.foresee`."""
+        refusal = self._refusal(request)
+        if refusal is not None:
+            return Foreseen(refusal)
+        coming += sum([other.rows for other in self._backlog.arrived])
+        return self._admission.foresee(request, self.look_out(now_ns), coming)
 
     def dead(self) -> ModelNotReady:
         """What is told to those whom no instance will ever run."""

@@ -55,8 +55,10 @@ class Instances:
         statistics: ModelStatistics,
         share: Share | None,
         call: Callable[[], None],
+        *,
+        inline: bool = True,
     ) -> None:
-        """`share`: see `Batcher`. `call`: a pass that waited for its turn may begin, plan again."""
+        """`share`, `inline`: see `Batcher`. `call`: a pass that waited for its turn may begin, plan again."""
         self.idle: list[Runner] = list(runners)
         self.running: dict[Runner, Run] = {}
         self.turn = Turn(
@@ -65,7 +67,7 @@ class Instances:
         self._runners = list(runners)
         self._costs = costs
         self._fleet = Fleet({runner: instance.device for runner, instance in runners.items()}, costs)
-        self._handoff = Handoff()
+        self._handoff = Handoff() if inline else None
         self._statistics = statistics
         statistics.instances = len(self.idle)
 
@@ -103,7 +105,7 @@ class Instances:
     def reserve(self, requests: Sequence[InferRequest], runner: Runner, now_ns: int) -> Run | None:
         """The pass of these requests, which must begin now; None: passes of other models go first."""
         run = Run(requests, runner, now_ns, self._fleet.costs(runner).for_signature(requests[0].signature))
-        run.inline = self._handoff.inline(run.cost, run.rows)
+        run.inline = self._handoff is not None and self._handoff.inline(run.cost, run.rows)
         if not run.inline:
             lease = self.turn.take(runner, requests, run.predicted_ns, now_ns)
             if lease is None:
@@ -129,7 +131,7 @@ class Instances:
     def learn(self, run: Run, result: Pass, ended_ns: int) -> None:
         """What a pass that succeeded says of the next ones."""
         compute_ns = result.compute_ns
-        if run.inline:
+        if run.inline and self._handoff is not None:
             self._handoff.learn(run.cost, run.rows, result.compute_infer_ns)
         run.cost.observe(result.rows, compute_ns, max(0, ended_ns - run.begun_ns - compute_ns))
 

@@ -214,6 +214,15 @@ class RequestQueue:
         """One level without a queue timeout: nothing but its deadline tells when a request goes."""
         return not self.priorities.levels and not self.levels[0].policy.default_timeout_ns
 
+    def rows_before(self, request: InferRequest) -> int:
+        """Rows that go before a request that comes now."""
+        level, rows = self.level(request), 0
+        for above in self.levels:
+            if above is level:
+                break
+            rows += above.waiting.rows + above.delayed.rows
+        return rows + sum([rows for _, rows in level.waiting.rows_before(request)])
+
     def level(self, request: InferRequest) -> Level:
         return self.levels[max(0, self.priorities.level(request) - 1)] if self.priorities.levels else self.levels[0]
 

@@ -29,7 +29,7 @@ from server.errors import (
     ServingError,
     TritonUnreached,
 )
-from server.scheduler.admission import Admission
+from server.scheduler.admission import Admission, Foreseen, Outlook
 from server.scheduler.backlog import Backlog
 from server.scheduler.costs import Costs
 from server.scheduler.flights import Flight, Flights, Server
@@ -122,6 +122,19 @@ class Relay(Ticking):
             flight.give_up()
         self._tick_soon()
 
+    def foresee(self, request: InferRequest, coming: int) -> Foreseen:
+        """As of `Batcher`."""
+        refusal = self._refusal(request)
+        if refusal is not None:
+            return Foreseen(refusal)
+        coming += sum([other.rows for other in self._backlog.arrived])
+        return self._admission.foresee(request, self._look_out(request, self._clock()), coming)
+
+    @property
+    def queue(self) -> RequestQueue:
+        """Who waits, in which order."""
+        return self._backlog.queue
+
     def serve_by(self, servers: Iterable[Server]) -> None:
         """Who runs the model from now on; none: whoever waits is told so."""
         self._flights.serve_by(servers)
@@ -177,8 +190,7 @@ class Relay(Ticking):
 
     def _take_in(self, now_ns: int) -> None:
         arrived, self._backlog.arrived = self._backlog.arrived, []
-        row_ns = self._admission.alone_ns(arrived[0])
-        outlook = self._flights.outlook(now_ns, row_ns, bool(self._backlog.reruns))
+        outlook = self._look_out(arrived[0], now_ns)
         for request in arrived:
             if request.settled:
                 continue
@@ -192,6 +204,10 @@ class Relay(Ticking):
             self._settling.admit(request)
             if request.explanation is not None:
                 self._waits.watch(request)
+
+    def _look_out(self, request: InferRequest, now_ns: int) -> Outlook:
+        answer_ns = self._admission.alone_ns(request)
+        return self._flights.outlook(now_ns, answer_ns, bool(self._backlog.reruns))
 
     def _refusal(self, request: InferRequest) -> ServingError | None:
         if self._shut:

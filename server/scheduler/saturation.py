@@ -63,6 +63,11 @@ class Demand(NamedTuple):
         """Of the version by itself. Without an instance as if there were one."""
         return self.work / (self.able or 1.0)
 
+    def behind(self, other: Demand) -> Demand:
+        """Of both, where the same requests need the `other` first: the fuller one, with what both take of the cores."""
+        fuller = max(self, other, key=Demand.saturation)
+        return fuller._replace(of_cores=self.of_cores + other.of_cores)
+
 
 def use_within(places: float, pass_ns: int, rows: int, objective_ns: int) -> float:
     """The part of the instances' time that can be used, `_LEAST_USE` to 1, so that answers come within the objective.

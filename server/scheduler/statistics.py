@@ -199,15 +199,19 @@ class ModelStatistics:
         self.load = Load()
         self.ability: Callable[[], Callable[[], Ability] | None] = _unknown
         """A weak reference to who knows what the instances can do, asked when somebody wants to know."""
+        self.preparing: ModelStatistics | None = None
+        """Of the preprocessing in front of it, where there is any: its passes, not its requests."""
         self.sequences: SequenceStatistics | None = None
         """Of a model that batches sequences."""
 
     def demand(self, now_ns: int) -> Demand:
-        """The work that arrived lately, refused work too, and that the instances can do. `now_ns`: monotonic."""
+        """The work that arrived lately, refused work too, and that the instances can do; of the passes, or of the
+        preprocessing in front of them, whichever is the fuller. `now_ns`: monotonic."""
         tell = self.ability()
         ability = tell() if tell is not None else Ability(self.instances)
         work = self.load.work(now_ns)
-        return Demand(work, ability.within(), work * ability.of_cores)
+        own = Demand(work, ability.within(), work * ability.of_cores)
+        return own if self.preparing is None else own.behind(self.preparing.demand(now_ns))
 
     def saturation(self, now_ns: int) -> float:
         """Of this version by itself: see `Demand`."""

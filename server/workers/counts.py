@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 _LATEST = "last_inference_ms"
 _DEMAND = "demand"
 _SEQUENCES = "sequences"
-_OWN = frozenset({"name", "version", "_wall", "load", "ability", "demands"})
+_OWN = frozenset({"name", "version", "_wall", "load", "ability", "demands", "preparing"})
 """Attributes that are no counts."""
 
 

@@ -1,0 +1,266 @@
+"""Preprocessing, in front of a version's batcher: work with a cost and a queue, as forward passes are.
+
+A request whose tensors are still to be made (a picture to be decoded) is admitted before anything is spent on it, by
+what is foreseen of its whole way:
+
+    door ── refused: as the batcher behind it would, of which it is asked with all who come before this one;
+     │              or because the threads have too much to do
+     ▼
+    waiting (the earliest deadline first) ── expired, cancelled: never prepared
+     ▼
+    prepared, on a thread ──► the batcher behind
+
+It is a `Batcher` of its own, whose passes are preprocessing: one request each, on as many threads as there are. Costs
+are learned by the bytes of an input; passes take their tokens of the share with the model's others. What a request
+needs behind the threads is taken off its deadline here, so that nobody is prepared who would be late for its own pass.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol, runtime_checkable
+
+from server.errors import Cancelled, Code, Draining, ServingError
+from server.offload import Offload
+from server.scheduler.admission import Foreseen
+from server.scheduler.batcher import Batcher
+from server.scheduler.costs import CostsByLength
+from server.scheduler.plan import Limits
+from server.scheduler.queue import Priorities, QueuePolicy, RequestQueue
+from server.scheduler.share import Share
+from server.scheduler.statistics import ModelStatistics
+from server.scheduler.worker import Done, Model, Pass, failed_pass
+from server.tensor import Array, Tensor
+from server.types import NO_DEADLINE, Batch, ImageInput, InferRequest, InferResponse, Outcome, RawInput, TextInput
+
+Prepare = Callable[[Sequence[RawInput]], Mapping[str, Array]]
+
+_CALLERS = frozenset({Code.INVALID_ARG, Code.TOO_LARGE, Code.UNSUPPORTED})
+"""What is wrong with an input is nobody's failure, as with one that a model's check refuses."""
+_MOST_BEHIND = 0.5
+"""The part of a request's time that may be kept for its own pass: what is learned too high is to be found out."""
+
+
+@runtime_checkable
+class Foresees(Protocol):
+    """A batcher that can say beforehand whom it would admit."""
+
+    def foresee(self, request: InferRequest, coming: int) -> Foreseen: ...
+    @property
+    def queue(self) -> RequestQueue: ...
+
+
+class Work(InferRequest):
+    """The preprocessing of a request."""
+
+    __slots__ = ("of", "raw")
+
+    def __init__(
+        self,
+        of: InferRequest,
+        raw: Sequence[RawInput],
+        on_settle: Callable[[InferRequest, Outcome], None],
+        deadline_ns: int,
+    ) -> None:
+        super().__init__(
+            of.model_name,
+            (),
+            on_settle=on_settle,
+            received_ns=of.received_ns,
+            # Its queue timeout is in its deadline by now.
+            parameters={"priority": of.parameters["priority"]} if "priority" in of.parameters else None,
+            deadline_ns=deadline_ns,
+            tenant=of.tenant,
+        )
+        self.of = of
+        self.raw = raw
+        self.rows = len(raw)
+        self.signature = size_class(raw)
+
+
+def size_class(raw: Sequence[RawInput]) -> int:
+    """Bytes of an input, in the mean, rounded up to a power of two: by that costs are learned. 0: it has none."""
+    total = sum([_bytes(item) for item in raw])
+    return 1 << (total // len(raw)).bit_length() if total else 0
+
+
+def _bytes(item: RawInput) -> int:
+    if isinstance(item, ImageInput):
+        return len(item.data)
+    return len(item.text) if isinstance(item, TextInput) else 0
+
+
+class Thread:
+    """One of the threads, as an instance of the batcher. What it runs is the runner's to know."""
+
+    threads = 1
+    device = "cpu"
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def run(self, batch: Batch) -> Mapping[str, Array]:
+        raise NotImplementedError
+
+
+class OnThread:
+    """Runs one request's preprocessing at a time, on whichever of the threads is free. As `Runner`."""
+
+    alive = True
+
+    def __init__(self, model: Model, prepare: Prepare, threads: Offload, clock: Callable[[], int]) -> None:
+        self._model = model
+        self._prepare = prepare
+        self._threads = threads
+        self._clock = clock
+
+    def start(self, requests: Sequence[InferRequest], done: Done) -> None:
+        def ended(future: asyncio.Future[Pass]) -> None:
+            stopped = Pass(requests[0].rows, self._clock(), error=Draining())
+            done(stopped if future.cancelled() else future.result())
+
+        self._threads.run(self.run_inline, requests).add_done_callback(ended)
+
+    def run_inline(self, requests: Sequence[InferRequest]) -> Pass:
+        began_ns = self._clock()
+        (work,) = requests
+        assert isinstance(work, Work)
+        explanation = work.of.explanation
+        if explanation is not None:
+            explanation.mark("queue", began_ns)
+        try:
+            arrays = self._prepare(work.raw)
+            tensors = [Tensor.from_numpy(name, array) for name, array in arrays.items()]
+        except Exception as error:  # noqa: BLE001 - whoever awaits the request gets it
+            return failed_pass(self._model, work.rows, began_ns, error)
+        ended_ns = self._clock()
+        if explanation is not None:
+            explanation.mark("preprocess", ended_ns)
+        response = InferResponse(self._model.name, self._model.version, tensors)
+        return Pass(work.rows, began_ns, [response], compute_infer_ns=ended_ns - began_ns)
+
+    def stop(self) -> None:
+        """The threads are everybody's."""
+
+    async def join(self) -> None:
+        """What still runs goes on, and its result is nobody's."""
+
+
+class _Statistics(ModelStatistics):
+    """Of passes that are preprocessing; who waits or fails there does so as a request of the model."""
+
+    def __init__(self, of: ModelStatistics) -> None:
+        self._of, pending = of, of.pending
+        super().__init__(of.name, of.version)
+        of.pending = pending
+
+    @property
+    def pending(self) -> int:
+        return self._of.pending
+
+    @pending.setter
+    def pending(self, pending: int) -> None:
+        self._of.pending = pending
+
+    def count_failure(self, error: BaseException, duration_ns: int) -> None:
+        if not isinstance(error, ServingError) or error.code not in _CALLERS:
+            self._of.count_failure(error, duration_ns)
+
+
+class Preparing:
+    """Of one model version. Call it on the event loop's thread only."""
+
+    def __init__(
+        self,
+        model: Model,
+        prepare: Prepare,
+        threads: Offload,
+        statistics: ModelStatistics,
+        submit: Callable[[InferRequest], None],
+        behind: Foresees | None,
+        loop: asyncio.AbstractEventLoop,
+        clock: Callable[[], int] = time.monotonic_ns,
+        *,
+        share: Share | None = None,
+        make_runner: Callable[[Any], Any] | None = None,
+    ) -> None:
+        """`submit` takes the requests that are ready, to `behind`; None: to one who can foresee nothing.
+
+        `statistics`: of the model. `share`, `make_runner`: see `Batcher`.
+        """
+        self._submit = submit
+        self._behind = behind
+        self._model_statistics = statistics
+        self._clock = clock
+        self._under_way: dict[InferRequest, Work] = {}
+        self._signatures: dict[object, object] = {}
+        """What the tensors made of inputs of one size had for a signature, the last time."""
+        own = statistics.preparing = _Statistics(statistics)
+        self._batcher = Batcher(
+            model.name,
+            model.version,
+            [Thread(f"pipeline_{number}") for number in range(threads.most)],
+            Limits(max_batch_size=0),
+            QueuePolicy(behind.queue.levels[-1].policy.max_queue_size if behind else 0),
+            CostsByLength({}),
+            own,
+            loop,
+            clock,
+            make_runner or (lambda _: OnThread(model, prepare, threads, clock)),
+            priorities=_without_policies(behind.queue.priorities) if behind else None,
+            share=share,
+            fair_by_tenant=behind.queue.fair if behind else False,
+            inline=False,
+        )
+
+    def submit(self, request: InferRequest, raw: Sequence[RawInput]) -> None:
+        """Make a request, whose rows are set, ready, and submit it; or settle it with the reason why not."""
+        work = Work(request, raw, self._settled, request.deadline_ns)
+        request.holder = self
+        request.signature = self._signatures.get(work.signature)
+        if self._behind is not None:
+            refusal, own_ns = self._behind.foresee(request, self._batcher.rows_before(work))
+            now_ns = self._clock()
+            if refusal is not None:
+                if request.settle(refusal):
+                    self._model_statistics.count_failure(refusal, now_ns - request.received_ns)
+                return
+            work.deadline_ns = request.deadline_ns
+            if work.deadline_ns < NO_DEADLINE:
+                work.deadline_ns -= int(min(own_ns, (work.deadline_ns - now_ns) * _MOST_BEHIND))
+        self._under_way[request] = work
+        self._batcher.submit((work,))
+
+    def cancel(self, request: InferRequest) -> None:
+        """The caller went away: its place is free at once; if it is being prepared that comes to nothing."""
+        work = self._under_way.get(request)
+        if work is not None:
+            self._batcher.cancel(work)
+        else:
+            request.settle(Cancelled())
+
+    def _settled(self, work: InferRequest, outcome: Outcome) -> None:
+        assert isinstance(work, Work)
+        request = work.of
+        self._under_way.pop(request, None)
+        if request.settled:
+            return
+        if not isinstance(outcome, InferResponse):
+            request.settle(outcome)
+            return
+        request.inputs = outcome.outputs
+        if request.explanation is not None:
+            request.explanation.mark("loop")
+        self._submit(request)
+        self._signatures[work.signature] = request.signature
+
+    async def close(self) -> None:
+        """Settle whoever is here as Draining, and admit nobody any more."""
+        await self._batcher.close()
+
+
+def _without_policies(priorities: Priorities) -> Priorities:
+    """Their order alone: queue timeouts are in the deadlines by now."""
+    return Priorities(priorities.levels, priorities.default_level)
