@@ -15,7 +15,7 @@ LOAD ?=
 REPORTS ?= build/bench
 
 .DEFAULT_GOAL := help
-.PHONY: help load bench-swaps serve test check format types lint bench bench-quick bench-simulate bench-overload bench-cap bench-prediction bench-collector bench-decode bench-startup bench-share bench-rest bench-workers bench-shm bench-triton-shm bench-over-triton fuzz-rest fuzz-grpc fuzz-bytes soak models proto metrics lock clean triton helm-tools chart kserve
+.PHONY: help load capacity bench-swaps serve test check format types lint bench bench-quick bench-simulate bench-overload bench-cap bench-prediction bench-collector bench-decode bench-startup bench-share bench-rest bench-workers bench-shm bench-triton-shm bench-over-triton fuzz-rest fuzz-grpc fuzz-bytes soak models proto metrics lock clean triton helm-tools chart kserve
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -89,6 +89,9 @@ soak: $(VENV)/.dev ## half an hour under half of the capacity, beside clients th
 load: SECONDS ?= 120
 load: $(VENV)/.dev ## the shipped models under an open loop of Locust, held to loadtests/slo.yaml (SECONDS=120; LOAD="--loop closed" adds flags)
 	$(BIN)/python -m loadtests.slo.run --seconds $(SECONDS) --out $(REPORTS) $(LOAD)
+
+capacity: $(VENV)/.dev ## the highest rate of each kind that holds loadtests/slo.yaml, and a values file for the Helm chart, three minutes (LOAD="--repeats 3")
+	$(BIN)/python -m loadtests.capacity --out $(REPORTS) $(LOAD)
 
 fuzz-rest: $(VENV)/.dev ## made-up REST calls from the OpenAPI document against a server, some minutes (FUZZ="--examples 5000")
 	$(BIN)/python -m tests.fuzz.rest $(FUZZ)

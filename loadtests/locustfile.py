@@ -33,11 +33,11 @@ from locust.runners import MasterRunner, WorkerRunner
 
 from loadtests.arrivals import PROCESSES
 from loadtests.slo.objectives import Objective, SloFault, read_slo
-from loadtests.slo.payloads import NoPayload, Payload, payloads
 from loadtests.slo.record import Record
 from loadtests.slo.report import publish
 from loadtests.slo.senders import GrpcSender, RestSender, Sender
 from loadtests.slo.verdict import INVALID, judge
+from server.load.payloads import NoPayload, Payload, payloads
 
 grpc.experimental.gevent.init_gevent()
 
@@ -56,7 +56,9 @@ _LEAD_S = 1.0
 
 try:
     SLO = read_slo(Path(os.environ.get("SLO", str(Path(__file__).with_name("slo.yaml")))))
-    PAYLOADS = {str(one.kind): payloads(one.kind, REPOSITORY) for one in SLO.objectives}
+    PAYLOADS = {
+        str(one.kind): payloads(one.kind.transport, one.kind.call, one.kind.model, REPOSITORY) for one in SLO.objectives
+    }
 except (SloFault, NoPayload) as fault:
     sys.exit(str(fault))
 

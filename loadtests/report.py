@@ -6,12 +6,14 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
+from math import floor, log10
 from pathlib import Path
 
 Points = Sequence[tuple[float, float]]
 
 _WIDTH, _HEIGHT = 440, 260
 _LEFT, _RIGHT, _TOP, _BOTTOM = 52, 14, 34, 40
+_TICKS = 6
 _COLOURS = ("#0b6e4f", "#c1440e", "#5b5f97", "#8a8a8a")
 _DASHES = ("", "", "", "4 3")
 
@@ -65,23 +67,37 @@ def _panel(panel: Panel) -> str:
     right = max(x for points in panel.lines.values() for x, _ in points)
     across = (_WIDTH - _LEFT - _RIGHT) / right
     up = (_HEIGHT - _TOP - _BOTTOM) / panel.top
-    floor = _HEIGHT - _BOTTOM
+    ground = _HEIGHT - _BOTTOM
     parts = [f'<text x="{_LEFT}" y="{_TOP - 12}" font-weight="bold">{escape(panel.title)}</text>']
     for mark in panel.marks:
-        y = floor - mark * up
+        y = ground - mark * up
         parts.append(f'<path d="M{_LEFT} {y:.1f}H{_WIDTH - _RIGHT}" stroke="#ddd"/>')
         parts.append(f'<text x="{_LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{mark:g}</text>')
-    for step in range(int(right * 2) + 1):
-        x = _LEFT + step / 2 * across
-        parts.append(f'<text x="{x:.1f}" y="{floor + 16}" text-anchor="middle">{step / 2:g}</text>')
-    parts.append(f'<text x="{_LEFT + right / 2 * across:.0f}" y="{floor + 32}" text-anchor="middle">')
+    step = _round(right / _TICKS)
+    for tick in range(int(right / step + 1e-9) + 1):
+        x = _LEFT + tick * step * across
+        parts.append(f'<text x="{x:.1f}" y="{ground + 16}" text-anchor="middle">{tick * step:g}</text>')
+    parts.append(f'<text x="{_LEFT + right / 2 * across:.0f}" y="{ground + 32}" text-anchor="middle">')
     parts.append(f"{escape(panel.x_label)}</text>")
     for index, points in enumerate(panel.lines.values()):
-        path = "L".join(f"{_LEFT + x * across:.1f} {floor - min(y, panel.top) * up:.1f}" for x, y in points)
+        path = "L".join(f"{_LEFT + x * across:.1f} {ground - min(y, panel.top) * up:.1f}" for x, y in points)
         parts.append(f'<path d="M{path}" {_stroke(index)}/>')
     return "".join(parts)
 
 
+def _round(value: float) -> float:
+    """1, 2 or 5 times a power of ten: the least that is not below `value`."""
+    power: float = 10 ** floor(log10(value))
+    return next(power * factor for factor in (1, 2, 5, 10) if power * factor >= value * (1 - 1e-9))
+
+
+def marks(top: float) -> list[float]:
+    """Where an axis from 0 to `top` has its lines."""
+    step = _round(top / _TICKS)
+    return [step * mark for mark in range(int(top / step + 1e-9) + 1)]
+
+
 def _stroke(index: int) -> str:
-    dash = f' stroke-dasharray="{_DASHES[index]}"' if _DASHES[index] else ""
-    return f'fill="none" stroke-width="2" stroke="{_COLOURS[index]}"{dash}'
+    dash = _DASHES[index % len(_DASHES)]
+    dashes = f' stroke-dasharray="{dash}"' if dash else ""
+    return f'fill="none" stroke-width="2" stroke="{_COLOURS[index % len(_COLOURS)]}"{dashes}'

@@ -8,12 +8,11 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 from hdrh.histogram import HdrHistogram
 
-Outcome = Literal["right", "wrong", "failed", "refused"]
-"""refused: not taken in because of other work, and told so."""
+from server.load.payloads import Outcome
 
 _MOST_US = 120_000_000
 _DIGITS = 3

@@ -10,18 +10,16 @@ import grpc
 import grpc.experimental.gevent
 from geventhttpclient import HTTPClient
 
-from loadtests.slo.payloads import Payload
-from loadtests.slo.record import Outcome
 from server.client import rest
 from server.client.errors import ClientError, code_of_grpc
-from server.errors import Code
+from server.load.payloads import Judged, Payload, fault
 
 _CONNECTIONS = 256
 _CONNECT_S = 5.0
 
 
 class Sender(Protocol):
-    def send(self, payload: Payload, timeout_s: float) -> tuple[Outcome, str]:
+    def send(self, payload: Payload, timeout_s: float) -> Judged:
         """What became of it, and the fault's words."""
 
 
@@ -38,17 +36,18 @@ class RestSender:
             network_timeout=timeout_s,
         )
 
-    def send(self, payload: Payload, timeout_s: float) -> tuple[Outcome, str]:
+    def send(self, payload: Payload, timeout_s: float) -> Judged:
         """`timeout_s` is told to the server as the request's deadline."""
         asked = payload.call.request
         headers = {**asked.headers, rest.DEADLINE_HEADER: str(ceil(timeout_s * 1000))}
         try:
             response = self._client.request(asked.method, asked.path, asked.content, headers)
             found = {name.lower(): value for name, value in response.items()}
-            reply = rest.Reply(response.status_code, found, bytes(response.read()))
+            body = bytes(response.read())
         except Exception as error:  # noqa: BLE001 - whatever a connection may raise, the request has failed
             return "failed", f"{type(error).__name__}: {error}"
-        return judged(payload, reply)
+        reply = rest.Reply(response.status_code, found, body)
+        return payload.judge(body, lambda: reply) if reply.ok else payload.judge_reply(reply)
 
 
 class GrpcSender:
@@ -57,29 +56,16 @@ class GrpcSender:
     def __init__(self, url: str) -> None:
         self._channel = grpc.insecure_channel(urlsplit(url).netloc, options=[("grpc.enable_http_proxy", 0)])
 
-    def send(self, payload: Payload, timeout_s: float) -> tuple[Outcome, str]:
+    def send(self, payload: Payload, timeout_s: float) -> Judged:
         asked = payload.call.request
         method = self._channel.unary_unary(
             asked.method,
             request_serializer=type(asked.message).SerializeToString,
-            response_deserializer=asked.reply.FromString,
+            response_deserializer=None,
         )
         try:
             reply = method(asked.message, timeout=timeout_s)
         except grpc.RpcError as error:
             status: Any = error
-            return refused_or_failed(ClientError(code_of_grpc(status.code().name), status.details() or ""))
-        return judged(payload, reply)
-
-
-def judged(payload: Payload, reply: Any) -> tuple[Outcome, str]:
-    try:
-        answer = payload.call.answer(reply, "")
-    except ClientError as error:
-        return refused_or_failed(error)
-    return ("right", "") if payload.right(answer) else ("wrong", "the answer is not the golden one")
-
-
-def refused_or_failed(error: ClientError) -> tuple[Outcome, str]:
-    """An error that says that there is too much work is a refusal."""
-    return ("refused" if error.code is Code.EXHAUSTED else "failed"), str(error)
+            return fault(ClientError(code_of_grpc(status.code().name), status.details() or ""))
+        return payload.judge(reply, lambda: asked.reply.FromString(reply))

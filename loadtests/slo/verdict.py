@@ -5,18 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from statistics import stdev
 from typing import Literal
 
 from loadtests.slo.objectives import Objective, Slo
 from loadtests.slo.record import Record, Window
+from server.load.samples import half_width
 
 Exit = Literal[0, 1, 2]
 HELD, BROKEN, INVALID = 0, 1, 2
-
-# Two-sided 95 % of Student's t by degrees of freedom; beyond, the normal distribution's.
-_T = (12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26, 2.23, 2.20, 2.18, 2.16, 2.14, 2.13)
-_NORMAL = 1.96
 
 
 @dataclass(frozen=True)
@@ -84,18 +80,18 @@ def _checks(objective: Objective, record: Record, windows: range) -> list[Check]
     for name, limit in objective.latency_ms.items():
         q = float(name[1:])
         each = [percentile_ms(part.latency_us, q) for part in parts if part.latency_us.get_total_count()]
-        checks.append(Check(kind, f"{name} ms", limit, percentile_ms(whole.latency_us, q), _interval(each)))
+        checks.append(Check(kind, f"{name} ms", limit, percentile_ms(whole.latency_us, q), half_width(each)))
     for what, limit, outcomes in (
         ("error rate", objective.max_error_rate, ("failed", "wrong")),
         ("refused rate", objective.max_refused_rate, ("refused",)),
     ):
         each = [_share(part, outcomes) for part in parts]
-        checks.append(Check(kind, what, limit, _share(whole, outcomes), _interval(each)))
+        checks.append(Check(kind, what, limit, _share(whole, outcomes), half_width(each)))
     if objective.min_answers_per_s:
         span_s, limit = len(windows) * record.window_s, objective.min_answers_per_s
         each = [part.outcomes["right"] / record.window_s for part in parts]
         rate = whole.outcomes["right"] / span_s if span_s else 0.0
-        checks.append(Check(kind, "answers/s", limit, rate, _interval(each), at_least=True))
+        checks.append(Check(kind, "answers/s", limit, rate, half_width(each), at_least=True))
     return checks
 
 
@@ -108,11 +104,3 @@ def percentile_ms(histogram: object, q: float) -> float:
     total: int = histogram.get_total_count()  # type: ignore[attr-defined]
     value: float = histogram.get_value_at_percentile(q)  # type: ignore[attr-defined]
     return value / 1e3 if total else math.nan
-
-
-def _interval(values: Sequence[float]) -> float:
-    if len(values) < 2 or any(math.isnan(value) for value in values):
-        return math.nan
-    degrees = len(values) - 1
-    t = _T[degrees - 1] if degrees <= len(_T) else _NORMAL
-    return t * stdev(values) / math.sqrt(len(values))

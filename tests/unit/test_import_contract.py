@@ -53,6 +53,8 @@ FLOORS = {
     "server.proto": 1,
     "server.local_triton": 4,
     "server.comparison": 7,
+    "server.load": 6,
+    "server.tuning": 7,
     "server.offload": 1,
     "server.tasks": 1,
     "server.over_triton": 5,

@@ -13,9 +13,10 @@ import yaml
 
 from loadtests.arrivals import PROCESSES
 from loadtests.slo.objectives import Slo, SloFault, read_slo
-from loadtests.slo.record import Outcome, Record
+from loadtests.slo.record import Record
 from loadtests.slo.report import junit, page, plain
 from loadtests.slo.verdict import Verdict, judge, percentile_ms
+from server.load.payloads import Outcome
 
 KIND = "rest predict digits"
 OBJECTIVE: dict[str, Any] = {"kind": KIND, "rate": 100, "latency_ms": {"p50": 10, "p99": 50}}

@@ -1,0 +1,173 @@
+"""`make capacity`: the highest rate that holds the SLO, for each kind of slo.yaml; and what the Helm chart makes of it.
+
+    python -m loadtests.capacity --out build/bench
+    python -m loadtests.capacity --rest http://HOST:8000 --grpc grpc://HOST:8001 --metrics http://HOST:8002/metrics
+
+A bisection over steady windows of an open loop, one kind after the other, each alone on a server of one replica.
+Written are capacity.md, capacity.svg (p99 against load), capacity.json, and capacity.yaml for `helm install -f`. With
+--repeats all is measured so many times; the exit code is 1 where the rates of a kind differ by more than --agree.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import httpx
+
+from loadtests.capacity_report import Capacity, knees, table_of, values
+from loadtests.cores import cores, pinned
+from loadtests.machine import describe
+from loadtests.process import family, rss_bytes, samples, serving
+from loadtests.slo.objectives import Objective, Slo, SloFault, read_slo
+from server.client.errors import ClientError
+from server.load.drive import Leg, closed_loop, open_loop, poisson
+from server.load.grpc import GrpcWire
+from server.load.http1 import Http1Wire
+from server.load.limits import Limits
+from server.load.payloads import NoPayload, payloads
+from server.load.search import Probe, highest, judged
+from server.load.wire import Wire
+
+_ROOT = Path(__file__).parents[1]
+_IN_FLIGHT = 32
+_GUESS = 0.8
+"""Of the closed loop's rate, which is near the most that there is."""
+_SWEEP = (0.2, 0.4, 0.6, 0.8, 0.9)
+"""Of the capacity: where the plot has points beside those of the search."""
+_WINDOW = 5
+"""A window lasts so many times the highest latency that is allowed, at least."""
+_PERCENTILES = (50.0, 99.0)
+
+
+@dataclass(frozen=True)
+class Target:
+    """The server that is asked."""
+
+    urls: dict[str, str]
+    """By transport."""
+    metrics_url: str = ""
+    pid: int = 0
+    """0: of another machine, or not known."""
+
+    def wire(self, transport: str) -> Wire:
+        return GrpcWire(self.urls["grpc"]) if transport == "grpc" else Http1Wire(self.urls["rest"])
+
+    def saturation(self, model: str) -> float | None:
+        if not self.metrics_url:
+            return None
+        found = samples(httpx.get(self.metrics_url).raise_for_status().text, model)
+        return found.get("forwardpass_saturation")
+
+    def rss_bytes(self) -> int:
+        return sum(map(rss_bytes, family(self.pid))) if self.pid else 0
+
+
+def measure(target: Target, objective: Objective, repository: Path, options: argparse.Namespace, slo: Slo) -> Capacity:
+    """The capacity of one kind.
+
+    Raises:
+        NoPayload, ClientError: it can't be asked.
+    """
+    kind = objective.kind
+    made = payloads(kind.transport, kind.call, kind.model, repository)
+    wire = target.wire(kind.transport)
+    latency = {float(name[1:]): ms for name, ms in objective.latency_ms.items()}
+    limits = Limits(latency, objective.max_error_rate, objective.max_refused_rate)
+    # A queue that grows shows only in a window that is longer than what it may make a caller wait.
+    window_s = max(options.window, _WINDOW * max(latency.values(), default=0) / 1e3)
+    warm_s = window_s / 4
+    seed = 0
+
+    def probe(rate: float, seconds: float = window_s) -> Probe:
+        nonlocal seed
+        seed += 1
+        found = open_loop([Leg(wire, made, poisson(rate, warm_s + seconds, seed))])
+        return judged(rate, found.between(warm_s, warm_s + seconds), limits, slo.max_lag_ms, _PERCENTILES)
+
+    try:
+        closed = closed_loop(Leg(wire, made, ()), _IN_FLIGHT, window_s)
+        if closed.share("right") < 1:
+            raise NoPayload(f"{kind}: {closed.faults.most_common(1)}")
+        found = highest(probe, closed.answers_per_s() * _GUESS, options.precision)
+        sweep = [probe(found.rate * part) for part in _SWEEP] if found.rate else []
+        at = probe(found.rate, options.hold) if found.rate else None
+        saturation = target.saturation(kind.model) if at else None
+    finally:
+        wire.close()
+    return Capacity(str(kind), limits, found, tuple(sweep), closed.answers_per_s(), saturation, target.rss_bytes())
+
+
+@contextmanager
+def served(options: argparse.Namespace) -> Iterator[Target]:
+    if options.rest or options.grpc:
+        yield Target({"rest": options.rest, "grpc": options.grpc}, options.metrics or "")
+        return
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        serving(options.model_repository, Path(folder), tuple(cores()[: options.cores])) as server,
+    ):
+        urls = {"rest": f"http://{server.http}", "grpc": f"grpc://{server.grpc}"}
+        yield Target(urls, server.metrics_url, server.pid)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--slo", type=Path, default=_ROOT / "loadtests" / "slo.yaml")
+    parser.add_argument("--model-repository", type=Path, default=_ROOT / "model_repository")
+    parser.add_argument("--only", default="", help="kinds with this text in them")
+    parser.add_argument(
+        "--cores", type=int, default=1, help="of the replica; the generator has the last one (default: 1)"
+    )
+    parser.add_argument("--window", type=float, default=3.0, help="seconds at each rate, at least (default: 3)")
+    parser.add_argument("--hold", type=float, default=5.0, help="seconds at the rate that was found (default: 5)")
+    parser.add_argument("--precision", type=float, default=0.03, help="where the search ends (default: 0.03)")
+    parser.add_argument(
+        "--margin", type=float, default=0.8, help="of the capacity, before replicas are added (default: 0.8)"
+    )
+    parser.add_argument("--repeats", type=int, default=1)
+    parser.add_argument("--agree", type=float, default=0.1, help="how far repeats may differ (default: 0.1)")
+    parser.add_argument("--rest", help="http://HOST:PORT of a server that runs")
+    parser.add_argument("--grpc", help="grpc://HOST:PORT of the same server")
+    parser.add_argument("--metrics", help="http://HOST:PORT/metrics of the same server")
+    parser.add_argument("--out", type=Path, help="a folder for what is written")
+    options = parser.parse_args(arguments)
+    try:
+        slo = read_slo(options.slo)
+        asked = [one for one in slo.objectives if options.only in str(one.kind)]
+        if not asked:
+            parser.error(f"--only: {options.slo} has no kind with {options.only!r} in it")
+        repeats: list[list[Capacity]] = []
+        with served(options) as target, pinned(cores()[-1]):
+            for _ in range(options.repeats):
+                repeats.append([measure(target, one, options.model_repository, options, slo) for one in asked])
+                for one in repeats[-1]:
+                    sys.stderr.write(f"{one.kind}: {one.found.rate:,.0f} requests/s\n")
+    except (SloFault, NoPayload, ClientError, OSError) as error:
+        sys.stderr.write(f"{error}\n")
+        return 2
+    return report(repeats, options)
+
+
+def report(repeats: Sequence[Sequence[Capacity]], options: argparse.Namespace) -> int:
+    last = repeats[-1]
+    text, agreed = table_of(repeats, options.agree)
+    sys.stdout.write(text)
+    if options.out:
+        options.out.mkdir(parents=True, exist_ok=True)
+        (options.out / "capacity.md").write_text(text)
+        (options.out / "capacity.svg").write_text(knees(last))
+        (options.out / "capacity.yaml").write_text(values(last, options.cores, options.margin))
+        told = {"machine": describe(), "runs": [[asdict(one) for one in run] for run in repeats]}
+        (options.out / "capacity.json").write_text(json.dumps(told, indent=1) + "\n")
+    return 0 if agreed and all(one.found.rate for one in last) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,104 @@
+"""Capacities as a table, a plot of p99 against load, and values of the Helm chart."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import yaml
+
+from loadtests.report import Panel, marks, svg, table
+from server.load.limits import Limits
+from server.load.search import Found, Probe
+
+_BOUNDS = {"slo": "the SLO", "generator": "the generator: at least this", "none": "nothing that was tried"}
+_MEMORY_MARGIN = 1.5
+_MEMORY_STEP = 64
+"""MiB."""
+_SHOWN = 1.3
+"""Of the capacity: how far the plot goes."""
+
+
+@dataclass(frozen=True)
+class Capacity:
+    """Of one kind of request, on one replica."""
+
+    kind: str
+    limits: Limits
+    found: Found
+    sweep: tuple[Probe, ...]
+    """Windows at parts of the capacity."""
+    closed_per_s: float
+    """Answers a second to callers who wait."""
+    saturation: float | None
+    """What the server said of itself at the capacity; None: it was not asked."""
+    rss_bytes: int
+    """0: not known."""
+
+
+def table_of(repeats: Sequence[Sequence[Capacity]], agree: float) -> tuple[str, bool]:
+    """The text, and whether the repeats agree."""
+    header = ("kind", "requests/s per replica", "kept from more by", "p50 ms", "p99 ms", "closed loop/s", "saturation")
+    rows = []
+    spreads: list[float] = []
+    for several in zip(*repeats, strict=True):
+        rates, last = [one.found.rate for one in several], several[-1]
+        spread = max(rates) / min(rates) - 1 if min(rates) else math.inf
+        spreads.append(spread)
+        best = last.found.best
+        latency = [f"{best.latency_ms[q]:.2f}" for q in (50.0, 99.0)] if best else ["", ""]
+        shown = ", ".join(f"{rate:,.0f}" for rate in rates)
+        saturation = "" if last.saturation is None else f"{last.saturation:.2f}"
+        rows.append((last.kind, shown, _BOUNDS[last.found.bound], *latency, f"{last.closed_per_s:,.0f}", saturation))
+    text = "# The highest rate that holds the SLO\n\n" + table(header, rows)
+    text += "\n" + "".join(f"* {one.kind}: {one.limits}\n" for one in repeats[-1])
+    if len(repeats) > 1:
+        text += f"\n{len(repeats)} repeats differ by {max(spreads):.1%} at most; {agree:.0%} are allowed.\n"
+    return text, max(spreads) <= agree or len(repeats) == 1
+
+
+def knees(capacities: Sequence[Capacity]) -> str:
+    """p99 against the rate, in parts of the capacity: a diagram for each kind."""
+    panels = [_knee(one) for one in capacities if one.found.rate]
+    return svg(panels) if panels else svg([Panel("nothing held", "", {"p99": [(0, 0), (1, 0)]}, 1.0, [0])])
+
+
+def _knee(one: Capacity) -> Panel:
+    rate = one.found.rate
+    worst: dict[float, float] = {}
+    for probe in (*one.sweep, *one.found.probes):
+        ms = probe.latency_ms.get(99.0, math.nan)
+        if not probe.late and not math.isnan(ms) and probe.rate <= _SHOWN * rate:
+            worst[probe.rate] = min(ms, worst.get(probe.rate, math.inf))
+    points = [(each / rate, ms) for each, ms in sorted(worst.items())] or [(0.0, 0.0), (1.0, 0.0)]
+    limit = one.limits.latency_ms.get(99.0, max(ms for _, ms in points))
+    lines = {"p99": points, "limit": [(0.0, limit), (_SHOWN, limit)]}
+    top = 1.5 * limit
+    return Panel(f"{one.kind}: p99 in ms", f"of {rate:,.0f} requests a second", lines, top, marks(top))
+
+
+def values(capacities: Sequence[Capacity], cores: int, margin: float) -> str:
+    """A values file for the chart: the target per replica, and what a replica asks of its node.
+
+    The target is what the server says of its saturation at the capacity, for the kind that gets there first, times
+    `margin`. Memory is what was resident, half as much again.
+    """
+    lines = ["# Written by `make capacity`. What one replica holds, each kind alone:"]
+    for one in capacities:
+        more = "" if one.found.bound == "slo" else f"; kept from more by {_BOUNDS[one.found.bound]}"
+        lines.append(f"#   {one.kind}: {one.found.rate:,.0f} requests/s at {one.limits}{more}")
+    tree: dict[str, object] = {}
+    told = [one.saturation for one in capacities if one.saturation]
+    if told:
+        lines.append(
+            f"# Saturation at the capacity, of the kind where it is lowest: {min(told):.2f}; {margin:g} of it."
+        )
+        tree["autoscaling"] = {"targetSaturation": round(max(0.05, min(told) * margin), 2)}
+    resident = max((one.rss_bytes for one in capacities), default=0)
+    if resident:
+        steps = math.ceil(resident * _MEMORY_MARGIN / 2**20 / _MEMORY_STEP)
+        amounts = {"cpu": str(cores), "memory": f"{steps * _MEMORY_STEP}Mi"}
+        # Requests equal limits: a server that is throttled misses deadlines.
+        tree["resources"] = {"requests": dict(amounts), "limits": dict(amounts)}
+    return "\n".join(lines) + "\n" + (yaml.safe_dump(tree, sort_keys=False) if tree else "{}\n")

@@ -1,0 +1,112 @@
+"""The highest rate that holds: a bisection over steady windows of an open loop.
+
+Whatever disturbs a measurement makes it worse, never better. So a rate holds if one window holds it, and is given up
+only when two have broken, or the generator was late in four.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+from server.load.limits import Limits
+from server.load.samples import Samples
+
+Bound = Literal["slo", "generator", "none"]
+"""What keeps the rate from being higher: the objective; the generator, late itself; nothing that was tried."""
+
+_BROKEN, _LATE = 2, 4
+_GROWTH, _SHRINKING = 1.4, 0.6
+_LEAST = 1e-3
+"""Of the first guess: below, nothing holds."""
+
+
+@dataclass(frozen=True)
+class Probe:
+    """One window at one rate."""
+
+    rate: float
+    broken: tuple[str, ...]
+    """Limits that were not held."""
+    late: str = ""
+    """Why the window tells nothing; empty if it does."""
+    answers_per_s: float = 0.0
+    latency_ms: dict[float, float] = field(default_factory=dict)
+    """By percentile."""
+
+    @property
+    def held(self) -> bool:
+        return not self.broken and not self.late
+
+
+@dataclass(frozen=True)
+class Found:
+    rate: float
+    """The highest that was held; 0: none."""
+    bound: Bound
+    probes: tuple[Probe, ...]
+    """In the order in which they were made."""
+
+    @property
+    def best(self) -> Probe | None:
+        return max((one for one in self.probes if one.held), key=lambda one: one.rate, default=None)
+
+
+def judged(rate: float, samples: Samples, limits: Limits, max_lag_ms: float, percentiles: tuple[float, ...]) -> Probe:
+    """A window of `samples`, in which `rate` requests a second were due."""
+    lag = samples.lag_ms(99)
+    late = "" if lag <= max_lag_ms else f"the generator was late itself: {lag:.1f} ms at the 99th percentile"
+    latency = {q: samples.latency_ms(q) for q in sorted({*percentiles, *limits.latency_ms})}
+    return Probe(rate, tuple(limits.broken(samples)), late, samples.answers_per_s(), latency)
+
+
+def highest(
+    probe: Callable[[float], Probe], guess: float, precision: float = 0.03, most: float = float("inf")
+) -> Found:
+    """Search from `guess` requests a second, until a rate that holds and one that does not are within `precision`.
+
+    `most`: no rate above is tried.
+    """
+    made: list[Probe] = []
+
+    def holds(rate: float) -> bool:
+        broken = late = 0
+        while broken < _BROKEN and late < _LATE:
+            made.append(probe(rate))
+            if made[-1].held:
+                return True
+            late, broken = (late + 1, broken) if made[-1].late else (late, broken + 1)
+        return False
+
+    low, high = _bracket(holds, min(guess, most), most)
+    while low and low < most and high / low > 1 + precision:
+        middle = (low * high) ** 0.5
+        low, high = (middle, high) if holds(middle) else (low, middle)
+    return Found(low, _bound(made, high), tuple(made))
+
+
+def _bracket(holds: Callable[[float], bool], guess: float, most: float) -> tuple[float, float]:
+    """A rate that holds and one above it that does not; 0 and infinity where there is none."""
+    if not holds(guess):
+        low, high = guess * _SHRINKING, guess
+        while low > guess * _LEAST:
+            if holds(low):
+                return low, high
+            low, high = low * _SHRINKING, low
+        return 0.0, high
+    low = guess
+    while low < most:
+        higher = min(most, low * _GROWTH)
+        if not holds(higher):
+            return low, higher
+        low = higher
+    return low, float("inf")
+
+
+def _bound(made: Sequence[Probe], high: float) -> Bound:
+    """By the windows at the lowest rate that did not hold."""
+    above = [one for one in made if one.rate == high]
+    if not above:
+        return "none"
+    return "slo" if any(one.broken and not one.late for one in above) else "generator"

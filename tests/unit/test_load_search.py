@@ -1,0 +1,131 @@
+"""The highest rate that holds: searched on a queue whose answer is known; and what it is held to."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from server.load.limits import Limits
+from server.load.samples import Samples, half_width
+from server.load.search import Probe, highest
+
+LIMIT_MS = 20.0
+
+
+def queue(capacity: float, lag_above: float = math.inf) -> tuple[list[float], object]:
+    """The rates that were asked, and windows of a server with one queue: p99 of M/M/1, exactly."""
+    asked: list[float] = []
+
+    def probe(rate: float) -> Probe:
+        asked.append(rate)
+        p99 = math.log(100) / (capacity - rate) * 1e3 if rate < capacity else math.inf
+        return Probe(rate, ("p99",) if p99 > LIMIT_MS else (), "late" if rate > lag_above else "", rate, {99.0: p99})
+
+    return asked, probe
+
+
+@given(st.floats(300, 1e5), st.floats(0.05, 3))
+def test_the_rate_is_found_from_any_guess(capacity: float, off: float) -> None:
+    """Within the precision, from below."""
+    holds = capacity - math.log(100) / LIMIT_MS * 1e3
+    _, probe = queue(capacity)
+    found = highest(probe, capacity * off, 0.02)  # type: ignore[arg-type]
+    assert found.bound == "slo"
+    assert holds / 1.0201 <= found.rate <= holds
+    assert found.best is not None
+    assert found.best.rate == found.rate
+
+
+def test_a_search_takes_few_windows() -> None:
+    """From the usual guess, 0.8 of the closed loop's rate."""
+    asked, probe = queue(10_000)
+    highest(probe, 8_000, 0.03)  # type: ignore[arg-type]
+    assert len(asked) <= 12
+
+
+def test_a_generator_that_is_late_is_named_and_not_the_server() -> None:
+    """Its rate is a lower bound."""
+    asked, probe = queue(10_000, lag_above=4_000)
+    found = highest(probe, 2_000, 0.05)  # type: ignore[arg-type]
+    assert found.bound == "generator"
+    assert 4_000 / 1.05 <= found.rate <= 4_000
+    assert max(asked.count(rate) for rate in asked) == 4, "a window that tells nothing is repeated"
+
+
+def test_one_disturbed_window_does_not_lower_the_rate() -> None:
+    """Every other one is broken by somebody else."""
+    _, steady = queue(10_000)
+    turn = iter(range(1000))
+
+    def disturbed(rate: float) -> Probe:
+        return steady(rate) if next(turn) % 2 else Probe(rate, ("p99",))  # type: ignore[operator]
+
+    assert highest(disturbed, 8_000, 0.02).rate == pytest.approx(highest(steady, 8_000, 0.02).rate, rel=0.03)  # type: ignore[arg-type]
+
+
+def test_a_server_that_holds_nothing_has_no_rate() -> None:
+    """And the search ends."""
+    found = highest(lambda rate: Probe(rate, ("p99",)), 1_000)
+    assert (found.rate, found.best, found.bound) == (0.0, None, "slo")
+
+
+def test_no_rate_above_the_most_is_tried() -> None:
+    """Nothing kept it from more."""
+    asked, probe = queue(10_000)
+    found = highest(probe, 1_000, most=3_000)  # type: ignore[arg-type]
+    assert (found.rate, found.bound) == (3_000, "none")
+    assert max(asked) == 3_000
+
+
+class TestLimits:
+    """``p99=20ms``."""
+
+    def test_units_and_rates_are_read(self) -> None:
+        """Milliseconds; parts of one."""
+        read = Limits.parse("p99=20ms, p50=500us,p99.9=1s,errors=0.1%,refused=0.02")
+        assert read == Limits({99.0: 20.0, 50.0: 0.5, 99.9: 1000.0}, 0.001, 0.02)
+
+    @pytest.mark.parametrize(
+        ("text", "said"),
+        [
+            ("p99=20", "'p99=20' is none of"),
+            ("q99=20ms", "none of"),
+            ("p100=1ms", "none of"),
+            ("errors=1%", "a latency must be among them"),
+            ("p99=0ms", "above 0"),
+            ("p99=1ms,errors=101%", "at most 1"),
+            ("", "a latency"),
+        ],
+    )
+    def test_what_is_no_limit_is_said(self, text: str, said: str) -> None:
+        """In words."""
+        with pytest.raises(ValueError, match=said):
+            Limits.parse(text)
+
+    def test_each_limit_that_is_broken_is_named(self) -> None:
+        """Of ten answers in 1 to 10 ms one is wrong, one is refused."""
+        outcome = np.array([0] * 8 + [1, 3], np.uint8)
+        due = np.zeros(10, np.int64)
+        samples = Samples(due, due, np.arange(1, 11, dtype=np.int64) * 1_000_000, outcome, np.zeros(10, np.int16))
+        assert Limits({50.0: 4.0, 99.0: 8.0}, 0.1, 0.1).broken(samples) == []
+        assert Limits({50.0: 3.9}, 0.09, 0.0).broken(samples) == [
+            "p50 4 ms, over 3.9",
+            "errors 0.1, over 0.09",
+            "refused 0.1, over 0",
+        ]
+
+    def test_nothing_measured_holds_nothing(self) -> None:
+        """An empty window."""
+        none = np.zeros(0, np.int64)
+        empty = Samples(none, none, none, np.zeros(0, np.uint8), np.zeros(0, np.int16))
+        assert len(Limits({99.0: 1.0}).broken(empty)) == 3
+
+
+def test_an_interval_is_students() -> None:
+    """Four values: three degrees of freedom."""
+    assert half_width([4, 5, 6, 5]) == pytest.approx(3.18 * np.std([4, 5, 6, 5], ddof=1) / 2)
+    assert math.isnan(half_width([4]))
