@@ -31,6 +31,7 @@ from server.observability.catalog import Rows
 from server.observability.log_control import LogControl
 from server.observability.machine import Machine, Pulse
 from server.observability.metrics import Metrics, Told
+from server.observability.rollout_metrics import RolloutMetrics
 from server.observability.tracing import Tracing
 from server.pipeline.load import load_pipeline
 from server.repository.composition import in_order
@@ -194,7 +195,7 @@ def _over_triton(settings: Settings, lifecycle: Lifecycle, logs: LogControl | No
 def _metrics_of(models: ModelControl | TritonModels) -> list[Collector]:
     """Beside those that every server has."""
     if isinstance(models, ModelControl):
-        return []
+        return [RolloutMetrics(models.rollouts)]
     from server.over_triton.metrics import TritonMetrics
 
     return [TritonMetrics(models)]
@@ -239,6 +240,7 @@ def open_repository(settings: Settings) -> Repository:
         OnnxRuntimeEngine(settings.engine.threads),
         load_pipeline=lambda folder: load_pipeline(folder, max_pixels=settings.pipeline.max_pixels),
         warmup_s=settings.repository.warmup_s,
+        rollouts=settings.workers.count == 1,
     )
 
 

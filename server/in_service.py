@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from server.errors import ModelLoadFailed
 from server.repository.composition import check_composition, in_order
 from server.repository.model_config import ModelConfig
+from server.rollout import rolled_out
 from server.served import EnsembleServed, Served, absent
 from server.types import IndexEntry
 
@@ -32,7 +33,7 @@ class InService:
         """Ensembles that are loaded, and can't serve for now."""
 
     def resolve(self, name: str, version: str = "") -> Served:
-        """The version in service that a request means; the highest number where it names none.
+        """The version in service that a request means; the highest number, or a rollout, where it names none.
 
         Raises:
             UnknownModel: the repository has no such model, or does not serve that version.
@@ -57,6 +58,10 @@ class InService:
     def versions(self, name: str) -> list[Served]:
         """The versions of a model in service, lowest first; empty where none is."""
         return list(self._served.get(name, _NONE).values())
+
+    def defaults(self) -> list[Served]:
+        """Who gets the requests that name no version, of each model."""
+        return list(self._newest.values())
 
     def newest(self, name: str) -> Served | None:
         return self._newest.get(name)
@@ -93,7 +98,7 @@ class InService:
 
     def _place(self, name: str, versions: dict[str, Served]) -> None:
         self._served[name] = versions
-        self._newest[name] = next(reversed(versions.values()))
+        self._newest[name] = rolled_out(versions)
 
     # --- ensembles -------------------------------------------------------------------------------------
 

@@ -22,6 +22,7 @@ from server.repository.composition import in_order
 from server.repository.load_counts import LoadCounts
 from server.repository.override import read_override
 from server.repository.repository import Repository, ServedModel
+from server.rollout import RolloutServed
 from server.scheduler.response_cache import CacheCounts, ResponseCache
 from server.scheduler.share import Share
 from server.scheduler.statistics import ModelStatistics
@@ -82,6 +83,10 @@ class ModelControl:
     def versions(self, name: str) -> list[Served]:
         """The versions of a model in service, lowest first; empty where none is."""
         return self._in_service.versions(name)
+
+    def rollouts(self) -> list[RolloutServed]:
+        """Of the models whose config asks for one."""
+        return [served for served in self._in_service.defaults() if isinstance(served, RolloutServed)]
 
     def counted(self) -> list[ModelStatistics]:
         """Of every version whose counts are kept."""

@@ -337,6 +337,32 @@ _LISTENERS = (
     Definition("forwardpass_ready", "gauge", "state", (), "1 when the server is ready"),
 )
 
+_CANDIDATE = (*MODEL, "kind")
+_ROLLOUTS = (
+    Definition(
+        "forwardpass_rollout_asked",
+        "gauge",
+        "state",
+        _CANDIDATE,
+        "1 while a candidate gets requests, 0 once it was rolled back, by kind: canary, shadow (server/rollout.md)",
+    ),
+    Definition(
+        "forwardpass_rollout_requests_total",
+        "counter",
+        "requests",
+        (*_CANDIDATE, "outcome"),
+        "Requests of a candidate since its model was loaded, by outcome: answered, failed; of a shadow also agreed, "
+        "differed, skipped (it had enough)",
+    ),
+    Definition(
+        "forwardpass_rollout_rolled_back",
+        "gauge",
+        "state",
+        (*_CANDIDATE, "cause"),
+        "1 for a candidate that was rolled back, by cause: errors, latency, disagreement",
+    ),
+)
+
 _BEHIND = (
     Definition(
         "forwardpass_triton_up",
@@ -367,7 +393,7 @@ CATALOG = {
     definition.name: definition
     for definition in (
         *(*_TRITONS, *_REQUESTS, *_PASSES, *_MODELS, *_SEQUENCES),
-        *(*_LISTENERS, *_MACHINE, *_BEHIND),
+        *(*_LISTENERS, *_MACHINE, *_ROLLOUTS, *_BEHIND),
     )
 }
 """By name, in the order in which the page tells them."""

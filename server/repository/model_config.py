@@ -28,6 +28,7 @@ from server.repository.labels import read_labels
 from server.repository.length_buckets import LENGTH_BUCKETS, PAD_VALUE, read_buckets
 from server.repository.model_warmup import WarmupSample, read_model_warmup
 from server.repository.refuse import Refuse, refuse_field
+from server.repository.rollout import ROLLOUT, Rollout, read_rollout
 from server.repository.sequence_batching import read_sequence_batching, with_initial_data
 from server.repository.tensor_specs import read_tensors
 from server.repository.version_policy import LATEST, All, Latest, Specific, VersionPolicy, read_version_policy
@@ -59,7 +60,7 @@ _CACHE = "response_cache.enable"
 _SLO = "slo_ms"
 _FAIR_BY = "fair_by"
 _TENANT = "tenant"
-_OURS = (_SLO, _FAIR_BY, LENGTH_BUCKETS, PAD_VALUE)
+_OURS = (_SLO, _FAIR_BY, LENGTH_BUCKETS, PAD_VALUE, *ROLLOUT)
 """Parameters that are the scheduler's and do not reach the engine."""
 _LONGEST_SLO_MS = 86_400_000
 
@@ -100,6 +101,8 @@ class ModelConfig:
     """What is run on every instance before it serves, beside the batch sizes."""
     response_cache: bool = False
     """Whether answers are kept for equal requests, where the server has a cache."""
+    rollout: Rollout | None = None
+    """Which version is on trial beside the one that serves; None: none is."""
     default_model_filename: str = DEFAULT_MODEL_FILENAME
     label_filenames: Mapping[str, str] = field(default_factory=dict)
     """The file of labels by output name, relative to the model's folder."""
@@ -238,6 +241,7 @@ def from_message(message: pb.ModelConfig, folder_name: str) -> ModelConfig:
         fair_by_tenant=read_fair_by_tenant(message, refuse),
         model_warmup=read_model_warmup(message, inputs, sequences, refuse),
         response_cache=_response_cache(message, refuse),
+        rollout=read_rollout(parameters, alone=_alone(message), refuse=refuse),
         default_model_filename=_inside(
             "default_model_filename", message.default_model_filename or _filename(message), refuse
         ),
@@ -309,6 +313,13 @@ def _decoupled(message: pb.ModelConfig, parameters: Mapping[str, str], refuse: R
         if there:
             refuse("model_transaction_policy.decoupled", f"is true, which does not go together with {other}")
     return True
+
+
+def _alone(message: pb.ModelConfig) -> str:
+    """What of a config is between one version and its callers."""
+    if message.HasField("sequence_batching"):
+        return "sequence_batching"
+    return "model_transaction_policy.decoupled" if message.model_transaction_policy.decoupled else ""
 
 
 def _check_parameters(message: pb.ModelConfig, refuse: Refuse) -> None:

@@ -83,9 +83,11 @@ class Repository:
         *,
         load_pipeline: Callable[[Path], Pipeline],
         warmup_s: float,
+        rollouts: bool = True,
     ) -> None:
+        """`rollouts`: requests can be parted between versions here."""
         self._sources: Sequence[Source] = (LocalSource(sources),) if isinstance(sources, Path) else sources
-        self._loader = Loader(engine, load_pipeline, warmup_s)
+        self._loader = Loader(engine, load_pipeline, warmup_s, rollouts)
         self._scratch = Scratch()
         self._entries: dict[str, dict[str, IndexEntry]] = {}
         self._lock = threading.Lock()

@@ -16,6 +16,7 @@ from server.errors import Cancelled, DeadlineExceeded, Overloaded, QueueFull
 from server.observability.catalog import Rows
 from server.observability.definitions import CATALOG, Definition
 from server.observability.metrics import Metrics, Told
+from server.observability.rollout_metrics import RolloutMetrics
 from server.over_triton.metrics import TritonMetrics
 from server.scheduler.load import WINDOW_NS
 from server.scheduler.statistics import DURATION_BOUNDS_NS, Histogram, ModelStatistics
@@ -43,7 +44,8 @@ def exposed(counts: ModelStatistics) -> dict[str, tuple[str, list[Sample]]]:
     server = Http2Server(Counted(counts), "127.0.0.1", GrpcSettings(), TlsSettings())  # type: ignore[arg-type]
     tritons: Any = SimpleNamespace(pool=SimpleNamespace(servers=[]), placed=list)
     closed = {"grpc": server.connections.closed}
-    text = Metrics(Counted(counts), closed, server, more=[TritonMetrics(tritons)]).expose()[0].decode()  # type: ignore[arg-type]
+    more = [TritonMetrics(tritons), RolloutMetrics(list)]
+    text = Metrics(Counted(counts), closed, server, more=more).expose()[0].decode()  # type: ignore[arg-type]
     families = {family.name: family for family in text_string_to_metric_families(text)}
     found = {}
     for name, kind in re.findall(r"^# TYPE (\S+) (\S+)$", text, re.MULTILINE):

@@ -1,0 +1,342 @@
+"""Canaries and shadows: who gets which requests, what is compared, and when a candidate is rolled back."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from server.dataplane import DataPlane
+from server.engine.base import EngineSpec
+from server.engine.fake import FakeEngine, Script
+from server.errors import Cancelled, EngineFailure, ModelLoadFailed, UnknownModel
+from server.lifecycle import Lifecycle, State
+from server.model_control import ModelControl
+from server.proto.triton import model_config_pb2
+from server.repository.foreign import read_foreign
+from server.repository.repository import Repository
+from server.repository.rollout import Rollout, read_rollout
+from server.rollout import RolloutServed
+from server.rollout_verdict import Cause, Verdict, at_least, differ
+from server.settings import RepositorySettings
+from server.tensor import Array, Tensor
+from server.types import Batch, InferRequest, InferResponse, Outcome
+
+CONFIG = """
+backend: "onnxruntime" max_batch_size: 4
+input {{ name: "x" data_type: TYPE_FP32 dims: [ 2 ] }}
+output {{ name: "y" data_type: TYPE_FP32 dims: [ 2 ] }}
+version_policy {{ all {{}} }}
+dynamic_batching {{}}
+{more}
+"""
+
+
+def parameters(**values: str) -> str:
+    return "\n".join(
+        f'parameters {{ key: "{key}" value {{ string_value: "{value}" }} }}' for key, value in values.items()
+    )
+
+
+class Versions:
+    """Two versions: 1 says the first of two classes, and 2 does as it is told."""
+
+    def __init__(self) -> None:
+        self.second = "right"
+        self.asked: Counter[str] = Counter()
+
+    def answer(self, spec: EngineSpec, batch: Batch) -> Mapping[str, Array]:
+        self.asked[spec.model_version] += batch.rows
+        wrong = spec.model_version == "2" and self.second == "wrong"
+        if spec.model_version == "2" and self.second == "fails":
+            raise EngineFailure(spec.model_name, "scripted")
+        return {"y": np.tile(np.float32([[0.2, 0.8] if wrong else [0.8, 0.2]]), (batch.rows, 1))}
+
+
+class Served:
+    def __init__(self, dataplane: DataPlane, models: ModelControl, versions: Versions) -> None:
+        self.dataplane = dataplane
+        self.models = models
+        self.versions = versions
+
+    @property
+    def rollout(self) -> RolloutServed:
+        (found,) = self.models.rollouts()
+        return found
+
+    async def ask(self, count: int = 1, version: str = "") -> list[Outcome]:
+        loop = asyncio.get_running_loop()
+        asked: list[asyncio.Future[Outcome]] = []
+        for _ in range(count):
+            done: asyncio.Future[Outcome] = loop.create_future()
+            x = Tensor.from_numpy("x", np.ones((1, 2), np.float32))
+            request = InferRequest(
+                "m",
+                [x],
+                on_settle=lambda _, outcome, done=done: done.set_result(outcome),
+                received_ns=0,  # type: ignore[misc]
+                model_version=version,
+            )
+            self.dataplane.submit([request])
+            asked.append(done)
+            await asyncio.sleep(0)
+        outcomes = list(await asyncio.gather(*asked))
+        for _ in range(200):
+            if not self.models.rollouts() or not self.rollout._copies:
+                break
+            await asyncio.sleep(0.001)
+        return outcomes
+
+
+@asynccontextmanager
+async def serving(root: Path, *, versions: tuple[int, ...] = (1, 2), **rollout: str) -> AsyncIterator[Served]:
+    folder = root / "m"
+    for version in versions:
+        (folder / str(version)).mkdir(parents=True)
+        (folder / str(version) / "model.onnx").write_bytes(b"")
+    (folder / "config.pbtxt").write_text(CONFIG.format(more=parameters(**rollout)))
+    both = Versions()
+    repository = Repository(
+        root,
+        FakeEngine(Script(answer=both.answer)),
+        load_pipeline=lambda _: None,
+        warmup_s=0.1,  # type: ignore[arg-type,return-value]
+    )
+    models = ModelControl(repository, default_max_queue_size=1000)
+    lifecycle = Lifecycle()
+    dataplane = DataPlane(models, lifecycle, RepositorySettings(), 1)
+    await models.load("m")
+    lifecycle.advance(State.READY)
+    both.asked.clear()
+    yield Served(dataplane, models, both)
+    await models.close()
+    dataplane.close()
+
+
+def said(outcomes: list[Outcome]) -> Counter[tuple[str, int]]:
+    """Version and class of each answer."""
+    return Counter(
+        (outcome.model_version, int(outcome.outputs[0].numpy().argmax()))
+        for outcome in outcomes
+        if isinstance(outcome, InferResponse)
+    )
+
+
+async def test_a_canary_gets_its_part_of_those_that_name_no_version(tmp_path: Path) -> None:
+    """Every tenth; whoever names a version gets it; the answer says of which version it is."""
+    async with serving(tmp_path, canary_version="2", canary_weight="0.1") as served:
+        assert said(await served.ask(100)) == {("1", 0): 90, ("2", 0): 10}
+        assert said(await served.ask(3, version="2")) == {("2", 0): 3}
+        assert served.rollout.counts == {"answered": 10}
+
+
+async def test_a_canary_that_fails_is_rolled_back(tmp_path: Path) -> None:
+    """After as many requests as are needed to know it; from then on nobody meets it."""
+    async with serving(tmp_path, canary_version="2", canary_weight="0.5", rollout_min_requests="20") as served:
+        served.versions.second = "fails"
+        outcomes = await served.ask(200)
+        failed = sum(isinstance(outcome, EngineFailure) for outcome in outcomes)
+        assert served.rollout.cause is Cause.ERRORS
+        assert 20 <= failed <= 60
+        assert said(await served.ask(50)) == {("1", 0): 50}
+        # Loaded anew it gets another chance.
+        served.versions.second = "right"
+        await served.models.load("m")
+        assert served.rollout.cause is None
+
+
+async def test_a_shadow_is_asked_and_never_heard(tmp_path: Path) -> None:
+    """All answers are of version 1, and agree with the shadow's."""
+    async with serving(tmp_path, shadow_version="2", shadow_share="0.5") as served:
+        assert said(await served.ask(100)) == {("1", 0): 100}
+        assert served.versions.asked == {"1": 100, "2": 50}
+        assert served.rollout.counts == {"answered": 50, "agreed": 50}
+        assert served.rollout.cause is None
+
+
+@pytest.mark.parametrize(("second", "cause"), [("wrong", Cause.DISAGREEMENT), ("fails", Cause.ERRORS)])
+async def test_a_worse_shadow_is_rolled_back_and_nobody_saw_it(tmp_path: Path, second: str, cause: Cause) -> None:
+    """Not one wrong answer, not one error."""
+    async with serving(tmp_path, shadow_version="2", rollout_min_requests="20") as served:
+        served.versions.second = second
+        outcomes = [outcome for _ in range(20) for outcome in await served.ask(10)]
+        assert said(outcomes) == {("1", 0): 200}
+        assert served.rollout.cause is cause
+        asked = served.versions.asked["2"]
+        assert 20 <= asked < 100
+        await served.ask(50)
+        assert served.versions.asked["2"] == asked
+
+
+async def test_a_newer_stable_version_is_the_one_beside_the_candidate(tmp_path: Path) -> None:
+    """The newest of the others serves, also where the candidate is the older one."""
+    async with serving(tmp_path, versions=(1, 2, 3), canary_version="2", canary_weight="0.5") as served:
+        assert set(said(await served.ask(10))) == {("2", 0), ("3", 0)}
+
+
+async def test_a_candidate_that_is_not_there_is_no_rollout(tmp_path: Path) -> None:
+    """The newest has all."""
+    async with serving(tmp_path, canary_version="7") as served:
+        assert served.models.rollouts() == []
+        assert said(await served.ask(10)) == {("2", 0): 10}
+        with pytest.raises(UnknownModel):
+            served.models.resolve("m", "7")
+
+
+async def test_a_model_without_a_rollout_is_served_by_its_version_itself(tmp_path: Path) -> None:
+    """Nothing stands before it."""
+    async with serving(tmp_path) as served:
+        assert served.models.resolve("m") is served.models.resolve("m", "2")
+
+
+async def test_several_processes_refuse_a_rollout_by_name(tmp_path: Path) -> None:
+    """Their fronts would go past it."""
+    (tmp_path / "m" / "1").mkdir(parents=True)
+    (tmp_path / "m" / "1" / "model.onnx").write_bytes(b"")
+    (tmp_path / "m" / "config.pbtxt").write_text(CONFIG.format(more=parameters(canary_version="1")))
+    repository = Repository(
+        tmp_path,
+        FakeEngine(),
+        load_pipeline=lambda _: None,
+        warmup_s=0.1,
+        rollouts=False,  # type: ignore[arg-type,return-value]
+    )
+    with pytest.raises(ModelLoadFailed, match="--workers 1"):
+        repository.load("m")
+
+
+# --- the verdict -------------------------------------------------------------------------------------
+
+
+def verdict(**limits: Any) -> Verdict:
+    return Verdict(Rollout("2", shadow=False, part=0.5, **limits))
+
+
+GOOD = InferResponse("m", "2", ())
+BAD = EngineFailure("m", "x")
+
+
+def test_slowness_is_judged_by_both_sides_quantiles() -> None:
+    """Four times as slow at the 95 % quantile is over three; twice is not, nor are microseconds."""
+    for ns, cause in ((8_000_000, None), (17_000_000, Cause.LATENCY)):
+        judged = verdict()
+        found = None
+        for _ in range(200):
+            judged.stable.count(GOOD, 4_000_000)
+            judged.candidate.count(GOOD, ns)
+            found = found or judged.judge()
+        assert found is cause
+    judged = verdict()
+    for _ in range(200):
+        judged.stable.count(GOOD, 10_000)
+        judged.candidate.count(GOOD, 900_000)
+        assert judged.judge() is None
+
+
+def test_errors_of_both_are_nobodys_fault() -> None:
+    """A candidate is not blamed for what the version that serves has as well, nor for callers that went away."""
+    judged = verdict()
+    for index in range(300):
+        judged.stable.count(BAD if index % 3 == 0 else GOOD, 1)
+        judged.candidate.count(BAD if index % 3 == 0 else GOOD, 1)
+        judged.candidate.count(Cancelled(), 1)
+        assert judged.judge() is None
+
+
+@given(st.integers(0, 400), st.integers(0, 400))
+def test_the_lower_end_of_a_rate_is_below_it_and_grows_with_it(hits: int, more: int) -> None:
+    """And with the trials, for the same rate."""
+    trials = hits + more
+    low = at_least(hits, trials)
+    assert 0 <= low <= (hits / trials if trials else 0)
+    assert at_least(10 * hits, 10 * trials) >= low
+    assert at_least(hits, trials + 1) <= low or not hits
+
+
+@given(st.lists(st.booleans(), min_size=50, max_size=500))
+def test_a_rate_at_the_limit_is_not_over_it(outcomes: list[bool]) -> None:
+    """Whatever the order, a candidate with at most 2 % of errors stays."""
+    judged, failed = verdict(), 0
+    for index, bad in enumerate(outcomes):
+        failing = bad and failed + 1 <= 0.02 * (index + 1)
+        failed += failing
+        judged.candidate.count(BAD if failing else GOOD, 1)
+        assert judged.judge() is None
+
+
+def response(*tensors: tuple[str, Array]) -> InferResponse:
+    return InferResponse("m", "1", tuple(Tensor.from_numpy(name, array) for name, array in tensors))
+
+
+SCORES = np.float32([[0.1, 0.9], [0.7, 0.3]])
+
+
+@pytest.mark.parametrize(
+    ("other", "compare", "differs"),
+    [
+        (SCORES + np.float32(0.01), "top", False),
+        (SCORES + np.float32(0.01), "values", True),
+        (SCORES[::-1].copy(), "top", True),
+        (SCORES.astype(np.float64), "top", True),
+        (SCORES[:1], "values", True),
+        (np.float32([[np.nan, 0.9], [0.7, 0.3]]), "top", True),
+        (SCORES.copy(), "values", False),
+    ],
+    ids=["near", "near, by values", "another class", "another type", "another shape", "NaN", "equal"],
+)
+def test_what_differs(other: Array, compare: Any, differs: bool) -> None:
+    """By the best class or by values; a type, a shape and a NaN always count."""
+    assert differ(response(("y", SCORES)), response(("y", other)), compare, 1e-3) is differs
+    assert differ(response(("y", SCORES)), response(("z", SCORES)), compare, 1e-3)
+
+
+def test_texts_and_numbers_are_compared_exactly() -> None:
+    """A label is another or the same."""
+    one, other = (response(("y", np.array([text], object))) for text in (b"a", b"b"))
+    assert differ(one, other, "top", 1.0)
+    assert not differ(one, one, "top", 0.0)
+
+
+# --- the config ----------------------------------------------------------------------------------------
+
+
+def refuse(path: str, problem: str) -> Any:
+    raise ModelLoadFailed("m", path, problem)
+
+
+@pytest.mark.parametrize(
+    ("given", "named"),
+    [
+        ({"canary_version": "2", "shadow_version": "3"}, "canary_version"),
+        ({"canary_weight": "0.5"}, "canary_weight"),
+        ({"rollout_min_requests": "5"}, "rollout_min_requests"),
+        ({"canary_version": "two"}, "canary_version"),
+        ({"canary_version": "02"}, "canary_version"),
+        ({"canary_version": "2", "canary_weight": "2"}, "canary_weight"),
+        ({"canary_version": "2", "shadow_share": "1"}, "shadow_share"),
+        ({"shadow_version": "2", "rollout_compare": "some"}, "rollout_compare"),
+        ({"shadow_version": "2", "rollout_tolerance": "nan"}, "rollout_tolerance"),
+    ],
+)
+def test_a_rollout_that_makes_no_sense_is_refused_by_its_key(given: dict[str, str], named: str) -> None:
+    """At load, with the key of the parameter."""
+    with pytest.raises(ModelLoadFailed, match=named):
+        read_rollout(given, alone="", refuse=refuse)
+
+
+def test_sequences_and_tritons_have_no_rollouts() -> None:
+    """What is between a version and its callers does not go together with two of them."""
+    with pytest.raises(ModelLoadFailed, match="sequence_batching"):
+        read_rollout({"canary_version": "2"}, alone="sequence_batching", refuse=refuse)
+    message = model_config_pb2.ModelConfig(name="m")
+    message.parameters["canary_version"].string_value = "2"
+    with pytest.raises(ModelLoadFailed, match="canary_version"):
+        read_foreign(message)
