@@ -15,7 +15,7 @@ LOAD ?=
 REPORTS ?= build/bench
 
 .DEFAULT_GOAL := help
-.PHONY: help load capacity bench-swaps serve test check format types lint bench bench-quick bench-simulate bench-overload bench-cap bench-prediction bench-collector bench-decode bench-startup bench-share bench-rest bench-workers bench-shm bench-triton-shm bench-over-triton fuzz-rest fuzz-grpc fuzz-bytes soak models proto metrics lock clean triton helm-tools chart kserve
+.PHONY: help load capacity bench-swaps serve test check format types lint bench bench-quick bench-simulate bench-overload bench-cap bench-prediction bench-collector bench-decode bench-startup bench-share bench-scaling simulate-scaling bench-rest bench-workers bench-shm bench-triton-shm bench-over-triton fuzz-rest fuzz-grpc fuzz-bytes soak models proto metrics lock clean triton helm-tools chart kserve
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -63,6 +63,12 @@ bench-startup: $(VENV)/.dev ## the time from a process's start to READY, its par
 
 bench-share: $(VENV)/.dev ## two models on the same cores, one of them overloaded, with and without the share, about a minute
 	$(BIN)/python -m loadtests.benchmarks.share --out $(REPORTS) $(BENCH)
+
+bench-scaling: $(VENV)/.dev ## replicas as processes behind an autoscaler and a real Prometheus: a step to four times the load, by two signals, four minutes
+	$(BIN)/python -m loadtests.benchmarks.scaling --out $(REPORTS) $(BENCH)
+
+simulate-scaling: $(VENV)/.dev ## a day of traffic and an autoscaler, simulated: saturation, CPU, time in the queue (BENCH="--seed 1" adds flags)
+	$(BIN)/python -m loadtests.benchmarks.simulate_scaling --out $(REPORTS) $(BENCH)
 
 bench-workers: $(VENV)/.dev ## one process and --workers 2, on one core and two, two minutes on two quiet cores
 	$(BIN)/python -m loadtests.benchmarks.workers --out $(REPORTS) $(BENCH)

@@ -101,6 +101,11 @@ def _banner(process: subprocess.Popen[bytes], out: Path, log: Path) -> str:
     return banner
 
 
+def read_ports(banner: str) -> dict[str, int]:
+    """Of the three listeners, as the banner names them."""
+    return {listener: _port(banner, listener) for listener in ("REST", "gRPC", "metrics")}
+
+
 def _port(banner: str, listener: str) -> int:
     match = re.search(rf"{listener}\s+\S*?:(\d+)", banner)
     if match is None:
