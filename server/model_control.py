@@ -277,10 +277,15 @@ class ModelControl:
                 served.replaces([e for e in old if e.model.version == version or (e is newest and served is new[-1])])
         if self.changed is not None:
             self.changed()
+        if isinstance(newest, RolloutServed):
+            self._retire_soon(newest.drain(time.monotonic_ns() + _DRAIN_NS))
         for served in old:
-            task = asyncio.get_running_loop().create_task(self._retire(served, time.monotonic_ns() + _DRAIN_NS))
-            self._retiring.add(task)
-            task.add_done_callback(self._retiring.discard)
+            self._retire_soon(self._retire(served, time.monotonic_ns() + _DRAIN_NS))
+
+    def _retire_soon(self, work: Coroutine[None, None, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._retiring.add(task)
+        task.add_done_callback(self._retiring.discard)
 
     async def _retire(self, served: Served, until_ns: int) -> None:
         await served.drain(until_ns)
@@ -311,7 +316,7 @@ class ModelControl:
 
     async def drain(self, until_ns: int) -> None:
         """Answer what every version has admitted; what is left at `until_ns` is settled as UNAVAILABLE."""
-        await asyncio.gather(*(served.drain(until_ns) for served in self))
+        await asyncio.gather(*(served.drain(until_ns) for served in (*self, *self.rollouts())))
 
     async def settled(self) -> None:
         """Return when what is out of service by now is closed."""

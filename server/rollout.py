@@ -9,10 +9,11 @@ is loaded anew.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
 from server.errors import ServingError
@@ -23,6 +24,9 @@ from server.tensor import Tensor
 from server.types import NO_DEADLINE, InferRequest, InferResponse, Outcome
 
 log = logging.getLogger(__name__)
+
+Tell = Callable[[InferRequest, Outcome], None]
+"""A request's own way to its caller."""
 
 _ON_LOOP_BYTES = 64 * 1024
 """Larger answers are compared on a thread."""
@@ -62,6 +66,7 @@ class RolloutServed(Served):
         self._loop = asyncio.get_running_loop()
 
     def __enter__(self) -> RolloutServed:
+        super().__enter__()
         self.stable.__enter__()
         self.under_trial.__enter__()
         return self
@@ -69,6 +74,15 @@ class RolloutServed(Served):
     def __exit__(self, *more: object) -> None:
         self.stable.__exit__(*more)
         self.under_trial.__exit__(*more)
+        super().__exit__(*more)
+
+    async def drain(self, until_ns: int) -> None:
+        """Of the preprocessing alone: the versions are drained by themselves."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(max(0, until_ns - time.monotonic_ns()) / 1e9):
+                await self._idle.wait()
+        if self.preparing is not None:
+            await self.preparing.close()
 
     def submit(self, requests: Sequence[InferRequest]) -> None:
         """As of `Served`; each that is sound by one of the versions, or by both."""
@@ -111,13 +125,13 @@ class RolloutServed(Served):
 
     def _settled(
         self,
-        tell: object,
+        tell: Tell,
         since_ns: int,
         of_candidate: bool,
         request: InferRequest,
         outcome: Outcome,
     ) -> None:
-        tell(request, outcome)  # type: ignore[operator]  # it is the request's own
+        tell(request, outcome)
         ns = time.monotonic_ns() - since_ns
         if not of_candidate:
             self._verdict.stable.count(outcome, ns)
@@ -169,7 +183,11 @@ class RolloutServed(Served):
             self._was_compared(call())
             return
         comparing = self._loop.run_in_executor(None, call)
-        comparing.add_done_callback(lambda done: done.cancelled() or self._was_compared(done.result()))
+        comparing.add_done_callback(self._was_compared_elsewhere)
+
+    def _was_compared_elsewhere(self, done: asyncio.Future[bool]) -> None:
+        if not done.cancelled():
+            self._was_compared(done.result())
 
     def _was_compared(self, differs: bool) -> None:
         self.counts["differed" if differs else "agreed"] += 1
@@ -204,8 +222,8 @@ class _Pair:
         self._ours: Outcome | None = None
         self._theirs: Outcome | None = None
 
-    def ours(self, tell: object, since_ns: int, request: InferRequest, outcome: Outcome) -> None:
-        tell(request, outcome)  # type: ignore[operator]  # it is the request's own
+    def ours(self, tell: Tell, since_ns: int, request: InferRequest, outcome: Outcome) -> None:
+        tell(request, outcome)
         self._rollout.count_stable(outcome, time.monotonic_ns() - since_ns)
         self._ours = outcome
         self._compare()
@@ -224,7 +242,7 @@ def _nobody(_request: InferRequest, _outcome: Outcome) -> None:
     """Stands in for a moment, between one who was told and the next."""
 
 
-def rolled_out(versions: Mapping[str, Served]) -> Served:
+def rolled_out(versions: dict[str, Served]) -> Served:
     """Who gets the requests that name no version: the newest, or a rollout of the candidate that its config names
     beside the newest of the others."""
     newest = next(reversed(versions.values()))
