@@ -82,6 +82,7 @@ def values() -> Schema:
             shmSize=TEXT,
             flags=LIST_OF_TEXTS,
         ),
+        auth=section(keysSecret=TEXT),
         extraEnv=OBJECTS,
         extraEnvFrom=OBJECTS,
         modelRepository=section(

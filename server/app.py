@@ -15,7 +15,6 @@ import os
 import signal
 import sys
 import time
-from ipaddress import ip_address
 from typing import TYPE_CHECKING
 
 import uvloop
@@ -39,9 +38,12 @@ from server.repository.model_config import ModelConfig
 from server.repository.opening import open_sources
 from server.repository.repository import Repository
 from server.scheduler.share import Share
+from server.security.addresses import is_loopback
+from server.security.gate import BadAuth, open_gate
 from server.settings import RepositorySettings, Settings
 from server.shared_memory.requests import SharedMemory
-from server.transport.entrance import shared_entrance
+from server.tasks import Tasks
+from server.transport.entrance import Entrance, renew, shared_entrance
 from server.transport.external_scaler import external_scaler
 from server.transport.http1.server import Http1Server
 from server.transport.http2.server import Http2Server
@@ -75,6 +77,7 @@ class Server:
         self.models, self.dataplane = _over_triton(settings, self.lifecycle, logs) or _embedded(
             settings, self.lifecycle, logs
         )
+        self.dataplane.gate = open_gate(settings)
         host, http = settings.host, settings.http
         self.rest = RestServer(self.dataplane, host, http, settings.http_tls)
         self.grpc = _grpc_server(self.dataplane, settings, external_scaler(settings.scaling, self._own_metrics))
@@ -96,9 +99,12 @@ class Server:
             self._told,
         )
         self._expose = metrics.expose
-        self.metrics = Http1Server(MetricsApp(metrics.expose), host, settings.metrics.port, http)
+        self.metrics = Http1Server(
+            MetricsApp(metrics.expose, settings.metrics.token_file), settings.metrics.host, settings.metrics.port, http
+        )
         self.ports: dict[str, int] = {}
         self._poll: asyncio.Task[None] | None = None
+        self._tasks = Tasks()
 
     async def _own_metrics(self) -> bytes:
         return self._expose()[0]
@@ -126,9 +132,16 @@ class Server:
         else:
             self.ports["grpc"] = await self.grpc.start()
             self.ports["http"] = await self.rest.start()
+        if self.dataplane.gate:
+            self._tasks.start(self.dataplane.gate.watch(self.settings.auth.refresh_s))
+        self._tasks.start(renew(self._entrances(), self.settings.auth.refresh_s))
         if repository.control_mode == "poll" and isinstance(self.models, ModelControl):
             self._poll = asyncio.create_task(self.models.poll(repository.poll_s))
         self.lifecycle.advance(State.READY)
+
+    def _entrances(self) -> list[Entrance]:
+        grpc = [self.grpc.entrance] if isinstance(self.grpc, Http2Server) else []
+        return [self.shared] if self.shared else [self.rest.listener.entrance, *grpc]
 
     async def drain(self) -> None:
         """Answer everything that was admitted, within the grace, and close."""
@@ -160,6 +173,7 @@ class Server:
         await self.models.close()
         await self.dataplane.tracing.close()
         self.dataplane.close()
+        self._tasks.cancel()
         await self.metrics.stop(_LAST_ANSWERS_S)
         self.lifecycle.advance(State.STOPPED)
 
@@ -215,10 +229,7 @@ def allows_shared_memory(settings: Settings) -> bool:
     """Whether clients may pass tensors in shared memory; where that is left open, for those on this machine alone."""
     if settings.shared_memory.allow != "auto":
         return settings.shared_memory.allow == "true"
-    try:
-        return ip_address(settings.host).is_loopback
-    except ValueError:
-        return settings.host == "localhost"
+    return is_loopback(settings.host)
 
 
 def _grpc_server(dataplane: DataPlane, settings: Settings, more: Sequence[Method]) -> Http2Server | GrpcioServer:
@@ -313,7 +324,7 @@ async def _serve(settings: Settings, logs: LogControl) -> int:
     began_ns = time.monotonic_ns()
     try:
         server = Server(settings, logs)
-    except InvalidRequest as error:
+    except (InvalidRequest, BadAuth) as error:
         log.error("can't start: %s", error)
         return 1
     try:

@@ -20,7 +20,7 @@ _PICTURES = {".png": "image/png", ".jpg": "image/jpeg", ".jpeg": "image/jpeg"}
 
 def banner(dataplane: DataPlane, settings: Settings, ports: dict[str, int]) -> str:
     """The addresses, every version with its state, and one command for each model that serves."""
-    host = f"[{settings.host}]" if ":" in settings.host else settings.host
+    host = _bracketed(settings.host)
     url = f"http{'s' if settings.rest_tls.certificate else ''}://{host}:{ports['http']}"
     lines = [
         "",
@@ -28,7 +28,7 @@ def banner(dataplane: DataPlane, settings: Settings, ports: dict[str, int]) -> s
         f"  REST     {url}",
         f"  gRPC     {host}:{ports['grpc']}{', the same port' if settings.one_port else ''}",
         *([f"  console  {url}/"] if settings.http.console else []),
-        f"  metrics  http://{host}:{ports['metrics']}/metrics",
+        f"  metrics  http://{_bracketed(settings.metrics.host)}:{ports['metrics']}/metrics",
         "",
     ]
     lines += [
@@ -42,6 +42,10 @@ def banner(dataplane: DataPlane, settings: Settings, ports: dict[str, int]) -> s
     for name in sorted({entry.name for entry in dataplane.repository_index(ready=True)}):
         lines += [f"# {name}", command(dataplane, settings, name, url), ""]
     return "\n".join(lines) + "\n"
+
+
+def _bracketed(host: str) -> str:
+    return f"[{host}]" if ":" in host else host
 
 
 def command(dataplane: DataPlane, settings: Settings, name: str, url: str) -> str:

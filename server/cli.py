@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 
 from server.environment import load_settings
+from server.security.cli import key_commands
 from server.settings import Settings, without_secrets
 from server.settings_doc import Option, options, reference
 
@@ -50,6 +51,7 @@ The training commands have more of them; see their own help.
 
 Url = Annotated[str, typer.Option(help="The server: http://HOST:PORT (REST) or grpc://HOST:PORT.")]
 Timeout = Annotated[float, typer.Option(min=0.001, help="Seconds to wait for the answer.")]
+KeyFile = Annotated[Path | None, typer.Option("--api-key-file", help="A file with the key to show, and nothing else.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
 DEFAULT_URL = "http://127.0.0.1:8000"
 DEFAULT_TIMEOUT_S = 30.0
@@ -69,6 +71,7 @@ def create_app() -> typer.Typer:
     app.command()(with_settings(check))
     for command in (predict, models, triton, diff, settings, version):
         app.command()(command)
+    app.add_typer(key_commands, name="keys")
     _mount_exporter(app)
     return app
 
@@ -184,19 +187,25 @@ def predict(
     version: Annotated[str, typer.Option(help="The version to ask; the newest if left out.")] = "",
     timeout: Timeout = DEFAULT_TIMEOUT_S,
     as_json: AsJson = False,
+    api_key_file: KeyFile = None,
 ) -> None:
     """Ask a running server about a picture, a text or rows."""
     with _reported(MISUSED):
-        inputs, client = _read(input), _client(url)
+        inputs, client = _read(input), _client(url, api_key_file)
     with _reported(FAILED), client:
         answer = client.predict(model, inputs, version=version, top_k=top_k, timeout_s=timeout)
     typer.echo(json.dumps(asdict(answer)) if as_json else _readable(answer))
 
 
-def models(url: Url = DEFAULT_URL, timeout: Timeout = DEFAULT_TIMEOUT_S, as_json: AsJson = False) -> None:
+def models(
+    url: Url = DEFAULT_URL,
+    timeout: Timeout = DEFAULT_TIMEOUT_S,
+    as_json: AsJson = False,
+    api_key_file: KeyFile = None,
+) -> None:
     """List a running server's models, and why one is not served."""
     with _reported(MISUSED):
-        client = _client(url)
+        client = _client(url, api_key_file)
     with _reported(FAILED), client:
         entries = client.models(timeout_s=timeout)
     if as_json:
@@ -206,10 +215,10 @@ def models(url: Url = DEFAULT_URL, timeout: Timeout = DEFAULT_TIMEOUT_S, as_json
         typer.echo(_table(("MODEL", "VERSION", "STATE", "REASON"), rows))
 
 
-def _client(url: str) -> Client:
+def _client(url: str, api_key_file: Path | None) -> Client:
     from server.client import Client
 
-    return Client(url)
+    return Client(url, api_key=api_key_file.read_text().strip() if api_key_file else "")
 
 
 def _read(text: str) -> list[RawInput]:

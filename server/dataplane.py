@@ -11,13 +11,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from itertools import groupby
 from operator import attrgetter
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from server import __version__
 from server.call import Settled, answer, settle_into
 from server.classification import Classes, classify
 from server.errors import ControlNotAllowed, InvalidRequest, ServingError, UnknownModel, Unsupported
 from server.lifecycle import Lifecycle, State
+from server.observability.audit import audited
 from server.observability.log_control import LogControl
 from server.observability.trace_settings import Change
 from server.observability.tracing import Tracing
@@ -44,6 +45,9 @@ from server.types import (
     ServerMetadata,
     Special,
 )
+
+if TYPE_CHECKING:
+    from server.security.gate import Gate
 
 SERVER_NAME = "forwardpass"
 EXTENSIONS = (
@@ -103,6 +107,8 @@ class DataPlane:
         self._share = share
         self.forwards: Sequence[str] = ()
         """Names of the metadata that goes along with requests, where another server runs the models."""
+        self.gate: Gate | None = None
+        """Who may ask; None: everybody may, for everything."""
         self.tracing = tracing or Tracing(TraceSettings())
         self.logs = logs or LogControl(LogSettings())
         self.shared_memory = shared_memory or SharedMemory(SharedMemorySettings(), enabled=False)
@@ -330,7 +336,9 @@ class DataPlane:
         """
         if model_name and all(entry.name != model_name for entry in self._models.index()):
             raise UnknownModel(model_name)
-        self.tracing.update(changes, model_name)
+        if changes:
+            with audited("trace.change", model=model_name, changes=dict(changes)):
+                self.tracing.update(changes, model_name)
         return self.tracing.told(model_name)
 
     # --- model control ----------------------------------------------------------------------------
@@ -357,15 +365,17 @@ class DataPlane:
             ControlNotAllowed: the mode is not explicit.
             UnknownModel, UnknownRepository, InvalidRequest, PayloadTooLarge, ModelLoadFailed: see `ModelControl.load`.
         """
-        self._demand_explicit()
-        await self._models.load(name, parameters, repository_name)
+        with audited("model.load", model=name, repository=repository_name, parameters=",".join(parameters or ())):
+            self._demand_explicit()
+            await self._models.load(name, parameters, repository_name)
 
     async def unload_model(self, name: str, *, unload_dependents: bool = False, repository_name: str = "") -> None:
         """Raises ControlNotAllowed (not in explicit mode), UnknownModel, UnknownRepository."""
-        self._demand_explicit()
-        if repository_name and all(entry.name != name for entry in self._models.index(repository_name)):
-            raise UnknownModel(name)
-        await self._models.unload(name, with_composing=unload_dependents)
+        with audited("model.unload", model=name, repository=repository_name, unload_dependents=unload_dependents):
+            self._demand_explicit()
+            if repository_name and all(entry.name != name for entry in self._models.index(repository_name)):
+                raise UnknownModel(name)
+            await self._models.unload(name, with_composing=unload_dependents)
 
     def _demand_explicit(self) -> None:
         if self._settings.control_mode != "explicit":

@@ -29,6 +29,9 @@
       CallExpired       DEADLINE      the caller's time ran out, wherever its call was
       RequestTooSlow    DEADLINE      the request did not arrive as a whole in time
       Cancelled         CANCELLED     the caller went away
+      Unauthenticated   UNAUTHENTICATED  the caller shows nothing by which it is known
+      PermissionDenied  PERMISSION    the caller is known, and may not do this
+      RateLimited       EXHAUSTED     the caller asks for more than its key grants
       Unsupported       UNSUPPORTED   a feature of the protocol that this server or engine does not have
       ModelLoadFailed   INVALID_ARG   a model's folder can't be served, and why
         ModelUnreachable UNAVAILABLE  a model can't be had from its repository now
@@ -58,6 +61,8 @@ class Code(StrEnum):
     EXHAUSTED = "EXHAUSTED"
     DEADLINE = "DEADLINE"
     CANCELLED = "CANCELLED"
+    UNAUTHENTICATED = "UNAUTHENTICATED"
+    PERMISSION = "PERMISSION"
 
 
 class ServingError(Exception):
@@ -492,6 +497,48 @@ class Cancelled(ServingError):
     @property
     def public_message(self) -> str:
         return "the request was cancelled by its caller"
+
+
+class Unauthenticated(ServingError):
+    """`problem` shows nothing of what the caller showed."""
+
+    code = Code.UNAUTHENTICATED
+
+    def __init__(self, problem: str) -> None:
+        super().__init__(problem)
+        self.problem = problem
+
+    @property
+    def public_message(self) -> str:
+        return f"not authenticated: {self.problem}"
+
+
+class PermissionDenied(ServingError):
+    code = Code.PERMISSION
+
+    def __init__(self, problem: str) -> None:
+        super().__init__(problem)
+        self.problem = problem
+
+    @property
+    def public_message(self) -> str:
+        return f"not allowed: {self.problem}"
+
+
+class RateLimited(ServingError):
+    """`limit` is what the key of `name` grants. `retry_after_ms`: when it may come again, 0 where nobody knows."""
+
+    code = Code.EXHAUSTED
+
+    def __init__(self, name: str, limit: str, retry_after_ms: int = 0) -> None:
+        super().__init__(name, limit, retry_after_ms)
+        self.name = name
+        self.limit = limit
+        self.retry_after_ms = retry_after_ms
+
+    @property
+    def public_message(self) -> str:
+        return f"'{self.name}' is over its limit: {self.limit}"
 
 
 class Unsupported(ServingError):

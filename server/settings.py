@@ -12,12 +12,15 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_serializer, field_validator, model_validator
 
+from server.security.addresses import is_loopback
+
 ModelControlMode = Literal["none", "poll", "explicit"]
 GrpcTransport = Literal["http2", "grpcio"]
 LogFormat = Literal["text", "json"]
 LogLevel = Literal["debug", "info", "warning", "error"]
 EngineKind = Literal["onnxruntime", "triton"]
 TraceLevel = Literal["OFF", "TIMESTAMPS"]
+ApiGroup = Literal["model-repository", "shared-memory", "logging", "trace", "statistics"]
 TritonSharedMemory = Literal["auto", "off"]
 ClientSharedMemory = Literal["auto", "true", "false"]
 
@@ -115,6 +118,9 @@ class HttpSettings(Section):
     HTTP/2 (by ALPN where there is TLS, else by its first bytes)."""
     console: Annotated[bool, Field(json_schema_extra=flag("--console"))] = True
     """The page at / for people: the models, a way to try each, live charts. It can do what the REST API can."""
+    allowed_origins: Annotated[tuple[str, ...], Field(json_schema_extra=flag("--http-allowed-origin"))] = ()
+    """An origin (https://console.example.com) whose pages may ask for more than to read; may be repeated. The
+    server's own is one where it is an address or localhost: a name may be anybody's."""
     max_body_bytes: Annotated[int, Field(gt=0, json_schema_extra=flag("--http-max-input-size"))] = 64 * 1024 * 1024
     """Bytes of a request's body, after decompression."""
     compress_from_bytes: Annotated[int, Field(ge=0)] = 4096
@@ -209,15 +215,18 @@ class TlsSettings(Section):
     nothing else; empty: no TLS."""
     key: Annotated[str, Field(json_schema_extra=flag("--grpc-tls-key"))] = ""
     """PEM file of the certificate's private key, not encrypted."""
+    client_ca: Annotated[str, Field(json_schema_extra=flag("--grpc-tls-client-ca"))] = ""
+    """PEM file of the authorities of clients' certificates (mTLS): who shows none of theirs is let in nowhere. Empty:
+    clients need none. All three files are read anew when they change; connections stay."""
 
     @property
-    def pair(self) -> tuple[str, str]:
-        return self.certificate, self.key
+    def files(self) -> tuple[str, str, str]:
+        return self.certificate, self.key, self.client_ca
 
     @property
     def given(self) -> bool:
         """Whether any of it is set."""
-        return any(self.pair)
+        return any(self.files)
 
 
 class HttpTlsSettings(TlsSettings):
@@ -226,6 +235,9 @@ class HttpTlsSettings(TlsSettings):
     nothing else; empty: no TLS. It may be the gRPC listener's."""
     key: Annotated[str, Field(json_schema_extra=flag("--http-tls-key"))] = ""
     """PEM file of the certificate's private key, not encrypted."""
+    client_ca: Annotated[str, Field(json_schema_extra=flag("--http-tls-client-ca"))] = ""
+    """PEM file of the authorities of clients' certificates (mTLS): who shows none of theirs is let in nowhere. Empty:
+    clients need none. All three files are read anew when they change; connections stay."""
 
 
 class MetricsSettings(Section):
@@ -234,6 +246,53 @@ class MetricsSettings(Section):
     powercap_folder: str = "/sys/class/powercap"
     """Where Linux tells what the processors use (RAPL), for the metrics of energy; they are left out where it does not,
     or not to this user."""
+    host: Annotated[str, Field(json_schema_extra=flag("--metrics-host"))] = "127.0.0.1"
+    """The address of the metrics, which name models and say how much they are asked; by default for this machine."""
+    token_file: Annotated[str, Field(json_schema_extra=flag("--metrics-token-file"))] = ""
+    """File of a token that scrapers must show (`authorization: Bearer`); empty: whoever reaches the port may read."""
+
+
+class AuthSettings(Section):
+    keys: Annotated[str, Field(json_schema_extra=flag("--auth-keys"))] = ""
+    """File of API keys (`forwardpass keys create`), or a folder of such files, as a mounted secret. With it or with
+    tokens every call but health must show a key or token that is allowed to make it. Changes are followed."""
+    jwt_jwks: Annotated[str, Field(json_schema_extra=flag("--jwt-jwks"))] = ""
+    """JWK Set of the public keys that tokens (JWT) are signed with: a file, or an https:// URL. Needs the
+    extra auth."""
+    jwt_issuer: Annotated[str, Field(json_schema_extra=flag("--jwt-issuer"))] = ""
+    """Who must have issued a token: its claim iss."""
+    jwt_audience: Annotated[str, Field(json_schema_extra=flag("--jwt-audience"))] = ""
+    """For whom a token must be: its claim aud."""
+    jwt_roles_claim: Annotated[str, Field(min_length=1)] = "roles"
+    """The claim that holds a token's roles (predict, read, control), a list or words; scope for OAuth's."""
+    jwt_leeway_s: Annotated[float, Field(ge=0, le=300)] = 30.0
+    """Seconds that the clock of who issues tokens may be off."""
+    jwt_refresh_s: Annotated[float, Field(ge=30)] = 600.0
+    """Seconds between two fetches of a JWK Set by URL; also after a token names a key that it lacks, 30 s later."""
+    jwt_rate_per_s: Annotated[float, Field(ge=0)] = 0.0
+    """Requests a second of one token's subject; 0: no limit."""
+    jwt_max_concurrent: Annotated[int, Field(ge=0)] = 0
+    """Requests under way of one token's subject; 0: no limit."""
+    refresh_s: Annotated[float, Field(gt=0)] = 5.0
+    """Seconds between two looks at the files of keys, and at certificates."""
+    open_groups: Annotated[tuple[ApiGroup, ...], Field(json_schema_extra=flag("--open-api"))] = ()
+    """A group of calls that is open where the server listens on more than the loopback; may be repeated. The others are
+    for callers with the role control, and where there are neither keys nor tokens for nobody: model-repository (index,
+    load, unload), shared-memory, logging, trace, statistics."""
+    insecure: Annotated[bool, Field(json_schema_extra=flag("--insecure"))] = False
+    """Let everybody ask who reaches an address beyond the loopback. Without it such an address needs keys, tokens, or
+    clients' certificates."""
+
+    @property
+    def given(self) -> bool:
+        """Callers show who they are."""
+        return bool(self.keys or self.jwt_jwks)
+
+    @model_validator(mode="after")
+    def _tokens_are_for_us(self) -> Self:
+        if bool(self.jwt_jwks) != bool(self.jwt_issuer) or bool(self.jwt_jwks) != bool(self.jwt_audience):
+            raise ValueError("--jwt-jwks, --jwt-issuer and --jwt-audience go together")
+        return self
 
 
 class SharedMemorySettings(Section):
@@ -414,7 +473,7 @@ class Settings(Section):
     """The root. Build it with `server.environment.load_settings`."""
 
     host: Annotated[str, Field(json_schema_extra=flag("--host"))] = "127.0.0.1"
-    """The address of all three listeners."""
+    """The address of REST and gRPC. One beyond the loopback needs keys, tokens, or --insecure."""
     repository: RepositorySettings = RepositorySettings()
     remote: RemoteSettings = RemoteSettings()
     http: HttpSettings = HttpSettings()
@@ -422,6 +481,7 @@ class Settings(Section):
     tls: TlsSettings = TlsSettings()
     http_tls: HttpTlsSettings = HttpTlsSettings()
     metrics: MetricsSettings = MetricsSettings()
+    auth: AuthSettings = AuthSettings()
     shared_memory: SharedMemorySettings = SharedMemorySettings()
     scheduler: SchedulerSettings = SchedulerSettings()
     cache: CacheSettings = CacheSettings()
@@ -458,12 +518,28 @@ class Settings(Section):
                 f"http.port and grpc.port are both {self.http.port}, and one port for both needs grpc.transport http2: "
                 "grpcio shares none"
             )
-        if self.rest_tls.pair != self.grpc_tls.pair:
+        if self.rest_tls.files != self.grpc_tls.files:
             raise ValueError(
                 f"http.port and grpc.port are both {self.http.port}, and http_tls and tls differ: one port has one "
                 "certificate. Give it to one of them, or the same to both"
             )
         return self
+
+    @model_validator(mode="after")
+    def _replicas_can_ask(self) -> Self:
+        if self.metrics.token_file and self.scaling.peers:
+            raise ValueError("--metrics-token-file goes without scaling.peers: replicas show each other no token")
+        return self
+
+    @model_validator(mode="after")
+    def _not_open_by_mistake(self) -> Self:
+        mutual = self.rest_tls.client_ca and self.grpc_tls.client_ca
+        if is_loopback(self.host) or self.auth.given or self.auth.insecure or mutual:
+            return self
+        raise ValueError(
+            f"--host {self.host} is reached from elsewhere: it needs --auth-keys, --jwt-jwks or both listeners' "
+            "tls-client-ca, or --insecure to let everybody ask"
+        )
 
     @model_validator(mode="after")
     def _workers_can_be_had(self) -> Self:

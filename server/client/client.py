@@ -86,16 +86,17 @@ class Client(_Calls):
 
     `url` is ``http://HOST:PORT`` (or https) for REST or ``grpc://HOST:PORT`` (8001 if left out) for gRPC. Every
     method takes `timeout_s`: the server gets it as the deadline of the call, and None waits as long as it takes.
+    `api_key` is shown with each call, where the server asks for one.
     A proxy set in the environment is not asked for a loopback address.
 
     Every method raises ClientError; the constructor does for a URL of another form.
     """
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, *, api_key: str = "") -> None:
         parts = _parse(url)
         wire = _wire(parts)
         self._messages = wire.Messages()
-        self._transport: Transport = wire.Transport(parts, proxy=not _loopback(parts.hostname or ""))
+        self._transport: Transport = wire.Transport(parts, proxy=not _loopback(parts.hostname or ""), api_key=api_key)
 
     def __enter__(self) -> Self:
         return self
@@ -171,11 +172,13 @@ class AsyncClient(_Calls):
     A `pathlib.Path` is read on the loop; give the bytes where that would hold others up.
     """
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, *, api_key: str = "") -> None:
         parts = _parse(url)
         wire = _wire(parts)
         self._messages = wire.Messages()
-        self._transport: AsyncTransport = wire.AsyncTransport(parts, proxy=not _loopback(parts.hostname or ""))
+        self._transport: AsyncTransport = wire.AsyncTransport(
+            parts, proxy=not _loopback(parts.hostname or ""), api_key=api_key
+        )
 
     async def __aenter__(self) -> Self:
         return self

@@ -8,6 +8,8 @@ from server.errors import Code
 
 HTTP_CODES: Mapping[int, Code] = {
     400: Code.INVALID_ARG,
+    401: Code.UNAUTHENTICATED,
+    403: Code.PERMISSION,
     404: Code.NOT_FOUND,
     409: Code.EXISTS,
     408: Code.DEADLINE,
@@ -24,6 +26,8 @@ HTTP_CODES: Mapping[int, Code] = {
 
 GRPC_CODES: Mapping[str, Code] = {
     "INVALID_ARGUMENT": Code.INVALID_ARG,
+    "UNAUTHENTICATED": Code.UNAUTHENTICATED,
+    "PERMISSION_DENIED": Code.PERMISSION,
     "NOT_FOUND": Code.NOT_FOUND,
     "ALREADY_EXISTS": Code.EXISTS,
     "RESOURCE_EXHAUSTED": Code.EXHAUSTED,

@@ -39,6 +39,7 @@ T = TypeVar("T")
 DEFAULT_PORT = 8001
 V2 = "/inference.GRPCInferenceService/"
 PREDICT = "/forwardpass.v1.PredictionService/Predict"
+KEY_NAME = "x-api-key"
 DETAILS_KEY = "grpc-status-details-bin"
 RETRY_INFO_URL = "type.googleapis.com/google.rpc.RetryInfo"
 EXACT = 2**53
@@ -181,8 +182,9 @@ def _specs(described: Sequence[Any]) -> tuple[TensorSpec, ...]:
 class Transport:
     """One channel. `proxy`: whether the environment's proxy is to be used."""
 
-    def __init__(self, url: SplitResult, *, proxy: bool) -> None:
+    def __init__(self, url: SplitResult, *, proxy: bool, api_key: str = "") -> None:
         self._url = url.geturl()
+        self._shown = ((KEY_NAME, api_key),) if api_key else ()
         self._channel = grpc.insecure_channel(_target(url), options=_options(proxy))
 
     def send(self, call: Call[T], timeout_s: float | None) -> T:
@@ -193,7 +195,7 @@ class Transport:
             response_deserializer=request.reply.FromString,
         )
         try:
-            reply, rpc = method.with_call(request.message, timeout=timeout_s, metadata=_metadata(call))
+            reply, rpc = method.with_call(request.message, timeout=timeout_s, metadata=self._shown + _metadata(call))
         except grpc.RpcError as error:
             raise _failure(error, self._url) from error
         return call.answer(reply, self._url, _server_timing(rpc.trailing_metadata()))
@@ -205,8 +207,9 @@ class Transport:
 class AsyncTransport:
     """`Transport` for asyncio. The channel is made at the first call: it belongs to the loop that runs then."""
 
-    def __init__(self, url: SplitResult, *, proxy: bool) -> None:
+    def __init__(self, url: SplitResult, *, proxy: bool, api_key: str = "") -> None:
         self._url = url.geturl()
+        self._shown = ((KEY_NAME, api_key),) if api_key else ()
         self._target = _target(url)
         self._options = _options(proxy)
         self._channel: grpc.aio.Channel | None = None
@@ -221,7 +224,7 @@ class AsyncTransport:
             response_deserializer=request.reply.FromString,
         )
         try:
-            rpc = method(request.message, timeout=timeout_s, metadata=_metadata(call))
+            rpc = method(request.message, timeout=timeout_s, metadata=self._shown + _metadata(call))
             reply = await rpc
             trailers = await rpc.trailing_metadata()
         except grpc.RpcError as error:

@@ -35,6 +35,7 @@ from server.types import (
 T = TypeVar("T")
 
 DEADLINE_HEADER = "X-Request-Timeout"
+KEY_HEADER = "X-Api-Key"
 HEADER_LENGTH = "Inference-Header-Content-Length"
 CONNECT_S = 5.0
 
@@ -209,9 +210,11 @@ def _specs(described: Sequence[Mapping[str, Any]]) -> tuple[TensorSpec, ...]:
 class Transport:
     """Keeps connections alive. `proxy`: whether the environment's proxies are to be used."""
 
-    def __init__(self, url: SplitResult, *, proxy: bool) -> None:
+    def __init__(self, url: SplitResult, *, proxy: bool, api_key: str = "") -> None:
         self._url = url.geturl()
-        self._http = httpx.Client(base_url=self._url, trust_env=proxy, limits=_LIMITS)
+        self._http = httpx.Client(
+            base_url=self._url, trust_env=proxy, limits=_LIMITS, headers={KEY_HEADER: api_key} if api_key else None
+        )
 
     def send(self, call: Call[T], timeout_s: float | None) -> T:
         with _failures(self._url, timeout_s):
@@ -225,9 +228,11 @@ class Transport:
 class AsyncTransport:
     """`Transport` for asyncio."""
 
-    def __init__(self, url: SplitResult, *, proxy: bool) -> None:
+    def __init__(self, url: SplitResult, *, proxy: bool, api_key: str = "") -> None:
         self._url = url.geturl()
-        self._http = httpx.AsyncClient(base_url=self._url, trust_env=proxy, limits=_LIMITS)
+        self._http = httpx.AsyncClient(
+            base_url=self._url, trust_env=proxy, limits=_LIMITS, headers={KEY_HEADER: api_key} if api_key else None
+        )
 
     async def send(self, call: Call[T], timeout_s: float | None) -> T:
         with _failures(self._url, timeout_s):

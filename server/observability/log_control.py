@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from server.errors import InvalidRequest, Unsupported
+from server.observability import audit
+from server.observability.audit import audited
 from server.observability.logging import JsonFormatter, configure_logging, text_formatter
 
 if TYPE_CHECKING:
@@ -45,6 +47,8 @@ class LogControl(logging.Filter):
 
     def filter(self, record: logging.LogRecord) -> bool:
         """Whether a record of a severity that is switched off by itself is written."""
+        if record.name == audit.NAME:
+            return True
         if record.levelno < logging.INFO:
             return bool(self._values["log_verbose_level"])
         severity = "log_info" if record.levelno < logging.WARNING else "log_warning"
@@ -61,7 +65,10 @@ class LogControl(logging.Filter):
             InvalidRequest: an unknown setting, or a value of another type or out of range.
             Unsupported: the log's file, which is chosen by whoever starts the server.
         """
-        checked = {name: _checked(name, value) for name, value in changes.items()}
+        if not changes:
+            return
+        with audited("log.change", changes=dict(changes)):
+            checked = {name: _checked(name, value) for name, value in changes.items()}
         self._values |= checked
         if self._handler is None:
             return

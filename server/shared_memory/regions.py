@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from server.errors import InvalidRequest, RegionExists, UnknownRegion
+from server.observability.audit import audited
 from server.shared_memory.references import Reference
 from server.tensor import Buffer
 
@@ -110,6 +111,10 @@ class Regions:
 
     def register(self, name: str, key: str, offset: int, byte_size: int) -> None:
         """Raises RegionExists, InvalidRequest."""
+        with audited("shared_memory.register", region=name, key=key, offset=offset, byte_size=byte_size):
+            self._register(name, key, offset, byte_size)
+
+    def _register(self, name: str, key: str, offset: int, byte_size: int) -> None:
         if not name:
             raise InvalidRequest("name", "of the shared memory region is empty")
         if name in self._by_name:
@@ -131,7 +136,8 @@ class Regions:
         for known in [name] if name else list(self._by_name):
             region = self._by_name.pop(known, None)
             if region is not None:
-                region.release()
+                with audited("shared_memory.unregister", region=known):
+                    region.release()
 
     def find(self, reference: Reference) -> Region:
         """The region of a piece that is within it. Raises UnknownRegion, InvalidRequest."""

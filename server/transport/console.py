@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from server.errors import ServingError, Unsupported
+from server.security import roles
 from server.transport.codec import management
 from server.transport.http1.reply import Headers, Reply, json_reply, with_headers
 from server.transport.routes import Route
@@ -165,10 +166,10 @@ def _counted(statistics: ModelStatistics, now_ns: int) -> Mapping[str, Any]:
 
 
 CONSOLE: tuple[Route, ...] = (
-    Route("GET", "/", _serving("index.html")),
-    *(Route("GET", f"/console/{name}", _serving(name)) for name in FILES),
-    Route("GET", "/console/models", _models),
-    Route("GET", "/console/counts", _counts),
-    Route("GET", "/console/models/{model}/versions/{version}/example", _example),
+    Route("GET", "/", _serving("index.html"), roles.OPEN),
+    *(Route("GET", f"/console/{name}", _serving(name), roles.OPEN) for name in FILES),
+    Route("GET", "/console/models", _models, roles.READS_REPOSITORY),
+    Route("GET", "/console/counts", _counts, roles.READS_STATISTICS),
+    Route("GET", "/console/models/{model}/versions/{version}/example", _example, roles.READS),
 )
 """Beside `ROUTES`, where the page is served."""

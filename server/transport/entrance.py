@@ -7,14 +7,16 @@ import logging
 import socket
 import ssl
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
 from typing import Any, Protocol
 
+from server.security.watched import Watched
 from server.settings import Settings, TlsSettings
 from server.transport.accept import Acceptor
 from server.transport.connections import Connections
 from server.transport.door import Door, Spoken
-from server.transport.listen import BACKLOG, listen, tls_context
+from server.transport.listen import BACKLOG, ListenFailed, listen, tls_context
 
 log = logging.getLogger(__name__)
 
@@ -61,7 +63,7 @@ class Entrance:
         self._host = host
         self._port = port
         self._tls = tls
-        self._context: ssl.SSLContext | None = None
+        self._files: Watched[ssl.SSLContext | None] | None = None
         self._listener: asyncio.Server | Acceptor | None = None
 
     async def start(self) -> int:
@@ -119,8 +121,26 @@ class Entrance:
     def _all(self) -> list[Connections[Any]]:
         return [self.doors, *(server.connections for server in self.servers.values())]
 
+    def renew(self) -> None:
+        """Read the certificates anew if they have changed, for connections to come; what can't be read changes
+        nothing."""
+        try:
+            if self._files is not None and self._files.refresh():
+                log.info("TLS: %s was read anew", self._tls.certificate if self._tls else "")
+        except (OSError, ListenFailed) as error:
+            log.error("TLS: what was read before stays: %s", error)
+
+    @property
+    def _context(self) -> ssl.SSLContext | None:
+        return None if self._files is None else self._files.value
+
     def _make_context(self) -> None:
-        self._context = tls_context(self._tls, *self.servers) if self._tls else None
+        tls = self._tls
+        if tls is None or not tls.given:
+            return
+        tls_context(tls, *self.servers)  # It says which file is missing.
+        files = [Path(file) for file in tls.files if file]
+        self._files = Watched(lambda: files, lambda: tls_context(tls, *self.servers))
 
     def _begin(self) -> None:
         for server in self.servers.values():
@@ -145,6 +165,15 @@ class Entrance:
             [server] = self.servers.values()
             return server.protocol()
         return Door(self)
+
+
+async def renew(entrances: Iterable[Entrance], every_s: float) -> None:
+    """Follow the certificates of `entrances` on disk, for ever."""
+    entrances = list(entrances)
+    while True:
+        await asyncio.sleep(every_s)
+        for entrance in entrances:
+            entrance.renew()
 
 
 def shared_entrance(settings: Settings, rest: Serves, grpc: Serves) -> Entrance:

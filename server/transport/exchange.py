@@ -6,7 +6,7 @@ import math
 from typing import TYPE_CHECKING
 from urllib.parse import parse_qsl
 
-from server.errors import InvalidRequest, Unsupported
+from server.errors import Code, InvalidRequest, Unsupported
 from server.explain import ANSWER_KEY, REQUEST_KEY, Explanation, asked_by
 from server.transport.codec.tensors import quoted
 from server.transport.compress import PLAIN, Accepted, accepted
@@ -135,6 +135,8 @@ def failure_reply(error: BaseException) -> Reply:
     """What a caller is told of `error`."""
     failure = failure_of(error)
     reply = json_reply({"error": failure.message}, failure.http)
+    if failure.code is Code.UNAUTHENTICATED:
+        return with_headers(reply, (b"www-authenticate", b"Bearer"))
     if failure.retry_after_ms > 0:
         return with_headers(reply, (b"retry-after", str(failure.retry_after_s).encode()))
     return reply

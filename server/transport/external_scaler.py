@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 from server.errors import Draining, InvalidRequest, ReplicasUnreached, Unsupported
 from server.proto.keda import externalscaler_pb2 as pb
 from server.scaling import OwnMetrics, Replicas
+from server.security.roles import OPEN
 from server.settings import ScalingSettings
 from server.transport.methods import CallInfo, Method
 
@@ -38,7 +39,8 @@ def external_scaler(settings: ScalingSettings, own: OwnMetrics) -> tuple[Method,
     if not settings.external_scaler:
         return ()
     scaler = _Scaler(settings, Replicas(settings, own))
-    row = partial(Method, waits=True)
+    # KEDA has no key to show; what it is told is how much there is to do.
+    row = partial(Method, waits=True, needs=OPEN)
     return (
         row(f"{_SERVICE}/IsActive", pb.ScaledObjectRef, pb.IsActiveResponse, scaler.is_active),
         row(

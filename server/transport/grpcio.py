@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn, cast
 
 import grpc
 import grpc.aio
 from google.protobuf.message import Message
 
 from server.explain import ANSWER_KEY, REQUEST_KEY, Explanation, asked_by
+from server.security.gate import HEADERS
+from server.security.watched import Watched
 from server.settings import GrpcSettings, TlsSettings
 from server.transport.forwarding import forwarded
 from server.transport.listen import ListenFailed, format_address, listen, tls_context
@@ -22,6 +25,8 @@ from server.transport.status import STATUS_DETAILS_KEY, failure_of, status_detai
 
 if TYPE_CHECKING:
     from server.dataplane import DataPlane
+
+log = logging.getLogger(__name__)
 
 _MIN_PING_INTERVAL_MS = 10_000
 _QUIET_S = 0.1
@@ -71,10 +76,23 @@ class GrpcioServer:
         return port
 
     def _add_port(self, address: str) -> int:
-        if not self._tls.certificate:
+        tls = self._tls
+        if not tls.certificate:
             return self._server.add_insecure_port(address)
-        pair = (Path(self._tls.key).read_bytes(), Path(self._tls.certificate).read_bytes())
-        return self._server.add_secure_port(address, grpc.ssl_server_credentials([pair]))
+        files = Watched(lambda: [Path(file) for file in tls.files if file], lambda: _certificates(tls))
+
+        def changed() -> Any:
+            """Asked by grpc for each connection, on a thread of its own; None: as before."""
+            try:
+                return files.value if files.refresh() else None
+            except (OSError, ListenFailed) as error:
+                log.error("TLS: what was read before stays: %s", error)
+                return None
+
+        demanded = bool(tls.client_ca)
+        return self._server.add_secure_port(
+            address, grpc.dynamic_ssl_server_credentials(files.value, changed, demanded)
+        )
 
     async def stop(self, grace_s: float) -> None:
         """Refuse new calls, answer those in flight; what is still there after `grace_s` is cancelled.
@@ -90,11 +108,22 @@ class GrpcioServer:
         await self._server.stop(max(0.0, until + grace_s / 2 - time.monotonic()))
 
 
+def _certificates(tls: TlsSettings) -> grpc.ServerCertificateConfiguration:
+    """Raises ListenFailed."""
+    tls_context(tls, "h2")  # grpc would only log what is wrong with it.
+    pair = (Path(tls.key).read_bytes(), Path(tls.certificate).read_bytes())
+    return grpc.ssl_server_certificate_configuration(
+        [pair], root_certificates=Path(tls.client_ca).read_bytes() if tls.client_ca else None
+    )
+
+
 class _Handlers(grpc.GenericRpcHandler):  # type: ignore[type-arg]  # the stub is generic, the class is not
     def __init__(self, dataplane: DataPlane, methods: Sequence[Method]) -> None:
         self.begun = 0
         """Calls that grpc has handed over."""
-        self._handlers = {method.name: _handler(method, dataplane) for method in methods}
+        self._handlers = {
+            method.name: _handler(method, dataplane, asking=dataplane.gate is not None) for method in methods
+        }
         self._asking = {method.name: _handler(method, dataplane, asking=True) for method in methods if method.explains}
         self._asks = {REQUEST_KEY, TENANT_KEY, *dataplane.forwards}
 
@@ -130,9 +159,9 @@ def _behaviour(
             if asking:
                 info.tenant = _metadata(context, TENANT_KEY)
                 info.metadata = forwarded(dataplane.forwards, partial(_metadata, context))
-                if asked_by(_metadata(context, REQUEST_KEY)):
+                if method.explains and asked_by(_metadata(context, REQUEST_KEY)):
                     info.explanation = Explanation(info.received_ns)
-            encoded = await method.respond(dataplane, data, info)
+            encoded = await method.respond(_plane(dataplane, method, context, info), data, info)
             if info.explanation is not None and (timing := info.explanation.finish()):
                 context.set_trailing_metadata(((ANSWER_KEY, timing),))
             return encoded
@@ -154,12 +183,23 @@ def _streams_behaviour(
             info = CallInfo.arriving(context.time_remaining())
             info.tenant = _metadata(context, TENANT_KEY)
             info.metadata = forwarded(dataplane.forwards, partial(_metadata, context))
-            async for encoded in method.respond_streams(dataplane, parsed(messages), info):
+            plane = _plane(dataplane, method, context, info)
+            async for encoded in method.respond_streams(plane, parsed(messages), info):
                 yield encoded
         except Exception as error:  # noqa: BLE001 - the boundary where every error becomes a status
             await _refuse(context, error)
 
     return behaviour
+
+
+def _plane(dataplane: DataPlane, method: Method, context: _ServicerContext, info: CallInfo) -> DataPlane:
+    """The data plane as the caller may use it. Raises Unauthenticated, PermissionDenied."""
+    gate = dataplane.gate
+    if gate is None:
+        return dataplane
+    shown = {name: _metadata(context, name.decode()).encode("latin-1", "replace") for name in HEADERS}
+    entry = gate.entry(shown, info.tenant, method.needs)
+    return dataplane if entry is None else cast("DataPlane", entry.plane(dataplane, info.received_ns))
 
 
 def _metadata(context: _ServicerContext, key: str) -> str:

@@ -41,9 +41,10 @@ def tls_context(settings: TlsSettings, *protocols: str) -> ssl.SSLContext | None
     """TLS 1.2 or newer, for `protocols` by ALPN, the first that a client has too; None where no certificate is set.
 
     Raises:
-        ListenFailed: the certificate or its key can't be read, or do not belong together, or one of them is missing.
+        ListenFailed: the certificate or its key can't be read, or do not belong together, or one of them is missing;
+            or the authorities of clients' certificates can't be read.
     """
-    if not settings.certificate and not settings.key:
+    if not settings.given:
         return None
     if not settings.certificate or not settings.key:
         raise ListenFailed("TLS", "certificate and key are needed, and one of them is not set")
@@ -54,4 +55,10 @@ def tls_context(settings: TlsSettings, *protocols: str) -> ssl.SSLContext | None
         context.load_cert_chain(settings.certificate, settings.key)
     except OSError as error:  # ssl.SSLError is one.
         raise ListenFailed("TLS", f"{settings.certificate}, {settings.key}: {error.strerror or error}") from error
+    if settings.client_ca:
+        context.verify_mode = ssl.CERT_REQUIRED
+        try:
+            context.load_verify_locations(cafile=settings.client_ca)
+        except OSError as error:
+            raise ListenFailed("TLS", f"{settings.client_ca}: {error.strerror or error}") from error
     return context

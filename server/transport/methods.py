@@ -21,6 +21,8 @@ from server.errors import InvalidRequest, UnknownModel
 from server.explain import Explanation, decoded
 from server.proto.forwardpass.v1 import prediction_pb2
 from server.proto.triton import service_pb2 as pb
+from server.security import roles
+from server.security.roles import CONTROLS, Need
 from server.transport import health, observing, reflection, shared_memory, stream_infer
 from server.transport.codec import management, predict_grpc, statistics, v2_grpc
 from server.types import NO_DEADLINE, Metadata
@@ -74,6 +76,8 @@ class Method(NamedTuple):
 
     streams: bool = False
     """Any number of messages either way."""
+    needs: Need = CONTROLS
+    """What a caller must have, where callers are asked."""
 
     def parse(self, data: bytes) -> Message:
         """Raises InvalidRequest if `data` is no such message."""
@@ -186,15 +190,15 @@ def _parameter_values(parameters: Mapping[str, Any]) -> Iterable[tuple[str, obje
         yield name, getattr(parameter, choice) if choice else None
 
 
-def _v2(name: str, handler: Handler, *, explains: bool = False, infers: bool = False) -> Method:
+def _v2(name: str, handler: Handler, needs: Need, *, explains: bool = False, infers: bool = False) -> Method:
     """A row for `name` of v2's service, whose messages are all called <name>Request and <name>Response."""
     path = f"/inference.GRPCInferenceService/{name}"
     request, response = getattr(pb, f"{name}Request"), getattr(pb, f"{name}Response")
-    return Method(path, request, response, handler, iscoroutinefunction(handler), explains, infers)
+    return Method(path, request, response, handler, iscoroutinefunction(handler), explains, infers, needs=needs)
 
 
 METHODS: tuple[Method, ...] = (
-    _v2("ModelInfer", _model_infer, explains=True, infers=True),
+    _v2("ModelInfer", _model_infer, roles.PREDICTS, explains=True, infers=True),
     Method(
         "/forwardpass.v1.PredictionService/Predict",
         prediction_pb2.PredictRequest,
@@ -202,25 +206,26 @@ METHODS: tuple[Method, ...] = (
         _predict,
         waits=True,
         explains=True,
+        needs=roles.PREDICTS,
     ),
-    _v2("ServerLive", _server_live),
-    _v2("ServerReady", _server_ready),
-    _v2("ModelReady", _model_ready),
-    _v2("ServerMetadata", _server_metadata),
-    _v2("ModelMetadata", _model_metadata),
-    _v2("ModelConfig", _model_config),
-    _v2("ModelStatistics", _model_statistics),
-    _v2("RepositoryIndex", _repository_index),
-    _v2("RepositoryModelLoad", _repository_model_load),
-    _v2("RepositoryModelUnload", _repository_model_unload),
-    _v2("SystemSharedMemoryStatus", shared_memory.system_status),
-    _v2("SystemSharedMemoryRegister", shared_memory.system_register),
-    _v2("SystemSharedMemoryUnregister", shared_memory.system_unregister),
-    _v2("CudaSharedMemoryStatus", shared_memory.cuda_status),
-    _v2("CudaSharedMemoryRegister", shared_memory.cuda_register),
-    _v2("CudaSharedMemoryUnregister", shared_memory.cuda_unregister),
-    _v2("TraceSetting", observing.trace_setting),
-    _v2("LogSettings", observing.log_settings),
+    _v2("ServerLive", _server_live, roles.OPEN),
+    _v2("ServerReady", _server_ready, roles.OPEN),
+    _v2("ModelReady", _model_ready, roles.READS),
+    _v2("ServerMetadata", _server_metadata, roles.READS),
+    _v2("ModelMetadata", _model_metadata, roles.READS),
+    _v2("ModelConfig", _model_config, roles.READS),
+    _v2("ModelStatistics", _model_statistics, roles.READS_STATISTICS),
+    _v2("RepositoryIndex", _repository_index, roles.READS_REPOSITORY),
+    _v2("RepositoryModelLoad", _repository_model_load, roles.CONTROLS_REPOSITORY),
+    _v2("RepositoryModelUnload", _repository_model_unload, roles.CONTROLS_REPOSITORY),
+    _v2("SystemSharedMemoryStatus", shared_memory.system_status, roles.SHARES_MEMORY),
+    _v2("SystemSharedMemoryRegister", shared_memory.system_register, roles.SHARES_MEMORY),
+    _v2("SystemSharedMemoryUnregister", shared_memory.system_unregister, roles.SHARES_MEMORY),
+    _v2("CudaSharedMemoryStatus", shared_memory.cuda_status, roles.SHARES_MEMORY),
+    _v2("CudaSharedMemoryRegister", shared_memory.cuda_register, roles.SHARES_MEMORY),
+    _v2("CudaSharedMemoryUnregister", shared_memory.cuda_unregister, roles.SHARES_MEMORY),
+    _v2("TraceSetting", observing.trace_setting, roles.CONTROLS_TRACE),
+    _v2("LogSettings", observing.log_settings, roles.CONTROLS_LOGGING),
     Method(
         "/inference.GRPCInferenceService/ModelStreamInfer",
         pb.ModelInferRequest,
@@ -228,6 +233,7 @@ METHODS: tuple[Method, ...] = (
         stream_infer.stream_infer,
         waits=True,
         streams=True,
+        needs=roles.PREDICTS,
     ),
     Method(
         "/grpc.health.v1.Health/Check",
@@ -235,6 +241,7 @@ METHODS: tuple[Method, ...] = (
         health_pb2.HealthCheckResponse,
         health.check,
         waits=False,
+        needs=roles.OPEN,
     ),
     Method(
         "/grpc.health.v1.Health/Watch",
@@ -243,6 +250,7 @@ METHODS: tuple[Method, ...] = (
         health.watch,
         waits=True,
         streams=True,
+        needs=roles.OPEN,
     ),
     Method(
         "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo",
@@ -251,6 +259,7 @@ METHODS: tuple[Method, ...] = (
         reflection.reflecting(reflection.V1_RESPONSE),
         waits=True,
         streams=True,
+        needs=roles.READS,
     ),
     Method(
         "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo",
@@ -259,5 +268,6 @@ METHODS: tuple[Method, ...] = (
         reflection.reflecting(reflection.ALPHA_RESPONSE),
         waits=True,
         streams=True,
+        needs=roles.READS,
     ),
 )

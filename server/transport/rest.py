@@ -3,25 +3,28 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Mapping, Sequence
 from contextlib import aclosing
 from typing import TYPE_CHECKING, NamedTuple
 
-from server.errors import Draining
+from server.errors import Draining, PermissionDenied
+from server.security.origin import is_foreign
 from server.transport.codec.recent import Recent
 from server.transport.compress import Accepted, Compression, NotAcceptable
 from server.transport.console import CONSOLE
-from server.transport.exchange import Exchange, accepted_encoding, failure_reply
+from server.transport.exchange import Exchange, accepted_encoding, failure_reply, tenant
 from server.transport.http1.reply import Reply, StreamedReply, error_reply, with_headers
 from server.transport.http1.server import Http1Server
 from server.transport.rest_infer import InferPlan, RestInfer
-from server.transport.routes import ROUTES, Handler, MethodNotAllowed, Router
+from server.transport.routes import ROUTES, Handler, MethodNotAllowed, Route, Router
 from server.types import InferRequest
 
 if TYPE_CHECKING:
     from collections import Counter
 
     from server.dataplane import DataPlane
+    from server.security.gate import Entry
     from server.settings import HttpSettings, TlsSettings
     from server.transport.http1.head import Head
     from server.transport.http1.protocol import Turn
@@ -39,31 +42,44 @@ class _Plan(NamedTuple):
     handler: Handler
     names: Mapping[str, str]
     accepts: Accepted
+    entry: Entry | None
 
 
 class RestApp:
     """Answers every turn itself: no exception reaches the listener. infer is plain calls, all else is a task."""
 
     def __init__(
-        self, dataplane: DataPlane, *, max_body_bytes: int, compress_from_bytes: int = 0, console: bool = False
+        self,
+        dataplane: DataPlane,
+        *,
+        max_body_bytes: int,
+        compress_from_bytes: int = 0,
+        console: bool = False,
+        allowed_origins: Sequence[str] = (),
     ) -> None:
-        """`console`: whether the page at `/` is served."""
+        """`console`: whether the page at `/` is served. `allowed_origins`: whose pages may ask beside it."""
         self._dataplane = dataplane
         self._max_body_bytes = max_body_bytes
+        self._origins = frozenset(origin.rstrip("/").lower() for origin in allowed_origins)
         self._router = Router((*ROUTES, *CONSOLE) if console else ROUTES)
         # Heads that differ in other things mostly have a path that was seen before.
-        self._routes: Recent[tuple[str, bytes], tuple[Handler | None, Mapping[str, str]]] = Recent(_ROUTES_BYTES)
+        self._routes: Recent[tuple[str, bytes], tuple[Route, Mapping[str, str]]] = Recent(_ROUTES_BYTES)
         self._compression = Compression(compress_from_bytes)
         self._infer = RestInfer(dataplane, max_body_bytes, self._compression)
         self._tasks: set[asyncio.Task[None]] = set()
 
     def plan(self, head: Head) -> None:
         try:
-            handler, names = self._find(head)
-            if handler:
-                head.plan = _Plan(handler, names, accepted_encoding(head))
+            if is_foreign(head.method, head.header(b"origin"), head.header(b"host"), self._origins):
+                raise PermissionDenied("origin: a page from elsewhere may not ask this; see http.allowed_origins")
+            route, names = self._find(head)
+            entry = self._entry(head, route, names)
+            if head.refusal is not None:
+                return
+            if route.handler:
+                head.plan = _Plan(route.handler, names, accepted_encoding(head), entry)
             else:
-                head.plan = InferPlan(head, names, self._dataplane.forwards)
+                head.plan = InferPlan(head, names, self._dataplane.forwards, entry)
         except NotAcceptable:
             head.refusal = error_reply(406, "Accept-Encoding: leaves nothing of identity, gzip and deflate")
         except MethodNotAllowed as error:
@@ -72,7 +88,16 @@ class RestApp:
         except Exception as error:  # noqa: BLE001 - the boundary where every error becomes a status
             head.refusal = failure_reply(error)
 
-    def _find(self, head: Head) -> tuple[Handler | None, Mapping[str, str]]:
+    def _entry(self, head: Head, route: Route, names: Mapping[str, str]) -> Entry | None:
+        """What the gate keeps of the head; who is not let in is refused, this time."""
+        gate = self._dataplane.gate
+        entry = gate.entry(head.fields, tenant(head), route.needs) if gate else None
+        error = entry.refusal(time.monotonic_ns(), names.get("model")) if entry else None
+        if error is not None:
+            head.refusal, head.once = failure_reply(error), True
+        return entry
+
+    def _find(self, head: Head) -> tuple[Route, Mapping[str, str]]:
         key = (head.method, head.path)
         route = self._routes.get(key)
         if route is None:
@@ -113,7 +138,8 @@ class RestApp:
     async def _answer(self, turn: Turn, plan: _Plan) -> None:
         reply: Reply | StreamedReply
         try:
-            reply = await plan.handler(Exchange(self._dataplane, turn, plan.names, self._max_body_bytes))
+            plane = plan.entry.plane(self._dataplane, turn.received_ns) if plan.entry else self._dataplane
+            reply = await plan.handler(Exchange(plane, turn, plan.names, self._max_body_bytes))
             if isinstance(reply, Reply):
                 reply = await self._compression.reply(plan.accepts, reply)
         except asyncio.CancelledError:
@@ -163,6 +189,7 @@ class RestServer:
             max_body_bytes=settings.max_body_bytes,
             compress_from_bytes=settings.compress_from_bytes,
             console=settings.console,
+            allowed_origins=settings.allowed_origins,
         )
         self.listener = Http1Server(self._app, host, settings.port, settings, tls)
 

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from server.dataplane import DataPlane
+    from server.security.gate import Entry
     from server.tensor import Buffer
     from server.transport.http1.head import Head
     from server.transport.http1.protocol import Turn
@@ -36,10 +37,13 @@ if TYPE_CHECKING:
 class InferPlan:
     """What the head of an infer request says. Raises ServingError for what it says wrong, and NotAcceptable."""
 
-    __slots__ = ("accepts", "encoding", "explains", "metadata", "plain", "target", "timeout_ns")
+    __slots__ = ("accepts", "encoding", "entry", "explains", "metadata", "plain", "target", "timeout_ns")
 
-    def __init__(self, head: Head, names: Mapping[str, str], forwards: Sequence[str] = ()) -> None:
-        """`names` are the model and, where the path has one, the version; `forwards` those of headers to hand on."""
+    def __init__(
+        self, head: Head, names: Mapping[str, str], forwards: Sequence[str] = (), entry: Entry | None = None
+    ) -> None:
+        """`names` are the model and, where the path has one, the version; `forwards` those of headers to hand on;
+        `entry` asks who the caller is."""
         length = head.header(b"inference-header-content-length")
         header_length = v2_rest.parse_header_length(length) if length else None
         self.target = Target(names["model"], names.get("version", ""), header_length, tenant(head))
@@ -48,7 +52,8 @@ class InferPlan:
         self.accepts = accepted_encoding(head)
         self.explains = asked_by(head.header(REQUEST_KEY.encode()))
         self.metadata = forwarded(forwards, lambda name: head.header(name.encode()))
-        unusual = self.encoding or self.explains or header_length == 0 or self.metadata
+        self.entry = entry
+        unusual = self.encoding or self.explains or header_length == 0 or self.metadata or entry is not None
         self.plain = not unusual and self.timeout_ns == NO_DEADLINE
         """It says no more than which model, and for whom."""
 
@@ -88,7 +93,7 @@ class RestInfer:
 
     def _unusual(self, turn: Turn, plan: InferPlan, inflated: bytes | None) -> InferRequest:
         """Of a head that says more than which model."""
-        received_ns = turn.received_ns
+        received_ns, entry = turn.received_ns, plan.entry
         explanation = Explanation(received_ns) if plan.explains else None
         body = turn.body if inflated is None else inflated
         if plan.encoding and inflated is None:
@@ -104,8 +109,10 @@ class RestInfer:
             request, turn.formats = self._decode(plan.target, body, self._on_settle, received_ns, turn, deadline_ns)
         if plan.metadata:
             request.metadata = plan.metadata
-        if explanation is not None:
+        if explanation is not None or entry is not None:
             request.explanation = decoded(explanation, request.parameters, received_ns)
+        if entry is not None:
+            entry.admit(request)  # Last, for whoever is admitted is counted until it is settled.
         return request
 
     def _raw(self, turn: Turn, target: Target, body: bytes, deadline_ns: int) -> InferRequest:

@@ -10,6 +10,8 @@ from urllib.parse import unquote_to_bytes
 
 from server.errors import InvalidRequest, UnknownRoute
 from server.explain import decoded
+from server.security import roles
+from server.security.roles import CONTROLS, Need
 from server.transport import generate, observing, shared_memory
 from server.transport.codec import management, predict_rest, statistics
 from server.transport.exchange import Exchange, explained
@@ -130,53 +132,72 @@ class Route(NamedTuple):
     pattern: str
     handler: Handler | None
     """None for infer, which is answered by plain calls (`rest_infer.py`)."""
+    needs: Need = CONTROLS
+    """What a caller must have, where callers are asked."""
 
 
 ROUTES: tuple[Route, ...] = (
-    Route("POST", "/v2/models/{model}/infer", None),
-    Route("POST", "/v2/models/{model}/versions/{version}/infer", None),
-    Route("POST", "/v2/models/{model}/predict", _predict),
-    Route("POST", "/v2/models/{model}/versions/{version}/predict", _predict),
-    Route("POST", "/v2/models/{model}/generate", generate.generate),
-    Route("POST", "/v2/models/{model}/versions/{version}/generate", generate.generate),
-    Route("POST", "/v2/models/{model}/generate_stream", generate.generate_stream),
-    Route("POST", "/v2/models/{model}/versions/{version}/generate_stream", generate.generate_stream),
-    Route("GET", "/v2", _server_metadata),
-    Route("GET", "/v2/health/live", _live),
-    Route("GET", "/v2/health/ready", _ready),
+    Route("POST", "/v2/models/{model}/infer", None, roles.PREDICTS),
+    Route("POST", "/v2/models/{model}/versions/{version}/infer", None, roles.PREDICTS),
+    Route("POST", "/v2/models/{model}/predict", _predict, roles.PREDICTS),
+    Route("POST", "/v2/models/{model}/versions/{version}/predict", _predict, roles.PREDICTS),
+    Route("POST", "/v2/models/{model}/generate", generate.generate, roles.PREDICTS),
+    Route("POST", "/v2/models/{model}/versions/{version}/generate", generate.generate, roles.PREDICTS),
+    Route("POST", "/v2/models/{model}/generate_stream", generate.generate_stream, roles.PREDICTS),
+    Route("POST", "/v2/models/{model}/versions/{version}/generate_stream", generate.generate_stream, roles.PREDICTS),
+    Route("GET", "/v2", _server_metadata, roles.READS),
+    Route("GET", "/v2/health/live", _live, roles.OPEN),
+    Route("GET", "/v2/health/ready", _ready, roles.OPEN),
     # Before {model}: as in Triton, a model called "stats" is asked for by its version.
-    Route("GET", "/v2/models/stats", _statistics),
-    Route("GET", "/v2/models/{model}", _model_metadata),
-    Route("GET", "/v2/models/{model}/versions/{version}", _model_metadata),
-    Route("GET", "/v2/models/{model}/ready", _model_ready),
-    Route("GET", "/v2/models/{model}/versions/{version}/ready", _model_ready),
-    Route("GET", "/v2/models/{model}/config", _model_config),
-    Route("GET", "/v2/models/{model}/versions/{version}/config", _model_config),
-    Route("GET", "/v2/models/{model}/stats", _model_statistics),
-    Route("GET", "/v2/models/{model}/versions/{version}/stats", _model_statistics),
-    Route("POST", "/v2/repository/index", _index),
-    Route("POST", "/v2/repository/models/{model}/load", _load),
-    Route("POST", "/v2/repository/models/{model}/unload", _unload),
-    Route("POST", "/v2/repository/{repository}/index", _index),
-    Route("POST", "/v2/repository/{repository}/models/{model}/load", _load),
-    Route("POST", "/v2/repository/{repository}/models/{model}/unload", _unload),
-    Route("GET", "/v2/systemsharedmemory/status", shared_memory.get_system_status),
-    Route("GET", "/v2/systemsharedmemory/region/{region}/status", shared_memory.get_system_status),
-    Route("POST", "/v2/systemsharedmemory/region/{region}/register", shared_memory.post_system_register),
-    Route("POST", "/v2/systemsharedmemory/unregister", shared_memory.post_system_unregister),
-    Route("POST", "/v2/systemsharedmemory/region/{region}/unregister", shared_memory.post_system_unregister),
-    Route("GET", "/v2/cudasharedmemory/status", shared_memory.get_cuda_status),
-    Route("GET", "/v2/cudasharedmemory/region/{region}/status", shared_memory.get_cuda_status),
-    Route("POST", "/v2/cudasharedmemory/region/{region}/register", shared_memory.post_cuda_register),
-    Route("POST", "/v2/cudasharedmemory/unregister", shared_memory.post_cuda_unregister),
-    Route("POST", "/v2/cudasharedmemory/region/{region}/unregister", shared_memory.post_cuda_unregister),
-    Route("GET", "/v2/trace/setting", observing.get_trace_setting),
-    Route("POST", "/v2/trace/setting", observing.post_trace_setting),
-    Route("GET", "/v2/models/{model}/trace/setting", observing.get_trace_setting),
-    Route("POST", "/v2/models/{model}/trace/setting", observing.post_trace_setting),
-    Route("GET", "/v2/logging", observing.get_log_settings),
-    Route("POST", "/v2/logging", observing.post_log_settings),
-    Route("GET", "/v2/docs/openapi.json", _openapi),
+    Route("GET", "/v2/models/stats", _statistics, roles.READS_STATISTICS),
+    Route("GET", "/v2/models/{model}", _model_metadata, roles.READS),
+    Route("GET", "/v2/models/{model}/versions/{version}", _model_metadata, roles.READS),
+    Route("GET", "/v2/models/{model}/ready", _model_ready, roles.READS),
+    Route("GET", "/v2/models/{model}/versions/{version}/ready", _model_ready, roles.READS),
+    Route("GET", "/v2/models/{model}/config", _model_config, roles.READS),
+    Route("GET", "/v2/models/{model}/versions/{version}/config", _model_config, roles.READS),
+    Route("GET", "/v2/models/{model}/stats", _model_statistics, roles.READS_STATISTICS),
+    Route("GET", "/v2/models/{model}/versions/{version}/stats", _model_statistics, roles.READS_STATISTICS),
+    Route("POST", "/v2/repository/index", _index, roles.READS_REPOSITORY),
+    Route("POST", "/v2/repository/models/{model}/load", _load, roles.CONTROLS_REPOSITORY),
+    Route("POST", "/v2/repository/models/{model}/unload", _unload, roles.CONTROLS_REPOSITORY),
+    Route("POST", "/v2/repository/{repository}/index", _index, roles.READS_REPOSITORY),
+    Route("POST", "/v2/repository/{repository}/models/{model}/load", _load, roles.CONTROLS_REPOSITORY),
+    Route("POST", "/v2/repository/{repository}/models/{model}/unload", _unload, roles.CONTROLS_REPOSITORY),
+    Route("GET", "/v2/systemsharedmemory/status", shared_memory.get_system_status, roles.SHARES_MEMORY),
+    Route("GET", "/v2/systemsharedmemory/region/{region}/status", shared_memory.get_system_status, roles.SHARES_MEMORY),
+    Route(
+        "POST",
+        "/v2/systemsharedmemory/region/{region}/register",
+        shared_memory.post_system_register,
+        roles.SHARES_MEMORY,
+    ),
+    Route("POST", "/v2/systemsharedmemory/unregister", shared_memory.post_system_unregister, roles.SHARES_MEMORY),
+    Route(
+        "POST",
+        "/v2/systemsharedmemory/region/{region}/unregister",
+        shared_memory.post_system_unregister,
+        roles.SHARES_MEMORY,
+    ),
+    Route("GET", "/v2/cudasharedmemory/status", shared_memory.get_cuda_status, roles.SHARES_MEMORY),
+    Route("GET", "/v2/cudasharedmemory/region/{region}/status", shared_memory.get_cuda_status, roles.SHARES_MEMORY),
+    Route(
+        "POST", "/v2/cudasharedmemory/region/{region}/register", shared_memory.post_cuda_register, roles.SHARES_MEMORY
+    ),
+    Route("POST", "/v2/cudasharedmemory/unregister", shared_memory.post_cuda_unregister, roles.SHARES_MEMORY),
+    Route(
+        "POST",
+        "/v2/cudasharedmemory/region/{region}/unregister",
+        shared_memory.post_cuda_unregister,
+        roles.SHARES_MEMORY,
+    ),
+    Route("GET", "/v2/trace/setting", observing.get_trace_setting, roles.READS_TRACE),
+    Route("POST", "/v2/trace/setting", observing.post_trace_setting, roles.CONTROLS_TRACE),
+    Route("GET", "/v2/models/{model}/trace/setting", observing.get_trace_setting, roles.READS_TRACE),
+    Route("POST", "/v2/models/{model}/trace/setting", observing.post_trace_setting, roles.CONTROLS_TRACE),
+    Route("GET", "/v2/logging", observing.get_log_settings, roles.READS_LOGGING),
+    Route("POST", "/v2/logging", observing.post_log_settings, roles.CONTROLS_LOGGING),
+    Route("GET", "/v2/docs/openapi.json", _openapi, roles.READS),
 )
 
 
@@ -197,8 +218,8 @@ class Router:
             segments = route.pattern.encode().split(b"/")
             self._by_length.setdefault(len(segments), []).append((route, segments))
 
-    def find(self, method: str, raw_path: bytes) -> tuple[Handler | None, Mapping[str, str]]:
-        """The route's handler, and the placeholders' values. HEAD is answered as GET.
+    def find(self, method: str, raw_path: bytes) -> tuple[Route, Mapping[str, str]]:
+        """The route, and the placeholders' values. HEAD is answered as GET.
 
         Raises:
             UnknownRoute: no route has this path.
@@ -211,7 +232,7 @@ class Router:
         for route, pattern in self._by_length.get(len(segments), ()):
             if _matches(pattern, segments):
                 if route.method == wanted:
-                    return route.handler, _names(pattern, segments)
+                    return route, _names(pattern, segments)
                 methods.append(route.method)
         if methods:
             allowed = dict.fromkeys(

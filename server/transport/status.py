@@ -33,10 +33,12 @@ class GrpcStatus(IntEnum):
     DEADLINE_EXCEEDED = 4
     NOT_FOUND = 5
     ALREADY_EXISTS = 6
+    PERMISSION_DENIED = 7
     RESOURCE_EXHAUSTED = 8
     UNIMPLEMENTED = 12
     INTERNAL = 13
     UNAVAILABLE = 14
+    UNAUTHENTICATED = 16
 
 
 class Status(NamedTuple):
@@ -46,6 +48,8 @@ class Status(NamedTuple):
 
 STATUS: Mapping[Code, Status] = {
     Code.INVALID_ARG: Status(400, GrpcStatus.INVALID_ARGUMENT),
+    Code.UNAUTHENTICATED: Status(401, GrpcStatus.UNAUTHENTICATED),
+    Code.PERMISSION: Status(403, GrpcStatus.PERMISSION_DENIED),
     Code.NOT_FOUND: Status(404, GrpcStatus.NOT_FOUND),
     Code.EXISTS: Status(409, GrpcStatus.ALREADY_EXISTS),
     Code.TOO_LARGE: Status(413, GrpcStatus.RESOURCE_EXHAUSTED),

@@ -21,10 +21,11 @@ from server.engine.cores import available_cores
 from server.lifecycle import State
 from server.model_control import ModelControl
 from server.observability.machine import Pulse
+from server.security.gate import open_gate
 from server.settings import Settings
 from server.shared_memory.places import Places
 from server.tasks import Tasks
-from server.transport.entrance import Entrance, shared_entrance
+from server.transport.entrance import Entrance, renew, shared_entrance
 from server.transport.external_scaler import external_scaler
 from server.transport.http1.server import Http1Server
 from server.transport.http2.server import Http2Server
@@ -72,11 +73,14 @@ class Front:
         self._logs.install()
         self._logs.spread = self._spread_logs
         self.dataplane = FrontPlane(self.models, settings.repository, threads, self._logs)
+        self.dataplane.gate = open_gate(settings, share=1 / settings.workers.count)
         self.rest = RestServer(self.dataplane, settings.host, own.http, settings.http_tls)
-        metrics = MetricsOfAll(self.models, self.dataplane, settings.scaling.target_saturation)
+        metrics = MetricsOfAll(
+            self.models, self.dataplane, settings.scaling.target_saturation, settings.metrics.token_file
+        )
         more = external_scaler(settings.scaling, metrics.text)
         self.grpc = Http2Server(self.dataplane, settings.host, own.grpc, settings.tls, more)
-        self.metrics = Http1Server(metrics, settings.host, 0, own.http)
+        self.metrics = Http1Server(metrics, settings.metrics.host, 0, own.http)
         self._shared = shared_entrance(own, self.rest.listener, self.grpc) if settings.one_port else None
         apart = {"http": self.rest.listener.entrance, "grpc": self.grpc.entrance}
         self._entrances: Mapping[str, Entrance] = {
@@ -96,6 +100,9 @@ class Front:
             entrance.tell_of_changes(self._report_soon)
         asyncio.get_running_loop().add_reader(self._supervisor, self._hear)
         self._pulse.start()
+        self._tasks.start(renew(self._entrances.values(), self._settings.auth.refresh_s))
+        if self.dataplane.gate:
+            self._tasks.start(self.dataplane.gate.watch(self._settings.auth.refresh_s))
         await self.models.told.wait()
         if self.dataplane.lifecycle.state is State.STARTING:
             self.dataplane.lifecycle.advance(State.READY)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from server.dataplane import DataPlane
 from server.errors import ServingError, Unsupported
 from server.lifecycle import Lifecycle
+from server.observability.audit import audited
 from server.observability.log_control import LogControl
 from server.observability.metrics import Metrics, Told
 from server.observability.trace_settings import Change
@@ -58,8 +59,9 @@ class FrontPlane(DataPlane):
         return [entry for entry in (IndexEntry(**one) for one in told) if not ready or entry.state == "READY"]
 
     async def unload_model(self, name: str, *, unload_dependents: bool = False, repository_name: str = "") -> None:
-        self._demand_explicit()
-        await self._remote.unload(name, with_composing=unload_dependents, repository_name=repository_name)
+        with audited("model.unload", model=name, repository=repository_name, unload_dependents=unload_dependents):
+            self._demand_explicit()
+            await self._remote.unload(name, with_composing=unload_dependents, repository_name=repository_name)
 
     def trace_settings(self, model_name: str, changes: Mapping[str, Change]) -> dict[str, list[str]]:
         """Raises Unsupported for a change: the file of traces is one process's."""
@@ -119,8 +121,10 @@ class _Counted:
 class MetricsOfAll(MetricsApp):
     """Answers each scrape with the sums of all processes; 503 while the engine process is replaced."""
 
-    def __init__(self, models: RemoteModels, dataplane: FrontPlane, target_saturation: float) -> None:
-        super().__init__(lambda _: (b"", ""))
+    def __init__(
+        self, models: RemoteModels, dataplane: FrontPlane, target_saturation: float, token_file: str = ""
+    ) -> None:
+        super().__init__(lambda _: (b"", ""), token_file)
         self._models = models
         self._dataplane = dataplane
         self._target_saturation = target_saturation

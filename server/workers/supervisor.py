@@ -25,6 +25,7 @@ from typing import Any
 from server.errors import InvalidRequest
 from server.observability.logging import configure_logging
 from server.repository.opening import open_sources
+from server.security.gate import BadAuth, open_gate
 from server.settings import Settings
 from server.transport.listen import ListenFailed, listen, tls_context
 from server.workers.children import Child, emptiest, fork
@@ -54,8 +55,10 @@ def run(settings: Settings) -> int:
         tls_context(settings.grpc_tls, "h2")
         tls_context(settings.rest_tls, "http/1.1")
         open_sources(settings.repository.path, settings.remote)
-        listeners = {name: listen(settings.host, port) for name, port in ports.items()}
-    except (ListenFailed, InvalidRequest) as error:
+        open_gate(settings)
+        hosts = {"metrics": settings.metrics.host}
+        listeners = {name: listen(hosts.get(name, settings.host), port) for name, port in ports.items()}
+    except (ListenFailed, InvalidRequest, BadAuth) as error:
         log.error("can't start: %s", error)
         return 1
     # What was imported is not copied to each child only because its collector looks at it.

@@ -16,6 +16,7 @@ from server.observability.tracing import Tracing
 from server.pipeline.base import Pipeline
 from server.repository.certificate import Manifest
 from server.scheduler.statistics import ModelStatistics
+from server.security.gate import Gate
 from server.settings import LogSettings, SharedMemorySettings, TraceSettings
 from server.shared_memory.requests import SharedMemory
 from server.tensor import Tensor, TensorSpec
@@ -59,6 +60,7 @@ class FakeDataPlane:
     ready_now: bool = True
     draining_now: bool = False
     forwards: Sequence[str] = ()
+    gate: Gate | None = None
     single_input: TensorSpec | None = None
     answers: list[Tensor] | None = None
     requests: list[InferRequest] = field(default_factory=list)

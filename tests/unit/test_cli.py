@@ -127,6 +127,9 @@ def _companions(flag: str) -> list[str]:
         return url if flag == "--engine" else engine
     if flag.startswith("--triton-"):
         return [*engine, *url, *(word for other in pair if flag in pair and other != flag for word in (other, "a"))]
+    tokens = ("--jwt-jwks", "--jwt-issuer", "--jwt-audience")
+    if flag in tokens:
+        return [word for other in tokens if other != flag for word in (other, "a")]
     return ["--model-control-mode", "explicit"] if flag == "--load-model" else []
 
 
@@ -145,6 +148,8 @@ def test_every_flag_sets_its_own_setting(app: SimpleNamespace) -> None:
         flag = option.flag
         if option.annotation is bool and option.default:
             flag, words, expected = f"--no-{flag[2:]}", [], False
+        elif option.flag == "--open-api":
+            words, expected = ["trace", option.flag, "logging"], ("trace", "logging")
         elif option.repeatable:
             words, expected = ["a", option.flag, "b"], ("a", "b")
         elif option.flag == "--triton-forward-metadata":

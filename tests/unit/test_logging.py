@@ -61,7 +61,8 @@ def written(capsys: pytest.CaptureFixture[str]) -> list[str]:
     log = logging.getLogger("server")
     for severity in ("debug", "info", "warning", "error"):
         getattr(log, severity)(severity)
-    return [line.rsplit(": ", 1)[1] for line in capsys.readouterr().err.splitlines()]
+    lines = capsys.readouterr().err.splitlines()
+    return [line.rsplit(": ", 1)[1] for line in lines if "audit: " not in line]
 
 
 def test_severities_are_switched_one_by_one(capsys: pytest.CaptureFixture[str]) -> None:
@@ -100,11 +101,13 @@ def test_the_format_is_changed_and_changed_back(capsys: pytest.CaptureFixture[st
         ("default", r"\d\d:\d\d:\d\d\.\d{3} INFO "),
     ):
         control.update({"log_format": name})
+        assert "action=log.change" in capsys.readouterr().err
         logging.getLogger("server").info("x")
         assert re.match(pattern, capsys.readouterr().err)
     control = LogControl(LogSettings(format="json"))
     control.install()
     control.update({"log_format": "ISO8601"})
+    assert "anyone" in capsys.readouterr().err
     logging.getLogger("server").info("x")
     assert json.loads(capsys.readouterr().err)["message"] == "x"
 

@@ -176,7 +176,7 @@ def test_two_ports_have_a_certificate_each(ports: tuple[int, int]) -> None:
     settings = load_settings({"http": {"port": ports[0]}, "grpc": {"port": ports[1]}, "tls": PAIR})
 
     assert not settings.one_port
-    assert (settings.grpc_tls.pair, settings.rest_tls.pair) == (("c.pem", "k.pem"), ("", ""))
+    assert (settings.grpc_tls.files, settings.rest_tls.files) == (("c.pem", "k.pem", ""), ("", "", ""))
 
 
 @pytest.mark.parametrize("given", [{"tls": PAIR}, {"http_tls": PAIR}, {"tls": PAIR, "http_tls": PAIR}])
@@ -185,7 +185,7 @@ def test_one_port_has_one_certificate(given: dict[str, Any]) -> None:
     settings = load_settings({**SHARED, **given})
 
     assert settings.one_port
-    assert settings.grpc_tls.pair == settings.rest_tls.pair == ("c.pem", "k.pem")
+    assert settings.grpc_tls.files == settings.rest_tls.files == ("c.pem", "k.pem", "")
 
 
 @pytest.mark.parametrize(

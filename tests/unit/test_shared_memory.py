@@ -388,4 +388,5 @@ async def test_it_can_be_off() -> None:
 )
 def test_who_may_use_it(host: str, allow: str, allowed: bool) -> None:
     """Left open, it is for those on this machine alone."""
-    assert allows_shared_memory(Settings(host=host, shared_memory={"allow": allow})) is allowed
+    settings = Settings(host=host, auth={"insecure": True}, shared_memory={"allow": allow})
+    assert allows_shared_memory(settings) is allowed

@@ -35,6 +35,8 @@ def test_the_statuses_are_those_of_the_architecture() -> None:
     """The statuses that clients were promised: changing one is a breaking change."""
     assert {code: (status.http, status.grpc.name) for code, status in STATUS.items()} == {
         Code.INVALID_ARG: (400, "INVALID_ARGUMENT"),
+        Code.UNAUTHENTICATED: (401, "UNAUTHENTICATED"),
+        Code.PERMISSION: (403, "PERMISSION_DENIED"),
         Code.NOT_FOUND: (404, "NOT_FOUND"),
         Code.EXISTS: (409, "ALREADY_EXISTS"),
         Code.TOO_LARGE: (413, "RESOURCE_EXHAUSTED"),

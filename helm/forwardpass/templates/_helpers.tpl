@@ -56,7 +56,7 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 
 {{/* What the chart itself sets, under what the values say: a tree of settings as JSON. */}}
 {{- define "forwardpass.settings" -}}
-{{- $own := dict "host" "0.0.0.0" "http" (dict "port" 8000) "grpc" (dict "port" 8001) "metrics" (dict "port" 8002) -}}
+{{- $own := dict "host" "0.0.0.0" "http" (dict "port" 8000) "grpc" (dict "port" 8001) "metrics" (dict "port" 8002 "host" "0.0.0.0") -}}
 {{- $repository := dict "path" (list "/models") -}}
 {{- if eq .Values.modelRepository.kind "remote" -}}
 {{- $_ := set $repository "path" .Values.modelRepository.remote.urls -}}
@@ -80,6 +80,9 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 {{- $_ := set $told "peers" (printf "%s-headless.%s.svc:8002" (include "forwardpass.fullname" .) .Release.Namespace) -}}
 {{- end -}}
 {{- $_ := set $own "scaling" $told -}}
+{{- end -}}
+{{- if .Values.auth.keysSecret -}}
+{{- $_ := set $own "auth" (dict "keys" "/keys") -}}
 {{- end -}}
 {{- mergeOverwrite $own (deepCopy .Values.settings) | toJson -}}
 {{- end -}}

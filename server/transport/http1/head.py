@@ -54,6 +54,7 @@ class Head:
         "keep_alive",
         "length",
         "method",
+        "once",
         "path",
         "plain",
         "plan",
@@ -80,6 +81,8 @@ class Head:
         """What the application made of it."""
         self.refusal: Reply | None = None
         """The answer, where the head alone decides it; then the body is not kept."""
+        self.once = False
+        """What was made of it may be different the next time."""
 
     def header(self, name: bytes) -> str:
         """The value of the first header of that name (in lower case), empty if it is not there."""
@@ -115,7 +118,7 @@ class Heads:
         head = self._known.get(data)
         if head is None:
             head = self._read(data)
-            if len(data) <= _MAX_REMEMBERED_BYTES:
+            if len(data) <= _MAX_REMEMBERED_BYTES and not head.once:
                 self._known.put(data, head, len(data) + _HEAD_BYTES)
         return head
 

@@ -92,7 +92,7 @@ class Calls:
                     deadline_ns = now_ns + timeout_ns if timeout_ns else NO_DEADLINE
                     try:
                         request = decode_infer(data[5:], on_settle, now_ns, deadline_ns, stream)
-                        if request.parameters or head.tenant:
+                        if request.parameters or head.asks:
                             self._ask_more(stream, request)
                     except Exception as error:  # noqa: BLE001 - the boundary where every error becomes a status
                         self.fail(stream, error)
@@ -122,6 +122,8 @@ class Calls:
             request.metadata = stream.head.metadata
         if request.parameters and "explain" in request.parameters:
             request.explanation = decoded(None, request.parameters, request.received_ns)
+        if stream.head.entry is not None:
+            stream.head.entry.admit(request)  # Last, for whoever is admitted is counted until it is settled.
 
     def _on_settle(self, request: InferRequest, outcome: Outcome) -> None:
         """Never raises: whoever settles has others of the same batch to settle."""
@@ -185,14 +187,26 @@ class Calls:
         if stream.state not in (_OPEN, _HALF_CLOSED_REMOTE):
             return
         if head.refusal is not None:
-            if stream.state is _HALF_CLOSED_REMOTE:
-                self.connection.send_trailers(stream, head.refusal)
-            else:
-                stream.call = RefusedCall(self, stream, head.refusal)
+            self._turn_away(stream, head.refusal)
+            return
+        error = None if head.entry is None else head.entry.refusal(self.connection.now_ns)
+        if error is not None:
+            self._turn_away(stream, answers.trailers_only(failure_of(error)))
             return
         assert head.method is not None
         call = StreamsCall(self, stream, head.method) if head.method.streams else UnaryCall(self, stream, head.method)
         stream.call = call
+
+    def _turn_away(self, stream: Stream, block: bytes) -> None:
+        if stream.state is _HALF_CLOSED_REMOTE:
+            self.connection.send_trailers(stream, block)
+        else:
+            stream.call = RefusedCall(self, stream, block)
+
+    def plane(self, stream: Stream) -> DataPlane:
+        """The data plane as the caller may use it. Raises Unauthenticated, PermissionDenied."""
+        plane, entry = self.service.dataplane, stream.head.entry
+        return plane if entry is None else cast("DataPlane", entry.plane(plane, self.connection.now_ns))
 
     def cancel(self, stream: Stream) -> None:
         """The caller is gone: the data plane hears of it at once."""

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 from server.settings import GrpcSettings
 from server.transport.http2 import frames, times
@@ -26,6 +27,9 @@ from server.transport.http2.states import State, Step
 from server.transport.http2.stream import Stream
 from server.transport.http2.streams import Event, Kind
 from server.transport.methods import Method
+
+if TYPE_CHECKING:
+    from server.security.gate import Gate
 
 _ALIVE_PING = b"alive..?"
 _HEADERS, _END_STREAM, _END_HEADERS = frames.HEADERS, frames.END_STREAM, frames.END_HEADERS
@@ -46,13 +50,14 @@ class Connection(ControlFrames):
         refused: Counter[str],
         now_ns: int,
         forwards: Sequence[str] = (),
+        gate: Gate | None = None,
     ) -> None:
-        """`forwards`: names of the metadata that goes along with requests."""
+        """`forwards`: names of the metadata that goes along with requests. `gate`: who may ask."""
         super().__init__(settings, refused, now_ns)
         self._heads = (
-            ForwardingHeads(Decoder(), methods, settings.max_header_list_bytes, forwards)
+            ForwardingHeads(Decoder(), methods, settings.max_header_list_bytes, forwards, gate)
             if forwards
-            else Heads(Decoder(), methods, settings.max_header_list_bytes)
+            else Heads(Decoder(), methods, settings.max_header_list_bytes, gate)
         )
         self._known_heads = self._heads.known
         self.opened_ns = self.heard_ns = now_ns

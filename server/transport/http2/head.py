@@ -6,6 +6,7 @@ Source: gRPC "gRPC over HTTP2", Requests.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 from server.errors import Code, InvalidRequest
 from server.transport.http2 import answers
@@ -13,6 +14,9 @@ from server.transport.http2.messages import ENCODINGS, IDENTITY
 from server.transport.methods import Method
 from server.transport.status import Failure, failure_of
 from server.types import Metadata
+
+if TYPE_CHECKING:
+    from server.security.gate import Entry, Gate
 
 _TIMEOUT_UNITS_NS = {
     b"H": 3_600_000_000_000,
@@ -29,7 +33,19 @@ _NO_METHOD = Failure(Code.UNSUPPORTED, "Method not found!")
 class Head:
     """One per distinct set of fields, shared by its calls, so nothing here may change."""
 
-    __slots__ = ("accepts", "content_length", "encoding", "explain", "hot", "metadata", "method", "refusal", "tenant")
+    __slots__ = (
+        "accepts",
+        "asks",
+        "content_length",
+        "encoding",
+        "entry",
+        "explain",
+        "hot",
+        "metadata",
+        "method",
+        "refusal",
+        "tenant",
+    )
 
     def __init__(self) -> None:
         self.method: Method | None = None
@@ -39,6 +55,10 @@ class Head:
         self.accepts = b""
         self.explain = ""
         self.tenant = ""
+        self.entry: Entry | None = None
+        """Of a caller who is asked who it is."""
+        self.asks = False
+        """There is a tenant, or an entry: its requests are to be told."""
         self.metadata: Metadata = ()
         """What goes along to where the models run."""
         self.hot = False
@@ -51,7 +71,7 @@ Opening = tuple[Head, int]
 """What a header block opens a stream with: its head, and grpc-timeout in ns, 0 where there is none."""
 
 
-def read_head(values: Mapping[bytes, bytes], methods: Mapping[bytes, Method]) -> Head:
+def read_head(values: Mapping[bytes, bytes], methods: Mapping[bytes, Method], gate: Gate | None = None) -> Head:
     """The head that the fields of a well-formed request make, without a time-out; of several alike the last counts."""
     head = Head()
     length = values.get(b"content-length")
@@ -63,6 +83,9 @@ def read_head(values: Mapping[bytes, bytes], methods: Mapping[bytes, Method]) ->
         head.refusal = answers.http_error(415)
     else:
         _read_call(head, values, methods)
+        if gate is not None and head.method is not None:
+            head.entry = gate.entry(values, head.tenant, head.method.needs)
+        head.asks = bool(head.tenant) or head.entry is not None
     return head
 
 

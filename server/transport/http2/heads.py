@@ -15,8 +15,10 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from typing import TYPE_CHECKING
 
 from server.errors import Code
+from server.security.gate import HEADERS
 from server.transport.forwarding import forwarded
 from server.transport.http2.alike import Outline, OutlineKey, Pattern, outline_key
 from server.transport.http2.fields import Field, check_request
@@ -24,6 +26,9 @@ from server.transport.http2.head import Head, Opening, read_head, refused, withi
 from server.transport.http2.hpack import Decoder, HeaderListTooLarge
 from server.transport.methods import Method
 from server.transport.status import Failure
+
+if TYPE_CHECKING:
+    from server.security.gate import Gate
 
 _indexed = re.compile(rb"[\x81-\xfe]*").match
 """Fields that are one octet each: the place of the field in the tables (RFC 7541 section 6.1)."""
@@ -36,6 +41,7 @@ _READ = (
     b"grpc-accept-encoding",
     b"x-explain",
     b"x-tenant",
+    *HEADERS,
 )
 """The fields that a head depends on, beside grpc-timeout."""
 _KEPT = 256
@@ -49,10 +55,23 @@ _PATTERNS = 4
 class Heads:
     """The heads of one connection."""
 
-    __slots__ = ("_alike", "_decoder", "_max_list_bytes", "_methods", "_outlines", "_patterns", "_seen", "known")
+    __slots__ = (
+        "_alike",
+        "_decoder",
+        "_gate",
+        "_max_list_bytes",
+        "_methods",
+        "_outlines",
+        "_patterns",
+        "_seen",
+        "known",
+    )
 
-    def __init__(self, decoder: Decoder, methods: Mapping[bytes, Method], max_list_bytes: int) -> None:
+    def __init__(
+        self, decoder: Decoder, methods: Mapping[bytes, Method], max_list_bytes: int, gate: Gate | None = None
+    ) -> None:
         self._decoder = decoder
+        self._gate = gate
         self._methods = methods
         self._max_list_bytes = max_list_bytes
         self.known: dict[bytes, Opening] = {}
@@ -123,7 +142,7 @@ class Heads:
         key = tuple(map(values.get, _READ))
         head = self._alike.get(key)
         if head is None:
-            head = read_head(values, self._methods)
+            head = read_head(values, self._methods, self._gate)
             if sum([len(value) for value in key if value]) <= _KEPT_BYTES:
                 if len(self._alike) >= _KEPT:
                     self._alike.clear()
@@ -157,10 +176,15 @@ class ForwardingHeads(Heads):
     __slots__ = ("_forwards",)
 
     def __init__(
-        self, decoder: Decoder, methods: Mapping[bytes, Method], max_list_bytes: int, forwards: Sequence[str]
+        self,
+        decoder: Decoder,
+        methods: Mapping[bytes, Method],
+        max_list_bytes: int,
+        forwards: Sequence[str],
+        gate: Gate | None = None,
     ) -> None:
         """`forwards`: names, in lower case."""
-        super().__init__(decoder, methods, max_list_bytes)
+        super().__init__(decoder, methods, max_list_bytes, gate)
         self._forwards = forwards
 
     def read(self, block: bytes) -> Opening:
@@ -170,7 +194,7 @@ class ForwardingHeads(Heads):
             return refused(Failure(Code.TOO_LARGE, str(error))), 0
         check_request(fields)
         values = dict(fields)
-        head = read_head(values, self._methods)
+        head = read_head(values, self._methods, self._gate)
         head.metadata = forwarded(self._forwards, lambda name: values.get(name.encode(), b"").decode("latin-1"))
         head.hot = head.hot and not head.metadata
         timeout = values.get(b"grpc-timeout")

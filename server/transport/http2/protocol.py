@@ -30,8 +30,9 @@ class Http2Protocol(asyncio.Protocol):
     ) -> None:
         self._service = service
         self._connections = connections
+        plane = service.dataplane
         self.connection = Connection(
-            service.settings, methods, service.refused, time.monotonic_ns(), service.dataplane.forwards
+            service.settings, methods, service.refused, time.monotonic_ns(), plane.forwards, plane.gate
         )
         self._calls = Calls(service, self.connection, self._answered)
         self._loop = asyncio.get_running_loop()

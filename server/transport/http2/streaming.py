@@ -110,7 +110,7 @@ class StreamsCall:
         calls, stream = self._calls, self._stream
         try:
             info = calls.info(stream)
-            async for message in self._method.respond_streams(calls.service.dataplane, self._received(), info):
+            async for message in self._method.respond_streams(calls.plane(stream), self._received(), info):
                 calls.send_message(stream, message, first=not self._begun)
                 self._begun = True
                 calls.answered()

@@ -56,7 +56,7 @@ class UnaryCall:
             return
         info = self._calls.info(self._stream)
         if not self._method.waits and not compressed:
-            self._answer(self._method.respond_now(self._calls.service.dataplane, data, info), info)
+            self._answer(self._method.respond_now(self._calls.plane(self._stream), data, info), info)
             return
         self._task = asyncio.get_running_loop().create_task(self._run(compressed, data, info))
         if self._stream.timeout_ns:
@@ -66,7 +66,7 @@ class UnaryCall:
         try:
             if compressed:
                 data = await inflated(self._stream.head.encoding, data, self._calls.service.settings.max_message_bytes)
-            answer = await self._method.respond(self._calls.service.dataplane, data, info)
+            answer = await self._method.respond(self._calls.plane(self._stream), data, info)
             self._answer(answer, info)
         except Exception as error:  # noqa: BLE001 - the boundary where every error becomes a status
             self._fail(error)

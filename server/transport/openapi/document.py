@@ -16,8 +16,8 @@ from server.transport.openapi.operations import BINARY, JSON, Operation, operati
 from server.transport.openapi.schemas import Schema, components, reference
 from server.transport.status import STATUS
 
-_ANYWHERE = (400, 408, 413, 414, 417, 431, 500, 501, 503, 505)
-"""What any request may be told: by HTTP/1.1's limits, for a fault of ours, or while the server ends."""
+_ANYWHERE = (400, 401, 403, 408, 413, 414, 417, 431, 500, 501, 503, 505)
+"""What any request may be told: for who asks, by HTTP/1.1's limits, for a fault of ours, or while the server ends."""
 _PLACEHOLDER = re.compile(r"\{(\w+)\}")
 _CALL_HEADERS: dict[str, Schema] = {
     "X-Request-Timeout": {"type": "number", "exclusiveMinimum": 0, "description": "milliseconds"},
@@ -40,10 +40,16 @@ def document(routes: Iterable[tuple[str, str]]) -> dict[str, Any]:
         "openapi": "3.1.0",
         "info": {"title": "Forwardpass", "version": __version__, "description": _DESCRIPTION},
         "paths": paths,
-        "components": {"schemas": components()},
+        "components": {"schemas": components(), "securitySchemes": _SCHEMES},
+        # Either, or nothing where the server asks for nothing.
+        "security": [{}, {"bearer": []}, {"key": []}],
     }
 
 
+_SCHEMES: dict[str, Any] = {
+    "bearer": {"type": "http", "scheme": "bearer", "description": "a key or a JWT"},
+    "key": {"type": "apiKey", "in": "header", "name": "x-api-key"},
+}
 _DESCRIPTION = (
     "KServe v2 with Triton's extensions, and predict. A GET is answered as HEAD too; another method of a known path is "
     "405 with Allow, an unknown path 404. Errors are objects with the key `error`. Bodies may come in gzip or deflate "
