@@ -15,6 +15,7 @@ import os
 import signal
 import sys
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import uvloop
@@ -33,6 +34,7 @@ from server.observability.metrics import Metrics, Told
 from server.observability.rollout_metrics import RolloutMetrics
 from server.observability.tracing import Tracing
 from server.pipeline.load import load_pipeline
+from server.repository.certificate import Vouch
 from server.repository.composition import in_order
 from server.repository.model_config import ModelConfig
 from server.repository.opening import open_sources
@@ -40,6 +42,7 @@ from server.repository.repository import Repository
 from server.scheduler.share import Share
 from server.security.addresses import is_loopback
 from server.security.gate import BadAuth, open_gate
+from server.security.signing import BadKey, Trusted
 from server.settings import RepositorySettings, Settings
 from server.shared_memory.requests import SharedMemory
 from server.tasks import Tasks
@@ -252,7 +255,18 @@ def open_repository(settings: Settings) -> Repository:
         load_pipeline=lambda folder: load_pipeline(folder, max_pixels=settings.pipeline.max_pixels),
         warmup_s=settings.repository.warmup_s,
         rollouts=settings.workers.count == 1,
+        vouch=trusted(settings.repository),
     )
+
+
+def trusted(settings: RepositorySettings) -> Vouch | None:
+    """Who vouches for models; None: nobody has to. Raises BadAuth: the keys can't be read."""
+    if not settings.require_signed:
+        return None
+    try:
+        return Trusted(Path(settings.trusted_keys)).vouch
+    except (BadKey, OSError) as error:
+        raise BadAuth(f"repository.trusted_keys: {error}") from error
 
 
 async def load_first(models: ModelControl | TritonModels, settings: RepositorySettings) -> None:
@@ -276,8 +290,10 @@ def check(settings: Settings) -> list[IndexEntry]:
 
     Raises:
         OSError: a repository can't be read.
+        BadAuth: keys or tokens can't be checked.
         InvalidRequest, TritonUnreached: there are no Tritons to be asked, or what is to be a repository is none.
     """
+    open_gate(settings)
     if settings.engine.kind == "triton":
         from server.over_triton.compose import check as check_over
 

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 
 from server.environment import load_settings
-from server.security.cli import key_commands
+from server.security.cli import key_commands, sign
 from server.settings import Settings, without_secrets
 from server.settings_doc import Option, options, reference
 
@@ -69,7 +69,7 @@ def create_app() -> typer.Typer:
     )
     app.command()(with_settings(serve))
     app.command()(with_settings(check))
-    for command in (predict, models, triton, diff, settings, version):
+    for command in (predict, models, triton, diff, sign, settings, version):
         app.command()(command)
     app.add_typer(key_commands, name="keys")
     _mount_exporter(app)
@@ -98,9 +98,13 @@ def check(settings: Settings) -> int:
     Exit code 1 if any model is not ready, or if there is none.
     """
     from server.app import check as check_repository
+    from server.security.gate import BadAuth
 
     with _reported(FAILED):
-        entries = check_repository(settings)
+        try:
+            entries = check_repository(settings)
+        except BadAuth as error:
+            _fail(MISUSED, str(error))
     if not entries:
         where = settings.triton.url or ", ".join(map(without_secrets, settings.repository.path))
         _fail(FAILED, f"there is no model in {where}")

@@ -34,6 +34,7 @@ _OF_THIS_PROCESS = (
     ("repository", "load_threads"),
     ("repository", "warmup_s"),
     ("repository", "poll_s"),
+    ("repository", "require_signed"),
 )
 """Settings that say something only of models that run here."""
 
@@ -70,6 +71,11 @@ class RepositorySettings(Section):
     """Bytes of all files that a load request brings; as much as a request may have at all by default."""
     poll_s: Annotated[float, Field(gt=0, json_schema_extra=flag("--repository-poll-secs"))] = 15.0
     """Seconds between two looks at the folder in poll mode."""
+    require_signed: Annotated[bool, Field(json_schema_extra=flag("--require-signed"))] = False
+    """Load only models whose manifest is signed (`forwardpass sign`) by one of --trusted-keys, with no
+    file beside those that it lists, and no config of a load request. Needs the extra auth."""
+    trusted_keys: Annotated[str, Field(json_schema_extra=flag("--trusted-keys"))] = ""
+    """PEM file of the public key (Ed25519) that models must be signed with, or a folder of them."""
     strict_readiness: Annotated[bool, Field(json_schema_extra=flag("--strict-readiness"))] = False
     """Ready only when every model has loaded. Off: ready when every model that can load has loaded."""
     warmup_s: Annotated[float, Field(gt=0)] = 10.0
@@ -83,6 +89,12 @@ class RepositorySettings(Section):
     @field_serializer("path")
     def _told(self, path: tuple[str, ...]) -> tuple[str, ...]:
         return tuple(map(without_secrets, path))
+
+    @model_validator(mode="after")
+    def _signatures_can_be_checked(self) -> RepositorySettings:
+        if self.require_signed != bool(self.trusted_keys):
+            raise ValueError("--require-signed and --trusted-keys go together")
+        return self
 
     @model_validator(mode="after")
     def _load_models_fit(self) -> RepositorySettings:

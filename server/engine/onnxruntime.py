@@ -30,6 +30,7 @@ from server.engine.ort_values import BFloat16Session, has_bfloat16
 from server.engine.session import CONFIG_FILE, Parameters, Placement, no_gpu, parse_parameters, place
 from server.engine.tensors import check_tensors
 from server.errors import EngineFailure, ModelLoadFailed, ServingError
+from server.security.onnx_files import check_onnx
 from server.tensor import Array
 from server.types import Batch
 
@@ -288,3 +289,5 @@ def _check_file(spec: EngineSpec) -> None:
         problem = "is empty"
     if problem:
         raise ModelLoadFailed(spec.model_name, _relative(spec), problem)
+    if path.suffix != ".ort":  # ONNX Runtime's own format, which names no files.
+        check_onnx(spec.model_name, path.parent, path)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -19,6 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from server.errors import ModelLoadFailed
 from server.repository.golden import Golden, golden_file, read_golden, read_raw, write_golden, write_raw
 from server.repository.replay import DEFAULT_TOLERANCE, Tolerance, compare, replay, replay_preprocessing
+from server.security.signing import SIGNATURE_FILE
 
 __all__ = [
     "DEFAULT_TOLERANCE",
@@ -45,6 +46,9 @@ __all__ = [
 ]
 
 MANIFEST_FILE = "manifest.json"
+
+Vouch = Callable[[Path, bytes | None], None]
+"""Looks at who signed the manifest of a folder; None: there is none. Raises ModelLoadFailed."""
 
 Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 VersionName = Annotated[str, Field(pattern="^[1-9][0-9]*$")]
@@ -111,17 +115,22 @@ class Manifest(Record):
     files: dict[str, Sha256]
 
 
-def read_manifest(folder: Path) -> Manifest | None:
+def read_manifest(folder: Path, vouch: Vouch | None = None) -> Manifest | None:
     """The manifest of the model in `folder`, None where there is none (any plain Triton model).
 
+    `vouch` is asked about the very bytes that are read.
+
     Raises:
-        ModelLoadFailed: the file is damaged, has an unknown field, or is another model's.
+        ModelLoadFailed: the file is damaged, has an unknown field, or is another model's; or nobody vouches for it.
     """
     path = folder / MANIFEST_FILE
-    if not path.exists():
-        return None
     try:
-        manifest = Manifest.model_validate_json(path.read_bytes())
+        data = path.read_bytes() if path.exists() else None
+        if vouch is not None:
+            vouch(folder, data)
+        if data is None:
+            return None
+        manifest = Manifest.model_validate_json(data)
     except OSError as error:
         raise ModelLoadFailed(folder.name, MANIFEST_FILE, f"can't be read: {error.strerror}") from error
     except ValidationError as error:
@@ -143,8 +152,8 @@ def write_manifest(folder: Path, manifest: Manifest) -> Path:
 def model_files(folder: Path) -> Iterator[Path]:
     """Every file that a model is made of, sorted, relative to its folder.
 
-    Left out are the manifest, hidden files, documents (*.md) and what TensorRT caches at run time. Links
-    are followed: a repository may be put together from links.
+    Left out are the manifest and its signatures, hidden files, documents (*.md) and what TensorRT caches at run
+    time. Links are followed: a repository may be put together from links.
     """
     seen: set[str] = set()
     found: list[Path] = []
@@ -156,7 +165,7 @@ def model_files(folder: Path) -> Iterator[Path]:
         seen.add(real)
         folders[:] = [name for name in folders if not passed_over(name)]
         found.extend(Path(top, name).relative_to(folder) for name in files if not passed_over(name))
-    yield from sorted(path for path in found if path.as_posix() != MANIFEST_FILE)
+    yield from sorted(path for path in found if path.as_posix() not in (MANIFEST_FILE, SIGNATURE_FILE))
 
 
 def passed_over(name: str) -> bool:
@@ -209,6 +218,17 @@ def verify_files(folder: Path, manifest: Manifest, version: str) -> None:
     _compare_hashes(folder.name, listed, found)
     if golden_file(version) not in listed:
         raise ModelLoadFailed(folder.name, MANIFEST_FILE, f"does not list {golden_file(version)}")
+
+
+def verify_shared(folder: Path, manifest: Manifest) -> None:
+    """Hold what all versions share against the manifest, before any of it is used. Raises as `verify_files`."""
+    listed = {path: digest for path, digest in manifest.files.items() if concerns(path, "")}
+    try:
+        found = hash_files(folder, "")
+    except OSError as error:
+        where = os.path.relpath(error.filename, folder) if error.filename else MANIFEST_FILE
+        raise ModelLoadFailed(folder.name, where, f"can't be read to be verified: {error.strerror}") from error
+    _compare_hashes(folder.name, listed, found)
 
 
 def _compare_hashes(model_name: str, listed: Mapping[str, str], found: Mapping[str, str]) -> None:

@@ -15,7 +15,15 @@ from server.engine.base import Elsewhere, Engine, EngineModel, Instance
 from server.errors import EngineFailure, ModelLoadFailed, ServingError
 from server.pipeline.base import PROCESSING_FILE, Pipeline
 from server.proto.triton import model_config_pb2 as pb
-from server.repository.certificate import MANIFEST_FILE, Manifest, concerns, read_manifest, verify_files
+from server.repository.certificate import (
+    MANIFEST_FILE,
+    Manifest,
+    Vouch,
+    concerns,
+    read_manifest,
+    verify_files,
+    verify_shared,
+)
 from server.repository.config_text import CONFIG_FILE
 from server.repository.golden import Golden, golden_file, read_golden, read_raw
 from server.repository.load_counts import Stopwatch
@@ -121,6 +129,8 @@ class Loader:
     warmup_s: float
     rollouts: bool = True
     """Requests can be parted between versions here."""
+    vouch: Vouch | None = None
+    """Who must have signed a model; None: nobody."""
 
     def load(
         self,
@@ -137,11 +147,17 @@ class Loader:
         Raises:
             ModelLoadFailed: what all versions share (config, manifest, pipeline) is at fault.
         """
+        if self.vouch is not None and overriding is not None:
+            raise ModelLoadFailed(
+                folder.name, OVERRIDING_CONFIG, "is signed by nobody; only signed models are loaded here"
+            )
+        manifest = read_manifest(folder, self.vouch)
+        if self.vouch is not None and manifest is not None:
+            verify_shared(folder, manifest)
         config = self._config(folder, overriding)
         if config.rollout is not None and not self.rollouts:
             key = SHADOW_VERSION if config.rollout.shadow else CANARY_VERSION
             refuse_field(config.name, f'parameters["{key}"]', "needs --workers 1: fronts choose versions themselves")
-        manifest = read_manifest(folder)
         pipeline = self._pipeline(folder)
         if config.ensemble is not None:
             check_composition(config)

@@ -26,6 +26,7 @@ from server.errors import (
     UnknownRepository,
 )
 from server.pipeline.base import Pipeline
+from server.repository.certificate import Vouch
 from server.repository.composition import InService, check_composition
 from server.repository.loading import Loader, Outcome, ServedModel, failure_of
 from server.repository.model_config import from_message, read_model_config
@@ -84,10 +85,11 @@ class Repository:
         load_pipeline: Callable[[Path], Pipeline],
         warmup_s: float,
         rollouts: bool = True,
+        vouch: Vouch | None = None,
     ) -> None:
-        """`rollouts`: requests can be parted between versions here."""
+        """`rollouts`: requests can be parted between versions here. `vouch`: who must have signed a model; None: nobody."""
         self._sources: Sequence[Source] = (LocalSource(sources),) if isinstance(sources, Path) else sources
-        self._loader = Loader(engine, load_pipeline, warmup_s, rollouts)
+        self._loader = Loader(engine, load_pipeline, warmup_s, rollouts, vouch)
         self._scratch = Scratch()
         self._entries: dict[str, dict[str, IndexEntry]] = {}
         self._lock = threading.Lock()

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Protocol
 
 from server.repository.certificate import MANIFEST_FILE, model_files
+from server.security.signing import SIGNATURE_FILE
 
 Needed = Callable[[Path], Callable[[str], bool]]
 """Of a folder with all files that are no version's, and the versions' folders, be they empty: which files, by their
@@ -65,7 +66,7 @@ class LocalSource:
     def fingerprint(self, model_name: str) -> object:
         folder = self._root / model_name
         marks = []
-        for path in (*model_files(folder), Path(MANIFEST_FILE)):
+        for path in (*model_files(folder), Path(MANIFEST_FILE), Path(SIGNATURE_FILE)):
             try:
                 stat = (folder / path).stat()
             except OSError:

@@ -90,6 +90,33 @@ def remove(
     write_file(file, KeyFile(keys=left))
 
 
+def sign(
+    models: Annotated[
+        list[Path] | None, typer.Argument(metavar="MODEL...", help="Folders of models, with their manifest.json.")
+    ] = None,
+    key: Annotated[Path, typer.Option(help="PEM file of the private key (Ed25519).")] = Path("signing.pem"),
+    new_key: Annotated[bool, typer.Option("--new-key", help="Make the key, and its public one beside it.")] = False,
+) -> None:
+    """Sign models for servers that load none but signed ones (--require-signed, --trusted-keys).
+
+    What is signed is the manifest, which has the sha256 of every file. A change of the model needs a new signature.
+    """
+    from server.security.signing import BadKey, new_pair
+    from server.security.signing import sign as sign_model
+
+    if not models and not new_key:
+        _fail(_MISUSED, "name a model's folder, or --new-key")
+    try:
+        if new_key:
+            typer.echo(f"{new_pair(key)}: for --trusted-keys")
+        for model in models or ():
+            typer.echo(f"{model}: signed by {sign_model(model, key)}")
+    except BadKey as error:
+        _fail(_MISUSED, str(error))
+    except OSError as error:
+        _fail(_FAILED, f"{error.filename}: {error.strerror}")
+
+
 def _read(file: Path) -> KeyFile:
     from server.security.keys import BadKeys, KeyFile, read_file
 

@@ -22,6 +22,7 @@ from contextlib import suppress
 from functools import partial
 from typing import Any
 
+from server.app import trusted
 from server.errors import InvalidRequest
 from server.observability.logging import configure_logging
 from server.repository.opening import open_sources
@@ -56,6 +57,7 @@ def run(settings: Settings) -> int:
         tls_context(settings.rest_tls, "http/1.1")
         open_sources(settings.repository.path, settings.remote)
         open_gate(settings)
+        trusted(settings.repository)
         hosts = {"metrics": settings.metrics.host}
         listeners = {name: listen(hosts.get(name, settings.host), port) for name, port in ports.items()}
     except (ListenFailed, InvalidRequest, BadAuth) as error:

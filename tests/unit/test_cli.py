@@ -127,6 +127,8 @@ def _companions(flag: str) -> list[str]:
         return url if flag == "--engine" else engine
     if flag.startswith("--triton-"):
         return [*engine, *url, *(word for other in pair if flag in pair and other != flag for word in (other, "a"))]
+    if flag in ("--require-signed", "--trusted-keys"):
+        return ["--trusted-keys", "a"] if flag == "--require-signed" else ["--require-signed"]
     tokens = ("--jwt-jwks", "--jwt-issuer", "--jwt-audience")
     if flag in tokens:
         return [word for other in tokens if other != flag for word in (other, "a")]
