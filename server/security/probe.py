@@ -19,6 +19,8 @@ _WEAK = (
     ("MD5", "MD5"),
     ("no forward secrecy", "kRSA"),
 )
+_CUT_OFF = ("alert certificate required", "alert handshake failure", "unexpected eof", "errno=")
+"""How OpenSSL says that the other side did not go on."""
 _TIMEOUT_S = 10
 
 
@@ -69,7 +71,7 @@ def _try(address: str, offer: Offer, trust: str) -> str:
     )
     text = done.stdout.decode("latin-1") + done.stderr.decode("latin-1")
     line = next((each for each in text.splitlines() if each.startswith("New, TLS")), "")
-    if not line or "(NONE)" in line or "alert certificate required" in text or "alert handshake failure" in text:
+    if not line or "(NONE)" in line or any(sign in text for sign in _CUT_OFF):
         return "refused"
     alpn = next((each.split(": ")[1] for each in text.splitlines() if each.startswith("ALPN protocol: ")), "none")
     return f"{line.removeprefix('New, ')}, ALPN {alpn}"

