@@ -15,7 +15,7 @@ LOAD ?=
 REPORTS ?= build/bench
 
 .DEFAULT_GOAL := help
-.PHONY: help load capacity bench-swaps serve test check format types lint bench bench-quick bench-simulate bench-overload bench-cap bench-prediction bench-collector bench-decode bench-startup bench-share bench-scaling simulate-scaling bench-rest bench-workers bench-shm bench-triton-shm bench-over-triton fuzz-rest fuzz-grpc fuzz-bytes soak models proto metrics lock clean triton helm-tools chart kserve
+.PHONY: help audit load capacity bench-swaps serve test check format types lint bench bench-quick bench-simulate bench-overload bench-cap bench-prediction bench-collector bench-decode bench-startup bench-share bench-scaling simulate-scaling bench-rest bench-workers bench-shm bench-access bench-triton-shm bench-over-triton fuzz-rest fuzz-grpc fuzz-bytes soak models proto metrics lock clean triton helm-tools chart kserve
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -26,8 +26,9 @@ serve: $(VENV)/.server ## serve model_repository/ on 127.0.0.1: REST 8000, gRPC 
 test: $(VENV)/.dev ## install the rest and run all tests (TESTS=tests/unit for a part; JOBS=2 at a time)
 	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile $(TESTS)
 
-check: $(VENV)/.dev ## what CI checks: ruff, mypy strict, the import contract, generated files
+check: $(VENV)/.dev ## what CI checks: ruff, mypy strict, bandit, the import contract, generated files
 	$(BIN)/ruff check $(SOURCES)
+	$(BIN)/bandit -q -c pyproject.toml -r server exporter helm
 	$(BIN)/ruff format --check $(SOURCES)
 	$(BIN)/mypy
 	$(BIN)/python -m pytest -q tests/unit/test_import_contract.py tests/unit/test_generated_files.py
@@ -79,6 +80,9 @@ bench-prediction: $(VENV)/.dev ## how far passes are from what was foreseen, wit
 bench-rest: $(VENV)/.dev ## what an infer request over REST costs the server, binary and JSON, half a minute on two quiet cores
 	$(BIN)/python -m loadtests.benchmarks.rest --out $(REPORTS) $(BENCH)
 
+bench-access: $(VENV)/.dev ## what keys cost a call over gRPC, with and without, half a minute on one quiet core
+	$(BIN)/python -m loadtests.benchmarks.access $(BENCH)
+
 bench-shm: $(VENV)/.dev ## a large tensor in and out, in the message and in shared memory, half a minute on two quiet cores
 	$(BIN)/python -m loadtests.benchmarks.shared_memory --out $(REPORTS) $(BENCH)
 
@@ -87,6 +91,13 @@ bench-over-triton: $(VENV)/.dev ## the gateway in front of a Triton, Triton alon
 
 bench-triton-shm: $(VENV)/.dev ## inputs to a Triton on this host by size, in the message and in shared memory, a minute on two quiet cores
 	$(BIN)/python -m loadtests.benchmarks.triton_shared_memory --out $(REPORTS) $(BENCH)
+
+audit: $(VENV)/.dev ## known holes in what is installed (pip-audit, where its database can be reached), bandit, the SBOM into build/sbom.json, the licences
+	$(BIN)/bandit -q -c pyproject.toml -r server exporter helm
+	@mkdir -p build
+	$(BIN)/cyclonedx-py requirements --output-reproducible --of JSON -o build/sbom.json constraints.txt
+	$(BIN)/python -m server.security.licences
+	$(BIN)/pip-audit --progress-spinner off --skip-editable --no-deps --disable-pip -r constraints.txt || { echo "pip-audit: a hole was found, or its database can not be reached (see above)"; exit 1; }
 
 soak: SECONDS ?= 1800
 soak: $(VENV)/.dev ## half an hour under half of the capacity, beside clients that misbehave: leaks, lost and miscounted requests (SECONDS=7200)

@@ -290,4 +290,4 @@ def _check_file(spec: EngineSpec) -> None:
     if problem:
         raise ModelLoadFailed(spec.model_name, _relative(spec), problem)
     if path.suffix != ".ort":  # ONNX Runtime's own format, which names no files.
-        check_onnx(spec.model_name, path.parent, path)
+        check_onnx(spec.model_name, path, _relative(spec))

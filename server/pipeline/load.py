@@ -48,7 +48,7 @@ def read_spec(folder: Path) -> Spec:
         ModelLoadFailed: processing.yaml is missing, is no YAML, or has a field that is unknown or wrong.
     """
     try:
-        content = yaml.load((folder / PROCESSING_FILE).read_bytes(), Loader=_UniqueKeys)  # noqa: S506 - a SafeLoader
+        content = yaml.load((folder / PROCESSING_FILE).read_bytes(), Loader=_UniqueKeys)  # nosec B506 # noqa: S506
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         reason = _where_in_yaml(error) if isinstance(error, yaml.MarkedYAMLError) else type(error).__name__
         raise ModelLoadFailed(folder.name, PROCESSING_FILE, f"can't be read: {reason}") from error

@@ -56,6 +56,11 @@ class Caller:
         self.limited = max(1, int(grant.max_concurrent * share)) if grant.max_concurrent else 0
         self._allowed: dict[str, bool] = {}
 
+    @property
+    def limits_requests(self) -> bool:
+        """There is something to hold each request against."""
+        return bool(self.grant.models or self.limited or self._limits.bucket)
+
     def check(self, need: Need) -> None:
         """Raises PermissionDenied: it does not have the role."""
         if need.role is not None and need.role not in self.grant.roles:

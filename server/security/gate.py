@@ -149,7 +149,7 @@ class Gate:
 class Entry:
     """What a head shows and asks for."""
 
-    __slots__ = ("_caller", "_fault", "_gate", "_generation", "_need", "_shown", "_tenant", "_until_ns")
+    __slots__ = ("_caller", "_fault", "_gate", "_generation", "_limited", "_need", "_shown", "_tenant", "_until_ns")
 
     def __init__(self, gate: Gate, shown: bytes, tenant: str, need: Need, fault: ServingError | None = None) -> None:
         """`fault`: the answer, whoever it is."""
@@ -161,6 +161,8 @@ class Entry:
         self._caller: Caller | None = None
         self._until_ns = 0
         self._generation = -1
+        self._limited = True
+        """There is more to see to than who it is."""
 
     def caller(self, now_ns: int) -> Caller:
         """Raises Unauthenticated, PermissionDenied, InvalidRequest."""
@@ -172,22 +174,27 @@ class Entry:
     def _look(self, now_ns: int) -> Caller:
         if self._fault is not None:
             raise self._fault
-        self._caller = None
-        caller, self._until_ns = self._gate.caller(self._shown, self._need, now_ns)
+        self._until_ns = 0
+        caller, until_ns = self._gate.caller(self._shown, self._need, now_ns)
         self._tenant = caller.check_tenant(self._tenant)
-        self._caller, self._generation = caller, self._gate.generation
+        self._until_ns = until_ns
+        self._caller, self._generation, self._limited = caller, self._gate.generation, caller.limits_requests
         return caller
 
     def admit(self, request: InferRequest) -> None:
         """Let a request on, for its caller's tenant. Raises as `caller`, and RateLimited."""
-        caller = self._caller
-        if caller is None or request.received_ns >= self._until_ns or self._generation != self._gate.generation:
-            caller = self._look(request.received_ns)
-        special = request.special
+        if request.received_ns >= self._until_ns or self._generation != self._gate.generation:
+            self._look(request.received_ns)
+        if self._limited or request.special is not None:
+            self._admit_slowly(request)
+        request.tenant = self._tenant
+
+    def _admit_slowly(self, request: InferRequest) -> None:
+        caller, special = self._caller, request.special
+        assert caller is not None
         if special is not None and special.shared is not None:
             self._check_regions(special.shared, caller)
         caller.admit(request)
-        request.tenant = self._tenant
 
     def refusal(self, now_ns: int, model_name: str | None = None) -> ServingError | None:
         """Why the call is not let in, before its body is read; `model_name`: the model that its head names."""

@@ -40,14 +40,14 @@ class NotOnnx(ValueError):
     """The bytes are no ONNX model."""
 
 
-def check_onnx(model_name: str, folder: Path, path: Path) -> None:
-    """Hold the model file at `path`, in the version folder `folder`, against what it may name.
+def check_onnx(model_name: str, path: Path, where: str) -> None:
+    """Hold the model file at `path` against what it may name; `where` is what the file is called in an error.
 
     Raises:
         ModelLoadFailed: it names a file that is not within its folder, or brings compiled code, or is no ONNX model.
         OSError: it can't be read.
     """
-    where = f"{folder.name}/{path.name}"
+    folder = path.parent
     try:
         for kind, text in named(path):
             if kind == "operator" and text in _COMPILED:
@@ -57,7 +57,7 @@ def check_onnx(model_name: str, folder: Path, path: Path) -> None:
                     model_name, where, f"names the file {text[:100]!a}, which is not within its version's folder"
                 )
     except NotOnnx as error:
-        raise ModelLoadFailed(model_name, where, f"is no ONNX model: {error}") from error
+        raise ModelLoadFailed(model_name, where, f"is no ONNX model, protobuf parsing failed: {error}") from error
 
 
 def named(path: Path) -> Iterator[tuple[str, str]]:

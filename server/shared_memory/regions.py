@@ -20,7 +20,7 @@ from server.observability.audit import audited
 from server.shared_memory.references import Reference
 from server.tensor import Buffer
 
-_FOLDER = Path("/dev/shm")  # noqa: S108 - where shm_open keeps its files
+_FOLDER = Path("/dev/shm")  # nosec B108 # noqa: S108 - where shm_open keeps its files
 _SEMAPHORES = "sem."
 """How the names of glibc's semaphores begin, which are files of the same folder. Source: sem_overview(7)."""
 

@@ -293,7 +293,7 @@ class RemoteModels:
 
     def _announced(self, body: memoryview) -> None:
         """Put in service what is told; what is not told any more is let go of once nobody here is at it."""
-        told: Announcement = pickle.loads(body)  # noqa: S301 - of our own process, see `Announcement`
+        told: Announcement = pickle.loads(body)  # nosec B301 # noqa: S301 - of our own process
         self._index = told.entries
         old, self._current = self._current, {}
         for version in told.versions:

@@ -54,3 +54,10 @@ def test_the_charts_schema_has_the_servers_settings() -> None:
 def test_the_page_of_metrics_is_that_of_the_catalog() -> None:
     """`make metrics` changes nothing."""
     assert page() == (ROOT / "server" / "observability" / "METRICS.md").read_text(), "run make metrics"
+
+
+def test_the_licences_are_those_of_what_is_installed() -> None:
+    """`python -m server.security.licences` changes nothing."""
+    from server.security.licences import PAGE, page
+
+    assert page() == PAGE.read_text()

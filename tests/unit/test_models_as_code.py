@@ -68,21 +68,21 @@ def test_a_tensor_is_in_no_file_of_elsewhere(tmp_path: Path, location: str, deep
     a_file(path, in_a_branch(location) if deep else IDENTITY, [] if deep else [outside("w", location)])
 
     with pytest.raises(ModelLoadFailed, match="not within its version's folder"):
-        check_onnx("m", path.parent, path)
+        check_onnx("m", path, "1/model.onnx")
 
 
 def test_a_tensor_may_be_in_a_file_beside_the_model(tmp_path: Path) -> None:
     """Also where the repository is put together from links."""
     path = a_file(tmp_path / "1" / "model.onnx", IDENTITY, [outside("w", "data/weights.bin")])
-    check_onnx("m", path.parent, path)
+    check_onnx("m", path, "1/model.onnx")
     (tmp_path / "2").symlink_to(path.parent)
-    check_onnx("m", tmp_path / "2", tmp_path / "2" / "model.onnx")
+    check_onnx("m", tmp_path / "2" / "model.onnx", "2/model.onnx")
 
 
 def test_compiled_code_is_refused(tmp_path: Path) -> None:
     path = a_file(tmp_path / "1" / "model.onnx", [helper.make_node("EPContext", [], ["y"], domain="com.microsoft")], [])
     with pytest.raises(ModelLoadFailed, match="compiled code"):
-        check_onnx("m", path.parent, path)
+        check_onnx("m", path, "1/model.onnx")
 
 
 def test_everything_that_is_named_is_found() -> None:

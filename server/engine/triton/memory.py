@@ -26,7 +26,7 @@ from server.types import InferRequest
 log = logging.getLogger(__name__)
 
 PREFIX = "forwardpass-triton-"
-FOLDER = Path("/dev/shm")  # noqa: S108 - where shm_open keeps its files
+FOLDER = Path("/dev/shm")  # nosec B108 # noqa: S108 - where shm_open keeps its files
 _ALIGNED = 64
 """A backend may compute on a tensor where it lies, by instructions that want it so."""
 _PAD = bytes(_ALIGNED)
