@@ -87,7 +87,7 @@ class Repository:
         rollouts: bool = True,
         vouch: Vouch | None = None,
     ) -> None:
-        """`rollouts`: requests can be parted between versions here. `vouch`: who must have signed a model, if anybody."""
+        """`rollouts`: requests can be parted between versions here. `vouch`: who must have signed a model, if any."""
         self._sources: Sequence[Source] = (LocalSource(sources),) if isinstance(sources, Path) else sources
         self._loader = Loader(engine, load_pipeline, warmup_s, rollouts, vouch)
         self._scratch = Scratch()
