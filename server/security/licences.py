@@ -11,6 +11,7 @@ import tomllib
 from collections.abc import Iterable, Iterator
 from importlib.metadata import Distribution, PackageNotFoundError, distribution
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).parents[2]
 PAGE = Path(__file__).with_name("LICENCES.md")
@@ -60,8 +61,8 @@ def _needed(requirements: Iterable[str], extras: set[str]) -> Iterator[str]:
 
 
 def licence(package: Distribution) -> str:
-    said = package.metadata
-    expression = said.get("License-Expression")
+    said: Any = package.metadata  # A message of email's, whatever its protocol leaves out.
+    expression: str | None = said.get("License-Expression")
     if expression:
         return expression
     classified = [line.rpartition("::")[2].strip() for line in said.get_all("Classifier") or () if "License ::" in line]
