@@ -13,10 +13,13 @@ from pydantic_core import ErrorDetails
 from server.errors import ModelLoadFailed
 from server.pipeline.base import PROCESSING_FILE, Pipeline
 from server.pipeline.image_spec import ImageSpec
+from server.pipeline.recommendation import RecommendationPipeline, RecommendationSpec
+from server.pipeline.regression import RegressionPipeline, RegressionSpec
 from server.pipeline.tabular import TabularPipeline, TabularSpec
 from server.pipeline.text_spec import TextClassificationSpec, TextEmbeddingSpec, TokenClassificationSpec
 
-Spec = ImageSpec | TabularSpec | TextClassificationSpec | TextEmbeddingSpec | TokenClassificationSpec
+TabularSpecs = TabularSpec | RegressionSpec | RecommendationSpec
+Spec = ImageSpec | TabularSpecs | TextClassificationSpec | TextEmbeddingSpec | TokenClassificationSpec
 ProcessingSpec = Annotated[Spec, Field(discriminator="task")]
 """What processing.yaml holds; a new task is one more member, and one more case in `load_pipeline`."""
 
@@ -78,6 +81,10 @@ def load_pipeline(folder: Path, max_pixels: int | None = None) -> Pipeline:
         return ImagePipeline(spec, folder, max_pixels)
     if isinstance(spec, TabularSpec):
         return TabularPipeline(spec, folder)
+    if isinstance(spec, RegressionSpec):
+        return RegressionPipeline(spec, folder)
+    if isinstance(spec, RecommendationSpec):
+        return RecommendationPipeline(spec, folder)
     from server.pipeline.text import TextClassificationPipeline, TextEmbeddingPipeline
     from server.pipeline.token_classification import TokenClassificationPipeline
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Protocol
 
 from pydantic import Field, FiniteFloat, StrictInt, StrictStr, model_validator
 
@@ -39,27 +39,64 @@ class TabularSpec(SpecModel):
 
     @model_validator(mode="after")
     def _consistent(self) -> TabularSpec:
-        names = [column.name for column in self.columns]
-        if len(set(names)) != len(names):
-            raise ValueError("columns: a name is given twice")
-        if self.features == self.categories:
-            raise ValueError("features and categories are inputs of the same name")
+        check_rows(self)
         return self
 
     @property
     def categorical(self) -> tuple[CategoricalColumn, ...]:
         """The columns of the `categories` input, in its order."""
-        return tuple(column for column in self.columns if isinstance(column, CategoricalColumn))
+        return categorical_of(self.columns)
+
+
+class RowSpec(Protocol):
+    """What the specs of all tasks on rows have."""
+
+    @property
+    def columns(self) -> tuple[Column, ...]: ...
+
+    @property
+    def features(self) -> str: ...
+
+    @property
+    def categories(self) -> str: ...
+
+    @property
+    def example(self) -> Mapping[str, Any]: ...
+
+
+def check_rows(spec: RowSpec) -> None:
+    """Raises ValueError where a spec's columns or inputs contradict each other."""
+    names = [column.name for column in spec.columns]
+    if len(set(names)) != len(names):
+        raise ValueError("columns: a name is given twice")
+    if spec.features == spec.categories:
+        raise ValueError("features and categories are inputs of the same name")
+
+
+def categorical_of(columns: Sequence[Column]) -> tuple[CategoricalColumn, ...]:
+    """Those that are categorical, in their order."""
+    return tuple(column for column in columns if isinstance(column, CategoricalColumn))
 
 
 class RowEncoder:
     """Values to tensors, for training and serving alike. Immutable; may be called from several threads at once."""
 
-    def __init__(self, spec: TabularSpec) -> None:
+    def __init__(self, spec: RowSpec) -> None:
         self._spec = spec
         self._transform = ColumnTransform(spec.columns)
         self._names = tuple(column.name for column in spec.columns)
         self._known = frozenset(self._names)
+
+    @classmethod
+    def checked(cls, spec: RowSpec, folder: Path) -> RowEncoder:
+        """The encoder of a model's spec. Raises ModelLoadFailed where its example is no valid row."""
+        encoder = cls(spec)
+        try:
+            encoder.transform_rows([RowInput(dict(spec.example))])
+        except InvalidRequest as error:
+            where = f"{PROCESSING_FILE}: example{error.field.removeprefix('inputs[0]')}"
+            raise ModelLoadFailed(folder.name, where, error.problem) from error
+        return encoder
 
     def transform_columns(self, columns: Mapping[str, Values]) -> dict[str, Array]:
         """The input tensors of a whole dataset, given as columns of equal length; other columns are ignored.
@@ -119,13 +156,8 @@ class TabularPipeline:
     def __init__(self, spec: TabularSpec, folder: Path) -> None:
         """Raises ModelLoadFailed where labels and spec contradict each other, or the example is no valid row."""
         self._spec = spec
-        self._encoder = RowEncoder(spec)
         self._classifier = Classifier.from_folder(spec.classification, folder)
-        try:
-            self._encoder.transform_rows([self.example()])
-        except InvalidRequest as error:
-            where = f"{PROCESSING_FILE}: example{error.field.removeprefix('inputs[0]')}"
-            raise ModelLoadFailed(folder.name, where, error.problem) from error
+        self._encoder = RowEncoder.checked(spec, folder)
 
     def preprocess(self, inputs: Sequence[RawInput]) -> Mapping[str, Array]:
         """FP32 features [B, F] and INT64 categories [B, C], where the model has such columns; see `RowEncoder`."""
@@ -140,7 +172,7 @@ class TabularPipeline:
         decision = self._spec.classification.decision
         return {
             "task": self.task,
-            "input": {"kind": "row", "columns": [_described(column) for column in self._spec.columns]},
+            "input": described(self._spec),
             "labels": list(self._classifier.labels),
             "decision": None if decision is None else decision.model_dump(),
         }
@@ -148,6 +180,11 @@ class TabularPipeline:
     def example(self) -> RowInput:
         """The spec's own example, by column name."""
         return RowInput(dict(self._spec.example))
+
+
+def described(spec: RowSpec) -> dict[str, object]:
+    """The input of a task on rows, for clients and forms."""
+    return {"kind": "row", "columns": [_described(column) for column in spec.columns]}
 
 
 def _described(column: NumericColumn | CategoricalColumn) -> dict[str, object]:

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
+from server.pipeline.columns import NumericColumn
+
 
 def write_csv(path: Path, rows: int, rare: bool) -> Path:
     """Rows whose label follows from both kinds of columns, with missing cells and some noise."""
@@ -20,3 +22,6 @@ def write_csv(path: Path, rows: int, rare: bool) -> Path:
     ]
     path.write_text("\n".join(["size,noise,shape,label", *cells, "broken", cells[1]]) + "\n", encoding="utf-8")
     return path
+
+
+NUMBER_COLUMN = NumericColumn(name="size", mean=0.0, std=1.0, minimum=0.0, maximum=9.0, typical=3.0)
