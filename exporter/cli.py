@@ -31,10 +31,19 @@ DEFAULT_REPOSITORY = Path("model_repository")
 
 @commands.command()
 def train(
-    recipe: Annotated[str, typer.Argument(help="image-classification or tabular-classification.")],
-    data: Annotated[str, typer.Option(help="digits, breast_cancer, fraud, or the path of a folder or file.")],
+    recipe: Annotated[
+        str, typer.Argument(help="For example tabular-classification; an unknown one is answered with all.")
+    ],
+    data: Annotated[
+        str, typer.Option(help="A bundled data set's name (digits, fraud, ...), or the path of a folder or file.")
+    ],
     name: Annotated[str, typer.Option(help="The model's name in the repository.")],
     target: Annotated[str, typer.Option(help="The column to predict, for a CSV or Parquet file.")] = "",
+    split: Annotated[str, typer.Option(help="random, time or group; the last two with --split-column.")] = "random",
+    split_column: Annotated[str, typer.Option(help="The column of times or groups to split by; no feature.")] = "",
+    interval: Annotated[
+        float | None, typer.Option(help="Regression: the share of rows that intervals are for.")
+    ] = None,
     run_dir: Annotated[Path | None, typer.Option(help="Where checkpoints go; runs/NAME if not given.")] = None,
     repository: Repository = DEFAULT_REPOSITORY,
     seed: Annotated[int, typer.Option(help="Decides the split, the first weights and all else that is random.")] = 0,
@@ -55,6 +64,7 @@ def train(
         from exporter.steps import Run, make_config
 
         changes = {"recipe": recipe, "data": data, "name": name, "target": target, "seed": seed, "threads": threads}
+        changes |= {"split": split, "split_column": split_column, "interval": interval}
         training: dict[str, Any] = {
             key: value
             for key, value in (

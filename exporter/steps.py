@@ -28,7 +28,7 @@ from exporter import onnx, run
 from exporter.errors import RunError, UsageError, VerifyError
 from exporter.publish import Certificate, Model, Published, publish
 from exporter.recipes import find
-from exporter.recipes.base import Dropped, Evaluation, Fits, RunConfig, Split, Task, Trained
+from exporter.recipes.base import OPTIONAL, Dropped, Evaluation, Fits, RunConfig, Split, Task, Trained
 from exporter.verify import verify
 from server.errors import ServingError
 from server.pipeline.classification import DecisionThreshold
@@ -249,13 +249,21 @@ def make_config(changes: Mapping[str, Any], training: Mapping[str, Any]) -> RunC
     Raises:
         UsageError: a value is out of range, or the recipe is unknown.
     """
-    defaults = find(changes["recipe"]).hyperparameters(changes["data"])
+    recipe = find(changes["recipe"])
+    defaults = recipe.hyperparameters(changes["data"])
     try:
         hyperparameters = type(defaults).model_validate({**defaults.model_dump(), **training})
-        return RunConfig.model_validate({**changes, "training": hyperparameters})
+        config = RunConfig.model_validate({**changes, "training": hyperparameters})
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         raise UsageError(f"{'.'.join(str(part) for part in first['loc'])}: {first['msg']}") from error
+    for name in OPTIONAL:
+        option = f"--{name.replace('_', '-')}"
+        if getattr(config, name) != RunConfig.model_fields[name].default and name not in recipe.options:
+            raise UsageError(f"{option}: the recipe {recipe.name} has no such option")
+    if (config.split == "random") != (not config.split_column):
+        raise UsageError("--split-column: goes together with --split time or --split group, which need it")
+    return config
 
 
 def asdict_evaluation(evaluation: Evaluation) -> dict[str, Any]:

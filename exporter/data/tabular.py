@@ -9,12 +9,15 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pandas as pd
-from sklearn.datasets import load_breast_cancer
+from sklearn.datasets import load_breast_cancer, load_diabetes
 
 from exporter.data import fraud
 from exporter.errors import DataError, UsageError
@@ -24,6 +27,7 @@ MISSING_TEXTS = frozenset({"", "na", "n/a", "nan", "null", "none"})
 """Texts of a CSV cell that mean no value, in lower case."""
 PARQUET_SUFFIXES = frozenset({".parquet", ".pq"})
 CSV_SUFFIXES = frozenset({".csv", ".tsv", ".txt"})
+JSONL_SUFFIXES = frozenset({".jsonl", ".ndjson"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +61,14 @@ def breast_cancer() -> RawTable:
     return RawTable(source, _digest(frame), "diagnosis", frame, _row_names(len(frame)))
 
 
+def diabetes() -> RawTable:
+    """scikit-learn's bundled copy of the diabetes study: 442 patients, 10 measurements of each, as they were taken."""
+    frame = load_diabetes(as_frame=True, scaled=False).frame.rename(columns={"target": "progression"})
+    frame["sex"] = frame["sex"].astype(int).astype(str)
+    source = "diabetes: Efron, Hastie, Johnstone and Tibshirani (2004), bundled with scikit-learn"
+    return RawTable(source, _digest(frame), "progression", frame, _row_names(len(frame)))
+
+
 def fraud_transactions() -> RawTable:
     """The synthetic transactions of `exporter.data.fraud`, always the same ones."""
     frame = fraud.transactions()
@@ -66,7 +78,7 @@ def fraud_transactions() -> RawTable:
 
 
 def read_file(path: Path, target: str) -> RawTable:
-    """A CSV (comma, semicolon, tab or bar; UTF-8; names in the first line) or Parquet file.
+    """A CSV (comma, semicolon, tab or bar; UTF-8; names in the first line), JSONL or Parquet file.
 
     Raises:
         UsageError: no target was named, or the file has no such column.
@@ -81,8 +93,10 @@ def read_file(path: Path, target: str) -> RawTable:
         frame, where, broken = _read_parquet(path)
     elif suffix in CSV_SUFFIXES:
         frame, where, broken = _read_csv(path)
+    elif suffix in JSONL_SUFFIXES:
+        frame, where, broken = _read_jsonl(path)
     else:
-        known = ", ".join(sorted(CSV_SUFFIXES | PARQUET_SUFFIXES))
+        known = ", ".join(sorted(CSV_SUFFIXES | PARQUET_SUFFIXES | JSONL_SUFFIXES))
         raise DataError(f"{path}: the name ends with none of {known}")
     if target not in frame.columns:
         raise UsageError(f"{path}: no column {target!r}; there are {', '.join(map(str, frame.columns))}")
@@ -131,6 +145,49 @@ def _read_csv(path: Path) -> tuple[pd.DataFrame, tuple[str, ...], tuple[Dropped,
     except csv.Error as error:
         raise DataError(f"{path}: no readable CSV file: {error}") from error
     return pd.DataFrame(rows, columns=pd.Index(names), dtype=object), tuple(where), tuple(broken)
+
+
+def _read_jsonl(path: Path) -> tuple[pd.DataFrame, tuple[str, ...], tuple[Dropped, ...]]:
+    """An object a line, of numbers, texts, booleans and nulls; a key that a line lacks is a missing value."""
+    rows: list[dict[str, Any]] = []
+    where: list[str] = []
+    broken: list[Dropped] = []
+    names: dict[str, None] = {}
+    for number, line in enumerate(path.read_bytes().splitlines(), start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except ValueError as error:
+            broken.append(Dropped(f"line {number}", f"no JSON: {error}"))
+            continue
+        problem = _problem_of_row(row)
+        if problem:
+            broken.append(Dropped(f"line {number}", problem))
+            continue
+        names.update(dict.fromkeys(row))
+        rows.append(row)
+        where.append(f"line {number}")
+    _checked_names(path, list(names))
+    columns = {name: _column([row.get(name) for row in rows]) for name in names}
+    return pd.DataFrame(columns), tuple(where), tuple(broken)
+
+
+def _problem_of_row(row: object) -> str:
+    if not isinstance(row, dict):
+        return "no object"
+    nested = next((name for name, value in row.items() if isinstance(value, dict | list)), None)
+    return "" if nested is None else f"{nested}: an object or a list is no value of a column"
+
+
+def _column(values: list[Any]) -> pd.Series[Any]:
+    """Numbers alone are a column of numbers; else each value is as its text would be in a CSV."""
+    if all(value is None or (isinstance(value, int | float) and not isinstance(value, bool)) for value in values):
+        return pd.Series([np.nan if value is None else float(value) for value in values])
+    texts = [None if value is None else value if isinstance(value, str) else json.dumps(value) for value in values]
+    return pd.Series(
+        [None if text is None or text.strip().lower() in MISSING_TEXTS else text for text in texts], dtype=object
+    )
 
 
 def _delimiter(first_line: str) -> str:

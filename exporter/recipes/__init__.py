@@ -11,6 +11,8 @@ from exporter.recipes.base import Recipe
 RECIPES: Mapping[str, str] = {
     "image-classification": "exporter.recipes.image:ImageRecipe",
     "tabular-classification": "exporter.recipes.tabular:TabularRecipe",
+    "regression": "exporter.recipes.regression:RegressionRecipe",
+    "recommendation": "exporter.recipes.recommendation:RecommendationRecipe",
     "tabular-trees": "exporter.recipes.trees:TreesRecipe",
 }
 

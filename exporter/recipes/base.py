@@ -18,11 +18,11 @@ very spec that it writes.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Annotated, Literal, Protocol, runtime_checkable
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -74,10 +74,21 @@ class RunConfig(BaseModel):
     """The model's name in the repository."""
     target: str = ""
     """Tabular data from a file: the column to predict."""
+    split: Literal["random", "time", "group"] = "random"
+    """random: stratified by label where there are labels. time: the latest rows are tested. group: a group's rows stay
+    together."""
+    split_column: str = ""
+    """The column of times or groups; it is no feature."""
+    interval: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """Regression: the share of rows that the interval is to hold; the recipe's own if not given."""
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
     threads: Annotated[int, Field(ge=1)] = 1
     """Of PyTorch on the CPU. Part of the outcome: another number adds up in another order."""
     training: Hyperparameters = Hyperparameters()
+
+
+OPTIONAL = ("target", "split", "split_column", "interval")
+"""The fields of `RunConfig` that a recipe may not honour; it refuses those, see `Recipe.options`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -244,6 +255,10 @@ class Recipe(Protocol):
     @property
     def name(self) -> str:
         """As on the command line, for example ``image-classification``."""
+
+    @property
+    def options(self) -> Container[str]:
+        """The names of the fields of `RunConfig` that only some recipes honour, and that this one does."""
 
     @property
     def bundled(self) -> Mapping[str, str]:

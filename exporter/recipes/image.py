@@ -20,7 +20,7 @@ from torch.nn import functional
 
 from exporter.data import images
 from exporter.data.split import stratified
-from exporter.errors import DataError, UsageError
+from exporter.errors import DataError
 from exporter.recipes.base import (
     Arrays,
     DataReport,
@@ -66,6 +66,7 @@ class ImageRecipe:
     """See `exporter.recipes.base.Recipe`."""
 
     name = "image-classification"
+    options = frozenset[str]()
     bundled: Mapping[str, str] = {"digits": "1,797 handwritten digits, 10 classes (bundled with scikit-learn)"}
 
     def hyperparameters(self, data: str) -> Hyperparameters:
@@ -74,8 +75,6 @@ class ImageRecipe:
         return Hyperparameters(epochs=60, batch_size=32, learning_rate=2e-3, weight_decay=1e-2, patience=12)
 
     def collect(self, config: RunConfig) -> CollectedPictures:
-        if config.target:
-            raise UsageError("--target is for tables; a picture's class is the name of its folder")
         if config.data in self.bundled:
             pictures = images.collect_digits()
             return CollectedPictures(images.DIGITS_SOURCE, DIGITS_SPEC, pictures, ())

@@ -13,9 +13,9 @@ import torch
 from sklearn.linear_model import LogisticRegression
 from torch import nn
 
-from exporter.data.clean import Table, clean
+from exporter.data.clean import Table, clean, leaks_told
 from exporter.data.columns import fit_columns
-from exporter.data.split import Indices, stratified
+from exporter.data.split import Indices, divided
 from exporter.data.tabular import RawTable, breast_cancer, fraud_transactions, read_file
 from exporter.errors import UsageError
 from exporter.recipes.base import (
@@ -31,7 +31,7 @@ from exporter.recipes.base import (
 from exporter.recipes.tabular_metrics import Scored, balanced_metrics, chance_metrics, rare_label, rare_metrics
 from exporter.recipes.tabular_network import TabularNetwork
 from server.pipeline.classification import ClassificationSpec, Classifier, DecisionThreshold, write_labels
-from server.pipeline.columns import Column, NumericColumn
+from server.pipeline.columns import CategoricalColumn, Column, NumericColumn
 from server.pipeline.load import write_spec
 from server.pipeline.tabular import TASK, RowEncoder, TabularSpec
 from server.tensor import Array, TensorSpec
@@ -45,9 +45,6 @@ BASELINE_NAME = "logistic regression"
 CHANCE = "chance_"
 """Before the name of a metric: what is reached without a model, see `chance_metrics`."""
 UNSEEN_CATEGORY = "a category that training has not seen"
-
-_VALIDATION_SHARE = 0.2
-_TEST_SHARE = 0.2
 
 _BUNDLED: Mapping[str, tuple[Callable[[], RawTable], str]] = {
     "breast_cancer": (breast_cancer, "569 tumours, 30 measurements of each: benign or malignant (scikit-learn's copy)"),
@@ -79,7 +76,7 @@ class TabularTask:
         self.config = config
         self._table = table
         split_seed = _SPLIT_SEEDS.get(config.data, config.seed)
-        self._indices = stratified(table.targets, split_seed, _VALIDATION_SHARE, _TEST_SHARE)
+        self._indices = divided(config, len(table.targets), table.order, table.groups, table.targets, seed=split_seed)
         self.spec = _spec(
             fit_columns(table.columns, self._indices[Split.TRAIN]),
             ClassificationSpec(
@@ -189,10 +186,7 @@ class TabularTask:
         return scored
 
     def _one_hot(self, inputs: Arrays) -> Array:
-        parts = [inputs[self.spec.features]] if self.spec.features in inputs else []
-        for index, column in enumerate(self.spec.categorical):
-            parts.append(np.eye(column.cardinality, dtype=np.float32)[inputs[self.spec.categories][:, index]])
-        return np.concatenate(parts, axis=1)
+        return one_hot(self.spec.features, self.spec.categories, self.spec.categorical, inputs)
 
     def _whole(self, split: Split) -> tuple[Arrays, Array]:
         return self.batch(split, np.arange(self.size(split)), 0)
@@ -217,11 +211,13 @@ class TabularCollected:
         return self._raw.rows
 
     def prepare(self, config: RunConfig) -> TabularTask:
-        return TabularTask(self._raw, clean(self._raw), config)
+        return TabularTask(self._raw, clean(self._raw, config), config)
 
 
 class TabularRecipe:
     """`exporter.recipes.base.Recipe` for tables."""
+
+    options = frozenset({"target", "split", "split_column"})
 
     @property
     def name(self) -> str:
@@ -248,6 +244,14 @@ class TabularRecipe:
 
 def _spec(columns: tuple[Column, ...], classification: ClassificationSpec) -> TabularSpec:
     return TabularSpec(columns=columns, classification=classification, example=example_of(columns))
+
+
+def one_hot(features: str, categories: str, columns: Sequence[CategoricalColumn], inputs: Arrays) -> Array:
+    """The features, and an indicator for each category of `columns`, [B, F]; the first two name the inputs."""
+    parts = [inputs[features]] if features in inputs else []
+    for index, column in enumerate(columns):
+        parts.append(np.eye(column.cardinality, dtype=np.float32)[inputs[categories][:, index]])
+    return np.concatenate(parts, axis=1)
 
 
 def example_of(columns: tuple[Column, ...]) -> dict[str, int | float | str | None]:
@@ -277,6 +281,10 @@ def _report(raw: RawTable, table: Table, indices: Mapping[Split, Indices], chanc
         broken=table.broken,
         duplicates=table.duplicates,
         rows={split: dict(zip(table.labels, found.tolist(), strict=True)) for split, found in counts.items()},
-        notes=(*table.notes, f"without a model (most frequent label, random order): {chance_told}"),
+        notes=(
+            *table.notes,
+            leaks_told(table.keys, indices),
+            f"without a model (most frequent label, random order): {chance_told}",
+        ),
         synthetic=raw.synthetic,
     )

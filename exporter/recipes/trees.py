@@ -226,7 +226,7 @@ class TreesTask(TabularTask):
 
 class TreesCollected(TabularCollected):
     def prepare(self, config: RunConfig) -> TreesTask:
-        return TreesTask(self._raw, clean(self._raw), config)
+        return TreesTask(self._raw, clean(self._raw, config), config)
 
 
 class TreesRecipe(TabularRecipe):
