@@ -69,7 +69,7 @@ def create_app() -> typer.Typer:
     )
     app.command()(with_settings(serve))
     app.command()(with_settings(check))
-    for command in (predict, models, triton, diff, sign, settings, version):
+    for command in (predict, models, triton, diff, sign, tune, settings, version):
         app.command()(command)
     app.add_typer(key_commands, name="keys")
     _mount_exporter(app)
@@ -357,6 +357,51 @@ def diff(
     found = differences(lines)
     typer.echo(f"\ndifferences: {found or 'none'}")
     raise typer.Exit(FAILED if found else 0)
+
+
+# --- tune: the best configuration of a model -------------------------------------------------------
+
+
+def tune(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="The model's name: its folder in the repository.")],
+    slo: Annotated[
+        str, typer.Option(help="What it is held to: p99=20ms, or p50=5ms,p99=20ms,errors=0.1%,refused=0.")
+    ] = "p99=20ms",
+    model_repository: Annotated[Path, typer.Option(help="The folder of models.")] = Path("model_repository"),
+    budget: Annotated[float, typer.Option(min=1, help="Seconds; what runs then is ended.")] = 180.0,
+    call: Annotated[str, typer.Option(help="infer or predict; without it, predict where the model takes it.")] = "",
+    cores: Annotated[
+        int, typer.Option(min=0, help="That the server gets; 0: all but one, which the generator has.")
+    ] = 0,
+    window: Annotated[float, typer.Option(min=0.1, help="Seconds at each rate, at least.")] = 1.5,
+) -> None:
+    """Search the instances, threads, batch size, delay and workers that answer most requests a second within an SLO.
+
+    Each configuration is served by a process of its own and asked with the model's golden inputs, every answer checked.
+    The best one is written beside the old as config.tuned.pbtxt, with what was tried in tuning.md. Exit code 1 where
+    nothing holds the SLO.
+    """
+    from server.load.limits import Limits
+    from server.load.payloads import NoPayload
+    from server.tuning import run
+    from server.tuning.search import Failed
+
+    if call not in ("", "infer", "predict"):
+        _fail(MISUSED, f"--call: it is infer or predict, and not {call!r}")
+    try:
+        limits = Limits.parse(slo)
+    except ValueError as error:
+        _fail(MISUSED, f"--slo: {error}")
+    served_on, asked_from = run.split(cores)
+    asked = run.Asked(model_repository / model, limits, budget, call, window, served_on, asked_from)
+    with _reported(FAILED):
+        try:
+            found = run.tune_model(asked, sys.stderr)
+        except (NoPayload, Failed) as error:
+            _fail(FAILED, f"{model}: {error}")
+    typer.echo(_table(run.HEADER, run.rows(found)))
+    typer.echo(f"\n{run.verdict(found)}")
+    raise typer.Exit(0 if run.best_of(found) else FAILED)
 
 
 # --- settings, version, and the exporter's commands ------------------------------------------------

@@ -40,6 +40,8 @@ class Leg:
     """From the start, ascending."""
     seed: int = 0
     """Of the choice among the payloads, by their weights."""
+    chosen: Sequence[int] = ()
+    """Which payload each request has; empty: they are chosen."""
 
 
 def poisson(rate: float, seconds: float, seed: int) -> list[int]:
@@ -91,7 +93,7 @@ class _Run:
         self.sent: list[int] = [0] * len(self.due)
         self.ended: list[int] = [-1] * len(self.due)
         self.outcomes = bytearray(len(self.due))
-        self._chosen = [self._choices(leg, max(1, len(leg.due_ns))) for leg in self.legs]
+        self._chosen = [leg.chosen or self._choices(leg, max(1, len(leg.due_ns))) for leg in self.legs]
         self._next = [0] * len(self.legs)
         self._base = next(_bases)
         self._began_ns = 0

@@ -62,16 +62,22 @@ def judged(rate: float, samples: Samples, limits: Limits, max_lag_ms: float, per
 
 
 def highest(
-    probe: Callable[[float], Probe], guess: float, precision: float = 0.03, most: float = float("inf")
+    probe: Callable[[float], Probe],
+    guess: float,
+    precision: float = 0.03,
+    most: float = float("inf"),
+    over: Callable[[], bool] = lambda: False,
 ) -> Found:
     """Search from `guess` requests a second, until a rate that holds and one that does not are within `precision`.
 
-    `most`: no rate above is tried.
+    `most`: no rate above is tried. `over`: once it says so, what was found so far is all.
     """
     made: list[Probe] = []
 
     def holds(rate: float) -> bool:
         broken = late = 0
+        if made and over():
+            return False
         while broken < _BROKEN and late < _LATE:
             made.append(probe(rate))
             if made[-1].held:
@@ -79,18 +85,20 @@ def highest(
             late, broken = (late + 1, broken) if made[-1].late else (late, broken + 1)
         return False
 
-    low, high = _bracket(holds, min(guess, most), most)
-    while low and low < most and high / low > 1 + precision:
+    low, high = _bracket(holds, min(guess, most), most, over)
+    while low and low < most and not over() and high / low > 1 + precision:
         middle = (low * high) ** 0.5
         low, high = (middle, high) if holds(middle) else (low, middle)
     return Found(low, _bound(made, high), tuple(made))
 
 
-def _bracket(holds: Callable[[float], bool], guess: float, most: float) -> tuple[float, float]:
+def _bracket(
+    holds: Callable[[float], bool], guess: float, most: float, over: Callable[[], bool]
+) -> tuple[float, float]:
     """A rate that holds and one above it that does not; 0 and infinity where there is none."""
     if not holds(guess):
         low, high = guess * _SHRINKING, guess
-        while low > guess * _LEAST:
+        while low > guess * _LEAST and not over():
             if holds(low):
                 return low, high
             low, high = low * _SHRINKING, low

@@ -129,3 +129,11 @@ def test_an_interval_is_students() -> None:
     """Four values: three degrees of freedom."""
     assert half_width([4, 5, 6, 5]) == pytest.approx(3.18 * np.std([4, 5, 6, 5], ddof=1) / 2)
     assert math.isnan(half_width([4]))
+
+
+def test_a_search_that_is_out_of_time_tells_what_it_has() -> None:
+    """One window held."""
+    asked, probe = queue(10_000)
+    found = highest(probe, 5_000, over=lambda: len(asked) >= 1)  # type: ignore[arg-type]
+    assert found.rate == 5_000
+    assert len(asked) == 1

@@ -1,0 +1,58 @@
+"""`forwardpass tune` on a real model: servers are started, asked, ended; the files are written."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from server.cli import create_app
+from tests.e2e.conftest import REPOSITORY
+
+pytestmark = pytest.mark.e2e
+
+
+def tuned(*arguments: str) -> tuple[int, str]:
+    done = CliRunner().invoke(create_app(), ["tune", *arguments])
+    return done.exit_code, done.output
+
+
+def test_a_model_is_tuned_within_its_time(tmp_path: Path) -> None:
+    """The config that is there is measured, and what there is time for; the table says so."""
+    shutil.copytree(REPOSITORY / "breast_cancer", tmp_path / "breast_cancer")
+    before = (tmp_path / "breast_cancer" / "config.pbtxt").read_text()
+    flags = ["--model-repository", str(tmp_path), "--slo", "p50=20ms,refused=1", "--budget", "1", "--window", "0.1"]
+    code, said = tuned("breast_cancer", "--call", "infer", *flags)
+    assert code == 0, said
+    table = (tmp_path / "breast_cancer" / "tuning.md").read_text()
+    assert "breast_cancer: infer within p50 <= 20 ms" in table
+    assert "workers 1, instances 1, threads auto" in table
+    assert "requests/s" in said
+    assert (tmp_path / "breast_cancer" / "config.pbtxt").read_text() == before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "named"),
+    [
+        (["digits", "--slo", "quick"], 2, "--slo: 'quick' is none of"),
+        (["digits", "--call", "sing"], 2, "--call"),
+        (["nobody"], 1, "nobody"),
+    ],
+)
+def test_what_is_asked_wrongly_is_said(arguments: list[str], code: int, named: str) -> None:
+    """Before anything is started."""
+    status, said = tuned(*arguments, "--model-repository", str(REPOSITORY))
+    assert status == code
+    assert named in said
+
+
+def test_a_config_that_can_not_be_served_is_no_traceback(tmp_path: Path) -> None:
+    """The server's own reason is told."""
+    shutil.copytree(REPOSITORY / "fraud", tmp_path / "fraud")
+    (tmp_path / "fraud" / "1" / "model.onnx").write_bytes(b"no model")
+    code, said = tuned("fraud", "--model-repository", str(tmp_path))
+    assert code == 1
+    assert "fraud" in said
+    assert "model.onnx" in said
