@@ -99,7 +99,8 @@ def values() -> Schema:
             type=one_of("ClusterIP", "NodePort", "LoadBalancer"), annotations=TEXTS, httpPort=PORT, grpcPort=PORT
         ),
         grpcBalancing=section(
-            kind=one_of("client", "envoy"), envoy=section(image=IMAGE, replicas=whole(1), resources=ANYTHING)
+            kind=one_of("client", "envoy"),
+            envoy=section(image=IMAGE, replicas=whole(1), requireClientCertificates=FLAG, resources=ANYTHING),
         ),
         tls=section(
             secretName=TEXT,

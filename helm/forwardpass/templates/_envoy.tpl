@@ -40,17 +40,27 @@ static_resources:
             name: envoy.transport_sockets.tls
             typed_config:
               "@type": type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.DownstreamTlsContext
+              {{- if .Values.grpcBalancing.envoy.requireClientCertificates }}
+              require_client_certificate: true
+              {{- end }}
               common_tls_context:
                 alpn_protocols: ["h2"]
                 tls_certificates:
                   - certificate_chain: { filename: /tls/tls.crt }
                     private_key: { filename: /tls/tls.key }
+                {{- if .Values.grpcBalancing.envoy.requireClientCertificates }}
+                validation_context:
+                  trusted_ca: { filename: /tls/ca.crt }
+                {{- end }}
           {{- end }}
   clusters:
     - name: forwardpass
       type: STRICT_DNS
       dns_refresh_rate: 2s
       lb_policy: LEAST_REQUEST
+      # A pod that is not healthy gets nothing, even if none is: a call is told so at once, and counted, which wakes a pod
+      # where there are none.
+      common_lb_config: { healthy_panic_threshold: { value: 0 } }
       connect_timeout: 1s
       load_assignment:
         cluster_name: forwardpass
@@ -78,6 +88,10 @@ static_resources:
           sni: {{ $host }}
           common_tls_context:
             alpn_protocols: ["h2"]
+            # Shown to servers that ask for one.
+            tls_certificates:
+              - certificate_chain: { filename: /tls/tls.crt }
+                private_key: { filename: /tls/tls.key }
             validation_context:
               trusted_ca: { filename: /tls/ca.crt }
       {{- end }}

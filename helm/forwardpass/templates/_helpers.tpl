@@ -180,6 +180,9 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 {{- if and .Values.tls.certManager.enabled (not .Values.tls.certManager.issuerRef.name) -}}
 {{- fail "tls.certManager.issuerRef.name: needed where tls.certManager.enabled" -}}
 {{- end -}}
+{{- if and .Values.grpcBalancing.envoy.requireClientCertificates (not (include "forwardpass.tlsSecret" .)) -}}
+{{- fail "grpcBalancing.envoy.requireClientCertificates: needs tls" -}}
+{{- end -}}
 {{- if and .Values.gateway.enabled (not .Values.gateway.parentRefs) -}}
 {{- fail "gateway.parentRefs: needed where gateway.enabled; a route belongs to a Gateway" -}}
 {{- end -}}

@@ -1,0 +1,156 @@
+"""Three servers behind a real Envoy with the configuration that the chart renders."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import shutil
+import signal
+import socket
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import grpc
+import grpc.aio
+import httpx
+import numpy as np
+import pytest
+import yaml
+from tritonclient.grpc import service_pb2 as pb
+from tritonclient.grpc import service_pb2_grpc
+
+from tests.e2e.conftest import ServerProcess, StartServer
+from tests.support.certificates import Authority
+from tests.support.chart import one, render
+from tests.support.onnx_models import linear_folder
+from tests.support.proxies import envoy_of_the_chart
+
+pytestmark = pytest.mark.e2e
+
+NAME = "r-forwardpass-envoy"
+NONE_HEALTHY = "upstream_cx_none_healthy"
+EACH = 700
+TOGETHER = 8
+
+
+def config(**values: Any) -> Any:
+    rendered = render({"grpcBalancing": {"kind": "envoy", "envoy": values.pop("envoy", {})}, **values})
+    return yaml.safe_load(one(rendered, "ConfigMap", NAME)["data"]["envoy.yaml"])
+
+
+def request() -> pb.ModelInferRequest:
+    asked = pb.ModelInferRequest(model_name="linear", raw_input_contents=[np.ones((1, 3), np.float32).tobytes()])
+    asked.inputs.add(name="x", datatype="FP32", shape=[1, 3])
+    return asked
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port: int = free.getsockname()[1]
+        return port
+
+
+def answered(server: ServerProcess) -> int:
+    text = httpx.get(server.metrics).text
+    found = re.search(r'^nv_inference_request_success\{model="linear",version="1"\} (\S+)', text, re.MULTILINE)
+    assert found
+    return int(float(found[1]))
+
+
+async def counted(admin: httpx.AsyncClient, name: str) -> int:
+    text = (await admin.get("/stats/prometheus")).text
+    found = re.search(rf'^envoy_cluster_{name}{{envoy_cluster_name="forwardpass"}} (\d+)', text, re.MULTILINE)
+    assert found, name
+    return int(found[1])
+
+
+class Load:
+    """Callers over one connection, which count what they are told."""
+
+    def __init__(self, channel: grpc.aio.Channel) -> None:
+        self.told: Counter[str] = Counter()
+        self.stopping = False
+        self._stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
+
+    async def ask(self) -> None:
+        try:
+            await self._stub.ModelInfer(request(), timeout=20)
+            self.told["OK"] += 1
+        except grpc.aio.AioRpcError as error:
+            self.told[f"{error.code().name}: {error.details()}"] += 1
+
+    async def go_on(self) -> None:
+        while not self.stopping:
+            await self.ask()
+            await asyncio.sleep(0.02)
+
+
+async def test_a_rolling_restart_loses_no_call_and_each_server_gets_its_part(
+    start_server: StartServer, tmp_path: Path
+) -> None:
+    """One after the other ends and comes again under load; before, each of the three has a third of the calls within
+    10 %, all of one connection. Without a server Envoy counts the calls that find none, which is what KEDA asks for."""
+    models = linear_folder(tmp_path / "models", "linear").parent
+    ports = [free_port() for _ in range(3)]
+
+    async def begin(port: int) -> ServerProcess:
+        flags = ("--grpc-port", str(port), "--drain-delay-secs", "1.5")
+        return await asyncio.to_thread(start_server, *flags, repository=models)
+
+    servers = [await begin(port) for port in ports]
+    async with (
+        envoy_of_the_chart(tmp_path, config(), ports) as there,
+        grpc.aio.insecure_channel(f"127.0.0.1:{there.grpc}") as channel,
+        httpx.AsyncClient(base_url=f"http://127.0.0.1:{there.admin}") as admin,
+        asyncio.timeout(60),
+    ):
+        load = Load(channel)
+        while not all(map(answered, servers)):  # Each was found healthy.
+            await load.ask()
+        before = [answered(server) for server in servers]
+        for _ in range(3 * EACH // TOGETHER):
+            await asyncio.gather(*(load.ask() for _ in range(TOGETHER)))
+        grown = [answered(server) - began for server, began in zip(servers, before, strict=True)]
+        assert grown == [pytest.approx(EACH, rel=0.1)] * 3
+
+        running = asyncio.gather(*(load.go_on() for _ in range(TOGETHER)))
+        for index, port in enumerate(ports):
+            servers[index].process.send_signal(signal.SIGTERM)
+            assert await asyncio.to_thread(servers[index].process.wait, 30) == 0
+            servers[index] = await begin(port)
+            while not answered(servers[index]):  # noqa: ASYNC110 - of another process
+                await asyncio.sleep(0.1)  # As a cluster does before it ends the next one.
+        load.stopping = True
+        await running
+        assert set(load.told) == {"OK"}
+
+        for server in servers:
+            server.process.send_signal(signal.SIGKILL)
+        await asyncio.gather(*(asyncio.to_thread(server.process.wait, 10) for server in servers))
+        while not await counted(admin, NONE_HEALTHY):
+            await load.ask()
+            await asyncio.sleep(0.05)
+
+
+@pytest.mark.parametrize("mutual", [False, True], ids=["TLS", "mutual TLS"])
+async def test_tls_from_the_caller_to_the_server(start_server: StartServer, tmp_path: Path, mutual: bool) -> None:
+    """Both ways by the Secret's certificate. With mutual TLS a caller without one of its authority is not let in."""
+    authority = Authority(tmp_path)
+    certificate, key = authority.issue("server", "localhost", "r-forwardpass-headless.ns.svc")
+    shutil.copy(certificate, tmp_path / "tls.crt")
+    shutil.copy(key, tmp_path / "tls.key")
+    client, client_key = authority.issue("client")
+    models = linear_folder(tmp_path / "models", "linear").parent
+    flags = ("--grpc-tls-certificate", str(certificate), "--grpc-tls-key", str(key))
+    server = await asyncio.to_thread(start_server, *flags, repository=models)
+    root = (tmp_path / "ca.crt").read_bytes()
+    known = grpc.ssl_channel_credentials(root, client_key.read_bytes(), client.read_bytes())
+    stranger = grpc.ssl_channel_credentials(root)
+    values = {"envoy": {"requireClientCertificates": mutual}, "tls": {"secretName": "certificate"}}
+    async with envoy_of_the_chart(tmp_path, config(**values), [server.port("gRPC")], tmp_path) as there:
+        for credentials, told in ((known, "OK"), (stranger, "UNAVAILABLE" if mutual else "OK")):
+            async with grpc.aio.secure_channel(f"localhost:{there.grpc}", credentials) as channel:
+                load = Load(channel)
+                await load.ask()
+                assert [said.partition(":")[0] for said in load.told] == [told]
