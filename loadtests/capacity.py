@@ -69,14 +69,14 @@ class Target:
         return sum(map(rss_bytes, family(self.pid))) if self.pid else 0
 
 
-def measure(target: Target, objective: Objective, repository: Path, options: argparse.Namespace, slo: Slo) -> Capacity:
-    """The capacity of one kind.
+def measure(target: Target, objective: Objective, slo: Slo, options: argparse.Namespace, last: bool) -> Capacity:
+    """The capacity of one kind; in the last repeat with what the plot and the chart want to know.
 
     Raises:
         NoPayload, ClientError: it can't be asked.
     """
     kind = objective.kind
-    made = payloads(kind.transport, kind.call, kind.model, repository)
+    made = payloads(kind.transport, kind.call, kind.model, options.model_repository)
     wire = target.wire(kind.transport)
     latency = {float(name[1:]): ms for name, ms in objective.latency_ms.items()}
     limits = Limits(latency, objective.max_error_rate, objective.max_refused_rate)
@@ -96,9 +96,12 @@ def measure(target: Target, objective: Objective, repository: Path, options: arg
         if closed.share("right") < 1:
             raise NoPayload(f"{kind}: {closed.faults.most_common(1)}")
         found = highest(probe, closed.answers_per_s() * _GUESS, options.precision)
-        sweep = [probe(found.rate * part) for part in _SWEEP] if found.rate else []
-        at = probe(found.rate, options.hold) if found.rate else None
-        saturation = target.saturation(kind.model) if at else None
+        sweep: list[Probe] = []
+        saturation = None
+        if found.rate and last:
+            sweep = [probe(found.rate * part) for part in _SWEEP]
+            probe(found.rate, options.hold)
+            saturation = target.saturation(kind.model)
     finally:
         wire.close()
     return Capacity(str(kind), limits, found, tuple(sweep), closed.answers_per_s(), saturation, target.rss_bytes())
@@ -145,8 +148,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             parser.error(f"--only: {options.slo} has no kind with {options.only!r} in it")
         repeats: list[list[Capacity]] = []
         with served(options) as target, pinned(cores()[-1]):
-            for _ in range(options.repeats):
-                repeats.append([measure(target, one, options.model_repository, options, slo) for one in asked])
+            for number in range(1, options.repeats + 1):
+                repeats.append([measure(target, one, slo, options, number == options.repeats) for one in asked])
                 for one in repeats[-1]:
                     sys.stderr.write(f"{one.kind}: {one.found.rate:,.0f} requests/s\n")
     except (SloFault, NoPayload, ClientError, OSError) as error:

@@ -7,6 +7,7 @@ server that stalls is asked less meanwhile, and what callers on time would have 
     SLO          the SLO file (loadtests/slo.yaml)
     REPOSITORY   the models' folder, for inputs and what is right (model_repository)
     REST, GRPC   the server (http://127.0.0.1:8000, grpc://127.0.0.1:8001)
+    METRICS      the URL of its metrics, for the report    PRICE_PER_HOUR   of the machine, for the report
     LOOP         open or closed       CALLERS   of each kind (4)       SEED   of the arrivals (0)
     SECONDS      how long requests are due (60)
     REPORTS      a folder for load.json, load.md, load.html, junit.xml; without it the verdict is printed alone
@@ -16,9 +17,11 @@ Its exit code is 0 where the objectives were held, 1 where not, 2 where the run 
 
 from __future__ import annotations
 
+import itertools
 import os
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,13 +34,15 @@ from locust import User, constant, events, task
 from locust.exception import StopUser
 from locust.runners import MasterRunner, WorkerRunner
 
-from loadtests.arrivals import PROCESSES
+from loadtests.slo.around import Around, Meter
+from loadtests.slo.asked import asked
 from loadtests.slo.objectives import Objective, SloFault, read_slo
 from loadtests.slo.record import Record
 from loadtests.slo.report import publish
 from loadtests.slo.senders import GrpcSender, RestSender, Sender
+from loadtests.slo.streams import StreamPayload
 from loadtests.slo.verdict import INVALID, judge
-from server.load.payloads import NoPayload, Payload, payloads
+from server.load.payloads import NoPayload, Payload
 
 grpc.experimental.gevent.init_gevent()
 
@@ -51,14 +56,14 @@ URLS = {
     "grpc": os.environ.get("GRPC", "grpc://127.0.0.1:8001"),
 }
 TIMEOUT_S = 30.0
+_EXPLAINED_S = 1.0
+"""A call that asks the server where its time goes is sent so often, beside those that count."""
 _LEAD_S = 1.0
 """The first request is due so long after the start of the test, when all users are there."""
 
 try:
     SLO = read_slo(Path(os.environ.get("SLO", str(Path(__file__).with_name("slo.yaml")))))
-    PAYLOADS = {
-        str(one.kind): payloads(one.kind.transport, one.kind.call, one.kind.model, REPOSITORY) for one in SLO.objectives
-    }
+    ASKED = {str(one.kind): asked(one, REPOSITORY) for one in SLO.objectives}
 except (SloFault, NoPayload) as fault:
     sys.exit(str(fault))
 
@@ -68,6 +73,7 @@ class Run:
 
     record = Record(SLO.window_s)
     began_s = 0.0
+    meter: Meter | None = None
 
 
 def sender(objective: Objective) -> Sender:
@@ -75,13 +81,18 @@ def sender(objective: Objective) -> Sender:
     return GrpcSender(URLS["grpc"]) if transport == "grpc" else RestSender(URLS["rest"], TIMEOUT_S)
 
 
-def ask(objective: Objective, way: Sender, payload: Payload, due_s: float) -> None:
+def ask(objective: Objective, way: Sender, payload: Payload | StreamPayload, due_s: float) -> None:
     """Send one, and count what became of it. `due_s`: on the monotonic clock, now or before."""
     lag_us = (time.monotonic() - due_s) * 1e6
-    outcome, fault = way.send(payload, TIMEOUT_S)
+    answered: list[float] = []
+    if isinstance(payload, StreamPayload):
+        (outcome, fault), answered = way.stream(payload, TIMEOUT_S)
+    else:
+        outcome, fault = way.send(payload, TIMEOUT_S)
     latency_us = (time.monotonic() - due_s) * 1e6
     kind = str(objective.kind)
-    Run.record.count(kind, due_s - Run.began_s, outcome, latency_us, lag_us)
+    answered_us = [(at_s - due_s) * 1e6 for at_s in answered]
+    Run.record.count(kind, due_s - Run.began_s, outcome, latency_us, lag_us, fault, answered_us)
     events.request.fire(
         request_type=objective.kind.transport,
         name=f"{objective.kind.call} {objective.kind.model}",
@@ -90,6 +101,18 @@ def ask(objective: Objective, way: Sender, payload: Payload, due_s: float) -> No
         exception=RuntimeError(fault) if outcome != "right" else None,
         context={},
     )
+
+
+def explain(objective: Objective, way: Sender, payloads: Sequence[Payload | StreamPayload]) -> None:
+    """Ask the server where the time goes, now and then, as long as the run lasts."""
+    gevent.sleep(max(0.0, Run.began_s - time.monotonic()))
+    for payload in itertools.cycle(payloads):
+        gevent.sleep(_EXPLAINED_S)
+        if isinstance(payload, StreamPayload) or time.monotonic() > Run.began_s + SECONDS:
+            return
+        explained = way.explain(payload, TIMEOUT_S)
+        if explained is not None:
+            Run.record.explained(str(objective.kind), {**explained.parts_ms, "total": explained.total_ms})
 
 
 class Caller(User):
@@ -102,12 +125,7 @@ class Caller(User):
 
     def on_start(self) -> None:
         self.way = sender(self.objective)
-        self.mine = PAYLOADS[str(self.objective.kind)]
-        self.asked = 0
-
-    def next_payload(self) -> Payload:
-        self.asked += 1
-        return self.mine[self.asked % len(self.mine)]
+        self.asked = ASKED[str(self.objective.kind)]
 
 
 class OpenLoop(Caller):
@@ -119,11 +137,13 @@ class OpenLoop(Caller):
     @task
     def send_all(self) -> None:
         under_way = Group()
-        for offset_ns in PROCESSES[self.objective.arrivals](self.objective.rate, SECONDS, SEED):
+        explaining = gevent.spawn(explain, self.objective, sender(self.objective), self.asked.payloads)
+        for offset_ns, place in self.asked.schedule(SECONDS, SEED):
             due_s = Run.began_s + offset_ns / 1e9
             gevent.sleep(max(0.0, due_s - time.monotonic()))
-            under_way.spawn(ask, self.objective, self.way, self.next_payload(), due_s)
+            under_way.spawn(ask, self.objective, self.way, self.asked.payloads[place], due_s)
         under_way.join()
+        explaining.kill()
         raise StopUser
 
 
@@ -133,10 +153,14 @@ class ClosedLoop(Caller):
     abstract = True
     fixed_count = CALLERS
 
+    def on_start(self) -> None:
+        super().on_start()
+        self.turn = itertools.cycle(self.asked.payloads)
+
     @task
     def send_one(self) -> None:
         gevent.sleep(max(0.0, Run.began_s - time.monotonic()))
-        ask(self.objective, self.way, self.next_payload(), time.monotonic())
+        ask(self.objective, self.way, next(self.turn), time.monotonic())
 
 
 def user(objective: Objective, base: type[Caller]) -> type[Caller]:
@@ -158,6 +182,9 @@ def _defaults(parser: Any) -> None:
 
 @events.test_start.add_listener
 def _begin(environment: Any, **_: Any) -> None:
+    if not isinstance(environment.runner, WorkerRunner):
+        models = tuple({one.kind.model for one in SLO.objectives})
+        Run.meter = Meter(os.environ.get("METRICS", ""), models)
     Run.record = Record(SLO.window_s)
     Run.began_s = time.monotonic() + _LEAD_S
 
@@ -180,7 +207,16 @@ def _end(environment: Any, **_: Any) -> None:
     verdict = judge(SLO, Run.record, SECONDS)
     reports = os.environ.get("REPORTS")
     processes = environment.runner.worker_count if isinstance(environment.runner, MasterRunner) else 1
-    publish(verdict, SLO, Run.record, LOOP, SECONDS, processes, Path(reports) if reports else None)
+    meter, price = Run.meter, os.environ.get("PRICE_PER_HOUR")
+    around = Around(
+        LOOP,
+        SECONDS,
+        processes,
+        served=meter.served() if meter else {},
+        joules=meter.joules() if meter else None,
+        price_per_hour=float(price) if price else None,
+    )
+    publish(verdict, SLO, Run.record, around, Path(reports) if reports else None)
     environment.process_exit_code = verdict.exit_code
     if verdict.exit_code == INVALID:
         sys.stderr.write(f"invalid: {verdict.invalid}\n")

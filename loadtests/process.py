@@ -7,7 +7,7 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -70,14 +70,28 @@ def grown(before: Mapping[str, float], after: Mapping[str, float]) -> dict[str, 
 
 
 @contextmanager
-def serving(repository: Path, folder: Path, core: int | tuple[int, ...], *flags: str) -> Iterator[Server]:
+def serving(
+    repository: Path, folder: Path, core: int | tuple[int, ...], *flags: str, checkout: Path = _ROOT
+) -> Iterator[Server]:
     """A server of the shipped defaults, but for `flags`, on `core`, or several; its logs go to `folder`; ended on the
-    way out."""
+    way out. `checkout`: the folder whose code it runs."""
     ports = ["--http-port", "0", "--grpc-port", "0", "--metrics-port", "0"]
-    command = [sys.executable, "-m", "server", "serve", "--model-repository", str(repository), *ports, *flags]
+    serve = ["-m", "server", "serve", "--model-repository", str(repository.resolve()), *ports, *flags]
+    with started(serve, folder, core, checkout) as server:
+        yield server
+
+
+@contextmanager
+def started(
+    arguments: Sequence[str], folder: Path, core: int | tuple[int, ...], checkout: Path = _ROOT
+) -> Iterator[Server]:
+    """What Python makes of `arguments`: a process that prints the banner of a server when it is ready."""
     out, log = folder / "server.out", folder / "server.log"
+    environment = {**os.environ, "PYTHONPATH": str(checkout)}
     with out.open("w") as stdout, log.open("w") as stderr, pinned(*((core,) if isinstance(core, int) else core)):
-        process = subprocess.Popen(command, cwd=_ROOT, stdout=stdout, stderr=stderr)  # noqa: S603 - our own command
+        process = subprocess.Popen(  # noqa: S603 - our own command
+            [sys.executable, *arguments], cwd=checkout, env=environment, stdout=stdout, stderr=stderr
+        )
     try:
         banner = _banner(process, out, log)
         http, grpc, metrics = (f"127.0.0.1:{_port(banner, name)}" for name in ("REST", "gRPC", "metrics"))

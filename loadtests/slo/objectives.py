@@ -10,7 +10,16 @@ objectives:
     latency_ms: { p50: 20, p99: 100 }
     max_error_rate: 0.001       # of all requests: failed, or answered wrongly
     max_refused_rate: 0.0       # of all requests: not taken in because of other work
-    min_throughput: 0.99        # right answers, of what was asked for
+    min_answers_per_s: 45       # right ones
+    rows: { 1: 0.8, 8: 0.2 }    # sizes of requests, by how often they come; without it all have one row
+  - kind: grpc stream story     # ModelStreamInfer; over rest generate_stream
+    rate: 5
+    replay: trace.jsonl         # what is sent and what is right (replay.py), beside this file
+    first_answer_ms: { p99: 50 }
+    between_answers_ms: { p99: 20 }
+  - kind: rest infer digits
+    arrivals: trace             # when the replay file says, and in its order; it has no rate
+    replay: trace.jsonl
 """
 
 from __future__ import annotations
@@ -19,7 +28,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from loadtests.arrivals import PROCESSES
 
@@ -39,7 +48,7 @@ class Kind(Strict):
     """What is asked: ``rest predict digits``."""
 
     transport: Literal["grpc", "rest"]
-    call: Literal["infer", "predict"]
+    call: Literal["infer", "predict", "stream"]
     model: Annotated[str, Field(min_length=1)]
 
     @classmethod
@@ -47,20 +56,28 @@ class Kind(Strict):
         """Raises ValueError."""
         words = text.split(maxsplit=2)
         if len(words) != 3:
-            raise ValueError("must be a transport (grpc, rest), a call (infer, predict) and a model")
+            raise ValueError("must be a transport (grpc, rest), a call (infer, predict, stream) and a model")
         return cls.model_validate(dict(zip(("transport", "call", "model"), words, strict=True)))
 
     def __str__(self) -> str:
         return f"{self.transport} {self.call} {self.model}"
 
 
+Latencies = dict[Annotated[str, Field(pattern=r"^p\d{1,2}(\.\d+)?$")], Positive]
+TRACE = "trace"
+
+
 class Objective(Strict):
     """Of one kind of request."""
 
     kind: Kind
-    rate: Positive
+    rate: Annotated[float, Field(ge=0)] = 0.0
     arrivals: str = "poisson"
-    latency_ms: dict[Annotated[str, Field(pattern=r"^p\d{1,2}(\.\d+)?$")], Positive] = {}
+    rows: dict[Annotated[int, Field(ge=1)], Positive] = {}
+    replay: Path | None = None
+    latency_ms: Latencies = {}
+    first_answer_ms: Latencies = {}
+    between_answers_ms: Latencies = {}
     max_error_rate: Share = 0.0
     max_refused_rate: Share = 0.0
     min_answers_per_s: Annotated[float, Field(ge=0)] = 0.0
@@ -73,9 +90,21 @@ class Objective(Strict):
     @field_validator("arrivals")
     @classmethod
     def _arrivals(cls, value: str) -> str:
-        if value not in PROCESSES:
-            raise ValueError(f"must be one of {', '.join(PROCESSES)}")
+        if value not in (*PROCESSES, TRACE):
+            raise ValueError(f"must be one of {', '.join(PROCESSES)}, {TRACE}")
         return value
+
+    @model_validator(mode="after")
+    def _together(self) -> Objective:
+        if self.arrivals == TRACE and (self.replay is None or self.rate):
+            raise ValueError(f"arrivals: {TRACE} needs a replay file, which says when requests are due, and no rate")
+        if self.arrivals != TRACE and not self.rate:
+            raise ValueError("rate: must be above 0")
+        if self.kind.call != "stream" and (self.first_answer_ms or self.between_answers_ms):
+            raise ValueError("first_answer_ms, between_answers_ms: are of streams")
+        if self.rows and (self.replay or self.kind.call == "stream"):
+            raise ValueError("rows: are of golden inputs, and of no stream")
+        return self
 
 
 class Slo(Strict):
@@ -86,9 +115,13 @@ class Slo(Strict):
 
 
 def read_slo(path: Path) -> Slo:
-    """Raises SloFault."""
+    """A replay file is beside the SLO file. Raises SloFault."""
     try:
-        return Slo.model_validate(yaml.safe_load(path.read_text()))
+        slo = Slo.model_validate(yaml.safe_load(path.read_text()))
+        beside = [
+            one.model_copy(update={"replay": path.parent / one.replay}) if one.replay else one for one in slo.objectives
+        ]
+        return slo.model_copy(update={"objectives": tuple(beside)})
     except (OSError, yaml.YAMLError) as error:
         raise SloFault(f"{path}: {error}") from error
     except ValidationError as error:

@@ -1,4 +1,4 @@
-"""The verdict as people and machines read it: a table, JSON, JUnit XML for CI, and a page with plots."""
+"""The verdict as people and machines read it: tables, JSON, and JUnit XML for CI. The page is `page.py`."""
 
 from __future__ import annotations
 
@@ -6,63 +6,113 @@ import json
 import math
 import sys
 from collections import Counter
-from html import escape
+from collections.abc import Sequence
 from pathlib import Path
 from xml.etree import ElementTree
 
-from loadtests.report import Panel, svg, table
+from loadtests.report import table
+from loadtests.slo.around import Around
 from loadtests.slo.objectives import Slo
+from loadtests.slo.page import page
 from loadtests.slo.record import Record, Window
 from loadtests.slo.verdict import INVALID, Check, Verdict, percentile_ms
+from server.explain import PARTS
 
-_HEADER = ("kind", "what", "limit", "measured", "95 % interval", "held")
-_TOTALS = ("kind", "asked", "right", "wrong", "failed", "refused", "p50 ms", "p95 ms", "p99 ms", "max ms")
 _WORDS = {0: "HELD", 1: "BROKEN", 2: "INVALID"}
-_PERCENTILES = (0, 25, 50, 75, 90, 95, 99, 99.5, 99.9)
-_MARKS = 5
+_LIMITS = ("kind", "what", "limit", "measured", "95 % interval", "held")
+_TOTALS = ("kind", "asked", "right", "wrong", "failed", "refused", "p50 ms", "p95 ms", "p99 ms", "max ms")
+_STREAMS = ("kind", "first answer p50 ms", "p99 ms", "between answers p50 ms", "p99 ms")
+_FAULTS = ("kind", "times", "what")
+_SERVED = ("model", "right answers here", "successes there", "failures", "rows a pass", "mean ms here", "mean ms there",
+           "of it queue", "of it compute")  # fmt: skip
+_MOST_FAULTS = 20
+_PER = 1000
+"""Predictions that energy and money are told for."""
+
+Table = tuple[str, Sequence[str], Sequence[Sequence[object]]]
+"""A title, the head, the rows."""
 
 
-def publish(
-    verdict: Verdict, slo: Slo, record: Record, loop: str, seconds: float, processes: int, folder: Path | None
-) -> None:
+def publish(verdict: Verdict, slo: Slo, record: Record, around: Around, folder: Path | None) -> None:
     """Print the verdict; write all of it into `folder`, if there is one."""
-    text = markdown(verdict, slo, record, loop, seconds, processes)
+    text = markdown(verdict, slo, record, around)
     sys.stdout.write(text)
     sys.stdout.flush()
     if folder is None:
         return
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "load.md").write_text(text)
-    (folder / "load.json").write_text(json.dumps(plain(verdict, record, loop, seconds), indent=1) + "\n")
-    (folder / "load.html").write_text(page(text, record))
-    ElementTree.ElementTree(junit(verdict, seconds)).write(folder / "junit.xml", "utf-8", xml_declaration=True)
-
-
-def markdown(verdict: Verdict, slo: Slo, record: Record, loop: str, seconds: float, processes: int) -> str:
-    """The tables, and the verdict as the last line."""
-    rows = [
-        (each.kind, each.what, f"{'>=' if each.at_least else '<='} {each.limit:g}", *_cells(each))
-        for each in verdict.checks
-    ]
-    last = f"{_WORDS[verdict.exit_code]}: {verdict.invalid or _summary(verdict)}"
-    return (
-        f"# {loop} loop, {seconds:g} s, {slo.warm_up_s:g} s of them warm-up, {processes} generator processes\n\n"
-        + table(_TOTALS, [_totals(kind, whole(record, kind)) for kind in record.windows])
-        + "\n"
-        + table(_HEADER, rows)
-        + f"\nSent {verdict.lag_p99_ms:.2f} ms late at the 99th percentile; {slo.max_lag_ms:g} ms are allowed.\n\n"
-        + f"{last}\n"
+    (folder / "load.json").write_text(json.dumps(plain(verdict, record, around), indent=1) + "\n")
+    (folder / "load.html").write_text(
+        page(
+            head(slo, around),
+            last(verdict),
+            verdict.exit_code,
+            tables(verdict, record, around),
+            record,
+            around.seconds,
+        )
     )
+    junit_xml = ElementTree.ElementTree(junit(verdict, around.seconds))
+    junit_xml.write(folder / "junit.xml", "utf-8", xml_declaration=True)
+
+
+def head(slo: Slo, around: Around) -> str:
+    processes = f"{around.processes} process{'es' if around.processes > 1 else ''}"
+    loop = f"{around.loop} loop, {around.seconds:g} s, {slo.warm_up_s:g} s of them warm-up"
+    return f"{loop}; {around.generator}, {processes}"
+
+
+def last(verdict: Verdict) -> str:
+    """The verdict in a line."""
+    broken = [f"{check.kind} {check.what}" for check in verdict.checks if not check.held]
+    limits = f"{len(broken)} of {len(verdict.checks)} limits: {', '.join(broken)}" if broken else "all limits"
+    return f"{_WORDS[verdict.exit_code]}: {verdict.invalid or limits}"
+
+
+def markdown(verdict: Verdict, slo: Slo, record: Record, around: Around) -> str:
+    """The tables, and the verdict as the last line."""
+    parts = [f"# {head(slo, around)}\n"]
+    parts += [f"{title}:\n\n{table(names, rows)}" for title, names, rows in tables(verdict, record, around)]
+    lag = f"Sent {verdict.lag_p99_ms:.2f} ms late at the 99th percentile; {slo.max_lag_ms:g} ms are allowed.\n"
+    return "\n".join([*parts, lag, f"{last(verdict)}\n"])
+
+
+def tables(verdict: Verdict, record: Record, around: Around) -> list[Table]:
+    """Those that have something to say."""
+    kinds = list(record.windows)
+    found: list[Table] = [("Requests", _TOTALS, [_totals(kind, whole(record, kind)) for kind in kinds])]
+    streams = [(kind, window) for kind in kinds if (window := whole(record, kind)).streamed_us]
+    if streams:
+        found.append(("Streams", _STREAMS, [_streamed(kind, window) for kind, window in streams]))
+    found.append(("Limits", _LIMITS, [(*_limit(check), *_cells(check)) for check in verdict.checks]))
+    faults = Counter({(kind, words): times for kind in kinds for words, times in whole(record, kind).faults.items()})
+    if faults:
+        shown = faults.most_common(_MOST_FAULTS)
+        found.append(("Errors by cause", _FAULTS, [(kind, times, words) for (kind, words), times in shown]))
+    if record.stages:
+        found.append(stages(record))
+    if around.served:
+        served = [_served(model, record, around) for model in around.served]
+        found.append(
+            (
+                "The server's own counts beside these, with the warm-up and the calls that asked for their stages",
+                _SERVED,
+                served,
+            )
+        )
+    if cost := costs(record, around):
+        found.append((f"For {_PER:,} right predictions", ("what", "amount"), cost))
+    return found
+
+
+def _limit(check: Check) -> tuple[str, str, str]:
+    return check.kind, check.what, f"{'>=' if check.at_least else '<='} {check.limit:g}"
 
 
 def _cells(check: Check) -> tuple[str, str, str]:
     interval = "" if math.isnan(check.interval) else f"+- {check.interval:.3g}"
     return f"{check.measured:.4g}", interval, "yes" if check.held else "NO"
-
-
-def _summary(verdict: Verdict) -> str:
-    broken = [f"{check.kind} {check.what}" for check in verdict.checks if not check.held]
-    return f"{len(broken)} of {len(verdict.checks)} limits: {', '.join(broken)}" if broken else "all limits"
 
 
 def whole(record: Record, kind: str) -> Window:
@@ -76,12 +126,55 @@ def _totals(kind: str, window: Window) -> tuple[object, ...]:
     return kind, window.asked, *counts, *times
 
 
-def plain(verdict: Verdict, record: Record, loop: str, seconds: float) -> dict[str, object]:
+def _streamed(kind: str, window: Window) -> tuple[object, ...]:
+    return kind, *(
+        f"{percentile_ms(window.streamed_us[name], q):.2f}" for name in ("first", "between") for q in (50, 99)
+    )
+
+
+def stages(record: Record) -> Table:
+    """Means of the calls that the server explained, which were sent beside the run."""
+    names = [name for name in (*PARTS, "total") if any(name in parts for parts in record.stages.values())]
+    rows = [
+        (kind, parts["calls"], *(f"{parts[name] / parts['calls']:.3f}" if name in parts else "" for name in names))
+        for kind, parts in record.stages.items()
+    ]
+    return "Stages in the server, mean ms of the calls that asked for it", ("kind", "calls", *names), rows
+
+
+def _served(model: str, record: Record, around: Around) -> tuple[object, ...]:
+    mine = Window()
+    for kind in record.windows:
+        if kind.split(maxsplit=2)[2] == model:
+            mine.add(whole(record, kind))
+    there = around.served[model]
+    here_ms = mine.latency_us.get_mean_value() / 1e3 if mine.outcomes["right"] else 0.0
+    passes = f"{there.rows / there.passes:.2f}" if there.passes else ""
+    times = [f"{there.mean_ms(us):.3f}" for us in (there.request_us, there.queue_us, there.compute_us)]
+    return model, mine.outcomes["right"], f"{there.success:g}", f"{there.failure:g}", passes, f"{here_ms:.3f}", *times
+
+
+def costs(record: Record, around: Around) -> list[tuple[str, str]]:
+    """Energy and money; what is not known is left out."""
+    right = sum(whole(record, kind).outcomes["right"] for kind in record.windows)
+    found = []
+    if right and around.joules is not None:
+        watts = around.joules / around.seconds
+        found.append((f"joules (the machine with the generator, {watts:.1f} W)", f"{around.joules / right * _PER:.3g}"))
+    if right and around.price_per_hour is not None:
+        money = around.price_per_hour / 3600 * around.seconds / right * _PER
+        found.append((f"money (at {around.price_per_hour:g} an hour)", f"{money:.3g}"))
+    return found
+
+
+def plain(verdict: Verdict, record: Record, around: Around) -> dict[str, object]:
     return {
         "verdict": _WORDS[verdict.exit_code],
         "invalid": verdict.invalid,
-        "loop": loop,
-        "seconds": seconds,
+        "loop": around.loop,
+        "seconds": around.seconds,
+        "generator": around.generator,
+        "processes": around.processes,
         "lag_p99_ms": _number(verdict.lag_p99_ms),
         "checks": [
             {
@@ -95,12 +188,22 @@ def plain(verdict: Verdict, record: Record, loop: str, seconds: float) -> dict[s
             for check in verdict.checks
         ],
         "kinds": {kind: _kind(whole(record, kind)) for kind in record.windows},
+        "stages": {kind: dict(parts) for kind, parts in record.stages.items()},
+        "served": {model: vars(served) for model, served in around.served.items()},
+        "joules": around.joules,
+        "price_per_hour": around.price_per_hour,
+        "for_1000": dict(costs(record, around)),
     }
 
 
 def _kind(window: Window) -> dict[str, object]:
     times = {f"p{q:g}_ms": _number(percentile_ms(window.latency_us, q)) for q in (50, 95, 99, 99.9)}
-    return {"asked": window.asked, **Counter(window.outcomes), **times}
+    streams = {
+        f"{name}_p{q:g}_ms": _number(percentile_ms(times_us, q))
+        for name, times_us in window.streamed_us.items()
+        for q in (50, 99)
+    }
+    return {"asked": window.asked, **Counter(window.outcomes), **times, **streams, "faults": dict(window.faults)}
 
 
 def _number(value: float) -> float | None:
@@ -127,53 +230,3 @@ def junit(verdict: Verdict, seconds: float) -> ElementTree.Element:
             said = f"{check.measured:g}, and {check.limit:g} {'at least' if check.at_least else 'at most'} is allowed"
             ElementTree.SubElement(case, "failure", message=said)
     return suite
-
-
-def page(text: str, record: Record) -> str:
-    """The tables as they were printed, and three plots."""
-    plots = svg([_over_time(record), _percentiles(record), _throughput(record)], columns=3)
-    return (
-        "<!doctype html><meta charset='utf-8'><title>Load test</title>"
-        "<body style='font-family:sans-serif;margin:2em'>"
-        f"{plots}<pre>{escape(text)}</pre></body>\n"
-    )
-
-
-def _over_time(record: Record) -> Panel:
-    lines = {
-        kind: [
-            (number * record.window_s / 60, percentile_ms(windows[number].latency_us, 99))
-            for number in sorted(windows)
-            if windows[number].latency_us.get_total_count()
-        ]
-        for kind, windows in record.windows.items()
-    }
-    return _panel("p99, ms, by the minute in which requests were due", "minutes", lines)
-
-
-def _percentiles(record: Record) -> Panel:
-    lines = {
-        kind: [(-math.log10(1 - q / 100), percentile_ms(whole(record, kind).latency_us, q)) for q in _PERCENTILES]
-        for kind in record.windows
-        if whole(record, kind).latency_us.get_total_count()
-    }
-    return _panel("latency, ms, by percentile", "nines: 1 is p90, 2 is p99, 3 is p99.9", lines)
-
-
-def _throughput(record: Record) -> Panel:
-    lines = {
-        kind: [(n * record.window_s / 60, windows[n].outcomes["right"] / record.window_s) for n in sorted(windows)]
-        for kind, windows in record.windows.items()
-    }
-    return _panel("right answers a second", "minutes", lines)
-
-
-def _panel(title: str, x_label: str, lines: dict[str, list[tuple[float, float]]]) -> Panel:
-    drawn = {name: points for name, points in lines.items() if points} or {"nothing": [(0.0, 0.0), (1.0, 0.0)]}
-    top = max((y for points in drawn.values() for _, y in points), default=0) or 1.0
-    wide = max(x for points in drawn.values() for x, _ in points)
-    if not wide:  # One window alone.
-        drawn = {name: [*points, (0.5, points[-1][1])] for name, points in drawn.items()}
-    step = 10 ** math.floor(math.log10(top / _MARKS)) if top else 1.0
-    step *= next(factor for factor in (1, 2, 5, 10) if step * factor * _MARKS >= top)
-    return Panel(title, x_label, drawn, top * 1.05, [step * mark for mark in range(int(top / step) + 1)])

@@ -2,7 +2,7 @@
 
     python -m loadtests.slo.run --seconds 120
 
-With --rest and --grpc a server that runs already is asked. The exit code is Locust's: 0 held, 1 broken, 2 invalid.
+With --rest and --grpc a server that runs already is asked. The exit code: 0 held, 1 broken, 2 invalid.
 """
 
 from __future__ import annotations
@@ -17,8 +17,14 @@ from pathlib import Path
 
 from loadtests.cores import cores, pinned
 from loadtests.process import serving
+from loadtests.slo import wire
+from loadtests.slo.objectives import SloFault, read_slo
+from server.client.errors import ClientError
+from server.load.payloads import NoPayload
 
 _ROOT = Path(__file__).parents[2]
+MISUSED = 3
+"""The exit code of what can't be asked; no verdict has it."""
 _MARGIN_S = 5
 """After the last request is due, until Locust is told to stop."""
 _GRACE_S = 90
@@ -51,27 +57,55 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0, help="of the arrivals")
     parser.add_argument("--rest", help="http://HOST:PORT of a server that runs")
     parser.add_argument("--grpc", help="grpc://HOST:PORT of the same server")
+    parser.add_argument("--metrics", default="", help="http://HOST:PORT/metrics of the same server")
+    parser.add_argument(
+        "--generator", choices=("locust", "wire"), default="locust", help="wire: server/load, open loop"
+    )
+    parser.add_argument("--price-per-hour", type=float, help="of the machine: what 1,000 predictions cost is told then")
     parser.add_argument("--out", type=Path, help="a folder for load.md, load.json, load.html and junit.xml")
     options = parser.parse_args(arguments)
+    if options.generator == "wire" and options.loop == "closed":
+        parser.error("--generator wire: it has the open loop alone")
     environment = {
         "SLO": str(options.slo.resolve()),
         "REPOSITORY": str(options.model_repository.resolve()),
         "LOOP": options.loop,
         "SEED": str(options.seed),
         **({"REPORTS": str(options.out.resolve())} if options.out else {}),
+        **({} if options.price_per_hour is None else {"PRICE_PER_HOUR": f"{options.price_per_hour:g}"}),
     }
     available = cores()
     served_on, sent_from = available[0], available[-1]
     if options.rest or options.grpc:
-        given = {"REST": options.rest, "GRPC": options.grpc}
-        environment |= {name: url for name, url in given.items() if url}
-        return locust(options.seconds, options.processes, sent_from, environment)
+        given = {"REST": options.rest, "GRPC": options.grpc, "METRICS": options.metrics}
+        return _ask(options, {name: url for name, url in given.items() if url}, environment, sent_from)
     with (
         tempfile.TemporaryDirectory() as folder,
         serving(options.model_repository, Path(folder), served_on) as server,
     ):
-        environment |= {"REST": f"http://{server.http}", "GRPC": f"grpc://{server.grpc}"}
-        return locust(options.seconds, options.processes, sent_from, environment)
+        urls = {"REST": f"http://{server.http}", "GRPC": f"grpc://{server.grpc}", "METRICS": server.metrics_url}
+        return _ask(options, urls, environment, sent_from)
+
+
+def _ask(options: argparse.Namespace, urls: Mapping[str, str], environment: Mapping[str, str], core: int) -> int:
+    if options.generator == "locust":
+        return locust(options.seconds, options.processes, core, {**environment, **urls})
+    by_transport = {"rest": urls.get("REST", ""), "grpc": urls.get("GRPC", "")}
+    try:
+        with pinned(core):
+            return wire.run(
+                read_slo(options.slo),
+                by_transport,
+                options.model_repository,
+                options.seconds,
+                options.seed,
+                urls.get("METRICS", ""),
+                options.price_per_hour,
+                options.out,
+            )
+    except (SloFault, NoPayload, ClientError) as error:
+        sys.stderr.write(f"{error}\n")
+        return MISUSED
 
 
 if __name__ == "__main__":

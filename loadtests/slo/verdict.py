@@ -77,10 +77,15 @@ def _checks(objective: Objective, record: Record, windows: range) -> list[Check]
     whole = record.whole(kind, windows)
     parts = [part for number in windows if (part := record.windows[kind].get(number)) and part.asked]
     checks = []
-    for name, limit in objective.latency_ms.items():
-        q = float(name[1:])
-        each = [percentile_ms(part.latency_us, q) for part in parts if part.latency_us.get_total_count()]
-        checks.append(Check(kind, f"{name} ms", limit, percentile_ms(whole.latency_us, q), half_width(each)))
+    for what, limits, times in (
+        ("", objective.latency_ms, lambda part: part.latency_us),
+        ("first answer ", objective.first_answer_ms, lambda part: part.streamed_us["first"]),
+        ("between answers ", objective.between_answers_ms, lambda part: part.streamed_us["between"]),
+    ):
+        for name, limit in limits.items():
+            q = float(name[1:])
+            each = [percentile_ms(times(part), q) for part in parts if times(part).get_total_count()]
+            checks.append(Check(kind, f"{what}{name} ms", limit, percentile_ms(times(whole), q), half_width(each)))
     for what, limit, outcomes in (
         ("error rate", objective.max_error_rate, ("failed", "wrong")),
         ("refused rate", objective.max_refused_rate, ("refused",)),

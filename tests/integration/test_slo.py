@@ -1,27 +1,33 @@
-"""Locust against a real server: an SLO that is held, one that is not, and what each loop sees of a stall."""
+"""Locust against a real server: an SLO that is held, one that is not, streams, and its page over two workers."""
 
 from __future__ import annotations
 
 import json
 import os
 import signal
-import threading
+import subprocess
+import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
+import httpx
 import pytest
 import yaml
 
 from loadtests.cores import cores
 from loadtests.process import Server, serving
+from loadtests.scripted import scripted
 from loadtests.slo.run import main
+from server.local_triton.process import free_ports
 from tests.e2e.conftest import REPOSITORY
 
 pytestmark = pytest.mark.e2e
 
+ROOT = Path(__file__).parents[2]
 ALL = ("rest infer breast_cancer", "rest predict digits", "grpc infer fraud", "grpc predict fraud")
 
 
@@ -62,55 +68,107 @@ def test_every_kind_is_asked_and_answered_rightly(server: Server, tmp_path: Path
 
 
 def test_an_objective_that_is_not_held_fails_the_run(server: Server, tmp_path: Path) -> None:
-    """Nobody answers within a microsecond."""
+    """Nobody answers within a microsecond, not even to callers who wait."""
     broken = objective(ALL[0], latency_ms={"p50": 0.001})
-    assert held(server, tmp_path, [broken], 4) == 1
+    assert held(server, tmp_path, [broken], 4, "--loop", "closed") == 1
     assert failures(tmp_path) == "1"
+    assert json.loads((tmp_path / "load.json").read_text())["loop"] == "closed"
 
 
-def test_kinds_are_shared_out_over_generator_processes(server: Server, tmp_path: Path) -> None:
-    """A master adds up what two workers recorded: nothing is lost."""
-    assert held(server, tmp_path, [objective(kind) for kind in ALL[:2]], 5, "--processes", "2") == 0
+def test_the_other_generator_asks_the_same(server: Server, tmp_path: Path) -> None:
+    """server/load in Locust's place: the same file, the same reports."""
+    kinds = [objective(kind, min_answers_per_s=5, rows={1: 0.5, 3: 0.5}) for kind in ALL]
+    flags = ["--generator", "wire", "--metrics", server.metrics_url, "--price-per-hour", "0.36"]
+    assert held(server, tmp_path, kinds, 3, *flags) == 0
+    told = json.loads((tmp_path / "load.json").read_text())
+    assert set(told["kinds"]) == set(ALL)
+    assert told["served"]["fraud"]["success"] == sum(told["kinds"][kind]["right"] for kind in ALL if "fraud" in kind)
+    assert "money" in " ".join(told["for_1000"])
+
+
+def test_streams_a_mix_of_sizes_and_a_trace_are_asked_together(tmp_path: Path) -> None:
+    """Each answer of a stream is checked, and timed: the first one and those between. The trace is sent as it is."""
+    with scripted(tmp_path, tuple(cores()), 5) as (running, repository):
+        stream = json.dumps({"inputs": {"x": [[3]]}, "responses": [{"y": [[number]]} for number in (3, 4, 5)]})
+        (tmp_path / "stream.jsonl").write_text(stream)
+        trace = [json.dumps({"at_s": at / 20, "golden": [at % 8]}) for at in range(100)]
+        (tmp_path / "trace.jsonl").write_text("\n".join(trace))
+        limits = {"rate": 5, "replay": "stream.jsonl", "first_answer_ms": {"p50": 5_000}}
+        kinds = [
+            {"kind": "grpc stream counting", **limits, "between_answers_ms": {"p50": 2_500}},
+            {"kind": "rest stream counting", **limits, "between_answers_ms": {"p50": 2_500}},
+            objective("rest infer scripted", rows={1: 0.5, 4: 0.5}),
+            {"kind": "grpc infer scripted", "arrivals": "trace", "replay": "trace.jsonl"},
+        ]
+        flags = ["--model-repository", str(repository), "--metrics", running.metrics_url]
+        assert held(running, tmp_path, kinds, 4, *flags) == 0
+
+    told = json.loads((tmp_path / "load.json").read_text())
+    for kind in ("grpc stream counting", "rest stream counting"):
+        one = told["kinds"][kind]
+        assert one["right"] == one["asked"] > 5
+        assert one["first_p50_ms"] >= 4
+        assert one["between_p50_ms"] >= 4
+    assert told["kinds"]["grpc infer scripted"]["asked"] == 80
+    assert "scripted" in told["served"]
+    assert told["stages"]["rest infer scripted"]["calls"] >= 1
+    page = (tmp_path / "load.html").read_text()
+    for words in ("first answer p50", "Stages in the server", "own counts beside"):
+        assert words in page
+
+
+def test_the_web_page_drives_two_workers_and_nothing_is_lost_on_the_way(server: Server, tmp_path: Path) -> None:
+    """A master with Locust's page, and two workers: kinds are shared out, and what they recorded is added up."""
+    slo = tmp_path / "slo.yaml"
+    slo.write_text(
+        yaml.safe_dump(
+            {"warm_up_s": 1, "window_s": 1, "max_lag_ms": 2000, "objectives": [objective(kind) for kind in ALL[:2]]}
+        )
+    )
+    port, bind = free_ports(2)
+    environment = {
+        **os.environ,
+        "SLO": str(slo),
+        "REST": f"http://{server.http}",
+        "SECONDS": "3",
+        "REPORTS": str(tmp_path),
+        "PYTHONWARNINGS": "ignore",
+    }
+    command = [sys.executable, "-m", "locust", "-f", "loadtests/locustfile.py", "--processes", "2"]
+    command += ["--web-host", "127.0.0.1", "--web-port", str(port), "--master-bind-port", str(bind)]
+    command += ["--master-port", str(bind)]
+    with (tmp_path / "log").open("w") as log:
+        locust = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=log)
+    try:
+        page = f"http://127.0.0.1:{port}"
+        wait(lambda: httpx.get(f"{page}/stats/requests").json()["workers"][1]["state"] == "ready")
+        assert httpx.get(page).text.lower().startswith("<!doctype html")
+        httpx.post(f"{page}/swarm", data={"user_count": 2, "spawn_rate": 2}).raise_for_status()
+        # Each user sends what is due in three seconds, and has ended then.
+        wait(lambda: httpx.get(f"{page}/stats/requests").json()["user_count"] == 2)
+        wait(lambda: httpx.get(f"{page}/stats/requests").json()["user_count"] == 0)
+        seen = httpx.get(f"{page}/stats/requests").json()["stats"]
+        httpx.get(f"{page}/stop")
+    finally:
+        locust.send_signal(signal.SIGTERM)
+        locust.wait(30)
     kinds = json.loads((tmp_path / "load.json").read_text())["kinds"]
     assert set(kinds) == set(ALL[:2])
-    assert all(kind["right"] == kind["asked"] > 50 for kind in kinds.values())
+    assert all(kind["right"] == kind["asked"] > 20 for kind in kinds.values())
+    total = next(one for one in seen if one["name"] == "Aggregated")
+    assert total["num_failures"] == 0
+    assert total["num_requests"] == sum(kind["asked"] for kind in kinds.values())
+    assert locust.returncode in (0, 1)
 
 
-def test_a_server_that_stalls_is_seen_by_the_open_loop_alone(server: Server, tmp_path: Path) -> None:
-    """It stands still for 0.6 s in every 3: a fifth of those who come on time wait, hardly one who waits politely."""
-    p99 = {}
-    for loop in ("open", "closed"):
-        folder = tmp_path / loop
-        folder.mkdir()
-        with stalling(server.pid):
-            held(server, folder, [objective("rest infer fraud", rate=100)], 9, "--loop", loop)
-        kind = json.loads((folder / "load.json").read_text())["kinds"]["rest infer fraud"]
-        p99[loop] = kind["p99_ms"]
-
-    assert p99["open"] > 400
-    assert p99["closed"] < p99["open"] / 2
-
-
-class stalling:  # noqa: N801 - used as a statement
-    """The process stands still for 0.6 s every 3 s."""
-
-    def __init__(self, pid: int) -> None:
-        self._pid = pid
-        self._over = threading.Event()
-        self._thread = threading.Thread(target=self._stall)
-
-    def _stall(self) -> None:
-        while not self._over.wait(2.4):
-            os.kill(self._pid, signal.SIGSTOP)
-            time.sleep(0.6)
-            os.kill(self._pid, signal.SIGCONT)
-
-    def __enter__(self) -> None:
-        self._thread.start()
-
-    def __exit__(self, *_: object) -> None:
-        self._over.set()
-        self._thread.join()
+def wait(condition: Callable[[], bool], seconds: float = 30) -> None:
+    until = time.monotonic() + seconds
+    while time.monotonic() < until:
+        with suppress(httpx.HTTPError, LookupError):
+            if condition():
+                return
+        time.sleep(0.2)
+    raise AssertionError("it did not come to that in time")
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from pathlib import Path
@@ -10,15 +11,23 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
+from hypothesis import given
+from hypothesis import strategies as st
 
 from loadtests.arrivals import PROCESSES
-from loadtests.slo.objectives import Slo, SloFault, read_slo
+from loadtests.slo.around import Around, Meter, Served
+from loadtests.slo.asked import asked
+from loadtests.slo.objectives import Kind, Slo, SloFault, read_slo
+from loadtests.slo.page import page
 from loadtests.slo.record import Record
-from loadtests.slo.report import junit, page, plain
+from loadtests.slo.replay import read_replay
+from loadtests.slo.report import costs, junit, plain, tables
+from loadtests.slo.streams import streamed
 from loadtests.slo.verdict import Verdict, judge, percentile_ms
-from server.load.payloads import Outcome
+from server.load.payloads import NoPayload, Outcome
 
 KIND = "rest predict digits"
+REPOSITORY = Path(__file__).parents[2] / "model_repository"
 OBJECTIVE: dict[str, Any] = {"kind": KIND, "rate": 100, "latency_ms": {"p50": 10, "p99": 50}}
 
 
@@ -53,12 +62,17 @@ class TestTheFile:
         [
             ({"kind": "predict digits"}, "objectives.0.kind"),
             ({"kind": "ftp predict digits"}, "objectives.0.kind"),
-            ({"rate": 0}, "objectives.0.rate"),
+            ({"rate": 0}, "rate: must be above 0"),
             ({"latency_ms": {"99": 5}}, "objectives.0.latency_ms"),
             ({"latency_ms": {"p99": -5}}, "objectives.0.latency_ms.p99"),
             ({"arrivals": "now and then"}, "poisson"),
             ({"max_error_rate": 2}, "objectives.0.max_error_rate"),
             ({"p99": 5}, "objectives.0.p99"),
+            ({"arrivals": "trace"}, "needs a replay file"),
+            ({"arrivals": "trace", "replay": "a.jsonl"}, "no rate"),
+            ({"first_answer_ms": {"p50": 1}}, "are of streams"),
+            ({"rows": {0: 1}}, "objectives.0.rows"),
+            ({"rows": {2: 1}, "replay": "a.jsonl"}, "rows"),
         ],
     )
     def test_a_fault_is_named_by_its_field(self, tmp_path: Path, changes: dict[str, Any], named: str) -> None:
@@ -188,13 +202,148 @@ class TestTheReport:
     def test_json_has_no_nan(self) -> None:
         """What was not measured is null."""
         record = recorded(outcome="refused")
-        found = plain(judge(slo(), record, 5), record, "open", 5)
+        found = plain(judge(slo(), record, 5), record, Around("open", 5))
         assert found["checks"][0]["measured"] is None  # type: ignore[index]
 
     def test_the_page_draws_a_run_of_one_window(self) -> None:
         """And an empty one."""
-        assert "<svg" in page("", recorded(seconds=1))
-        assert "<svg" in page("", Record(1.0))
+        for record in (recorded(seconds=1), Record(1.0)):
+            verdict = judge(slo(), record, 5)
+            assert "<svg" in page("", "", verdict.exit_code, tables(verdict, record, Around("open", 5)), record, 5)
+
+    def test_errors_are_told_by_their_causes(self) -> None:
+        """Of all windows together, the most frequent first."""
+        record = Record(1.0)
+        for at, words in enumerate(["no such model", "late", "late"]):
+            record.count(KIND, at, "failed", 0, 0, words)
+        (found,) = [
+            rows for title, _, rows in tables(judge(slo(), record, 5), record, Around("open", 5)) if "cause" in title
+        ]
+        assert found == [(KIND, 2, "late"), (KIND, 1, "no such model")]
+
+    def test_a_stream_is_held_to_its_first_answer_and_to_those_between(self) -> None:
+        """The first after 20 ms, the others 5 ms apart; what two generators saw is added."""
+        one, other = Record(1.0), Record(1.0)
+        for index in range(200):
+            record = one if index % 2 else other
+            record.count(KIND, 1 + index / 100, "right", 30_000, 0, answered_us=(20_000, 25_000, 30_000))
+        one.add(other.encoded())
+        objective = {"kind": "rest stream digits", "rate": 1, "latency_ms": {}, "first_answer_ms": {"p99": 15}}
+        held = Slo.model_validate(
+            {"warm_up_s": 1, "window_s": 1, "objectives": [objective | {"between_answers_ms": {"p99": 6}}]}
+        )
+        one.windows["rest stream digits"] = one.windows.pop(KIND)
+        verdict = judge(held, one, 3)
+        assert broken(verdict) == ["first answer p99 ms"]
+        assert verdict.checks[1].measured == pytest.approx(5, rel=2e-3)
+
+    def test_the_server_s_counts_stand_beside_the_client_s(self) -> None:
+        """Counts with a reason are added up; a model of several kinds is one line."""
+        record = recorded(5)
+        around = Around("open", 5, served={"digits": Served(500, 1, 500, 250, 2_004_000, 501_000, 1_002_000)})
+        (row,) = next(
+            rows for title, _, rows in tables(judge(slo(), record, 5), record, around) if "own counts" in title
+        )
+        assert (*row[:5], *row[6:]) == ("digits", 500, "500", "1", "2.00", "4.000", "1.000", "2.000")
+        assert float(str(row[5])) == pytest.approx(5, rel=1e-3)
+
+    def test_energy_and_money_are_for_a_thousand(self, tmp_path: Path) -> None:
+        """500 right answers in 5 s; RAPL's count begins anew in between; where nothing is known nothing is told."""
+        zone = tmp_path / "intel-rapl:0"
+        zone.mkdir()
+        (zone / "name").write_text("package-0\n")
+        (zone / "max_energy_range_uj").write_text("100000000\n")
+        (zone / "energy_uj").write_text("90000000\n")
+        meter = Meter(powercap=str(tmp_path))
+        (zone / "energy_uj").write_text("40000000\n")
+        around = Around("open", 5, joules=meter.joules(), price_per_hour=0.36)
+        assert costs(recorded(), around) == [
+            ("joules (the machine with the generator, 10.0 W)", "100"),
+            ("money (at 0.36 an hour)", "0.001"),
+        ]
+        assert Meter(powercap=str(tmp_path / "none")).joules() is None
+        assert costs(recorded(), Around("open", 5)) == []
+
+
+class TestWhatIsAsked:
+    """Mixes of sizes, replay files, streams."""
+
+    def test_sizes_come_as_often_as_the_file_says(self) -> None:
+        """Four of five have one row, the others eight; the same for a seed."""
+        made = asked(slo(kind="rest infer digits", rows={1: 0.8, 8: 0.2}).objectives[0], REPOSITORY)
+        schedule = made.schedule(50, 3)
+        sizes = [len(made.payloads[place].call.request.content) for _, place in schedule]
+        large = np.array(sizes) > 2 * min(sizes)
+        assert large.mean() == pytest.approx(0.2, abs=0.03)
+        assert schedule == made.schedule(50, 3)
+        assert schedule != made.schedule(50, 4)
+
+    def test_a_trace_is_sent_when_and_in_the_order_it_says(self, tmp_path: Path) -> None:
+        """And again from its beginning, a mean distance after its end."""
+        path = tmp_path / "trace.jsonl"
+        path.write_text("\n".join(f'{{"at_s": {at}, "golden": {row}}}' for at, row in ((0, 4), (0.5, 2), (1, 3))))
+        made = asked(slo(kind="grpc infer fraud", rate=0, arrivals="trace", replay=str(path)).objectives[0], REPOSITORY)
+        assert made.schedule(3, 0) == [
+            (0, 0), (500_000_000, 1), (1_000_000_000, 2), (1_500_000_000, 0), (2_000_000_000, 1), (2_500_000_000, 2)
+        ]  # fmt: skip
+
+    def test_a_replay_file_has_tensors_inputs_and_their_answers(self, tmp_path: Path) -> None:
+        """What is right is what the file says."""
+        path = tmp_path / "replay.jsonl"
+        features, categories = [0.0] * 10, [0] * 3
+        row = json.dumps({"features": [features], "categories": [categories]})
+        path.write_text(f'{{"inputs": {row}, "outputs": {{"logits": [[1, 2]]}}}}\n')
+        (payload,) = read_replay(Kind.parse("rest infer fraud"), path, REPOSITORY).payloads
+        assert payload.right({"logits": np.array([[1, 2]], np.float32)})  # type: ignore[union-attr]
+        assert not payload.right({"logits": np.array([[1, 3]], np.float32)})  # type: ignore[union-attr]
+
+    @pytest.mark.parametrize(
+        ("line", "said"),
+        [
+            ("{", "line 1"),
+            ('{"inputs": {"nobody": [1]}, "outputs": {}}', "nobody"),
+            ('{"golden": 4000}', "line 1"),
+            ("", "no request"),
+            ('{"golden": 1, "at_s": 2}\n{"golden": 1, "at_s": 1}', "ascending"),
+            ('{"golden": 1, "at_s": 2}\n{"golden": 1}', "every line or on none"),
+        ],
+    )
+    def test_what_is_wrong_in_a_replay_file_is_named(self, tmp_path: Path, line: str, said: str) -> None:
+        """By its line."""
+        path = tmp_path / "replay.jsonl"
+        path.write_text(line)
+        with pytest.raises(NoPayload, match=said):
+            read_replay(Kind.parse("rest infer fraud"), path, REPOSITORY)
+
+    def test_a_stream_is_right_if_all_its_answers_are(self) -> None:
+        """In their order, as arrays or as JSON has them."""
+        wanted = [{"y": np.array([[3.0]], np.float32)}, {"y": np.array([[4.0]], np.float32)}]
+        payload = streamed("counting", {"x": np.array([[2.0]], np.float32)}, wanted)
+        assert json.loads(payload.body) == {"x": 2.0}
+        assert payload.judge(wanted) == ("right", "")
+        assert payload.judge([{"y": 3.0}, {"y": 4.0, "model_name": "counting"}]) == ("right", "")
+        assert payload.judge([{"y": 4.0}, {"y": 3.0}]) == ("wrong", "answer 0 is not the right one")
+        assert payload.judge([{"y": 3.0}]) == ("wrong", "1 answers, and 2 are right")
+        assert payload.judge([{"error": "gone"}]) == ("failed", "gone")
+        texts = [{"y": np.array([[b"a", b"b"]], object)}]
+        told = streamed("m", {"x": np.array([[b"q"]], object)}, texts)
+        assert told.judge([{"y": ["a", "b"]}]) == ("right", "")
+        assert told.judge([{"y": ["a", "c"]}])[0] == "wrong"
+
+
+@given(st.lists(st.floats(1, 1e7), min_size=1, max_size=200), st.floats(1, 99.9))
+def test_percentiles_agree_with_an_exact_computation(latencies: list[float], q: float) -> None:
+    """Within 0.1 % and half of a microsecond, to which latencies are rounded; in one window or over several."""
+    record = Record(1.0)
+    for index, us in enumerate(latencies):
+        record.count(KIND, index % 3, "right", us, 0)
+    measured = percentile_ms(record.whole(KIND, range(3)).latency_us, q) * 1e3
+    places = np.array(sorted(latencies))
+    rank = q / 100 * len(latencies)
+    # The nearest rank; the histogram rounds a rank that is no whole number, and one that is it may miss by rounding.
+    allowed = {places[min(len(places), max(1, math.ceil(rank + off))) - 1] for off in (-1e-6, 0, 1e-6)}
+    allowed |= {places[min(len(places) - 1, int(rank + 0.5) - 1 if rank >= 0.5 else 0)]}
+    assert any(abs(measured - exact) <= 1e-3 * exact + 0.5 for exact in allowed)
 
 
 @pytest.mark.parametrize("process", PROCESSES)
