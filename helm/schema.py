@@ -94,6 +94,14 @@ def values() -> Schema:
         resourcesPreset=one_of("cpu-small", "cpu-medium", "cpu-large", "gpu", "none"),
         resources=ANYTHING,
         gpu=section(resource=TEXT, count=whole(0)),
+        capacity=section(
+            kinds={
+                "type": "object",
+                "additionalProperties": section(requestsPerSecond=number(0), slo=TEXT)
+                | {"required": ["requestsPerSecond"]},
+            },
+            peak={"type": "object", "additionalProperties": number(0)},
+        ),
         autoscaling=autoscaling(),
         service=section(
             type=one_of("ClusterIP", "NodePort", "LoadBalancer"), annotations=TEXTS, httpPort=PORT, grpcPort=PORT

@@ -95,6 +95,13 @@ def values(capacities: Sequence[Capacity], cores: int, margin: float) -> str:
             f"# Saturation at the capacity, of the kind where it is lowest: {min(told):.2f}; {margin:g} of it."
         )
         tree["autoscaling"] = {"targetSaturation": round(max(0.05, min(told) * margin), 2)}
+    tree["capacity"] = {
+        "kinds": {
+            one.kind: {"requestsPerSecond": round(one.found.rate, 1), "slo": one.limits.text()}
+            for one in capacities
+            if one.found.rate
+        }
+    }
     resident = max((one.rss_bytes for one in capacities), default=0)
     if resident:
         steps = math.ceil(resident * _MEMORY_MARGIN / 2**20 / _MEMORY_STEP)

@@ -69,7 +69,7 @@ def create_app() -> typer.Typer:
     )
     app.command()(with_settings(serve))
     app.command()(with_settings(check))
-    for command in (predict, models, triton, diff, sign, tune, settings, version):
+    for command in (predict, models, triton, diff, sign, tune, plan, settings, version):
         app.command()(command)
     app.add_typer(key_commands, name="keys")
     _mount_exporter(app)
@@ -360,6 +360,39 @@ def diff(
 
 
 # --- tune: the best configuration of a model -------------------------------------------------------
+
+
+def plan(
+    peak: Annotated[
+        list[str], typer.Option(help="Requests a second: 5000rps, or 'grpc infer fraud=5000rps' for each kind.")
+    ],
+    slo: Annotated[str, typer.Option(help="What is to be held, as p99=20ms; empty: what the capacity holds.")] = "",
+    capacity: Annotated[Path, typer.Option(help="What `make capacity` wrote.")] = Path("build/bench/capacity.yaml"),
+    machine_cores: Annotated[float, typer.Option(min=0.001, help="Of a machine, for replicas.")] = 16,
+    price_per_hour: Annotated[float, typer.Option(min=0, help="Of a machine.")] = 0.0,
+    watts: Annotated[float, typer.Option(min=0, help="That a machine draws at work.")] = 0.0,
+    least: Annotated[int, typer.Option(min=1, help="Replicas, so that one may fail.")] = 2,
+) -> None:
+    """How many replicas and machines a peak takes, their energy and price, by what one replica was measured to hold.
+
+    Exit code 1 where that does not say it: another limit, another kind.
+    """
+    from server import planning
+    from server.load.limits import Limits
+
+    try:
+        limits = Limits.parse(slo) if slo else None
+    except ValueError as error:
+        _fail(MISUSED, f"--slo: {error}")
+    try:
+        held = planning.read_capacity(capacity)
+        asked = planning.read_peak(peak, held)
+        if limits is not None:
+            planning.check_slo(limits, asked, held)
+        made = planning.make_plan(asked, held, planning.Fleet(machine_cores, price_per_hour, watts), least)
+    except planning.BadPlan as error:
+        _fail(FAILED, str(error))
+    typer.echo("\n".join(made.lines()))
 
 
 def tune(

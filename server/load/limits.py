@@ -41,6 +41,11 @@ class Limits:
             raise ValueError("a rate of errors or refusals is at most 1, or 100%")
         return cls(latency, rates["errors"], rates["refused"])
 
+    def text(self) -> str:
+        """As `parse` reads it."""
+        parts = [f"p{q:g}={ms:g}ms" for q, ms in self.latency_ms.items()]
+        return ",".join([*parts, f"errors={self.max_error_rate:g}", f"refused={self.max_refused_rate:g}"])
+
     def __str__(self) -> str:
         parts = [f"p{q:g} <= {ms:g} ms" for q, ms in self.latency_ms.items()]
         return ", ".join([*parts, f"errors <= {self.max_error_rate:g}", f"refused <= {self.max_refused_rate:g}"])

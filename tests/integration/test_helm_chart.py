@@ -28,6 +28,12 @@ CASES: dict[str, Values] = {
         "grpcBalancing": {"kind": "envoy", "envoy": {"requireClientCertificates": True}},
         "tls": {"secretName": "certificate"},
     },
+    "as many pods as a peak takes": {
+        "capacity": {
+            "kinds": {"a": {"requestsPerSecond": 100, "slo": "p99=20ms"}, "b": {"requestsPerSecond": 50.5}},
+            "peak": {"a": 700, "b": 101},
+        },
+    },
     "an HPA": {"autoscaling": {"kind": "hpa", "targetCPUUtilizationPercentage": 80}},
     "KEDA, to zero": {"autoscaling": {"kind": "keda", "minReplicas": 0, "keda": {"authenticationRef": "who"}}},
     "an HPA with the adapter's rule": {"autoscaling": {"kind": "hpa", "hpa": {"adapterRule": True}}},
@@ -346,6 +352,14 @@ class TestScaling:
             (CHART / "rules/adapter.yaml").read_text()
         )
 
+    def test_a_stated_peak_says_how_many_pods_there_are(self) -> None:
+        """9 full ones at 0.7 are 13; an autoscaler must be allowed as many."""
+        values = CASES["as many pods as a peak takes"]
+        assert one(render(values), "Deployment")["spec"]["replicas"] == 13
+        assert one(render(values | {"replicas": 20}), "Deployment")["spec"]["replicas"] == 20
+        with pytest.raises(Refused, match="takes 13 pods"):
+            render(values | {"autoscaling": {"kind": "hpa", "maxReplicas": 12}})
+
     @pytest.mark.parametrize(
         ("values", "there"),
         [({}, True), ({"replicas": 1}, False), ({"replicas": 1, "autoscaling": {"kind": "hpa"}}, True)],
@@ -393,6 +407,7 @@ REFUSED: dict[str, tuple[Values, str]] = {
         {"grpcBalancing": {"kind": "envoy", "envoy": {"requireClientCertificates": True}}},
         "grpcBalancing.envoy.requireClientCertificates",
     ),
+    "a peak of an unknown kind": ({"capacity": {"peak": {"a": 1}}}, "capacity.peak"),
     "an HPA of Tritons": ({"engine": "triton", "autoscaling": {"kind": "hpa"}}, "use keda"),
     "more servers in front of the same Tritons": (
         CASES["Tritons that are there"] | {"autoscaling": {"kind": "keda"}},

@@ -64,6 +64,7 @@ FLOORS = {
     "server.comparison": 7,
     "server.load": 6,
     "server.tuning": 7,
+    "server.planning": 7,
     "server.offload": 1,
     "server.tasks": 1,
     "server.over_triton": 5,

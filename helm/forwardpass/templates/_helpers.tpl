@@ -174,6 +174,9 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 {{- if and (eq $scaling.kind "keda") (eq $scaling.keda.trigger "external") (eq (int $scaling.minReplicas) 0) (ne (include "forwardpass.scales" .) "tritons") -}}
 {{- fail "autoscaling.keda.trigger: external can't wake the first pod (autoscaling.minReplicas 0), for nobody is there to be asked; use prometheus" -}}
 {{- end -}}
+{{- if and (ne $scaling.kind "none") (gt (include "forwardpass.atPeak" . | int) (int $scaling.maxReplicas)) -}}
+{{- fail (printf "autoscaling.maxReplicas: is %d, and capacity.peak takes %s pods" (int $scaling.maxReplicas) (include "forwardpass.atPeak" .)) -}}
+{{- end -}}
 {{- if and .Values.tls.certManager.enabled .Values.tls.secretName -}}
 {{- fail "tls: give tls.secretName or enable tls.certManager, not both" -}}
 {{- end -}}
@@ -240,6 +243,19 @@ topologySpreadConstraints:
 {{/* What the autoscaler counts: the servers' own pods, or the Tritons behind them. */}}
 {{- define "forwardpass.scales" -}}
 {{- if and (eq .Values.engine "triton") (eq .Values.triton.placement "deployment") -}}tritons{{- else -}}replicas{{- end -}}
+{{- end -}}
+
+{{/* Pods that hold the peak at the target; 0: none is stated. */}}
+{{- define "forwardpass.atPeak" -}}
+{{- $capacity := .Values.capacity -}}
+{{- $full := 0.0 -}}
+{{- range $kind, $rate := $capacity.peak -}}
+{{- if not (hasKey $capacity.kinds $kind) -}}
+{{- fail (printf "capacity.peak: there is no capacity.kinds of %q" $kind) -}}
+{{- end -}}
+{{- $full = addf $full (divf $rate (get $capacity.kinds $kind).requestsPerSecond) -}}
+{{- end -}}
+{{- divf $full .Values.autoscaling.targetSaturation | ceil | int -}}
 {{- end -}}
 
 {{- define "forwardpass.asksPeers" -}}
