@@ -12,7 +12,7 @@ from typing import Annotated, Any
 
 import typer
 
-from exporter.errors import ExporterError
+from exporter.errors import ExporterError, UsageError
 
 commands = typer.Typer(
     help="Train a model, export it to ONNX, verify it, and publish it into a model repository.",
@@ -33,11 +33,14 @@ DEFAULT_REPOSITORY = Path("model_repository")
 def train(
     recipe: Annotated[
         str, typer.Argument(help="For example tabular-classification; an unknown one is answered with all.")
-    ],
+    ] = "",
     data: Annotated[
         str, typer.Option(help="A bundled data set's name (digits, fraud, ...), or the path of a folder or file.")
-    ],
-    name: Annotated[str, typer.Option(help="The model's name in the repository.")],
+    ] = "",
+    name: Annotated[str, typer.Option(help="The model's name in the repository.")] = "",
+    from_run: Annotated[
+        Path | None, typer.Option(help="Repeat this run, in runs/NAME-again; what it was trained with is not given.")
+    ] = None,
     target: Annotated[str, typer.Option(help="The column to predict, for a CSV or Parquet file.")] = "",
     split: Annotated[str, typer.Option(help="random, time or group; the last two with --split-column.")] = "random",
     split_column: Annotated[str, typer.Option(help="The column of times or groups to split by; no feature.")] = "",
@@ -52,6 +55,10 @@ def train(
     batch_size: Annotated[int | None, typer.Option(help="Rows of a training batch.")] = None,
     learning_rate: Annotated[float | None, typer.Option(help="The peak of the schedule.")] = None,
     patience: Annotated[int | None, typer.Option(help="Epochs without improvement before training stops.")] = None,
+    encoder: Annotated[str | None, typer.Option(help="Texts: a pretrained encoder's local folder, or minilm.")] = None,
+    tuning: Annotated[str | None, typer.Option(help="Texts: full, partial or frozen: what of it is trained.")] = None,
+    max_length: Annotated[int | None, typer.Option(help="Texts: tokens that are seen; more are cut.")] = None,
+    vocabulary: Annotated[int | None, typer.Option(help="Texts: tokens of a tokenizer trained on the data.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in its folder.")] = False,
     publish: Annotated[bool, typer.Option(help="Publish the model once it is verified.")] = True,
     replace: Replace = False,
@@ -61,22 +68,23 @@ def train(
     Exit codes: 2 usage, 3 data, 4 run folder, 5 export, 6 verification failed, 7 the repository refused.
     """
     with _reported():
-        from exporter.steps import Run, make_config
+        from exporter.steps import Run, make_config, read_config
 
-        changes = {"recipe": recipe, "data": data, "name": name, "target": target, "seed": seed, "threads": threads}
-        changes |= {"split": split, "split_column": split_column, "interval": interval}
-        training: dict[str, Any] = {
-            key: value
-            for key, value in (
-                ("epochs", epochs),
-                ("batch_size", batch_size),
-                ("learning_rate", learning_rate),
-                ("patience", patience),
+        given = {"recipe": recipe, "data": data, "name": name, "target": target, "seed": seed, "threads": threads}
+        given |= {"split": split, "split_column": split_column, "interval": interval}
+        training = _given(epochs=epochs, batch_size=batch_size, learning_rate=learning_rate, patience=patience)
+        text = _given(encoder=encoder, tuning=tuning, max_length=max_length, vocabulary=vocabulary)
+        if from_run is not None:
+            _refuse_beside_from_run(
+                {"RECIPE": recipe, "--data": data, "--name": name, "--target": target, "--split-column": split_column},
+                training | text,
             )
-            if value is not None
-        }
-        config = make_config(changes, training)
-        run = Run.start(run_dir or Path("runs") / config.name, config, _report, resume=resume)
+            again = run_dir or Path("runs") / f"{read_config(from_run).name}-again"
+            run = Run.repeat(from_run, again, _report, resume=resume)
+        else:
+            _require({"RECIPE": recipe, "--data": data, "--name": name})
+            config = make_config(given | {"text": text or None}, training)
+            run = Run.start(run_dir or Path("runs") / config.name, config, _report, resume=resume)
         run.train()
         run.export()
         if publish:
@@ -112,6 +120,83 @@ def publish(run_dir: RunFolder, repository: Repository = DEFAULT_REPOSITORY, rep
         from exporter.steps import Run
 
         Run.open(run_dir, _report).publish(repository, replace=replace)
+
+
+@commands.command("import")
+def import_model(
+    path: Annotated[Path, typer.Argument(help="A local folder of Hugging Face's form, with config.json and weights.")],
+    name: Annotated[str, typer.Option(help="The model's name in the repository.")],
+    repository: Repository = DEFAULT_REPOSITORY,
+    replace: Replace = False,
+) -> None:
+    """Publish a model that was trained elsewhere, by the task that its files name."""
+    with _reported():
+        from exporter.importing import import_path
+
+        import_path(path, name, repository, _report, replace=replace)
+
+
+@commands.command()
+def quantize(
+    run_dir: RunFolder,
+    variant: Annotated[
+        list[str] | None,
+        typer.Option(help="optimized, int8-dynamic, int8-static or fp16; again for more. All if none."),
+    ] = None,
+    max_metric_drop: Annotated[
+        float, typer.Option(min=0, help="How much of the recipe's first metric may be lost.")
+    ] = 0.01,
+    publish: Annotated[str, typer.Option(help="A variant to publish, or best: the quickest of those within it.")] = "",
+    name: Annotated[str, typer.Option("--as", help="The model to publish it as; NAME-VARIANT if not given.")] = "",
+    repository: Repository = DEFAULT_REPOSITORY,
+    replace: Replace = False,
+) -> None:
+    """Make smaller and faster copies of a run's model, measure them beside it, and publish one that loses little."""
+    with _reported():
+        from exporter import variants
+        from exporter.quantize import VARIANTS
+        from exporter.steps import Run
+
+        run = Run.open(run_dir, _report)
+        comparison = variants.compare(run, variant or list(VARIANTS), max_metric_drop)
+        _report("quantize", [*variants.table(comparison), f"with a plot in {run_dir / variants.FOLDER}"])
+        if publish:
+            variants.publish(run, comparison, publish, repository, name=name, replace=replace)
+
+
+@commands.command()
+def tensorrt(
+    run_dir: RunFolder,
+    repository: Annotated[
+        Path, typer.Option(help="Where the run's model is published: its config.pbtxt has the batches.")
+    ] = DEFAULT_REPOSITORY,
+    fp16: Annotated[bool, typer.Option("--fp16", help="Let TensorRT compute in FP16 where that is quicker.")] = False,
+    workspace_mib: Annotated[int, typer.Option(min=16, help="Memory that TensorRT may use to build, in MiB.")] = 2048,
+) -> None:
+    """Build a TensorRT plan of a run's model, on the kind of GPU that will serve it."""
+    with _reported():
+        from exporter.steps import read_config
+        from exporter.tensorrt import build_for
+
+        plan = build_for(run_dir, repository / read_config(run_dir).name, half=fp16, workspace_mib=workspace_mib)
+        _report("tensorrt", [f"{plan}: {plan.stat().st_size:,} bytes"])
+
+
+def _require(values: dict[str, str]) -> None:
+    missing = [name for name, value in values.items() if not value]
+    if missing:
+        raise UsageError(f"{', '.join(missing)}: missing; or repeat an earlier run with --from-run")
+
+
+def _refuse_beside_from_run(values: dict[str, str], more: dict[str, Any]) -> None:
+    told = [name for name, value in values.items() if value]
+    told += [f"--{name.replace('_', '-')}" for name in more]
+    if told:
+        raise UsageError(f"{', '.join(told)}: not beside --from-run, which repeats what the run was trained with")
+
+
+def _given(**options: Any) -> dict[str, Any]:
+    return {name: value for name, value in options.items() if value is not None}
 
 
 def _report(step: str, lines: Sequence[str]) -> None:

@@ -6,6 +6,7 @@ import inspect
 import io
 import logging
 import warnings
+from collections.abc import Sequence
 from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from torch import nn
 from exporter.errors import ExportError
 from exporter.recipes.base import Arrays, Split, Task
 from exporter.run import predictor, tensors_of
+from server.tensor import TensorSpec
 
 OPSET = 18
 IR_VERSION = 10
@@ -80,7 +82,7 @@ def _exported(task: Task, network: nn.Module, sample: tuple[torch.Tensor, ...]) 
                 opset_version=OPSET,
                 input_names=[spec.name for spec in task.inputs],
                 output_names=[spec.name for spec in task.outputs],
-                dynamic_shapes=_dynamic_batch(network, len(sample)),
+                dynamic_shapes=_dynamic_shapes(network, task.inputs),
                 external_data=False,
                 verbose=False,
             )
@@ -94,10 +96,15 @@ def _exported(task: Task, network: nn.Module, sample: tuple[torch.Tensor, ...]) 
     return model
 
 
-def _dynamic_batch(network: nn.Module, count: int) -> tuple[Any, ...]:
-    """The first dimension of each input is one and the same free one; `*inputs` is one argument to PyTorch."""
-    batch = torch.export.Dim("batch")
-    shapes = tuple({0: batch} for _ in range(count))
+def _dynamic_shapes(network: nn.Module, inputs: Sequence[TensorSpec]) -> tuple[Any, ...]:
+    """The first dimension of each input is one and the same free one, and those of -1 are another.
+
+    `*inputs` is one argument to PyTorch.
+    """
+    batch, length = torch.export.Dim("batch"), torch.export.Dim("length")
+    shapes = tuple(
+        {0: batch} | {place: length for place, size in enumerate(spec.dims, start=1) if size == -1} for spec in inputs
+    )
     parameters = inspect.signature(network.forward).parameters.values()
     return (shapes,) if any(p.kind is inspect.Parameter.VAR_POSITIONAL for p in parameters) else shapes
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from tritonclient.grpc import model_config_pb2 as pb
@@ -59,6 +59,8 @@ class Model:
     write_processing: Callable[[Path], None]
     golden_inputs: Sequence[RawInput]
     certify: Certify
+    parameters: Mapping[str, str] = field(default_factory=dict)
+    """Of config.pbtxt."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,6 +175,8 @@ def model_config(model: Model, *, labelled: bool) -> pb.ModelConfig:
         instance_group=[pb.ModelInstanceGroup(kind=pb.ModelInstanceGroup.KIND_AUTO, count=1)],
         dynamic_batching=pb.ModelDynamicBatching(),
     )
+    for key, value in model.parameters.items():
+        message.parameters[key].string_value = value
     for spec in model.inputs:
         message.input.add(name=spec.name, data_type=DATATYPES[spec.datatype].config, dims=spec.dims)
     for spec in model.outputs:

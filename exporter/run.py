@@ -30,7 +30,7 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from exporter.errors import RunError
-from exporter.recipes.base import Arrays, Hyperparameters, Predict, Split, Task
+from exporter.recipes.base import Arrays, Hyperparameters, Predict, RatesApart, Split, Task
 from server.tensor import Array
 
 CHECKPOINT_FILE = "checkpoint.pt"
@@ -104,11 +104,13 @@ class Training(lightning.LightningModule):
         self.log("validation_loss", self._loss(batch), prog_bar=True, batch_size=len(batch[1]))
 
     def configure_optimizers(self) -> Any:
-        optimizer = torch.optim.AdamW(
-            self.parameters(), lr=self._training.learning_rate, weight_decay=self._training.weight_decay
-        )
-        steps = self._training.epochs * len(self.batches)
-        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, self._training.learning_rate, steps)
+        task, training = self._task, self._training
+        parts = task.learning_rates(self.network) if isinstance(task, RatesApart) else [(list(self.parameters()), 1.0)]
+        rates = [training.learning_rate * share for _, share in parts]
+        groups = [{"params": list(parameters), "lr": rate} for (parameters, _), rate in zip(parts, rates, strict=True)]
+        optimizer = torch.optim.AdamW(groups, lr=training.learning_rate, weight_decay=training.weight_decay)
+        steps = training.epochs * len(self.batches)
+        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rates, steps)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def _loss(self, batch: Batch) -> torch.Tensor:

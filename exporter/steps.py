@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import platform
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
@@ -17,28 +16,46 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import onnxruntime
-import sklearn
-import torch
 import yaml
 from pydantic import ValidationError
 
-from exporter import onnx, run
+from exporter import checks, onnx, run
+from exporter.environment import differences, environment, revision
 from exporter.errors import RunError, UsageError, VerifyError
-from exporter.publish import Certificate, Model, Published, publish
+from exporter.publish import Certificate, Certify, Model, Published, publish
 from exporter.recipes import find
-from exporter.recipes.base import OPTIONAL, Dropped, Evaluation, Fits, RunConfig, Split, Task, Trained
+from exporter.recipes.base import (
+    OPTIONAL,
+    Arrays,
+    Configured,
+    Dropped,
+    Evaluation,
+    Fits,
+    RunConfig,
+    Split,
+    Task,
+    Trained,
+)
 from exporter.verify import verify
 from server.errors import ServingError
+from server.pipeline.base import Pipeline
 from server.pipeline.classification import DecisionThreshold
 from server.pipeline.load import load_pipeline
-from server.repository.certificate import DataRecord, ErrorRecord, RowCounts, Tolerance, VersionRecord
+from server.repository.certificate import (
+    CheckRecord,
+    DataRecord,
+    ErrorRecord,
+    RowCounts,
+    Tolerance,
+    VersionRecord,
+    labels_of,
+)
 from server.types import RawInput
 
 CONFIG_FILE = "config.yaml"
 DATA_FILE = "data.json"
 EVALUATION_FILE = "evaluation.json"
+ENVIRONMENT_FILE = "environment.json"
 MODEL_FILE = "model.onnx"
 LISTED = 5
 """Dropped rows that a report names; data.json has them all."""
@@ -80,7 +97,27 @@ class Run:
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
         _write(folder / CONFIG_FILE, yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
+        _write(folder / ENVIRONMENT_FILE, json.dumps(_environment(), indent=2) + "\n")
         return cls(folder, config, report)
+
+    @classmethod
+    def repeat(cls, earlier: Path, folder: Path, report: Report, *, resume: bool) -> Run:
+        """A run of the configuration of an earlier one, in another folder; tells what differs from then.
+
+        Raises:
+            RunError: `earlier` is no run folder, or `folder` itself; or the data is another by now.
+        """
+        if folder.resolve() == earlier.resolve():
+            raise RunError(f"{folder} is the run that is to be repeated; name another folder with --run-dir")
+        config = read_config(earlier)
+        before = _read_json(earlier / ENVIRONMENT_FILE)
+        wanted = _read_json(earlier / DATA_FILE).get("sha256")
+        changed = differences(before, _environment())
+        report("repeat", [str(earlier), *(changed or ["in the same environment"])])
+        run = cls.start(folder, config, report, resume=resume)
+        if run.task.report.sha256 != wanted:
+            raise RunError(f"the data at {config.data} is not what {earlier} was trained on")
+        return run
 
     @classmethod
     def open(cls, folder: Path, report: Report) -> Run:
@@ -131,19 +168,37 @@ class Run:
 
     def publish(self, repository: Path, *, replace: bool) -> Published:
         """Verify once more, in the folder to be, and publish. Raises PublishError, VerifyError."""
+        return self._publish(self._to_publish(self.config.name, self.model_file, self._certify), repository, replace)
+
+    def publish_copy(self, file: Path, precision: str, repository: Path, *, name: str, replace: bool) -> Published:
+        """Publish `file`, a copy of the model in another precision, with its own answers as the golden ones.
+
+        Raises:
+            PublishError, VerifyError: as `publish`.
+        """
+
+        def certify(folder: Path, raw: Sequence[RawInput]) -> Certificate:
+            return self._certify_copy(folder, raw, file, precision)
+
+        return self._publish(self._to_publish(name, file, certify), repository, replace)
+
+    def _to_publish(self, name: str, file: Path, certify: Certify) -> Model:
         task = self.task
-        model = Model(
-            name=self.config.name,
+        return Model(
+            name=name,
             recipe=self.config.recipe,
             synthetic=task.report.synthetic,
             inputs=task.inputs,
             outputs=task.outputs,
             max_batch_size=task.max_batch_size,
-            model_file=self._model_file,
+            model_file=file,
             write_processing=self._write_processing,
             golden_inputs=task.golden_inputs(),
-            certify=self._certify,
+            certify=certify,
+            parameters=task.parameters if isinstance(task, Configured) else {},
         )
+
+    def _publish(self, model: Model, repository: Path, replace: bool) -> Published:
         published = publish(model, repository, replace=replace)
         lines = [f"{published.folder}, version {published.version}"]
         if not published.atomic:
@@ -152,7 +207,8 @@ class Run:
         return published
 
     @property
-    def _model_file(self) -> Path:
+    def model_file(self) -> Path:
+        """The exported model. Raises RunError."""
         path = self.folder / MODEL_FILE
         if not path.exists():
             raise RunError(f"{path} is not there; write it with: export")
@@ -173,12 +229,9 @@ class Run:
         self.task.write_processing(folder, self.evaluation)
 
     def _certify(self, folder: Path, raw: Sequence[RawInput]) -> Certificate:
-        try:
-            inputs = load_pipeline(folder).preprocess(raw)
-        except ServingError as error:
-            raise VerifyError(f"the pipeline that was written refuses a golden input: {error}") from error
+        pipeline, inputs = self._preprocessed(folder, raw)
         trained = self._trained
-        verified = verify(self.task, trained.predict, self._model_file, inputs, trained.framework)
+        verified = verify(self.task, trained.predict, self.model_file, inputs, trained.framework)
         rows, who = len(next(iter(inputs.values()))), f"{trained.framework} and ONNX Runtime"
         self._report(
             "verify",
@@ -188,10 +241,43 @@ class Run:
             ],
         )
         errors = {name: ErrorRecord(**asdict(error)) for name, error in verified.errors.items()}
-        return Certificate(verified.inputs, verified.outputs, self._record(errors))
+        limits = checks.Limits(self._tolerances)
+        records = checks.check(self.task, trained.predict, self.model_file, verified.inputs, limits)
+        metrics = self.evaluation.metrics
+        self._report("check", [checks.told(record, metrics, trained.framework) for record in records])
+        record = self._record(errors, records, labels_of(pipeline, raw, verified.outputs))
+        return Certificate(verified.inputs, verified.outputs, record)
 
-    def _record(self, errors: Mapping[str, ErrorRecord]) -> VersionRecord:
-        opset, ir_version = onnx.versions_of(self._model_file)
+    def _certify_copy(self, folder: Path, raw: Sequence[RawInput], file: Path, precision: str) -> Certificate:
+        pipeline, inputs = self._preprocessed(folder, raw)
+        predict = checks.predictor_of(checks.session_of(file), self.task)
+        outputs = predict(inputs)
+        tolerances = checks.own_tolerances(predict, inputs, outputs)
+        records = checks.check(self.task, self._trained.predict, file, inputs, checks.Limits(None, None), precision)
+        trained = self._trained.framework
+        self._report("check", [checks.told(record, self.evaluation.metrics, trained) for record in records])
+        golden, held_out = records[0], records[1]
+        record = self._record(golden.errors, records, labels_of(pipeline, raw, outputs)).model_copy(
+            update={"precision": precision, "tolerances": tolerances, "metrics": held_out.metrics}
+        )
+        return Certificate(inputs, outputs, record)
+
+    def _preprocessed(self, folder: Path, raw: Sequence[RawInput]) -> tuple[Pipeline, Arrays]:
+        try:
+            pipeline = load_pipeline(folder)
+            return pipeline, pipeline.preprocess(raw)
+        except ServingError as error:
+            raise VerifyError(f"the pipeline that was written refuses a golden input: {error}") from error
+
+    @property
+    def _tolerances(self) -> dict[str, Tolerance]:
+        limits = self.task.tolerances
+        return {name: Tolerance(atol=limit.absolute, rtol=limit.relative) for name, limit in limits.items()}
+
+    def _record(
+        self, errors: Mapping[str, ErrorRecord], records: Sequence[CheckRecord], answers: tuple[str, ...]
+    ) -> VersionRecord:
+        opset, ir_version = onnx.versions_of(self.model_file)
         task, evaluation = self.task, self.evaluation
         sizes = {split.value: task.size(split) for split in Split}
         return VersionRecord(
@@ -202,18 +288,11 @@ class Run:
             data=DataRecord(source=task.report.source, sha256=task.report.sha256, rows=RowCounts(**sizes)),
             metrics=dict(evaluation.metrics),
             baseline={"name": evaluation.baseline_name, **evaluation.baseline},
-            environment={
-                "python": platform.python_version(),
-                "torch": str(torch.__version__),
-                "scikit-learn": str(sklearn.__version__),
-                "onnxruntime": str(onnxruntime.__version__),
-                "numpy": np.__version__,
-                "machine": f"{platform.system()} {platform.machine()}",
-            },
-            tolerances={
-                name: Tolerance(atol=limit.absolute, rtol=limit.relative) for name, limit in task.tolerances.items()
-            },
+            environment=environment(),
+            tolerances=self._tolerances,
             errors=dict(errors),
+            answers=answers,
+            checks=tuple(records),
         )
 
     def _collect_and_prepare(self) -> Task:
@@ -243,6 +322,19 @@ def read_config(folder: Path) -> RunConfig:
         raise RunError(f"{folder / CONFIG_FILE} is damaged: {error}") from error
 
 
+def _environment() -> dict[str, str]:
+    return environment() | {"revision": revision()}
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    """Raises RunError where there is none that can be read."""
+    try:
+        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise RunError(f"{path} can't be read: {error}") from error
+    return found
+
+
 def make_config(changes: Mapping[str, Any], training: Mapping[str, Any]) -> RunConfig:
     """A configuration with the recipe's own hyperparameters, but for those in `training`.
 
@@ -251,6 +343,9 @@ def make_config(changes: Mapping[str, Any], training: Mapping[str, Any]) -> RunC
     """
     recipe = find(changes["recipe"])
     defaults = recipe.hyperparameters(changes["data"])
+    if changes.get("text") is not None and "text" not in recipe.options:
+        told = ", ".join(f"--{name.replace('_', '-')}" for name in changes["text"])
+        raise UsageError(f"{told}: for recipes that read texts, and {recipe.name} reads none")
     try:
         hyperparameters = type(defaults).model_validate({**defaults.model_dump(), **training})
         config = RunConfig.model_validate({**changes, "training": hyperparameters})

@@ -10,6 +10,8 @@ from exporter.recipes.base import Recipe
 
 RECIPES: Mapping[str, str] = {
     "image-classification": "exporter.recipes.image:ImageRecipe",
+    "text-classification": "exporter.recipes.text:TextRecipe",
+    "text-embedding": "exporter.recipes.embedding:EmbeddingRecipe",
     "tabular-classification": "exporter.recipes.tabular:TabularRecipe",
     "regression": "exporter.recipes.regression:RegressionRecipe",
     "recommendation": "exporter.recipes.recommendation:RecommendationRecipe",

@@ -62,6 +62,21 @@ class Hyperparameters(BaseModel):
     """Epochs without a lower validation loss before training stops."""
 
 
+class TextOptions(BaseModel):
+    """What recipes for texts let choose."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    encoder: str = ""
+    """A pretrained encoder: a local folder of Hugging Face's form, or ``minilm``. None: train one from nothing."""
+    tuning: Literal["full", "partial", "frozen"] = "full"
+    """What of the encoder is trained: all, its last blocks, nothing but the new head."""
+    max_length: Annotated[int, Field(ge=0, le=8192)] = 0
+    """Tokens of a text that are seen; 0: as many as the recipe says."""
+    vocabulary: Annotated[int, Field(ge=300, le=200_000)] = 2_000
+    """Tokens of a tokenizer that is trained on the data."""
+
+
 class RunConfig(BaseModel):
     """Everything that decides the outcome of a run; stored in the run folder as config.yaml."""
 
@@ -85,6 +100,8 @@ class RunConfig(BaseModel):
     threads: Annotated[int, Field(ge=1)] = 1
     """Of PyTorch on the CPU. Part of the outcome: another number adds up in another order."""
     training: Hyperparameters = Hyperparameters()
+    text: TextOptions | None = None
+    """None for recipes that read no text."""
 
 
 OPTIONAL = ("target", "split", "split_column", "interval")
@@ -224,6 +241,30 @@ class Task(Protocol):
 
     def golden_inputs(self) -> Sequence[RawInput]:
         """2 to 32 raw inputs for the golden files, of several labels, hard cases (missing values) among them."""
+
+
+@runtime_checkable
+class Measured(Protocol):
+    """A `Task` whose test metrics can be had without those of its baseline: of the exported file, for example."""
+
+    def metrics(self, predict: Predict) -> Mapping[str, float]:
+        """As in `Evaluation`, on the test split."""
+
+
+@runtime_checkable
+class Configured(Protocol):
+    """A `Task` whose config.pbtxt has `parameters` of its own, length buckets for example."""
+
+    @property
+    def parameters(self) -> Mapping[str, str]: ...
+
+
+@runtime_checkable
+class RatesApart(Protocol):
+    """A `Task` that trains parts of its network at other rates than the configured one."""
+
+    def learning_rates(self, network: nn.Module) -> Sequence[tuple[Sequence[nn.Parameter], float]]:
+        """What is trained, in parts, each with what its learning rate is of the configured one."""
 
 
 class Collected(Protocol):

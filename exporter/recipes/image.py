@@ -165,17 +165,13 @@ class ImageTask:
 
     def evaluate(self, predict: Predict) -> Evaluation:
         """Accuracy on the test pictures as they are, and on one variation of each."""
-        indices = self._splits[Split.TEST]
-        targets = self._targets[indices]
-        plain, _ = self.batch(Split.TEST, np.arange(len(indices)), 0)
-        varied = self._tensors([self._varied(int(index), 0) for index in indices])
         baseline = self._baseline()
-        metrics: dict[str, float] = {}
-        reference: dict[str, float] = {}
-        for name, inputs in (("accuracy", plain), ("accuracy_varied", varied)):
-            metrics[name] = float(np.mean(predict(inputs)[OUTPUT].argmax(axis=1) == targets))
-            reference[name] = float(np.mean(baseline(inputs) == targets))
-        return Evaluation(metrics, reference, "logistic regression on the pixels")
+        reference = self._accuracies(baseline)
+        return Evaluation(self.metrics(predict), reference, "logistic regression on the pixels")
+
+    def metrics(self, predict: Predict) -> Mapping[str, float]:
+        """Without the baseline's."""
+        return self._accuracies(lambda inputs: predict(inputs)[OUTPUT].argmax(axis=1))
 
     def write_processing(self, folder: Path, evaluation: Evaluation) -> None:
         classification = self._spec.classification.model_copy(update={"decision": evaluation.decision})
@@ -191,6 +187,14 @@ class ImageTask:
         test = self._splits[Split.TEST]
         _, first = np.unique(self._targets[test], return_index=True)
         return [ImageInput(_png(self._pictures.plain(int(index))), "image/png") for index in test[first][:NUM_GOLDEN]]
+
+    def _accuracies(self, chosen: Callable[[Arrays], Array]) -> Mapping[str, float]:
+        """Of a function from inputs to indices of labels."""
+        indices = self._splits[Split.TEST]
+        plain, targets = self.batch(Split.TEST, np.arange(len(indices)), 0)
+        varied = self._tensors([self._varied(int(index), 0) for index in indices])
+        found = (("accuracy", plain), ("accuracy_varied", varied))
+        return {name: float(np.mean(chosen(inputs) == targets)) for name, inputs in found}
 
     def _varied(self, index: int, epoch: int) -> Image.Image:
         return self._pictures.varied(index, np.random.default_rng([self._seed, epoch, index]))

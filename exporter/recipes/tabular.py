@@ -139,6 +139,13 @@ class TabularTask:
         decision = DecisionThreshold(positive_label=self.labels[self._rare], threshold=threshold)
         return Evaluation(metrics, baseline | chance, self._baseline_name, decision)
 
+    def metrics(self, predict: Predict) -> Mapping[str, float]:
+        """Those of `evaluate`, without the baseline's."""
+        found = self._score_network(predict)
+        if self._rare is None:
+            return balanced_metrics(found[Split.TEST])
+        return rare_metrics(found[Split.VALIDATION], found[Split.TEST], self._rare)[0]
+
     def write_processing(self, folder: Path, evaluation: Evaluation) -> None:
         classification = self.spec.classification.model_copy(update={"decision": evaluation.decision})
         spec = self.spec.model_copy(update={"classification": classification})

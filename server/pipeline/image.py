@@ -120,7 +120,9 @@ class ImageSteps:
         if spec.foreground is not None:
             picture = isolate(picture, spec.foreground)
         size = (spec.resize.width, spec.resize.height)
-        if spec.resize.fit == "crop":
+        if spec.resize.shortest_edge is not None:
+            picture = _middle(picture, spec.resize.shortest_edge, size, self._filter)
+        elif spec.resize.fit == "crop":
             picture = ImageOps.fit(picture, size, self._filter)
         else:
             picture = picture.resize(size, self._filter)
@@ -132,3 +134,12 @@ class ImageSteps:
         row -= self._mean
         row /= self._std
         return row
+
+
+def _middle(picture: Image.Image, shortest_edge: int, size: tuple[int, int], filter_: Image.Resampling) -> Image.Image:
+    """Resized so that the shorter side is `shortest_edge`, then its middle; rounded as transformers' processors do."""
+    scale = shortest_edge / min(picture.size)
+    wide, high = (shortest_edge if side == min(picture.size) else int(side * scale) for side in picture.size)
+    picture = picture.resize((wide, high), filter_)
+    left, top = (wide - size[0]) // 2, (high - size[1]) // 2
+    return picture.crop((left, top, left + size[0], top + size[1]))

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from server.pipeline.classification import ClassificationSpec, SpecModel
 
@@ -42,6 +42,23 @@ class Resize(SpecModel):
     filter: Filter = "bilinear"
     fit: Literal["stretch", "crop"] = "stretch"
     """crop: keep the aspect and cut what is over from both sides."""
+    shortest_edge: Annotated[int, Field(ge=1, le=4096)] | None = None
+    """crop: the picture's shorter side becomes this long, then the middle of height and width is cut out of it. None:
+    as long as it must be to be cut from."""
+
+    @model_serializer(mode="wrap")
+    def _as_written_before(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Without a field that most have no use for: what was written before it was there stays the same."""
+        found: dict[str, Any] = handler(self)
+        return {name: value for name, value in found.items() if name != "shortest_edge" or value is not None}
+
+    @model_validator(mode="after")
+    def _enough_to_cut_from(self) -> Self:
+        if self.shortest_edge is not None and self.fit != "crop":
+            raise ValueError("shortest_edge: needs fit crop")
+        if self.shortest_edge is not None and self.shortest_edge < max(self.height, self.width):
+            raise ValueError("shortest_edge: is less than height or width")
+        return self
 
 
 class Normalize(SpecModel):

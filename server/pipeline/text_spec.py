@@ -67,7 +67,7 @@ class TextEmbeddingSpec(SpecModel):
 
     task: Literal["text-embedding"] = "text-embedding"
     tokens: TokensSpec
-    output: TensorName = "embedding"
+    output: TensorName = "sentence_embedding"
     """Name of the output, FP32 [B, D]."""
     dimensions: Annotated[int, Field(ge=1)]
     """D, for callers; an output of another width keeps the model out."""

@@ -18,12 +18,21 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from server.errors import ModelLoadFailed
 from server.repository.golden import Golden, golden_file, read_golden, read_raw, write_golden, write_raw
-from server.repository.replay import DEFAULT_TOLERANCE, Tolerance, compare, replay, replay_preprocessing
+from server.repository.replay import (
+    DEFAULT_TOLERANCE,
+    Tolerance,
+    compare,
+    labels_of,
+    replay,
+    replay_answers,
+    replay_preprocessing,
+)
 from server.security.signing import SIGNATURE_FILE
 
 __all__ = [
     "DEFAULT_TOLERANCE",
     "MANIFEST_FILE",
+    "CheckRecord",
     "DataRecord",
     "ErrorRecord",
     "Golden",
@@ -34,10 +43,12 @@ __all__ = [
     "compare",
     "golden_file",
     "hash_files",
+    "labels_of",
     "read_golden",
     "read_manifest",
     "read_raw",
     "replay",
+    "replay_answers",
     "replay_preprocessing",
     "verify_files",
     "write_golden",
@@ -81,6 +92,25 @@ class ErrorRecord(Record):
     mean_abs: float
 
 
+class CheckRecord(Record):
+    """The file against the trained model, by one execution provider on one kind of data."""
+
+    provider: str
+    """ONNX Runtime's name without its end: ``CPU``, ``CUDA``."""
+    precision: str
+    """Of the file: ``fp32``, ``fp16``, ``int8-static``."""
+    data: Literal["golden", "held-out"]
+    rows: int
+    errors: dict[str, ErrorRecord]
+    """By output."""
+    changed_top1: int | None = None
+    """Rows whose best label is another; None for a model without labels."""
+    limits: dict[str, Tolerance] = {}
+    """That were demanded, by output; without them the errors were measured only."""
+    metrics: dict[str, float] = {}
+    """On the held-out test set, by the file; those of the trained model are the version's."""
+
+
 class VersionRecord(Record):
     """One training and what came of it."""
 
@@ -100,6 +130,11 @@ class VersionRecord(Record):
     """By output; what the replay at load allows."""
     errors: dict[str, ErrorRecord]
     """By output; measured when it was verified."""
+    answers: tuple[str, ...] = ()
+    """The labels that the raw golden inputs got, where the task gives labels: so that their order is certified too."""
+    precision: str = "fp32"
+    checks: tuple[CheckRecord, ...] = ()
+    """By each provider that was there, on golden and on held-out data."""
 
 
 class Manifest(Record):

@@ -30,7 +30,7 @@ from server.repository.load_counts import Stopwatch
 from server.repository.model_config import All, ModelConfig, Specific, from_message, read_model_config, with_files
 from server.repository.override import WHERE as OVERRIDING_CONFIG
 from server.repository.refuse import refuse_field
-from server.repository.replay import replay, replay_padded, replay_preprocessing
+from server.repository.replay import replay, replay_answers, replay_padded, replay_preprocessing
 from server.repository.reshape import reshaped
 from server.repository.rollout import CANARY_VERSION, SHADOW_VERSION
 from server.repository.tensors import misfit
@@ -229,6 +229,9 @@ class Loader:
                 with watch.phase("golden"):
                     for instance in engine_model.instances:
                         _replay(config, manifest, golden, instance)
+                    if pipeline is not None and manifest is not None:
+                        certified = manifest.versions[version].answers
+                        replay_answers(config.name, golden, read_raw(folder), pipeline, certified)
             tell(version, "warming it up")
             with watch.phase("warmup"):
                 run_samples(config, version, samples, engine_model.instances)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from itertools import zip_longest
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
@@ -10,12 +11,15 @@ from pydantic import BaseModel, ConfigDict, Field
 from server.bfloat16 import BF16, narrowed, widened
 from server.buckets import Buckets
 from server.errors import ModelLoadFailed, ServingError
-from server.pipeline.base import PROCESSING_FILE, Pipeline
+from server.pipeline.base import PROCESSING_FILE, Pipeline, answers
 from server.repository.config_text import CONFIG_FILE
 from server.repository.golden import RAW_FILE, Golden, golden_file
 from server.repository.length_buckets import LENGTH_BUCKETS
 from server.tensor import Array
-from server.types import RawInput
+from server.types import Classification, RawInput
+
+LABELS = "labels.txt"
+"""The file whose lines are the labels; the pipeline reads it."""
 
 Run = Callable[[Mapping[str, Array]], Mapping[str, Array]]
 """A forward pass over whole arrays of any number of rows."""
@@ -140,6 +144,33 @@ def replay_preprocessing(model_name: str, golden: Golden, raw: Sequence[RawInput
                     PROCESSING_FILE,
                     f"preprocessing of golden input {index} differs in tensor '{name}': it {difference}",
                 )
+
+
+def labels_of(pipeline: Pipeline, raw: Sequence[RawInput], outputs: Mapping[str, Array]) -> tuple[str, ...]:
+    """The labels that the first rows of the outputs are answered with; none where the task gives no labels."""
+    first = {name: array[: len(raw)] for name, array in outputs.items()}
+    found = answers(pipeline, raw, first) if raw else []
+    return tuple(answer.label for answer in found if isinstance(answer, Classification))
+
+
+def replay_answers(
+    model_name: str, golden: Golden, raw: Sequence[RawInput], pipeline: Pipeline, expected: Sequence[str]
+) -> None:
+    """Make answers of the golden outputs and compare their labels with the certified ones, if there are any.
+
+    Raises:
+        ModelLoadFailed: one is another: labels.txt, or what processing.yaml says of the answers, was changed.
+    """
+    if not expected:
+        return
+    try:
+        found = labels_of(pipeline, raw, golden.outputs)
+    except ServingError as error:
+        raise ModelLoadFailed(model_name, PROCESSING_FILE, f"can't answer with the golden outputs: {error}") from error
+    for index, (label, certified) in enumerate(zip_longest(found, expected)):
+        if label != certified:
+            problem = f"golden input {index} is answered with the label {label!r}, certified is {certified!r}"
+            raise ModelLoadFailed(model_name, LABELS, f"{problem}: labels or their order were changed")
 
 
 def compare(actual: Array, expected: Array, tolerance: Tolerance, *, rows: bool = True) -> str:

@@ -197,14 +197,14 @@ def test_a_vector_of_a_text(tmp_path: Path) -> None:
     """The output as it is; another width, a number that is none, or a wish for labels is refused."""
     spec = TextEmbeddingSpec(tokens=TokensSpec(max_length=8), dimensions=2, normalized=False, example="good")
     pipeline = made(tmp_path / "m", spec)
-    assert pipeline.postprocess({"embedding": np.array([[0.5, -2.0]], np.float32)}) == [Embedding((0.5, -2.0))]
+    assert pipeline.postprocess({"sentence_embedding": np.array([[0.5, -2.0]], np.float32)}) == [Embedding((0.5, -2.0))]
     assert (pipeline.describe()["dimensions"], pipeline.describe()["labels"]) == (2, [])
     with pytest.raises(InvalidRequest, match="top_k: the model's answers are no labels"):
-        pipeline.postprocess({"embedding": np.zeros((1, 2), np.float32)}, 3)
-    for wrong in ({}, {"embedding": np.zeros((1, 3))}, {"embedding": np.array([[np.nan, 0.0]])}):
+        pipeline.postprocess({"sentence_embedding": np.zeros((1, 2), np.float32)}, 3)
+    for wrong in ({}, {"sentence_embedding": np.zeros((1, 3))}, {"sentence_embedding": np.array([[np.nan, 0.0]])}):
         with pytest.raises(EngineFailure) as failed:
             pipeline.postprocess(wrong)
-        assert "'embedding'" in failed.value.detail
+        assert "'sentence_embedding'" in failed.value.detail
 
 
 def tagged(*labels: str) -> np.ndarray[Any, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 import threading
 from collections.abc import Sequence
 from dataclasses import replace
@@ -211,6 +212,24 @@ def test_a_publisher_that_dies_leaves_no_half_model(
         assert tree(repository / "pets") == before
     assert publish(model, repository).version == ("1" if first else "2")
     assert [path.name for path in repository.iterdir()] == ["pets"]
+
+
+@pytest.mark.parametrize("most", [20, 300, 5_000], ids=["the first file", "the configuration", "the weights"])
+@pytest.mark.parametrize("first", [True, False], ids=["a new model", "a further version"])
+def test_a_full_disk_leaves_the_repository_as_it_was(model: Model, repository: Path, most: int, first: bool) -> None:
+    """Whichever file there is no room for, the error says so, and nothing is left of the attempt."""
+    if not first:
+        publish(model, repository)
+    before = tree(repository) if repository.exists() else {}
+    model.model_file.write_bytes(b"w" * 20_000)
+    _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (most, hard))
+    try:
+        with pytest.raises(PublishError, match="can't be written"):
+            publish(model, repository)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
+    assert tree(repository) == before
 
 
 def without_renameat2(patch: pytest.MonkeyPatch) -> None:
