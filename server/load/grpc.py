@@ -33,11 +33,16 @@ class _Lost(Exception):
 
 
 class _Stream:
-    __slots__ = ("body", "fields", "number", "payload")
+    __slots__ = ("body", "fields", "message", "number", "payload", "sent", "window")
 
-    def __init__(self, number: int, payload: Payload) -> None:
+    def __init__(self, number: int, payload: Payload, message: bytes, window: int) -> None:
         self.number = number
         self.payload = payload
+        self.message = message
+        self.sent = 0
+        """Bytes of the message."""
+        self.window = window
+        """How many more the server takes by this stream."""
         self.body = b""
         self.fields: dict[bytes, bytes] = {}
 
@@ -56,6 +61,10 @@ class _Connection:
         self._stream_window = frames.DEFAULT_WINDOW_BYTES
         self._most_streams = 100
         self._waiting: deque[tuple[int, Payload, bytes, bytes]] = deque()
+        self._blocked: dict[int, _Stream] = {}
+        """Streams whose messages wait for a window."""
+        self._received = 0
+        """Bytes that the server's window has not been told of."""
         self._decoder = Decoder()
         self._known: dict[bytes, dict[bytes, bytes]] = {}
         self._known_at = 0
@@ -72,27 +81,38 @@ class _Connection:
 
     def send(self, number: int, payload: Payload, block: bytes, message: bytes) -> None:
         """Raises OSError."""
-        if self._waiting or not self._can_take(message):
-            self._waiting.append((number, payload, block, message))
-        else:
+        if len(self.streams) < self._most_streams:
             self._begin(number, payload, block, message)
-
-    def _can_take(self, message: bytes) -> bool:
-        # A message beyond the stream's window is only told from a broken server by waiting: none of ours is so large.
-        window = min(self._window, max(self._stream_window, frames.DEFAULT_WINDOW_BYTES))
-        return len(self.streams) < self._most_streams and len(message) <= window
+        else:
+            self._waiting.append((number, payload, block, message))
 
     def _begin(self, number: int, payload: Payload, block: bytes, message: bytes) -> None:
-        stream, most = self._next_stream, frames.DEFAULT_FRAME_BYTES
+        stream = self._next_stream
         self._next_stream += 2
-        self.streams[stream] = _Stream(number, payload)
-        self._window -= len(message)
-        out = [_HEAD.pack(len(block) << 8 | frames.HEADERS, frames.END_HEADERS, stream), block]
-        for at in range(0, len(message), most):
-            piece = message[at : at + most]
-            flags = frames.END_STREAM if at + most >= len(message) else 0
-            out += [_HEAD.pack(len(piece) << 8 | frames.DATA, flags, stream), piece]
-        self.outgoing.send(b"".join(out))
+        one = self.streams[stream] = _Stream(number, payload, message, self._stream_window)
+        head = _HEAD.pack(len(block) << 8 | frames.HEADERS, frames.END_HEADERS, stream)
+        self.outgoing.send(b"".join([head, block, *self._pieces(stream, one)]))
+
+    def _pieces(self, stream: int, one: _Stream) -> list[bytes]:
+        """Frames of what the windows allow of its message; the rest waits for them to open."""
+        out: list[bytes] = []
+        while left := len(one.message) - one.sent:
+            size = min(left, frames.DEFAULT_FRAME_BYTES, self._window, one.window)
+            if size <= 0:
+                self._blocked[stream] = one
+                return out
+            self._window -= size
+            one.window -= size
+            flags = frames.END_STREAM if size == left else 0
+            out += [_HEAD.pack(size << 8 | frames.DATA, flags, stream), one.message[one.sent : one.sent + size]]
+            one.sent += size
+        self._blocked.pop(stream, None)
+        return out
+
+    def _unblock(self) -> None:
+        for stream, one in list(self._blocked.items()):
+            if pieces := self._pieces(stream, one):
+                self.outgoing.send(b"".join(pieces))
 
     def read(self) -> None:
         """Raises OSError, _Lost, ValueError for bytes that are no HTTP/2."""
@@ -109,7 +129,7 @@ class _Connection:
             self._frame(head & 0xFF, flags, stream, data[at + 9 : stop])
             at = stop
         self._rest = data[at:]
-        while self._waiting and not self.leaving and self._can_take(self._waiting[0][3]):
+        while self._waiting and not self.leaving and len(self.streams) < self._most_streams:
             self._begin(*self._waiting.popleft())
 
     def _frame(self, kind: int, flags: int, stream: int, payload: bytes) -> None:
@@ -128,6 +148,10 @@ class _Connection:
             self._control(kind, flags, stream, payload)
 
     def _data(self, flags: int, stream: int, payload: bytes) -> None:
+        self._received += len(payload)
+        if self._received > _WINDOW // 2:
+            self.outgoing.send(frames.window_update(0, self._received))
+            self._received = 0
         if flags & frames.PADDED:
             payload = payload[1 : len(payload) - payload[0]]
         if one := self.streams.get(stream):
@@ -152,20 +176,21 @@ class _Connection:
             self._end(stream)
 
     def _end(self, stream: int) -> None:
-        one = self.streams.pop(stream, None)
+        one = self._gone(stream)
         if one:
             self._ended.append((one.number, _judged(one)))
 
+    def _gone(self, stream: int) -> _Stream | None:
+        self._blocked.pop(stream, None)
+        return self.streams.pop(stream, None)
+
     def _control(self, kind: int, flags: int, stream: int, payload: bytes) -> None:
         if kind == frames.SETTINGS and not flags & frames.ACK:
-            theirs = dict(iter_unpack(">HI", payload))
-            self._most_streams = theirs.get(frames.MAX_CONCURRENT_STREAMS, self._most_streams)
-            self._stream_window = theirs.get(frames.INITIAL_WINDOW_SIZE, self._stream_window)
-            self.outgoing.send(frames.frame(frames.SETTINGS, frames.ACK, 0))
+            self._settings(dict(iter_unpack(">HI", payload)))
         elif kind == frames.PING and not flags & frames.ACK:
             self.outgoing.send(frames.ping(payload, frames.ACK))
-        elif kind == frames.WINDOW_UPDATE and stream == 0:
-            self._window += int.from_bytes(payload, "big")
+        elif kind == frames.WINDOW_UPDATE:
+            self._open(stream, int.from_bytes(payload, "big"))
         elif kind == frames.RST_STREAM:
             code = int.from_bytes(payload, "big")
             refused = code == frames.ErrorCode.REFUSED_STREAM
@@ -177,9 +202,25 @@ class _Connection:
                 [each for each in self.streams if each > last], "failed", "the server left before it took the call"
             )
 
+    def _settings(self, theirs: dict[int, int]) -> None:
+        self._most_streams = theirs.get(frames.MAX_CONCURRENT_STREAMS, self._most_streams)
+        window = theirs.get(frames.INITIAL_WINDOW_SIZE, self._stream_window)
+        for one in self.streams.values():
+            one.window += window - self._stream_window
+        self._stream_window = window
+        self.outgoing.send(frames.frame(frames.SETTINGS, frames.ACK, 0))
+        self._unblock()
+
+    def _open(self, stream: int, size: int) -> None:
+        if stream == 0:
+            self._window += size
+        elif one := self.streams.get(stream):
+            one.window += size
+        self._unblock()
+
     def _fail(self, streams: Sequence[int], outcome: Outcome, words: str) -> None:
         for stream in streams:
-            if one := self.streams.pop(stream, None):
+            if one := self._gone(stream):
                 self._ended.append((one.number, (outcome, words)))
 
     def unsent(self) -> list[tuple[int, Payload]]:

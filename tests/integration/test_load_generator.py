@@ -11,23 +11,28 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
+import grpc
 import numpy as np
 import pytest
 import yaml
+from tritonclient.grpc import service_pb2 as pb
 
 from loadtests import capacity
 from loadtests.capacity_report import Capacity, values
 from loadtests.cores import cores
 from loadtests.process import Server, serving
+from server.client.calls import Call
 from server.client.errors import ClientError
+from server.client.grpcio import V2, Request
 from server.load.drive import Leg, closed_loop, open_loop, poisson
 from server.load.grpc import GrpcWire
 from server.load.http1 import Http1Wire
 from server.load.limits import Limits
-from server.load.payloads import payloads
+from server.load.payloads import Payload, payloads
 from server.load.search import Found, Probe
 from server.load.wire import Wire
 from tests.e2e.conftest import REPOSITORY
@@ -121,6 +126,30 @@ def test_a_server_that_is_not_there_has_failed_requests(server: Server, transpor
     assert samples.share("failed") == 1
     assert time.monotonic() - began < 5
     assert all("refused" in words.lower() or "lost" in words for _, words in samples.faults)
+
+
+def test_large_messages_wait_for_the_windows_of_the_server() -> None:
+    """grpcio's own server, whose windows are 64 KiB at first: messages of 3 MB, several at once on each connection."""
+
+    class Lengths(grpc.GenericRpcHandler):
+        def service(self, details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler[bytes, bytes]:
+            return grpc.unary_unary_rpc_method_handler(
+                lambda data, _: pb.ModelInferResponse(id=str(len(data))).SerializeToString()
+            )
+
+    listening = grpc.server(ThreadPoolExecutor(2), handlers=(Lengths(),))
+    port = listening.add_insecure_port("127.0.0.1:0")
+    listening.start()
+    try:
+        message = pb.ModelInferRequest(raw_input_contents=[bytes(3_000_000)])
+        request = Request(f"{V2}ModelInfer", message, pb.ModelInferResponse)
+        right = str(message.ByteSize())
+        payload = Payload(Call(request, lambda reply: reply.id), lambda answer: answer == right)
+        samples = open_loop([Leg(wire(f"grpc://127.0.0.1:{port}"), [payload], [0] * 6)])
+    finally:
+        listening.stop(0)
+    assert samples.faults == {}
+    assert samples.share("right") == 1
 
 
 @pytest.mark.parametrize("url", ["127.0.0.1:8000", "https://127.0.0.1", "http://", "http://host:port"])
