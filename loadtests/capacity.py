@@ -77,7 +77,7 @@ def measure(target: Target, objective: Objective, slo: Slo, options: argparse.Na
     """
     kind = objective.kind
     made = payloads(kind.transport, kind.call, kind.model, options.model_repository)
-    wire = target.wire(kind.transport)
+    wire = target.wire(kind.wire)
     latency = {float(name[1:]): ms for name, ms in objective.latency_ms.items()}
     limits = Limits(latency, objective.max_error_rate, objective.max_refused_rate)
     # A queue that grows shows only in a window that is longer than what it may make a caller wait.

@@ -186,10 +186,10 @@ def measured(options: argparse.Namespace) -> list[Ratio]:
 
 
 def _asked(kind: Kind, name: str, given: str, urls: dict[str, str], repository: Path) -> Sided:
-    if kind.transport not in urls:
-        raise Fault(f"{kind}: {name} ({given}) is not asked by {kind.transport}")
-    url = urls[kind.transport]
-    wire = GrpcWire(url) if kind.transport == "grpc" else Http1Wire(url)
+    if kind.wire not in urls:
+        raise Fault(f"{kind}: {name} ({given}) is not asked by {kind.wire}")
+    url = urls[kind.wire]
+    wire = GrpcWire(url) if kind.wire == "grpc" else Http1Wire(url)
     return Sided(f"{name} ({given}), {kind}", wire, payloads(kind.transport, kind.call, kind.model, repository))
 
 

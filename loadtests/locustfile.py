@@ -77,8 +77,7 @@ class Run:
 
 
 def sender(objective: Objective) -> Sender:
-    transport = objective.kind.transport
-    return GrpcSender(URLS["grpc"]) if transport == "grpc" else RestSender(URLS["rest"], TIMEOUT_S)
+    return GrpcSender(URLS["grpc"]) if objective.kind.wire == "grpc" else RestSender(URLS["rest"], TIMEOUT_S)
 
 
 def ask(objective: Objective, way: Sender, payload: Payload | StreamPayload, due_s: float) -> None:

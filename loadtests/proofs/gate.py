@@ -83,6 +83,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=10)
     parser.add_argument("--seconds", type=float, default=4, help="of each run, a warm-up of 1 s and all (default: 4)")
+    parser.add_argument(
+        "--seed", type=int, default=1, help="of the first run's arrivals; each has its own (default: 1)"
+    )
     parser.add_argument("--slowed", type=float, default=1.3, help="how many times longer a pass takes (default: 1.3)")
     parser.add_argument("--through", choices=("wire", "locust"), default="wire")
     parser.add_argument("--out", type=Path, help="a folder for gate.md")
@@ -97,7 +100,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         measured = sampled(*servers["the same"], options.seconds, 0).between(_WARM_UP_S, options.seconds)
         slo = objectives(measured)
         found = {
-            name: [verdict(*servers[name], slo, options.seconds, seed) for seed in range(1, options.repeats + 1)]
+            name: [
+                verdict(*servers[name], slo, options.seconds, options.seed + turn) for turn in range(options.repeats)
+            ]
             for name in servers
         }
     rows = [(name, *(codes.count(code) for code in range(3))) for name, codes in found.items()]

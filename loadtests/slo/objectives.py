@@ -47,7 +47,8 @@ class Strict(BaseModel):
 class Kind(Strict):
     """What is asked: ``rest predict digits``."""
 
-    transport: Literal["grpc", "rest"]
+    transport: Literal["grpc", "rest", "json"]
+    """rest: with binary tensors; json: REST with tensors in JSON."""
     call: Literal["infer", "predict", "stream"]
     model: Annotated[str, Field(min_length=1)]
 
@@ -56,8 +57,12 @@ class Kind(Strict):
         """Raises ValueError."""
         words = text.split(maxsplit=2)
         if len(words) != 3:
-            raise ValueError("must be a transport (grpc, rest), a call (infer, predict, stream) and a model")
+            raise ValueError("must be a transport (grpc, rest, json), a call (infer, predict, stream) and a model")
         return cls.model_validate(dict(zip(("transport", "call", "model"), words, strict=True)))
+
+    @property
+    def wire(self) -> Literal["grpc", "rest"]:
+        return "grpc" if self.transport == "grpc" else "rest"
 
     def __str__(self) -> str:
         return f"{self.transport} {self.call} {self.model}"

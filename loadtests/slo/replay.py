@@ -21,12 +21,10 @@ import numpy as np
 
 from loadtests.slo.objectives import Kind
 from loadtests.slo.streams import StreamPayload, streamed
-from server.client import grpcio, rest
-from server.client.calls import Messages
 from server.client.errors import ClientError
 from server.client.inputs import raw_inputs, tensors
 from server.errors import ServingError
-from server.load.payloads import NoPayload, Payload, newest_golden, payloads, same_outputs, take
+from server.load.payloads import MESSAGES, NoPayload, Payload, newest_golden, payloads, same_outputs, take
 from server.repository.model_config import ModelConfig, read_model_config
 from server.tensor import DATATYPES, Array
 from server.types import PredictResponse
@@ -70,7 +68,7 @@ class _Reader:
         self._kind = kind
         self._folder = folder
         self._beside = beside
-        self._messages: Messages = grpcio.Messages() if kind.transport == "grpc" else rest.Messages()
+        self._messages = MESSAGES[kind.transport]()
         self._config: ModelConfig | None = None
         self._golden: dict[int, list[Payload]] = {}
 

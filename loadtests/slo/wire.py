@@ -42,7 +42,7 @@ def run(
         sent = _unary(one.kind, one.payloads)
         legs.append(
             Leg(
-                _wire(urls, objective.kind.transport),
+                _wire(urls, objective.kind.wire),
                 sent,
                 [at_ns for at_ns, _ in schedule],
                 chosen=[place for _, place in schedule],
@@ -68,5 +68,5 @@ def _unary(kind: str, payloads: Sequence[Payload | StreamPayload]) -> list[Paylo
     return found
 
 
-def _wire(urls: Mapping[str, str], transport: str) -> Wire:
-    return GrpcWire(urls["grpc"]) if transport == "grpc" else Http1Wire(urls["rest"])
+def _wire(urls: Mapping[str, str], name: str) -> Wire:
+    return GrpcWire(urls["grpc"]) if name == "grpc" else Http1Wire(urls["rest"])

@@ -5,9 +5,10 @@ What is right comes from the model's folder, never from the server that is asked
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -15,6 +16,7 @@ from typing import Any, Literal
 import numpy as np
 
 from server.client import grpcio, rest
+from server.client.arrays import array_of
 from server.client.calls import Call, Messages
 from server.client.errors import ClientError
 from server.client.inputs import tensors
@@ -22,7 +24,7 @@ from server.errors import Code, ServingError
 from server.pipeline.base import PROCESSING_FILE
 from server.pipeline.load import load_pipeline
 from server.repository.golden import Golden, read_golden, read_raw
-from server.tensor import Array
+from server.tensor import Array, Tensor
 from server.types import PredictResponse
 
 Outcome = Literal["right", "wrong", "failed", "refused"]
@@ -73,6 +75,28 @@ def fault(error: ClientError) -> Judged:
     return ("refused" if error.code is Code.EXHAUSTED else "failed"), str(error)
 
 
+class JsonMessages(rest.Messages):
+    """REST with tensors in JSON, which servers without the binary extension understand too."""
+
+    def infer(
+        self, model: str, version: str, inputs: Sequence[Tensor], outputs: Sequence[str]
+    ) -> Call[dict[str, Array]]:
+        call = super().infer(model, version, inputs, outputs)
+        body = {"inputs": [_in_json(tensor) for tensor in inputs]}
+        request = replace(call.request, content=json.dumps(body).encode(), headers={"Content-Type": "application/json"})
+        return replace(call, request=request)
+
+
+def _in_json(tensor: Tensor) -> dict[str, Any]:
+    data = array_of(tensor).reshape(-1).tolist()
+    texts = [one.decode() if isinstance(one, bytes) else one for one in data]
+    return {"name": tensor.name, "shape": tensor.shape, "datatype": tensor.datatype, "data": texts}
+
+
+MESSAGES: Mapping[str, type[Messages]] = {"grpc": grpcio.Messages, "rest": rest.Messages, "json": JsonMessages}
+"""By transport; `json` is REST with tensors in JSON."""
+
+
 def payloads(
     transport: str, call: str, model: str, repository: Path, sizes: Mapping[int, float] | None = None
 ) -> list[Payload]:
@@ -86,7 +110,7 @@ def payloads(
         golden = newest_golden(folder)
         if golden is None:
             raise NoPayload(f"{kind}: {folder} has no golden file of its newest version")
-        messages: Messages = grpcio.Messages() if transport == "grpc" else rest.Messages()
+        messages = MESSAGES[transport]()
         made = _predictions if call == "predict" else _inferences
         found = [
             payload

@@ -72,13 +72,13 @@ def leg(server: Server, kind: str, due_ns: list[int], sizes: dict[int, float] | 
 
 
 def test_kinds_are_asked_together_and_answered_rightly(server: Server) -> None:
-    """Four legs in one loop, with requests of one row and of five; every one is counted."""
+    """Five legs in one loop, with requests of one row and of five; every one is counted."""
     due = [int(at * 1e9 / 40) for at in range(40)]
-    legs = [leg(server, kind, due, {1: 0.5, 5: 0.5}) for kind in KINDS]
+    legs = [leg(server, kind, due, {1: 0.5, 5: 0.5}) for kind in (*KINDS, "json infer fraud")]
     samples = open_loop(legs)
     assert samples.faults == {}
     assert samples.share("right") == 1
-    assert np.bincount(samples.leg).tolist() == [40] * 4
+    assert np.bincount(samples.leg).tolist() == [40] * 5
     assert (samples.ended_ns > samples.sent_ns).all()
     assert (samples.sent_ns >= samples.due_ns).all()
 
