@@ -116,7 +116,10 @@ class _Connection:
 
     def read(self) -> None:
         """Raises OSError, _Lost, ValueError for bytes that are no HTTP/2."""
-        received = self.socket.recv(RECEIVE_BYTES)
+        try:
+            received = self.socket.recv(RECEIVE_BYTES)
+        except BlockingIOError:
+            return  # What there was to read was of one that had this number before.
         if not received:
             raise _Lost("the server closed the connection")
         data = self._rest + received if self._rest else received
@@ -304,7 +307,9 @@ class GrpcWire:
 
     def ready(self) -> Sequence[Ended]:
         for descriptor, events in self._epoll.poll(0):
-            connection = self._connections[descriptor]
+            connection = self._connections.get(descriptor)
+            if connection is None:
+                continue  # Another one of this round has closed it.
             try:
                 if events & select.EPOLLOUT:
                     connection.outgoing.flush()

@@ -119,7 +119,9 @@ class Http1Wire:
 
     def ready(self) -> Sequence[Ended]:
         for descriptor, events in self._epoll.poll(0):
-            connection = self._connections[descriptor]
+            connection = self._connections.get(descriptor)
+            if connection is None:
+                continue  # Another one of this round has closed it.
             try:
                 if events & select.EPOLLOUT:
                     connection.outgoing.flush()
@@ -131,7 +133,10 @@ class Http1Wire:
         return ended
 
     def _read(self, connection: _Connection) -> None:
-        data = connection.socket.recv(RECEIVE_BYTES)
+        try:
+            data = connection.socket.recv(RECEIVE_BYTES)
+        except BlockingIOError:
+            return  # What there was to read was of one that had this number before.
         if not data:
             self._lost(connection, "the server closed the connection")
             return

@@ -1,7 +1,8 @@
 """The highest rate that holds: a bisection over steady windows of an open loop.
 
 Whatever disturbs a measurement makes it worse, never better. So a rate holds if one window holds it, and is given up
-only when two have broken, or the generator was late in four.
+only when two have broken. A generator that is late itself makes it worse too, for latencies count from the time at
+which requests were due: what it breaks then tells nothing, and is tried four times; what holds all the same, holds.
 """
 
 from __future__ import annotations
@@ -30,14 +31,14 @@ class Probe:
     broken: tuple[str, ...]
     """Limits that were not held."""
     late: str = ""
-    """Why the window tells nothing; empty if it does."""
+    """That the generator was late itself, so that what is broken tells nothing; empty if it was on time."""
     answers_per_s: float = 0.0
     latency_ms: dict[float, float] = field(default_factory=dict)
     """By percentile."""
 
     @property
     def held(self) -> bool:
-        return not self.broken and not self.late
+        return not self.broken
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,8 @@ def queue(capacity: float, lag_above: float = math.inf) -> tuple[list[float], ob
     def probe(rate: float) -> Probe:
         asked.append(rate)
         p99 = math.log(100) / (capacity - rate) * 1e3 if rate < capacity else math.inf
-        return Probe(rate, ("p99",) if p99 > LIMIT_MS else (), "late" if rate > lag_above else "", rate, {99.0: p99})
+        late = "late" if rate > lag_above else ""
+        return Probe(rate, ("p99",) if p99 > LIMIT_MS or late else (), late, rate, {99.0: p99})
 
     return asked, probe
 
