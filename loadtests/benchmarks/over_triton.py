@@ -3,10 +3,11 @@
     python -m loadtests.benchmarks.over_triton
 
 All servers on one core, the generator on another; the gateway and the embedded engine are held still while another one
-is measured. A closed loop with 8 and 32 requests in flight, interleaved, medians of the rounds. Then overload: Poisson
-arrivals at twice the capacity of Triton (its best closed-loop rate), each with 100 ms, the same at all of them: through
-the gateway, straight at Triton with its default queue, and with the queue policy that does best of `POLICIES` in a
-short trial of each.
+is measured. Each with either of two decoders, the same at all: the whole picture in Pillow, or reduced while it is
+decoded. A closed loop with 8 and 32 requests in flight, interleaved, medians of the rounds. Then overload, decoding the
+whole picture: Poisson arrivals at twice the capacity of Triton (its best closed-loop rate), each with 100 ms, the same
+at all of them: through the gateway, straight at Triton with its default queue, and with the queue policy that does best
+of `POLICIES` in a short trial of each. And the gateway and the embedded engine at twice their own capacities.
 
 Latency counts from the time that a request was due. Goodput is answers within the deadline, at which callers give up. A
 Triton may end of that, by a race of cancellations: then the benchmark says so, and prints what it has.
@@ -17,6 +18,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import gc
+import math
 import os
 import random
 import sys
@@ -24,6 +26,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from statistics import median
 from typing import NamedTuple
@@ -47,7 +50,11 @@ IN_FLIGHT = (8, 32)
 OVERLOAD = 2.0
 DEADLINE_NS = 100_000_000
 CLOSED_HEADER = ("server", "in flight", "answers/s", "from-to", "p50 ms", "p99 ms", "failed")
-OPEN_HEADER = ("server", "goodput/s", "over Triton's capacity", "in time", "p50 ms", "p99 ms", "valid", "statuses")
+OPEN_HEADER = (
+    *("server", "goodput/s", "over Triton's capacity", "over its own", "in time"),
+    *("p50 ms", "p99 ms", "valid", "statuses"),
+)
+RATIO_HEADER = ("server", "answers/s over Triton's", "over Triton's with the same decoder")
 _WARM_UP_S = 1
 
 
@@ -61,6 +68,8 @@ class Overload(NamedTuple):
     valid: bool
     """The generator kept its times."""
     statuses: Counter[str]
+    capacity: float = math.nan
+    """Of the same server, without overload."""
 
 
 def closed(side: Side, workload: Workload, in_flight: int, options: argparse.Namespace) -> Measured:
@@ -76,7 +85,7 @@ def closed_loops(
 ) -> dict[tuple[str, int], list[Measured]]:
     """Every side by its title, with every number in flight, in another order each round."""
     found: dict[tuple[str, int], list[Measured]] = {}
-    cells = [(side, in_flight) for side in sides for in_flight in IN_FLIGHT]
+    cells = [(side, in_flight) for side in sides for in_flight in options.in_flight]
     shuffled = random.Random(options.seed)
     for _ in range(options.rounds):
         for side, in_flight in shuffled.sample(cells, len(cells)):
@@ -120,26 +129,39 @@ def together(runs: Sequence[Overload]) -> Overload:
         median(run.p99_ms for run in runs),
         all(run.valid for run in runs),
         sum((run.statuses for run in runs), Counter[str]()),
+        runs[0].capacity,
     )
 
 
 def overloads(
-    sides: Sides, workload: Workload, capacity: float, options: argparse.Namespace
+    sides: Sides, workload: Workload, capacities: dict[str, float], options: argparse.Namespace
 ) -> tuple[dict[str, Overload], dict[str, float]]:
     """By title; and what each queue policy had in its trial, by its words."""
+    capacity = capacities[sides.triton.title]
     rate = OVERLOAD * capacity
     tried = [sides.triton.of(f"Triton, {policy}", model, workload) for model, policy in POLICIES.items()]
     trials = {
         side.title: overload(side, workload, rate, options.trial_seconds, options.seed).goodput_per_s for side in tried
     }
     best = max(tried, key=lambda side: trials[side.title])
-    compared = (sides.gateway, sides.triton.of("Triton, its default queue", "whole", workload), best)
-    runs: dict[str, list[Overload]] = {side.title: [] for side in compared}
+    own = {side.title: capacities[side.title] for side in (sides.gateway, sides.embedded)}
+    compared = [
+        (sides.gateway, rate, own[sides.gateway.title]),
+        (sides.triton.of("Triton, its default queue", "whole", workload), rate, capacity),
+        (best, rate, capacity),
+        *((_at_own(side), OVERLOAD * own[side.title], own[side.title]) for side in (sides.gateway, sides.embedded)),
+    ]
+    runs: dict[str, list[Overload]] = {side.title: [] for side, _, _ in compared}
     for number in range(options.rounds):
-        for side in compared[number % 3 :] + compared[: number % 3]:
-            found = overload(side, workload, rate, options.overload_seconds, options.seed + 1 + number)
-            runs[side.title].append(found)
+        at = number % len(compared)
+        for side, offered, alone in compared[at:] + compared[:at]:
+            found = overload(side, workload, offered, options.overload_seconds, options.seed + 1 + number)
+            runs[side.title].append(found._replace(capacity=alone))
     return {title: together(each) for title, each in runs.items()}, trials
+
+
+def _at_own(side: Side) -> Side:
+    return replace(side, title=f"{side.title}, at twice its own capacity")
 
 
 def closed_table(found: dict[tuple[str, int], list[Measured]]) -> str:
@@ -156,7 +178,8 @@ def open_table(found: dict[str, Overload], capacity: float) -> str:
     lines = []
     for title, one in found.items():
         statuses = ", ".join(f"{name} {count}" for name, count in sorted(one.statuses.items()))
-        numbers = (f"{one.goodput_per_s:.0f}", f"{one.goodput_per_s / capacity:.2f}", f"{one.share_in_time:.0%}")
+        shares = (f"{one.goodput_per_s / capacity:.2f}", f"{one.goodput_per_s / one.capacity:.2f}")
+        numbers = (f"{one.goodput_per_s:.0f}", *shares, f"{one.share_in_time:.0%}")
         times = (f"{one.p50_ms:.1f}", f"{one.p99_ms:.1f}")
         lines.append([title, *numbers, *times, "yes" if one.valid else "no", statuses])
     return table(OPEN_HEADER, lines)
@@ -166,6 +189,18 @@ def capacity_of(found: dict[tuple[str, int], list[Measured]], title: str) -> flo
     """The best median rate of that side."""
     rates = [median(run.requests_per_s for run in runs) for (name, _), runs in found.items() if name == title]
     return max(rates)
+
+
+def ratios(found: dict[tuple[str, int], list[Measured]], sides: Sides) -> str:
+    """The best rates of ours over those of Triton, which decodes the whole picture or as they do."""
+    triton, drafted = sides.triton.title, sides.drafts[1].title
+    lines = []
+    for side in (sides.gateway, sides.embedded, sides.drafts[0], sides.drafts[2]):
+        same = drafted if side in sides.drafts else triton
+        rate = capacity_of(found, side.title)
+        cells = [f"{rate / capacity_of(found, title):.2f}" for title in (triton, same)]
+        lines.append([side.title, *cells])
+    return table(RATIO_HEADER, lines)
 
 
 def run(options: argparse.Namespace) -> Iterator[str]:
@@ -181,8 +216,12 @@ def run(options: argparse.Namespace) -> Iterator[str]:
                 f"# A JPEG of 640x480 to its label, all servers on one core: medians of {options.rounds} rounds\n\n"
                 f"{closed_table(found)}\n"
             )
-            capacity = capacity_of(found, sides.triton.title)
-            loads, trials = overloads(sides, workload, capacity, options)
+            yield f"{ratios(found, sides)}\n"
+            if options.only:
+                return
+            capacities = {side.title: capacity_of(found, side.title) for side in sides}
+            capacity = capacities[sides.triton.title]
+            loads, trials = overloads(sides, workload, capacities, options)
     tried = ", ".join(f"{title.removeprefix('Triton, ')}: {goodput:.0f}" for title, goodput in trials.items())
     yield (
         f"Overload: {OVERLOAD:g} times Triton's {capacity:.0f}/s, deadline {DEADLINE_NS / 1e6:g} ms\n\n"
@@ -198,6 +237,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--overload-seconds", type=float, default=4, help="of each overload (default: 4)")
     parser.add_argument("--trial-seconds", type=float, default=1.5, help="of each policy's trial (default: 1.5)")
     parser.add_argument("--rounds", type=int, default=3, help="(default: 3)")
+    parser.add_argument(
+        "--in-flight", type=int, nargs="+", default=IN_FLIGHT, help="of the closed loops (default: 8 32)"
+    )
+    parser.add_argument("--only", choices=("closed",), help="no overload")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, help="also write over_triton.md into this folder")
     options = parser.parse_args(arguments)

@@ -47,12 +47,12 @@ def test_goodput_counts_answers_in_time_against_all_that_was_sent() -> None:
 def test_rounds_are_taken_together_by_medians() -> None:
     """One round with a late generator makes the whole invalid; statuses are added."""
     runs = [
-        Overload(goodput, share, 1.0, 2.0, valid, Counter(OK=2))
+        Overload(goodput, share, 1.0, 2.0, valid, Counter(OK=2), 4.0)
         for goodput, share, valid in ((1.0, 0.1, True), (9.0, 0.9, False), (3.0, 0.3, True))
     ]
 
-    assert together(runs) == Overload(3.0, 0.3, 1.0, 2.0, False, Counter(OK=6))
-    assert "| x | 3 | 0.50 | 30% | 1.0 | 2.0 | no | OK 6 |" in open_table({"x": together(runs)}, 6.0)
+    assert together(runs) == Overload(3.0, 0.3, 1.0, 2.0, False, Counter(OK=6), 4.0)
+    assert "| x | 3 | 0.50 | 0.75 | 30% | 1.0 | 2.0 | no | OK 6 |" in open_table({"x": together(runs)}, 6.0)
 
 
 def test_capacity_is_the_best_median_of_triton_alone() -> None:
