@@ -9,7 +9,7 @@ import pytest
 from grpc import StatusCode
 
 from server.engine.triton.calls import answer_of, message_of
-from server.engine.triton.failures import failure_of
+from server.engine.triton.failures import NotAnsweredError, failure_of
 from server.errors import (
     CallExpired,
     DeadlineExceeded,
@@ -167,7 +167,7 @@ def test_an_answer_that_contradicts_itself_is_none(case: str) -> None:
 )
 def test_a_failed_call_is_the_error_that_it_is(code: StatusCode, details: str, error: type[Exception]) -> None:
     """What may have been executed is never taken for what was not."""
-    found = failure_of("m", code, details)
+    found = failure_of("m", NotAnsweredError(code, details))
 
     assert type(found) is error
     assert "/a/path" not in found.public_message

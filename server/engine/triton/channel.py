@@ -1,4 +1,4 @@
-"""A connection to one Triton: its limits, its pings, and TLS."""
+"""Connections to one Triton: grpcio's, for streams and with TLS, with its limits and pings; and our own."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from pathlib import Path
 import grpc
 
 from server.engine.triton.addresses import Endpoint
+from server.engine.triton.link import Link
 from server.settings import TritonSettings
 
 _FIRST_RECONNECT_MS = 100
@@ -42,6 +43,10 @@ class Channels:
         if endpoint.target.tls and self._credentials is not None:
             return grpc.aio.secure_channel(endpoint.uri, self._credentials, options)
         return grpc.aio.insecure_channel(endpoint.uri, options)
+
+    def link(self, endpoint: Endpoint) -> Link | None:
+        """A connection of our own, for unary calls; None where TLS is spoken, which is grpcio's."""
+        return None if endpoint.target.tls else Link(endpoint, self._settings, self._max_message_bytes)
 
     def _options(self, endpoint: Endpoint) -> list[tuple[str, str | int]]:
         settings = self._settings

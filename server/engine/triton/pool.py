@@ -6,9 +6,8 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 
-import grpc
-
 from server.engine.triton.addresses import Endpoint, Target, resolve
+from server.engine.triton.channel import Channels
 from server.engine.triton.memory import Memory
 from server.engine.triton.server import TritonServer
 from server.settings import TritonSettings
@@ -28,12 +27,12 @@ class Pool:
         self,
         targets: Sequence[Target],
         settings: TritonSettings,
-        open_channel: Callable[[Endpoint], grpc.aio.Channel],
+        channels: Channels,
         look_up: Resolve = resolve,
     ) -> None:
         self._targets = targets
         self._settings = settings
-        self._open_channel = open_channel
+        self._channels = channels
         self._look_up = look_up
         self._servers: dict[Endpoint, TritonServer] = {}
         self._found: dict[Target, Sequence[Endpoint]] = {}
@@ -92,7 +91,7 @@ class Pool:
 
     def _server(self, at: Endpoint) -> TritonServer:
         memory = self._memory if at.on_this_host else None
-        return TritonServer(at, self._settings, self._open_channel, lambda _: self.changed(), memory)
+        return TritonServer(at, self._settings, self._channels, lambda _: self.changed(), memory)
 
     def _remove(self, endpoint: Endpoint) -> None:
         server = self._servers.pop(endpoint)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from contextlib import suppress
 from functools import cached_property, partial
 from typing import Any
@@ -15,15 +15,26 @@ from grpc import StatusCode
 
 from server.engine.triton.addresses import Endpoint
 from server.engine.triton.calls import EMPTY_FINAL, NOWHERE, answer_of, is_final, message_of
-from server.engine.triton.failures import control_failure_of, failure_of, finished_with, memory_forgotten
+from server.engine.triton.channel import Channels
+from server.engine.triton.failures import (
+    NotAnsweredError,
+    checked,
+    control_failure_of,
+    failure_of,
+    finished_with,
+    memory_forgotten,
+    of_grpcio,
+)
 from server.engine.triton.health import Health
+from server.engine.triton.link import Link
 from server.engine.triton.memory import Memory, Piece, Placed
 from server.engine.triton.methods import INDEX, INFER, READY, Unary
 from server.engine.triton.registration import Registration
+from server.engine.triton.wire import Failed, Fate, Result
 from server.errors import Cancelled, EngineFailure, ServingError, TritonDeclined, TritonLost, TritonUnreached
 from server.proto.triton import service_pb2 as pb
 from server.settings import TritonSettings
-from server.types import NO_DEADLINE, IndexEntry, InferRequest, InferResponse, Outcome
+from server.types import NO_DEADLINE, IndexEntry, InferRequest, InferResponse, Metadata, Outcome
 
 log = logging.getLogger(__name__)
 
@@ -48,7 +59,7 @@ class TritonServer:
         self,
         endpoint: Endpoint,
         settings: TritonSettings,
-        open_channel: Callable[[Endpoint], grpc.aio.Channel],
+        channels: Channels,
         changed: Callable[[TritonServer], None],
         memory: Memory | None = None,
     ) -> None:
@@ -63,7 +74,9 @@ class TritonServer:
         self.index: Mapping[ModelKey, IndexEntry] = {}
         """What it said last."""
         self._probe_timeout_s = settings.probe_timeout_s
-        self._channel = open_channel(endpoint)
+        self._link = channels.link(endpoint)
+        """For unary calls; None: they go by the channel as well, as streams do."""
+        self._channel = channels(endpoint)
         self._calls: dict[str, Any] = {}
         self._changed = changed
         self._wake = asyncio.Event()
@@ -164,26 +177,49 @@ class TritonServer:
         `outputs`: of the model, in its order. `several`: it gives several responses; those are sent to the request,
         and the outcome is their end, without outputs.
         """
-        call = self._stream if several else self._infer
-        task = asyncio.get_running_loop().create_task(call(request, version, outputs))
+        if several:
+            return self._ask(request, self._stream(request, version, outputs), done)
+        placed = self._memory.put(request) if self._memory is not None else None
+        if placed is not None:
+            return self._ask(request, self._infer_placed(request, version, outputs, placed), done)
+        if self._link is not None:
+            return self._ask_plainly(self._link, request, version, outputs, done)
+        return self._ask(request, self._infer_with(request, version, outputs, NOWHERE), done)
+
+    def _ask(
+        self, request: InferRequest, call: Coroutine[Any, Any, Outcome], done: Callable[[Outcome], None]
+    ) -> Callable[[], None]:
+        task = asyncio.get_running_loop().create_task(call)
         self._asking.add(task)
         task.add_done_callback(partial(self._asked, request, done))
         return partial(_give_up, task)
 
+    def _ask_plainly(
+        self, link: Link, request: InferRequest, version: str, outputs: Sequence[str], done: Callable[[Outcome], None]
+    ) -> Callable[[], None]:
+        """Without a task: nearly every request goes this way."""
+        began_ns = time.monotonic_ns()
+        message = message_of(request, version, began_ns).SerializeToString()
+
+        loop = asyncio.get_running_loop()
+
+        def told(result: Result) -> None:
+            self._concluded(_outcome_of(result, request, outputs, began_ns), done)
+
+        give_up = link.call(_path(INFER), message, _left_s(request, began_ns), request.metadata, told)
+        # Not at once: whoever gives up may be in the middle of what `done` changes.
+        return partial(_later, loop, give_up)
+
     def _asked(self, request: InferRequest, done: Callable[[Outcome], None], task: asyncio.Task[Outcome]) -> None:
         self._asking.discard(task)
-        outcome = _outcome(request, task)
+        self._concluded(_outcome(request, task), done)
+
+    def _concluded(self, outcome: Outcome, done: Callable[[Outcome], None]) -> None:
         if isinstance(outcome, TritonDeclined):
             self._wake.set()
         elif isinstance(outcome, TritonUnreached | TritonLost):
             self.suspect()
         done(outcome)
-
-    async def _infer(self, request: InferRequest, version: str, outputs: Sequence[str]) -> Outcome:
-        placed = self._memory.put(request) if self._memory is not None else None
-        if placed is None:
-            return await self._infer_with(request, version, outputs, NOWHERE)
-        return await self._infer_placed(request, version, outputs, placed)
 
     async def _infer_placed(
         self, request: InferRequest, version: str, outputs: Sequence[str], placed: Placed
@@ -213,12 +249,22 @@ class TritonServer:
         message = message_of(request, version, began_ns, pieces)
         timeout_s = _left_s(request, began_ns)
         try:
-            reply = await self._method(INFER)(message, timeout=timeout_s, metadata=request.metadata or None)
-        except grpc.aio.AioRpcError as error:
-            if pieces and memory_forgotten(error.details() or ""):
+            reply = await self._reply(INFER, message, timeout_s, request.metadata)
+        except NotAnsweredError as error:
+            if pieces and memory_forgotten(error.details):
                 raise _MemoryForgottenError from error
-            raise _failure(request, error, began_ns) from error
+            raise failure_of(request.model_name, error, _since_us(began_ns)) from error
         return answer_of(reply, request, outputs)
+
+    async def _reply(self, method: Unary, message: Any, timeout_s: float | None, metadata: Metadata = ()) -> Any:
+        """Raises NotAnsweredError."""
+        if self._link is None:
+            try:
+                return await self._method(method)(message, timeout=timeout_s, metadata=metadata or None)
+            except grpc.aio.AioRpcError as error:
+                raise of_grpcio(error) from error
+        result = await self._link.reply(_path(method), message.SerializeToString(), timeout_s, metadata)
+        return method.response.FromString(checked(result))
 
     async def _stream(self, request: InferRequest, version: str, outputs: Sequence[str]) -> Outcome:
         began_ns, begun = time.monotonic_ns(), False
@@ -238,7 +284,7 @@ class TritonServer:
                 if final:
                     break
         except grpc.aio.AioRpcError as error:
-            failure = _failure(request, error, began_ns)
+            failure = failure_of(request.model_name, of_grpcio(error), _since_us(began_ns))
             if begun and isinstance(failure, TritonUnreached):
                 failure = TritonLost(request.model_name, failure.why)
             raise failure from error
@@ -255,11 +301,11 @@ class TritonServer:
             ServingError: it can't be reached, or says no.
         """
         try:
-            return await self._method(method)(message, timeout=timeout_s)
-        except grpc.aio.AioRpcError as error:
-            if error.code() is StatusCode.DEADLINE_EXCEEDED:
+            return await self._reply(method, message, timeout_s)
+        except NotAnsweredError as error:
+            if error.code is StatusCode.DEADLINE_EXCEEDED:
                 raise TimeoutError from error
-            raise control_failure_of(model_name, error.code(), error.details() or "") from error
+            raise control_failure_of(model_name, error) from error
 
     async def _about_memory(self, method: Unary, message: Any) -> Any:
         return await self.call(method, message, self._probe_timeout_s)
@@ -276,7 +322,7 @@ class TritonServer:
         call = self._calls.get(method.name)
         if call is None:
             call = self._calls[method.name] = self._channel.unary_unary(
-                _SERVICE + method.name,
+                _path(method),
                 request_serializer=method.request.SerializeToString,
                 response_deserializer=method.response.FromString,
             )
@@ -290,6 +336,8 @@ class TritonServer:
             await asyncio.wait(set(self._asking), timeout=grace_s)
         if self._memory is not None:
             await self._memory.close()
+        if self._link is not None:
+            await self._link.close(grace_s)
         await self._channel.close(None)
 
 
@@ -298,9 +346,12 @@ def _left_s(request: InferRequest, now_ns: int) -> float | None:
     return max(0, request.deadline_ns - now_ns) / 1e9 if request.deadline_ns < NO_DEADLINE else None
 
 
-def _failure(request: InferRequest, error: grpc.aio.AioRpcError, began_ns: int) -> ServingError:
-    took_us = (time.monotonic_ns() - began_ns) // 1000
-    return failure_of(request.model_name, error.code(), error.details() or "", took_us)
+def _since_us(began_ns: int) -> int:
+    return (time.monotonic_ns() - began_ns) // 1000
+
+
+def _path(method: Unary) -> str:
+    return _SERVICE + method.name
 
 
 async def _send(request: InferRequest, response: InferResponse) -> None:
@@ -320,6 +371,24 @@ def _outcome(request: InferRequest, task: asyncio.Task[Outcome]) -> Outcome:
     return EngineFailure(request.model_name, repr(error))
 
 
+def _outcome_of(result: Result, request: InferRequest, outputs: Sequence[str], began_ns: int) -> Outcome:
+    if isinstance(result, Failed) and result.fate is Fate.GIVEN_UP:
+        return Cancelled()
+    try:
+        return answer_of(pb.ModelInferResponse.FromString(checked(result)), request, outputs)
+    except NotAnsweredError as error:
+        return failure_of(request.model_name, error, _since_us(began_ns))
+    except ServingError as error:
+        return error
+    except Exception as error:
+        log.exception("the answer of a Triton can't be read")
+        return EngineFailure(request.model_name, repr(error))
+
+
+def _later(loop: asyncio.AbstractEventLoop, call: Callable[[], None]) -> None:
+    loop.call_soon(call)
+
+
 def _give_up(task: asyncio.Task[Outcome]) -> None:
-    # Not at once: whoever gives up may be in the middle of what `done` changes.
+    # Not at once, as above.
     task.get_loop().call_soon(task.cancel)
