@@ -18,7 +18,9 @@ from typing import Any, TypeVar
 T = TypeVar("T")
 A = TypeVar("A")
 
-_Job = tuple[asyncio.Future[Any], Callable[[Any], Any], Any]
+_Done = Callable[[Any, BaseException | None], None]
+_Job = tuple[asyncio.Future[Any] | None, _Done, Callable[[Any], Any], Any]
+"""What somebody awaits, if somebody does; who hears of the end; the call and its argument."""
 
 
 class Offload:
@@ -30,7 +32,7 @@ class Offload:
         self._threads: list[threading.Thread] = []
         self._jobs: SimpleQueue[_Job | None] = SimpleQueue()
         self._under_way = 0
-        self._ended: deque[tuple[asyncio.Future[Any], Any, BaseException | None]] = deque()
+        self._ended: deque[tuple[_Done, Any, BaseException | None]] = deque()
         self._woken = False
         """The loop was told of what ended, and has not come to it yet."""
 
@@ -38,7 +40,25 @@ class Offload:
         """What ``call(argument)`` gives or raises. Cancelling it before a thread has begun spares the call."""
         loop = asyncio.get_running_loop()
         future: asyncio.Future[T] = loop.create_future()
-        self._jobs.put((future, call, argument))
+
+        def done(result: Any, failure: BaseException | None) -> None:
+            if future.done():
+                return
+            if failure is None:
+                future.set_result(result)
+            else:
+                future.set_exception(failure)
+
+        self._put(loop, (future, done, call, argument))
+        return future
+
+    def post(self, call: Callable[[A], T], argument: A, done: Callable[[T], None]) -> None:
+        """As `run`, of a call that never raises: `done` hears on the loop what it gives, without a future for it.
+        Not where the threads were closed before one began."""
+        self._put(asyncio.get_running_loop(), (None, lambda result, _failure: done(result), call, argument))
+
+    def _put(self, loop: asyncio.AbstractEventLoop, job: _Job) -> None:
+        self._jobs.put(job)
         self._under_way += 1
         if len(self._threads) < min(self._under_way, self.most):
             # A daemon: who makes an Offload and never closes it, does not keep its process from ending.
@@ -46,31 +66,30 @@ class Offload:
             thread = threading.Thread(target=self._work, args=(loop,), name=name, daemon=True)
             self._threads.append(thread)
             thread.start()
-        return future
 
     def close(self) -> None:
         """Cancel what no thread has begun, and let the threads end."""
         with suppress(Empty):
             while True:
-                if job := self._jobs.get_nowait():
+                if (job := self._jobs.get_nowait()) and job[0] is not None:
                     job[0].cancel()
         for _ in self._threads:
             self._jobs.put(None)
 
     def _work(self, loop: asyncio.AbstractEventLoop) -> None:
         while (job := self._jobs.get()) is not None:
-            future, call, argument = job
+            future, done, call, argument = job
             result: Any = None
             failure: BaseException | None = None
             try:
-                result = None if future.cancelled() else call(argument)
+                result = None if future is not None and future.cancelled() else call(argument)
             except StopIteration as error:  # which no future takes
                 failure = RuntimeError(f"the call raised {error!r}")
             except BaseException as error:  # noqa: BLE001 - whoever awaits the call gets it
                 failure = error
-            self._ended.append((future, result, failure))
+            self._ended.append((done, result, failure))
             # A thread that waits for its next job must not keep the last one's pictures.
-            del job, future, call, argument, result, failure
+            del job, future, done, call, argument, result, failure
             if not self._woken:
                 self._woken = True
                 try:
@@ -82,11 +101,6 @@ class Offload:
         # Before looking: what ends from here on wakes the loop again.
         self._woken = False
         while self._ended:
-            future, result, failure = self._ended.popleft()
+            done, result, failure = self._ended.popleft()
             self._under_way -= 1
-            if future.done():
-                continue
-            if failure is None:
-                future.set_result(result)
-            else:
-                future.set_exception(failure)
+            done(result, failure)

@@ -127,14 +127,15 @@ class Admission:
             self._statistics.admitted += 1
         return refusal
 
-    def foresee(self, request: InferRequest, outlook: Outlook, coming: int) -> Foreseen:
+    def foresee(self, request: InferRequest, now_ns: int, look_out: Callable[[int], Outlook], coming: int) -> Foreseen:
         """What `admit` would say of a request that is still being made ready, behind `coming` rows of such.
 
         It has its deadline from here on. One that is refused arrived, and is not seen again.
         """
-        now_ns = outlook.now_ns
         self._queue.set_deadline(request, now_ns)
-        refusal = self._refusal(request, outlook, coming)
+        if request.deadline_ns >= NO_DEADLINE and not self._queue.is_full(request):
+            return Foreseen(None)
+        refusal = self._refusal(request, look_out(now_ns), coming)
         if refusal is not None:
             if request.deadline_ns > now_ns:
                 self._count_arrival(request, now_ns)

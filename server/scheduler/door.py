@@ -80,7 +80,7 @@ class Door:
         if refusal is not None:
             return Foreseen(refusal)
         coming += sum([other.rows for other in self._backlog.arrived])
-        return self._admission.foresee(request, self.look_out(now_ns), coming)
+        return self._admission.foresee(request, now_ns, self.look_out, coming)
 
     def dead(self) -> ModelNotReady:
         """What is told to those whom no instance will ever run."""

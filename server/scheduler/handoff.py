@@ -16,8 +16,10 @@ from server.scheduler.cost import CostModel
 
 HANDOFF_NS = 100_000
 """The engine's part of a pass on the loop may take this long."""
-_TRIAL_NS = 4 * HANDOFF_NS
-"""A pass that is expected to take longer is no candidate: not even a trial may hold the loop up for it."""
+ONE_CORE = 3
+"""Times as long where there is one core: a thread brings no second one, and each hand-off takes time of it."""
+_TRIAL = 4
+"""A pass that is expected to take so many times as long is no candidate: not even a trial may hold up the loop."""
 _TRIAL_EVERY = 64
 _WEIGHT = 8
 
@@ -38,9 +40,11 @@ class _Known:
 class Handoff:
     """Of one model version. An unknown cost is never taken for a small one."""
 
-    __slots__ = ("_known",)
+    __slots__ = ("_known", "_longest_ns")
 
-    def __init__(self) -> None:
+    def __init__(self, *, one_core: bool = False) -> None:
+        """`one_core`: all passes of this process share it with the loop."""
+        self._longest_ns = HANDOFF_NS * (ONE_CORE if one_core else 1)
         self._known: dict[CostModel, _Known] = {}
 
     def inline(self, cost: CostModel, rows: int) -> bool:
@@ -51,9 +55,9 @@ class Handoff:
                 return False
             known = self._known[cost] = _Known(cost)
         expected_ns = (known.before.compute_ns(rows) or 0) * known.share
-        if expected_ns < HANDOFF_NS:
+        if expected_ns < self._longest_ns:
             return True
-        if expected_ns >= _TRIAL_NS:
+        if expected_ns >= _TRIAL * self._longest_ns:
             return False
         known.on_thread += 1
         return known.on_thread >= _TRIAL_EVERY

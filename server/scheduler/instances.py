@@ -67,7 +67,7 @@ class Instances:
         self._runners = list(runners)
         self._costs = costs
         self._fleet = Fleet({runner: instance.device for runner, instance in runners.items()}, costs)
-        self._handoff = Handoff() if inline else None
+        self._handoff = Handoff(one_core=share is not None and share.tokens == 1) if inline else None
         self._statistics = statistics
         statistics.instances = len(self.idle)
 

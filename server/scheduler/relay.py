@@ -128,7 +128,7 @@ class Relay(Ticking):
         if refusal is not None:
             return Foreseen(refusal)
         coming += sum([other.rows for other in self._backlog.arrived])
-        return self._admission.foresee(request, self._look_out(request, self._clock()), coming)
+        return self._admission.foresee(request, self._clock(), partial(self._look_out, request), coming)
 
     @property
     def queue(self) -> RequestQueue:

@@ -304,6 +304,13 @@ class Raw:
             await writer.wait_closed()
 
 
+class OfGrpcio(Channels):
+    """All calls go by grpcio's connection, as with TLS."""
+
+    def link(self, endpoint: Endpoint) -> None:
+        return None
+
+
 REFUSED_STREAM = b"\0\0\4\3\0\0\0\0\1\0\0\0\7"
 GOAWAY_BEFORE_IT = b"\0\0\x08\7\0\0\0\0\0\0\0\0\0\0\0\0\0"
 GOAWAY_BEHIND_IT = b"\0\0\x08\7\0\0\0\0\0\0\0\0\1\0\0\0\0"
@@ -315,13 +322,16 @@ RESET = b"\0\0\4\3\0\0\0\0\1\0\0\0\2"
     [(REFUSED_STREAM, False), (GOAWAY_BEFORE_IT, False), (GOAWAY_BEHIND_IT, True), (RESET, True), (b"", True)],
     ids=["a refused stream", "a farewell before it", "a farewell behind it", "a reset", "the end"],
 )
-async def test_grpc_tells_what_was_executed_by_the_words_that_are_known(said: bytes, executed: bool) -> None:
-    """Its texts are those of the installed library: with another one this test says so."""
+@pytest.mark.parametrize("make", [Channels, OfGrpcio])
+async def test_what_was_executed_is_told_by_the_protocol_and_by_the_words_of_grpcio(
+    said: bytes, executed: bool, make: type[Channels]
+) -> None:
+    """Those texts are the installed library's: with another one this test says so."""
     raw = Raw(said)
     server = await asyncio.start_server(raw, "127.0.0.1", 0)
     target = Target("127.0.0.1", server.sockets[0].getsockname()[1], False)
     own = settings()
-    triton = TritonServer(Endpoint(target, "127.0.0.1"), own, Channels(own, 1 << 20, tls=False), lambda _: None)
+    triton = TritonServer(Endpoint(target, "127.0.0.1"), own, make(own, 1 << 20, tls=False), lambda _: None)
     outcome: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
     request = InferRequest("double", [Tensor.from_numpy("x", X)], on_settle=lambda *_: None, received_ns=0)
     triton.ask(request, "1", ["y"], outcome.set_result)
@@ -345,7 +355,8 @@ async def test_a_server_that_does_not_answer_probes_is_ejected_and_comes_back() 
             await ask(models)
         assert models.index()[0].state == "UNAVAILABLE"
         triton.silent = False
-        await until(lambda: bool(models.pool.up))
+        # It is up, and was asked what it has.
+        await until(lambda: models.resolve("double").healthy())
         await ask(models)
 
 

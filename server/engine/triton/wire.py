@@ -14,7 +14,7 @@ from enum import Enum, auto
 from typing import NamedTuple
 from urllib.parse import unquote
 
-from server.transport.http2 import frames
+import server.transport.http2.frames as frames
 from server.transport.http2.flow import Sender
 from server.transport.http2.frames import ConnectionFault, ErrorCode, read_header
 from server.transport.http2.hpack import Decoder, Field, HeaderListTooLarge, HpackError
@@ -82,7 +82,7 @@ class Wire:
 
     def __init__(self, max_message_bytes: int) -> None:
         self._max_message_bytes = max_message_bytes
-        self._sender = Sender()
+        self._sender: Sender[Stream] = Sender()
         self._decoder = Decoder()
         self.streams: dict[int, Stream] = {}
         self._waiting: deque[tuple[Stream, bytes, bytes]] = deque()
@@ -131,7 +131,7 @@ class Wire:
         self.streams[stream.id] = stream
         out = self._sender.out
         out.append(frames.headers(stream.id, block, end_stream=False, max_frame_bytes=self._sender.max_frame_bytes))
-        self._sender.data(stream, data)  # type: ignore[arg-type]
+        self._sender.data(stream, data)
         if stream.pending is None:
             self._end(stream)
 
@@ -168,7 +168,7 @@ class Wire:
 
     def _close(self, stream: Stream) -> None:
         del self.streams[stream.id]
-        self._sender.forget(stream)  # type: ignore[arg-type]
+        self._sender.forget(stream)
         while self._waiting and len(self.streams) < self._most_streams and not self.over:
             self._send(*self._waiting.popleft())
 
@@ -291,7 +291,7 @@ class Wire:
             elif number == frames.INITIAL_WINDOW_SIZE:
                 if value > frames.LARGEST_WINDOW_BYTES:
                     raise ConnectionFault(ErrorCode.FLOW_CONTROL_ERROR, "SETTINGS_INITIAL_WINDOW_SIZE over 2^31 - 1")
-                self._sender.change_initial(value, self.streams.values())  # type: ignore[arg-type]
+                self._sender.change_initial(value, self.streams.values())
             elif number == frames.MAX_FRAME_SIZE:
                 self._sender.max_frame_bytes = value
         self._sender.out.append(frames.SETTINGS_ACK)
@@ -322,7 +322,7 @@ class Wire:
     def _pump(self) -> None:
         if self._sender.blocked:
             for stream in self._sender.pump():
-                self._end(stream)  # type: ignore[arg-type]
+                self._end(stream)
 
     def _known(self, stream_id: int) -> Stream | None:
         """None: it is gone. Raises ConnectionFault: it never was."""

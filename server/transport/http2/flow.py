@@ -8,16 +8,35 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from typing import Generic, Protocol, TypeVar
 
-from server.transport.http2 import frames
-from server.transport.http2.frames import DEFAULT_FRAME_BYTES, DEFAULT_WINDOW_BYTES, LARGEST_WINDOW_BYTES, ErrorCode
+from server.transport.http2.frames import (
+    DATA,
+    DEFAULT_FRAME_BYTES,
+    DEFAULT_WINDOW_BYTES,
+    LARGEST_WINDOW_BYTES,
+    ConnectionFault,
+    ErrorCode,
+    StreamFault,
+    frame,
+)
 
-if TYPE_CHECKING:
-    from server.transport.http2.stream import Stream
+
+class Sending(Protocol):
+    """What is asked of a stream, of a server's or a client's."""
+
+    id: int
+    send_offset: int
+    """What its send window is more than the peer's SETTINGS_INITIAL_WINDOW_SIZE."""
+    pending: deque[memoryview] | None
+    pending_bytes: int
+    blocked_ns: int
 
 
-class Sender:
+S = TypeVar("S", bound=Sending)
+
+
+class Sender(Generic[S]):
     """Everything that goes to the client of one connection. `out` is what can go now."""
 
     __slots__ = ("blocked", "initial_window", "max_frame_bytes", "now_ns", "out", "pending_bytes", "window")
@@ -28,12 +47,12 @@ class Sender:
         """Of the connection. A stream's is `initial_window` + its `send_offset`."""
         self.initial_window = DEFAULT_WINDOW_BYTES
         self.max_frame_bytes = DEFAULT_FRAME_BYTES
-        self.blocked: dict[Stream, None] = {}
+        self.blocked: dict[S, None] = {}
         """Streams with `pending`, in the order in which they take turns."""
         self.pending_bytes = 0
         self.now_ns = 0
 
-    def data(self, stream: Stream, data: bytes) -> None:
+    def data(self, stream: S, data: bytes) -> None:
         """Send `data`, or what of it the windows allow, and the rest when they do."""
         size = len(data)
         if (
@@ -43,7 +62,7 @@ class Sender:
             and size <= self.max_frame_bytes
         ):
             self.spend(stream, size)
-            self.out.append(frames.frame(frames.DATA, 0, stream.id, data))
+            self.out.append(frame(DATA, 0, stream.id, data))
             return
         if stream.pending is None:
             stream.pending = deque()
@@ -54,13 +73,13 @@ class Sender:
         self.pending_bytes += size
         self.pump()
 
-    def spend(self, stream: Stream, size: int) -> None:
+    def spend(self, stream: S, size: int) -> None:
         self.window -= size
         stream.send_offset -= size
 
-    def pump(self) -> list[Stream]:
+    def pump(self) -> list[S]:
         """Send what the windows allow, the streams taking turns frame by frame; those that have now sent all."""
-        finished: list[Stream] = []
+        finished: list[S] = []
         turns = deque(self.blocked)
         while turns and self.window > 0:
             stream = turns.popleft()
@@ -74,7 +93,7 @@ class Sender:
                 finished.append(stream)
         return finished
 
-    def _send_frame(self, stream: Stream) -> bool:
+    def _send_frame(self, stream: S) -> bool:
         """One frame of what is pending. False if the stream's window is used up."""
         assert stream.pending
         room = min(self.window, self.initial_window + stream.send_offset, self.max_frame_bytes)
@@ -90,10 +109,10 @@ class Sender:
         self.pending_bytes -= len(data)
         stream.blocked_ns = self.now_ns
         self.spend(stream, len(data))
-        self.out.append(frames.frame(frames.DATA, 0, stream.id, data))
+        self.out.append(frame(DATA, 0, stream.id, data))
         return True
 
-    def forget(self, stream: Stream) -> None:
+    def forget(self, stream: S) -> None:
         """The stream is closed: what it still had to send is dropped."""
         if stream.pending is not None:
             del self.blocked[stream]
@@ -104,16 +123,16 @@ class Sender:
         """WINDOW_UPDATE of the connection. Raises ConnectionFault."""
         self.window += increment
         if self.window > LARGEST_WINDOW_BYTES:
-            raise frames.ConnectionFault(ErrorCode.FLOW_CONTROL_ERROR, "the connection's window is over 2^31 - 1")
+            raise ConnectionFault(ErrorCode.FLOW_CONTROL_ERROR, "the connection's window is over 2^31 - 1")
 
-    def widen_stream(self, stream: Stream, increment: int) -> None:
+    def widen_stream(self, stream: S, increment: int) -> None:
         """WINDOW_UPDATE of a stream. Raises StreamFault."""
         stream.send_offset += increment
         if self.initial_window + stream.send_offset > LARGEST_WINDOW_BYTES:
-            raise frames.StreamFault(ErrorCode.FLOW_CONTROL_ERROR, "the stream's window is over 2^31 - 1")
+            raise StreamFault(ErrorCode.FLOW_CONTROL_ERROR, "the stream's window is over 2^31 - 1")
 
-    def change_initial(self, size: int, streams: Iterable[Stream]) -> None:
+    def change_initial(self, size: int, streams: Iterable[S]) -> None:
         """SETTINGS_INITIAL_WINDOW_SIZE. Raises ConnectionFault if a window becomes too large (section 6.9.2)."""
         self.initial_window = size
         if any(size + stream.send_offset > LARGEST_WINDOW_BYTES for stream in streams):
-            raise frames.ConnectionFault(ErrorCode.FLOW_CONTROL_ERROR, "SETTINGS_INITIAL_WINDOW_SIZE: a window over")
+            raise ConnectionFault(ErrorCode.FLOW_CONTROL_ERROR, "SETTINGS_INITIAL_WINDOW_SIZE: a window over")

@@ -53,7 +53,7 @@ class Streams:
     def __init__(self, settings: GrpcSettings, refused: Counter[str], now_ns: int) -> None:
         self.settings = settings
         self.refused = refused
-        self.sender = Sender()
+        self.sender: Sender[Stream] = Sender()
         self.streams: dict[int, Stream] = {}
         self.fault: ConnectionFault | None = None
         """Why the connection has to end, once it has: what `sender.out` holds is to be sent first."""
