@@ -15,7 +15,7 @@ LOAD ?=
 REPORTS ?= build/bench
 
 .DEFAULT_GOAL := help
-.PHONY: help audit load capacity bench-swaps serve test check format types lint bench bench-quick bench-simulate bench-overload bench-cap bench-prediction bench-collector bench-decode bench-startup bench-share bench-scaling simulate-scaling bench-rest bench-workers bench-shm bench-access bench-triton-shm bench-over-triton fuzz-rest fuzz-grpc fuzz-bytes soak models proto metrics lock clean triton helm-tools chart kserve
+.PHONY: help audit load capacity bench-swaps serve test check format types lint bench bench-quick bench-simulate bench-overload bench-cap bench-prediction bench-collector bench-decode bench-startup bench-share bench-scaling simulate-scaling bench-rest bench-workers bench-shm bench-access bench-triton-shm bench-over-triton bench-repair fuzz-rest fuzz-grpc fuzz-bytes soak models proto metrics lock clean triton helm-tools chart kserve
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -88,6 +88,9 @@ bench-shm: $(VENV)/.dev ## a large tensor in and out, in the message and in shar
 
 bench-over-triton: $(VENV)/.dev ## the gateway in front of a Triton, Triton alone and the embedded engine: a JPEG to its label, and overload, two minutes on two quiet cores
 	$(BIN)/python -m loadtests.benchmarks.over_triton --out $(REPORTS) $(BENCH)
+
+bench-repair: $(VENV)/.dev ## a Triton of two killed under load and started again: failed requests, and when it is used again, a minute
+	$(BIN)/python -m loadtests.benchmarks.repair --out $(REPORTS) $(BENCH)
 
 bench-triton-shm: $(VENV)/.dev ## inputs to a Triton on this host by size, in the message and in shared memory, a minute on two quiet cores
 	$(BIN)/python -m loadtests.benchmarks.triton_shared_memory --out $(REPORTS) $(BENCH)

@@ -58,7 +58,8 @@ class Channels:
             ("grpc.keepalive_timeout_ms", _ms(settings.keepalive_timeout_s)),
             # It is this one, a minute by default, that ends a connection on which answers are awaited.
             ("grpc.http2.ping_timeout_ms", _ms(settings.keepalive_timeout_s)),
-            ("grpc.keepalive_permit_without_calls", 1),
+            # Where all but streams go by the link, there are no probes that would be data between the pings.
+            ("grpc.keepalive_permit_without_calls", int(endpoint.target.tls)),
             # Servers count pings without data as an offence; the probes are the data between them.
             ("grpc.http2.max_pings_without_data", 0),
             ("grpc.min_reconnect_backoff_ms", _ms(settings.connect_timeout_s)),

@@ -76,6 +76,8 @@ class TritonServer:
         self._probe_timeout_s = settings.probe_timeout_s
         self._link = channels.link(endpoint)
         """For unary calls; None: they go by the channel as well, as streams do."""
+        self._streams = 0
+        """Under way, by the channel."""
         self._channel = channels(endpoint)
         self._calls: dict[str, Any] = {}
         self._changed = changed
@@ -258,7 +260,8 @@ class TritonServer:
 
     async def _reply(self, method: Unary, message: Any, timeout_s: float | None, metadata: Metadata = ()) -> Any:
         """Raises NotAnsweredError."""
-        if self._link is None:
+        if self._link is None or (method is READY and self._streams):
+            # Beside streams that are silent for long, pings alone would be an offence.
             try:
                 return await self._method(method)(message, timeout=timeout_s, metadata=metadata or None)
             except grpc.aio.AioRpcError as error:
@@ -271,6 +274,7 @@ class TritonServer:
         message = message_of(request, version, began_ns)
         message.parameters[EMPTY_FINAL].bool_param = True
         call = self._stream_infer(timeout=_left_s(request, began_ns), metadata=request.metadata or None)
+        self._streams += 1
         try:
             await call.write(message)
             await call.done_writing()
@@ -289,6 +293,7 @@ class TritonServer:
                 failure = TritonLost(request.model_name, failure.why)
             raise failure from error
         finally:
+            self._streams -= 1
             call.cancel()
         # As Triton's, the mere end of the responses has no version.
         return InferResponse(request.model_name, "", (), request.id)
