@@ -215,6 +215,7 @@ class DataPlane:
             lambda request: served.submit((request,)),
             batcher if isinstance(batcher, Foresees) else None,
             asyncio.get_running_loop(),
+            most_rows=model.config.max_batch_size,
             share=self._share,
         )
         return served.preparing

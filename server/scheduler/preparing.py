@@ -10,9 +10,13 @@ what is foreseen of its whole way:
      ▼
     prepared, on a thread ──► the batcher behind
 
-It is a `Batcher` of its own, whose passes are preprocessing: one request each, on as many threads as there are. Costs
-are learned by the bytes of an input; passes take their tokens of the share with the model's others. What a request
-needs behind the threads is taken off its deadline here, so that nobody is prepared who would be late for its own pass.
+It is a `Batcher` of its own, whose passes are preprocessing, on as many threads as there are. With one thread a pass
+may be of several requests, one behind the other, as many as are worth it: each hand-over takes time of the core that
+it shares with the loop, whose caches pictures have emptied. With more threads a pass is of one request.
+
+Costs are learned by the bytes of an input; passes take their tokens of the share with the model's others. What a
+request needs behind the threads is taken off its deadline here, so that nobody is prepared who would be late for its
+own pass.
 """
 
 from __future__ import annotations
@@ -20,18 +24,19 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol, runtime_checkable
+from dataclasses import dataclass
+from typing import Any, Protocol, cast, runtime_checkable
 
-from server.errors import Cancelled, Code, ServingError
+from server.errors import Cancelled, Code, DeadlineExceeded, ServingError
 from server.offload import Offload
 from server.scheduler.admission import Foreseen
 from server.scheduler.batcher import Batcher
 from server.scheduler.costs import CostsByLength
-from server.scheduler.plan import Limits
+from server.scheduler.plan import Cost, Limits
 from server.scheduler.queue import Priorities, QueuePolicy, RequestQueue
 from server.scheduler.share import Share
 from server.scheduler.statistics import ModelStatistics
-from server.scheduler.worker import Done, Model, Pass, failed_pass
+from server.scheduler.worker import Done, Model, Pass, translated
 from server.tensor import Array, Tensor
 from server.types import NO_DEADLINE, Batch, ImageInput, InferRequest, InferResponse, Outcome, RawInput, TextInput
 
@@ -39,6 +44,8 @@ Prepare = Callable[[Sequence[RawInput]], Mapping[str, Array]]
 
 _CALLERS = frozenset({Code.INVALID_ARG, Code.TOO_LARGE, Code.UNSUPPORTED})
 """What is wrong with an input is nobody's failure, as with one that a model's check refuses."""
+_TOGETHER = 8
+"""Requests of a pass at most, where there is one thread."""
 _MOST_BEHIND = 0.5
 """The part of a request's time that may be kept for its own pass: what is learned too high is to be found out."""
 
@@ -92,6 +99,26 @@ def _bytes(item: RawInput) -> int:
     return len(item.text) if isinstance(item, TextInput) else 0
 
 
+class Spoiled(InferResponse):
+    """What becomes of one request of a pass whose preprocessing failed: the others are prepared."""
+
+    __slots__ = ("error",)
+
+    def __init__(self, model: Model, error: ServingError) -> None:
+        super().__init__(model.name, model.version, ())
+        self.error = error
+
+
+@dataclass(frozen=True)
+class FewTogether(Limits):
+    """As many as are worth it, `most` at most; a request of more rows goes alone."""
+
+    most: int = 1
+
+    def cap(self, cost: Cost | None) -> int:
+        return min(super().cap(cost), self.most)
+
+
 class Thread:
     """One of the threads, as an instance of the batcher. What it runs is the runner's to know."""
 
@@ -106,7 +133,7 @@ class Thread:
 
 
 class OnThread:
-    """Runs one request's preprocessing at a time, on whichever of the threads is free. As `Runner`."""
+    """Runs one pass of preprocessing at a time, on whichever of the threads is free. As `Runner`."""
 
     alive = True
 
@@ -121,21 +148,28 @@ class OnThread:
 
     def run_inline(self, requests: Sequence[InferRequest]) -> Pass:
         began_ns = self._clock()
-        (work,) = requests
-        assert isinstance(work, Work)
-        explanation = work.of.explanation
+        rows = sum([work.rows for work in requests])
+        responses = [self._one(cast("Work", work)) for work in requests]
+        if len(responses) == 1 and isinstance(responses[0], Spoiled):
+            return Pass(rows, began_ns, error=responses[0].error)
+        return Pass(rows, began_ns, responses, compute_infer_ns=self._clock() - began_ns)
+
+    def _one(self, work: Work) -> InferResponse:
+        request, began_ns = work.of, self._clock()
+        explanation = request.explanation
         if explanation is not None:
             explanation.mark("queue", began_ns)
         try:
+            if request.settled or request.deadline_ns <= began_ns:
+                # While others of its pass were prepared.
+                raise DeadlineExceeded(request.model_name, (began_ns - work.enqueued_ns) // 1000)
             arrays = self._prepare(work.raw)
             tensors = [Tensor.from_numpy(name, array) for name, array in arrays.items()]
         except Exception as error:  # noqa: BLE001 - whoever awaits the request gets it
-            return failed_pass(self._model, work.rows, began_ns, error)
-        ended_ns = self._clock()
+            return Spoiled(self._model, translated(self._model.name, error))
         if explanation is not None:
-            explanation.mark("preprocess", ended_ns)
-        response = InferResponse(self._model.name, self._model.version, tensors)
-        return Pass(work.rows, began_ns, [response], compute_infer_ns=ended_ns - began_ns)
+            explanation.mark("preprocess")
+        return InferResponse(self._model.name, self._model.version, tensors)
 
     def stop(self) -> None:
         """The threads are everybody's."""
@@ -195,12 +229,15 @@ class Preparing:
         loop: asyncio.AbstractEventLoop,
         clock: Callable[[], int] = time.monotonic_ns,
         *,
+        most_rows: int = 1,
+        together: int | None = None,
         share: Share | None = None,
         make_runner: Callable[[Any], Any] | None = None,
     ) -> None:
         """`submit` takes the requests that are ready, to `behind`; None: to one who can foresee nothing.
 
-        `statistics`: of the model. `share`, `make_runner`: see `Batcher`.
+        `statistics`: of the model. `most_rows`: of one request. `together`: requests of a pass; None: by the number of
+        threads. `share`, `make_runner`: see `Batcher`.
         """
         self._submit = submit
         self._behind = behind
@@ -210,11 +247,13 @@ class Preparing:
         self._signatures: dict[object, object] = {}
         """What the tensors made of inputs of one size had for a signature, the last time."""
         own = statistics.preparing = _Statistics(statistics)
+        if together is None:
+            together = _TOGETHER if threads.most == 1 else 1
         self._batcher = Batcher(
             model.name,
             model.version,
             [Thread(f"pipeline_{number}") for number in range(threads.most)],
-            Limits(max_batch_size=0),
+            FewTogether(max(most_rows, together), most=together) if together > 1 else Limits(max_batch_size=0),
             QueuePolicy(behind.queue.levels[-1].policy.max_queue_size if behind else 0),
             CostsByLength({}),
             own,
@@ -259,6 +298,10 @@ class Preparing:
         self._under_way.pop(request, None)
         if request.settled:
             return
+        if isinstance(outcome, Spoiled):
+            if outcome.error.code not in _CALLERS:
+                self._model_statistics.count_failure(outcome.error, self._clock() - request.received_ns)
+            outcome = outcome.error
         if not isinstance(outcome, InferResponse):
             request.settle(outcome)
             return

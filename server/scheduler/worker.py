@@ -118,8 +118,12 @@ def forward(instance: Instance, requests: Sequence[InferRequest], model: Model, 
 
 def failed_pass(model: Model, rows: int, started_ns: int, error: Exception) -> Pass:
     """The outcome of a pass that raised."""
-    told = error if isinstance(error, ServingError) else _failure(model.name, error)
-    return Pass(rows, started_ns, error=told)
+    return Pass(rows, started_ns, error=translated(model.name, error))
+
+
+def translated(model_name: str, error: Exception) -> ServingError:
+    """What the caller of a pass that raised is told."""
+    return error if isinstance(error, ServingError) else _failure(model_name, error)
 
 
 def _failure(model_name: str, error: BaseException) -> EngineFailure:

@@ -31,19 +31,21 @@ class ManualThread:
 
     def start(self, requests: Sequence[InferRequest], done: Done) -> None:
         assert self.job is None, "one at a time"
-        (work,) = requests
-        assert isinstance(work, Work)
-        assert not work.of.settled
-        assert work.of.deadline_ns > self._bench.clock()
-        self._bench.begun.append(work.of.id)
+        for work in requests:
+            assert isinstance(work, Work)
+            assert not work.of.settled
+            assert work.of.deadline_ns > self._bench.clock()
+            self._bench.begun.append(work.of.id)
         self.begun_ns = self._bench.clock()
         self.job = requests, done
 
-    def complete(self) -> None:
+    def complete(self, handover_ns: int = 0) -> None:
+        """The loop hears of it so much later."""
         assert self.job is not None
         (requests, done), self.job = self.job, None
         result = self._inner.run_inline(requests)
         result.started_ns, result.compute_infer_ns = self.begun_ns, self._bench.clock() - self.begun_ns
+        self._bench.clock.now_ns += handover_ns
         self._bench.loop.call_soon(done, result)
 
     def stop(self) -> None:
@@ -56,15 +58,17 @@ class ManualThread:
 class PreparingBench:
     """Pictures of a first byte each, in front of the `Doubler`."""
 
-    def __init__(self, threads: int = 1, *, foresees: bool = True, **behind: Any) -> None:
+    def __init__(self, threads: int = 1, *, foresees: bool = True, together: int = 1, **behind: Any) -> None:
         self.behind = Bench(**behind)
         self.clock, self.loop, self.statistics = self.behind.clock, self.behind.loop, self.behind.statistics
         self.begun: list[str] = []
         """Ids of the requests whose preprocessing began, in that order."""
+        self.prepared_bytes: list[int] = []
+        """The first byte of each input that was prepared."""
         self.threads: list[ManualThread] = []
         self.outcomes: dict[InferRequest, list[Outcome]] = {}
         model = Model("doubler", "1", batched=False)
-        inner = OnThread(model, _prepare, SimpleNamespace(), self.clock)  # type: ignore[arg-type]
+        inner = OnThread(model, self._prepare, SimpleNamespace(), self.clock)  # type: ignore[arg-type]
 
         def make_runner(_: object) -> ManualThread:
             self.threads.append(ManualThread(inner, self))
@@ -72,15 +76,25 @@ class PreparingBench:
 
         self.preparing = Preparing(
             model,
-            _prepare,
+            self._prepare,
             SimpleNamespace(most=threads),  # type: ignore[arg-type]
             self.statistics,
             self._submit,
             self.behind.batcher if foresees else None,
             self.loop,  # type: ignore[arg-type]
             self.clock,
+            most_rows=4,
+            together=together,
             make_runner=make_runner,
         )
+
+    def _prepare(self, raw: Sequence[RawInput]) -> Mapping[str, Array]:
+        """The first byte of each; 255 is no picture."""
+        values = [item.data[0] for item in raw if isinstance(item, ImageInput)]
+        self.prepared_bytes += values
+        if 255 in values:
+            raise InvalidRequest(f"inputs[{values.index(255)}]", "is no picture")
+        return {"x": np.asarray(values, dtype=np.int64).reshape(-1, 1)}
 
     def _submit(self, request: InferRequest) -> None:
         request.signature = 1
@@ -122,10 +136,10 @@ class PreparingBench:
         self.clock.now_ns += by_ns
         self.loop.run()
 
-    def prepared(self, after_ns: int = 0) -> None:
-        """The first thread that is busy ends, so much later."""
+    def prepared(self, after_ns: int = 0, handover_ns: int = 0) -> None:
+        """The first thread that is busy ends, so much later, and the loop hears of it."""
         self.advance(after_ns)
-        self.busy[0].complete()
+        self.busy[0].complete(handover_ns)
         self.loop.run()
 
     def answered(self) -> None:
@@ -149,11 +163,3 @@ class PreparingBench:
         assert isinstance(outcome, InferResponse), repr(outcome)
         values: list[int] = outcome.outputs[0].numpy()[:, 0].tolist()
         return values
-
-
-def _prepare(raw: Sequence[RawInput]) -> Mapping[str, Array]:
-    """The first byte of each; 255 is no picture."""
-    values = [item.data[0] for item in raw if isinstance(item, ImageInput)]
-    if 255 in values:
-        raise InvalidRequest(f"inputs[{values.index(255)}]", "is no picture")
-    return {"x": np.asarray(values, dtype=np.int64).reshape(-1, 1)}

@@ -20,6 +20,9 @@ from server.types import ImageInput, InferRequest, InferResponse, Outcome, RowIn
 from tests.support.preparing import PreparingBench
 from tests.support.scheduler import MS, StillCost
 
+HANDOVER_NS = MS
+"""Long beside what is prepared."""
+
 
 def test_a_request_is_prepared_then_answered() -> None:
     """Its tensors are what preprocessing made of all of its inputs."""
@@ -99,6 +102,67 @@ def test_no_more_are_with_the_threads_than_there_are_threads() -> None:
     assert len(bench.begun) == 2
     bench.prepared(1 * MS)
     assert len(bench.begun) == 3
+
+
+def test_one_thread_prepares_several_at_once_where_that_is_worth_it() -> None:
+    """Each hand-over takes time of the core: requests that wait go together, each with its own answer."""
+    bench = PreparingBench(together=4)
+    requests = [bench.ask(str(number), number) for number in range(1, 7)]
+    assert bench.begun == ["1"]
+    bench.prepared(1 * MS, HANDOVER_NS)
+    assert bench.begun == ["1", "2", "3", "4", "5"]
+    bench.answered()
+    bench.prepared(4 * MS)
+    assert bench.statistics.preparing is not None
+    assert bench.statistics.preparing.execution_count == 2
+    bench.answered()
+    bench.prepared(1 * MS)
+    bench.answered()
+    assert [bench.answer(request) for request in requests] == [[2 * number] for number in range(1, 7)]
+    assert bench.behind.batches == [[1], [2, 3, 4, 5], [6]]
+
+
+def test_a_bad_input_spoils_none_that_is_prepared_with_it() -> None:
+    """Nor is anything prepared twice."""
+    bench = PreparingBench(together=4)
+    bench.ask("running", 1)
+    good, bad, other = bench.ask("good", 2), bench.ask("bad", 255), bench.ask("other", 3)
+    bench.prepared(1 * MS, HANDOVER_NS)
+    bench.answered()
+    bench.prepared(1 * MS)
+    bench.answered()
+    assert isinstance(bench.outcome(bad), InvalidRequest)
+    assert (bench.answer(good), bench.answer(other)) == ([4], [6])
+    assert bench.prepared_bytes == [1, 2, 255, 3]
+    assert bench.statistics.fail.count == 0
+
+
+def test_what_expires_while_others_of_its_pass_are_prepared_is_not_prepared() -> None:
+    bench = PreparingBench(together=4)
+    bench.ask("running", 1)
+    late, patient = bench.ask("late", 2, within_ns=10 * MS), bench.ask("patient", 3)
+    bench.prepared(1 * MS, HANDOVER_NS)
+    bench.answered()
+    bench.advance(11 * MS)
+    bench.prepared()
+    bench.answered()
+    assert isinstance(bench.outcome(late), DeadlineExceeded)
+    assert bench.answer(patient) == [6]
+    assert bench.prepared_bytes == [1, 3]
+    assert (bench.statistics.expired, bench.statistics.fail.count) == (1, 1)
+
+
+def test_a_request_of_many_rows_goes_alone() -> None:
+    bench = PreparingBench(together=2)
+    bench.ask("running", 1)
+    many = bench.ask("many", 2, 3, 4, 5)
+    bench.ask("one", 6)
+    bench.prepared()
+    bench.answered()
+    assert bench.begun == ["running", "many"]
+    bench.prepared()
+    bench.answered()
+    assert bench.answer(many) == [4, 6, 8, 10]
 
 
 def test_what_expired_waiting_is_never_prepared() -> None:
@@ -225,8 +289,8 @@ def test_at_the_end_everybody_is_told() -> None:
 class Simulation:
     """Open-loop callers of pictures on one core, which preprocessing and passes take turns on."""
 
-    def __init__(self, prepare_ms: float, pass_ms: float) -> None:
-        self.bench = PreparingBench(max_batch_size=1, seed={1: int(pass_ms * MS)})
+    def __init__(self, prepare_ms: float, pass_ms: float, together: int) -> None:
+        self.bench = PreparingBench(together=together, max_batch_size=1, seed={1: int(pass_ms * MS)})
         self._ms = {"prepare": prepare_ms, "pass": pass_ms}
         self._random = random.Random(0)
         self._events: list[tuple[int, float, Callable[[], None]]] = []
@@ -264,16 +328,17 @@ class Simulation:
         if runner.job is not None:
             self._take("pass", runner.complete)
         elif self.bench.busy:
-            self._take("prepare", self.bench.busy[0].complete)
+            thread = self.bench.busy[0]
+            self._take("prepare", thread.complete, len(thread.job[0]) if thread.job else 1)
 
-    def _take(self, kind: str, complete: Callable[[], None]) -> None:
+    def _take(self, kind: str, complete: Callable[[], None], times: int = 1) -> None:
         self._core_busy = True
 
         def end() -> None:
             self._core_busy = False
             complete()
 
-        self._later(self._ms[kind], end)
+        self._later(times * self._ms[kind], end)
 
 
 class Told(list[Outcome]):
@@ -298,9 +363,12 @@ class Told(list[Outcome]):
     [(4.0, HANDOFF_NS * 2 / MS), (3.0, 3.0), (1.0, 10.0)],
     ids=["dear pictures", "both alike", "dear passes"],
 )
-def test_overload_costs_little_of_the_capacity_whatever_takes_the_time(prepare_ms: float, pass_ms: float) -> None:
+@pytest.mark.parametrize("together", [1, 8])
+def test_overload_costs_little_of_the_capacity_whatever_takes_the_time(
+    prepare_ms: float, pass_ms: float, together: int
+) -> None:
     """Twice what one core can do: nearly all of that is answered in time, the rest refused before it is decoded."""
-    simulation = Simulation(prepare_ms, pass_ms)
+    simulation = Simulation(prepare_ms, pass_ms, together)
     capacity = 1000 / (prepare_ms + pass_ms)
     assert simulation.run(2 * capacity, 4, 100) > 0.9 * capacity
     begun = len(simulation.bench.begun)
