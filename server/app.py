@@ -193,6 +193,7 @@ def _embedded(settings: Settings, lifecycle: Lifecycle, logs: LogControl | None)
         cache_size_bytes=settings.cache.size_bytes,
         load_threads=settings.repository.load_threads,
         max_override_bytes=settings.repository.max_override_bytes,
+        hang_s=settings.scheduler.hang_s,
     )
     return models, DataPlane(models, lifecycle, *_beside(settings), logs, share)
 

@@ -51,13 +51,15 @@ class ModelControl:
         cache_size_bytes: int = 0,
         load_threads: int = 1,
         max_override_bytes: int = 0,
+        hang_s: float = 0.0,
     ) -> None:
         """`share`: of the cores between the models; None: the system shares them out among all their threads.
         `cache_size_bytes`: of the answers that are kept, of all models that ask for it; 0: none is.
-        `load_threads`: models that may be loaded at a time. `max_override_bytes`: of the files of one load request."""
+        `load_threads`: models that may be loaded at a time. `max_override_bytes`: of the files of one load request.
+        `hang_s`: a pass may take so long at least before its instance is replaced; 0: any time."""
         self._repository = repository
         self._cache = ResponseCache(cache_size_bytes) if cache_size_bytes else None
-        self._serving = Serving(default_max_queue_size, share, self._cache)
+        self._serving = Serving(default_max_queue_size, share, self._cache, hang_s)
         self._in_service = InService(self.index, repository.mark)
         self.resolve = self._in_service.resolve
         """An attribute, because every request comes this way."""

@@ -39,8 +39,11 @@ def costs_of(model: ServedModel) -> Costs:
 class Serving:
     """How versions are served here. Called on the event loop."""
 
-    def __init__(self, default_max_queue_size: int, share: Share | None, cache: ResponseCache | None) -> None:
-        """`cache`: of the answers of the models that ask for it; None: no answer is kept."""
+    def __init__(
+        self, default_max_queue_size: int, share: Share | None, cache: ResponseCache | None, hang_s: float = 0.0
+    ) -> None:
+        """`cache`: of the answers of the models that ask for it; None: no answer is kept. `hang_s`: see `Batcher`."""
+        self._hang_s = hang_s
         self._default_max_queue_size = default_max_queue_size
         self._share = share
         self._cache = cache
@@ -76,6 +79,7 @@ class Serving:
             share=self._share,
             fair_by_tenant=config.fair_by_tenant,
             buckets=config.buckets,
+            hang_s=self._hang_s,
         )
         return Served(model, self._with_cache(model, batcher, statistics), statistics)
 

@@ -324,6 +324,10 @@ class SchedulerSettings(Section):
     default_max_queue_size: Annotated[int, Field(ge=1)] = 8192
     """Requests that may wait for one version of a model whose config.pbtxt sets no max_queue_size. Triton's
     default is no limit, which turns overload into memory and time-outs."""
+    hang_s: Annotated[float, Field(ge=0)] = 60.0
+    """Seconds that a pass may take at least, and 20 times what is foreseen of it, before its callers are told that it
+    failed and its instance is replaced (10 times as long where nothing is foreseen); 0: any time. Not of models with
+    sequences or several responses, nor of passes of microseconds, which run on the event loop."""
 
 
 class CacheSettings(Section):
@@ -423,6 +427,8 @@ class WorkersSettings(Section):
     """Bytes of requests that may wait in one front for the engine process to read them; more are UNAVAILABLE."""
     shared_bytes: Annotated[int, Field(ge=0)] = 64 * 1024 * 1024
     """Bytes of memory that each front shares with the engine process for large inputs; 0: none, all goes by socket."""
+    hang_s: Annotated[float, Field(ge=2)] = 15.0
+    """Seconds without a sign of one of the processes after which it is killed, and replaced."""
     max_deaths: Annotated[int, Field(ge=1)] = 8
     """Processes that may die unasked within a minute and are replaced; at one more the server ends."""
 

@@ -149,6 +149,11 @@ class FakeInstance:
         self._engine = engine
         self._spec = spec
 
+    def renew(self) -> FakeInstance:
+        """One for the place of this, which hangs; the script goes on. Raises ModelLoadFailed as `FakeEngine.load`."""
+        self._engine.load(self._spec)
+        return FakeInstance(self._engine, self._spec, self.name)
+
     def run(self, batch: Batch) -> Mapping[str, Array]:
         """One scripted pass. Raises EngineFailure where the script says ``fail``."""
         return self._play(batch, lambda: self._engine.script.answer(self._spec, batch))

@@ -18,6 +18,7 @@ import logging
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -120,11 +121,23 @@ class OnnxRuntimeEngine:
             session = shared.get(key) if parameters.share_session_between_instances else None
             if session is None:
                 session = shared[key] = self._session(spec, placement, self._options(spec, parameters, placements))
-            threads = 0 if placement.on_gpu else session.get_session_options().intra_op_num_threads
-            instances.append(
-                OnnxRuntimeInstance(spec, placement.name, placement.device, self._runs(spec, session), threads)
-            )
+            options = partial(self._options, spec, parameters, placements)
+            instances.append(self._instance(spec, placement, session, options))
         return OnnxRuntimeModel(instances)
+
+    def _instance(
+        self, spec: EngineSpec, placement: Placement, session: Any, options: Callable[[], Any]
+    ) -> OnnxRuntimeInstance:
+        threads = 0 if placement.on_gpu else session.get_session_options().intra_op_num_threads
+        seen = _mark(spec.path)
+
+        def renew() -> OnnxRuntimeInstance:
+            if _mark(spec.path) != seen:
+                raise EngineFailure(spec.model_name, f"{placement.name}: its file has changed since it was loaded")
+            return self._instance(spec, placement, self._session(spec, placement, options()), options)
+
+        runs = self._runs(spec, session)
+        return OnnxRuntimeInstance(spec, placement.name, placement.device, runs, threads, renew, self._ort.RunOptions())
 
     def _options(self, spec: EngineSpec, parameters: Parameters, placements: Sequence[Placement]) -> Any:
         on_cpu = [placement for placement in placements if not placement.on_gpu]
@@ -204,16 +217,30 @@ class OnnxRuntimeInstance:
         "_encoded",
         "_mapped",
         "_model_name",
+        "_options",
         "_rows_first",
         "_session",
         "_wanted",
         "device",
         "name",
+        "renew",
         "threads",
     )
 
-    def __init__(self, spec: EngineSpec, name: str, device: str, session: Any, threads: int) -> None:
-        """`threads`: of the session's pool, the caller's own included; 0 on a GPU."""
+    def __init__(
+        self,
+        spec: EngineSpec,
+        name: str,
+        device: str,
+        session: Any,
+        threads: int,
+        renew: Callable[[], OnnxRuntimeInstance],
+        options: Any,
+    ) -> None:
+        """`threads`: of the session's pool, the caller's own included; 0 on a GPU. `renew` makes one for the place of
+        this, which hangs. `options`: of its passes."""
+        self.renew = renew
+        self._options = options
         self.name = name
         self.device = device
         self.threads = threads
@@ -224,13 +251,17 @@ class OnnxRuntimeInstance:
         self._rows_first = spec.max_batch_size > 0
         self._mapped = map_exceptions(lambda detail: EngineFailure(spec.model_name, f"{name}: {detail}"))
 
+    def interrupt(self) -> None:
+        """Let the pass under way end at its next operator. From any thread; it runs nothing any more."""
+        self._options.terminate = True
+
     def run(self, batch: Batch) -> Mapping[str, Array]:
         """See `server.engine.base.Instance.run`. BYTES outputs are object arrays of bytes."""
         feeds = batch.inputs
         with self._mapped:
             if self._encoded:
                 feeds = {**feeds, **{name: _to_text(feeds[name]) for name in self._encoded if name in feeds}}
-            outputs = dict(zip(self._wanted, self._session.run(self._wanted, feeds), strict=True))
+            outputs = dict(zip(self._wanted, self._session.run(self._wanted, feeds, self._options), strict=True))
         for name, array in outputs.items():
             if self._rows_first and (not array.ndim or array.shape[0] != batch.rows):
                 detail = f"output '{name}' has shape {list(array.shape)} for a batch of {batch.rows} rows"
@@ -274,6 +305,12 @@ def _to_bytes(array: Array) -> Array:
 
 def _relative(spec: EngineSpec) -> str:
     return f"{spec.model_version}/{spec.path.name}"
+
+
+def _mark(path: Path) -> tuple[int, int, int]:
+    """Which file it is, and of when."""
+    found = path.stat()
+    return found.st_ino, found.st_mtime_ns, found.st_size
 
 
 def _check_file(spec: EngineSpec) -> None:

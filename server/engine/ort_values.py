@@ -33,10 +33,10 @@ class BFloat16Session:
         self._of_words = ort_value.ortvalue_from_numpy_with_onnx_type
         self._session = session
 
-    def run(self, wanted: Sequence[str], feeds: Mapping[str, Array]) -> list[Array]:
+    def run(self, wanted: Sequence[str], feeds: Mapping[str, Array], options: Any = None) -> list[Array]:
         """One pass. The outputs are in host memory, and nobody else's."""
         values = {name: self._value(array) for name, array in feeds.items()}
-        return [_array(value) for value in self._session.run_with_ort_values(list(wanted), values)]
+        return [_array(value) for value in self._session.run_with_ort_values(list(wanted), values, options)]
 
     def _value(self, array: Array) -> Any:
         array = np.ascontiguousarray(array).reshape(array.shape)

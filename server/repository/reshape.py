@@ -51,6 +51,18 @@ class _ReshapedInstance:
         self._into = into
         self._back = back
 
+    def renew(self) -> _ReshapedInstance:
+        """Raises EngineFailure: its engine makes no second one."""
+        renew = getattr(self._instance, "renew", None)
+        if renew is None:
+            raise EngineFailure("", f"{self.name}: its engine makes no second one")
+        return _ReshapedInstance(renew(), self._into, self._back)
+
+    def interrupt(self) -> None:
+        interrupt = getattr(self._instance, "interrupt", None)
+        if interrupt is not None:
+            interrupt()
+
     def run(self, batch: Batch) -> Mapping[str, Array]:
         """See `server.engine.base.Instance.run`."""
         inputs = {name: _given(array, self._into.get(name)) for name, array in batch.inputs.items()}

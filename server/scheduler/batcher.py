@@ -17,7 +17,7 @@ from weakref import WeakMethod
 
 from server.buckets import Buckets
 from server.engine.base import Instance
-from server.errors import Cancelled, DeadlineExceeded, Draining
+from server.errors import Cancelled, DeadlineExceeded, Draining, EngineFailure
 from server.scheduler.admission import Admission, Foreseen
 from server.scheduler.backlog import Backlog
 from server.scheduler.costs import Costs
@@ -32,6 +32,7 @@ from server.scheduler.statistics import ModelStatistics
 from server.scheduler.tenants import FairLine
 from server.scheduler.ticking import Ticking
 from server.scheduler.waits import Waits
+from server.scheduler.watchdog import Watchdog
 from server.scheduler.worker import Model, Pass, Runner, Worker
 from server.types import NO_DEADLINE, InferRequest
 
@@ -71,6 +72,7 @@ class Batcher(Ticking):
         fair_by_tenant: bool = False,
         buckets: Buckets | None = None,
         inline: bool = True,
+        hang_s: float = 0.0,
     ) -> None:
         """`make_runner` makes the worker of an instance; by default one with a thread of its own.
 
@@ -79,6 +81,7 @@ class Batcher(Ticking):
         `fair_by_tenant`: tenants share the queue, see `server.scheduler.tenants`.
         `buckets`: the lengths that the requests of one signature are padded to.
         `inline`: short passes may run on the event loop itself.
+        `hang_s`: a pass may take so long at least, see `server.scheduler.watchdog`; 0: any time.
         """
         super().__init__(model_name, loop, clock)
         self.statistics = statistics
@@ -105,6 +108,9 @@ class Batcher(Ticking):
         )
         self._slo_ns = slo_ns
         statistics.ability = WeakMethod(self.ability)
+        self._watchdog = (
+            Watchdog(model_name, self._instances, loop, hang_s, self._give_up, self._back) if hang_s else None
+        )
         self._learns_ns = 0
         """When the next pass on the loop is learned from."""
 
@@ -152,6 +158,11 @@ class Batcher(Ticking):
             return True
         return self._clock() - self._backlog.oldest_ns() < self._limits.max_queue_delay_ns + STALL_NS
 
+    async def close(self) -> None:
+        await super().close()
+        if self._watchdog is not None:
+            self._watchdog.close()
+
     def ability(self) -> Ability:
         """What the instances can do."""
         living, of_cores = self._instances.living()
@@ -164,6 +175,15 @@ class Batcher(Ticking):
         """A worker's pass is over; called on the loop."""
         self._guarded(self._finish, runner, requests, result)
         self._guarded(self._advance)
+
+    def _give_up(self, runner: Runner, run: Run) -> None:
+        """A pass hangs: its callers are told so."""
+        error = EngineFailure(self.model_name, "the pass took longer than it may")
+        self._on_pass(runner, run.requests, Pass(run.rows, run.begun_ns, error=error, died=True))
+
+    def _back(self, runner: Runner) -> None:
+        self._instances.back(runner)
+        self._tick_soon()
 
     def _advance(self) -> None:
         """Settle who expired, give work to the idle instances, set the alarm for what comes next."""

@@ -128,6 +128,11 @@ class Instances:
         self._statistics.instances = len(self.idle) + len(self.running)
         return run
 
+    def back(self, runner: Runner) -> None:
+        """An instance that had died can be used again."""
+        self.idle.append(runner)
+        self._statistics.instances = len(self.idle) + len(self.running)
+
     def learn(self, run: Run, result: Pass, ended_ns: int) -> None:
         """What a pass that succeeded says of the next ones."""
         compute_ns = result.compute_ns

@@ -61,6 +61,7 @@ class Pass:
 
 
 Done = Callable[[Pass], None]
+_Jobs = SimpleQueue[tuple[Sequence[InferRequest], Done] | None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,7 +134,7 @@ def _failure(model_name: str, error: BaseException) -> EngineFailure:
 
 
 class Worker:
-    """An instance with a thread of its own, which is no daemon: whoever makes a worker stops it."""
+    """An instance with a thread of its own. Whoever makes a worker stops it; a thread that hangs is left behind."""
 
     def __init__(
         self, instance: Instance, model: Model, loop: asyncio.AbstractEventLoop, clock: Callable[[], int]
@@ -142,10 +143,19 @@ class Worker:
         self._model = model
         self._loop = loop
         self._clock = clock
-        self._jobs: SimpleQueue[tuple[Sequence[InferRequest], Done] | None] = SimpleQueue()
         self._ended = asyncio.Event()
-        self._died = False
-        self._thread = threading.Thread(target=self._work, name=f"forward {instance.name}")
+        self._died = self._stopped = False
+        self._life = 0
+        """Which thread it is; one that was given up belongs to an earlier life."""
+        self._begin()
+
+    def _begin(self) -> None:
+        self._jobs: _Jobs = SimpleQueue()
+        self._life += 1
+        # A daemon, so that one which hangs keeps no process from ending; all others are joined.
+        self._thread = threading.Thread(
+            target=self._work, args=(self._jobs, self._life), name=f"forward {self._instance.name}", daemon=True
+        )
         self._thread.start()
 
     @property
@@ -159,23 +169,53 @@ class Worker:
         return forward(self._instance, requests, self._model, self._clock)
 
     def stop(self) -> None:
+        self._stopped = True
         self._jobs.put(None)
 
     async def join(self) -> None:
         await self._ended.wait()
-        self._thread.join()
+        if not self._died:
+            self._thread.join()
 
-    def _work(self) -> None:
-        while (job := self._jobs.get()) is not None:
+    def give_up(self) -> None:
+        """The pass under way hangs: nobody waits for it any more, and `done` is not called. It is not alive then."""
+        self._life += 1
+        self._died = True
+        self._ended.set()
+        self._jobs.put(None)  # Should it ever come back.
+        interrupt = getattr(self._instance, "interrupt", None)
+        if interrupt is not None:
+            interrupt()
+
+    async def renew(self) -> None:
+        """Put another instance in the place of one that was given up. Raises ServingError: there can't be another."""
+        make: Callable[[], Instance] | None = getattr(self._instance, "renew", None)
+        if make is None:
+            raise EngineFailure(self._model.name, f"{self._instance.name}: its engine makes no second one")
+        instance = await asyncio.to_thread(make)
+        if self._stopped:
+            raise EngineFailure(self._model.name, f"{self._instance.name}: it is not wanted any more")
+        self._instance = instance
+        self._ended.clear()
+        self._died = False
+        self._begin()
+
+    def _work(self, jobs: _Jobs, life: int) -> None:
+        while (job := jobs.get()) is not None:
             requests, done = job
             try:
                 result = self._pass(requests)
             except BaseException as error:  # the thread ends, and its callers must not wait for ever
                 log.critical("the thread of %s died", self._instance.name, exc_info=error)
-                self._post(done, self._death(requests, error))
+                if life == self._life:
+                    self._post(done, self._death(requests, error))
                 break
+            if life != self._life:
+                log.warning("a pass of %s that was given up has ended", self._instance.name)
+                return
             self._post(done, result)
-        self._post(self._ended.set)
+        if life == self._life:
+            self._post(self._ended.set)
 
     def _pass(self, requests: Sequence[InferRequest]) -> Pass:
         return forward(self._instance, requests, self._model, self._clock)

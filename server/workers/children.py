@@ -29,6 +29,8 @@ class Child:
     end: socket.socket
     """Ours, of the channel to it."""
     ready: bool = False
+    heard_s: float = 0.0
+    """When it said something last, by `time.monotonic`."""
     links: int = 0
     """Links that it was given to the engine process: the number of the last."""
     sent: list[int] = field(default_factory=lambda: [0] * len(LISTENERS))

@@ -6,6 +6,7 @@ gone: nobody else has it.
 
 from __future__ import annotations
 
+import asyncio
 import socket
 import struct
 from collections.abc import Iterator, Sequence
@@ -35,10 +36,13 @@ class Word(Enum):
     """Of both: it serves."""
     OPEN = b"O"
     """Of a front: the connections that it got and those that are open, of each listener."""
+    ALIVE = b"A"
+    """Of both, every second: it does not hang."""
     LOST = b"X"
     """Of a front: its link ended. More: the link's number."""
 
 
+BEAT_S = 1.0
 LISTENERS = ("http", "grpc", "metrics")
 COUNTS = struct.Struct(f"<{2 * len(LISTENERS)}I")
 """Got and open, listener by listener."""
@@ -80,3 +84,10 @@ def hear(end: socket.socket) -> Iterator[Said]:
         if not data:
             raise EOFError
         yield Said(Word(data[:1]), data[1:], files)
+
+
+async def beat(end: socket.socket) -> None:
+    """Tell the supervisor again and again that this process does not hang, for ever."""
+    while True:
+        say(end, Word.ALIVE)
+        await asyncio.sleep(BEAT_S)

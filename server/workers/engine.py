@@ -20,7 +20,7 @@ from server.scheduler.share import Share
 from server.settings import Settings
 from server.shared_memory.places import view_of
 from server.tasks import Tasks
-from server.workers.control import Said, Word, hear, say
+from server.workers.control import Said, Word, beat, hear, say
 from server.workers.host import Host
 
 log = logging.getLogger("server")
@@ -40,6 +40,7 @@ class EngineProcess:
             cache_size_bytes=settings.cache.size_bytes,
             load_threads=settings.repository.load_threads,
             max_override_bytes=settings.repository.max_override_bytes,
+            hang_s=settings.scheduler.hang_s,
         )
         logs = LogControl(settings.log, name)
         logs.install()
@@ -69,6 +70,7 @@ class EngineProcess:
         self._tasks.start(self._host.watch())
         if repository.control_mode == "poll":
             self._tasks.start(self._models.poll(repository.poll_s))
+        self._tasks.start(beat(self._supervisor))
         say(self._supervisor, Word.READY)
         process.settle()
         log.info("the engine process is ready in %.2f s", (time.monotonic_ns() - began_ns) / 1e9)

@@ -30,7 +30,7 @@ from server.transport.external_scaler import external_scaler
 from server.transport.http1.server import Http1Server
 from server.transport.http2.server import Http2Server
 from server.transport.rest import RestServer
-from server.workers.control import COUNTS, LISTENERS, Said, Word, hear, say
+from server.workers.control import COUNTS, LISTENERS, Said, Word, beat, hear, say
 from server.workers.counts import told, told_pulse
 from server.workers.plane import FrontPlane, LogsOfAll, MetricsOfAll
 from server.workers.remote import RemoteModels
@@ -65,7 +65,9 @@ class Front:
         self._supervisor = supervisor
         own = share_of(settings)
         local = ModelControl(
-            open_repository(settings), default_max_queue_size=settings.scheduler.default_max_queue_size
+            open_repository(settings),
+            default_max_queue_size=settings.scheduler.default_max_queue_size,
+            hang_s=settings.scheduler.hang_s,
         )
         self.models = RemoteModels(local, self._answer, max_unsent_bytes=settings.workers.max_unsent_bytes)
         threads = settings.pipeline.threads or -(-available_cores() // settings.workers.count)
@@ -107,6 +109,7 @@ class Front:
         if self.dataplane.lifecycle.state is State.STARTING:
             self.dataplane.lifecycle.advance(State.READY)
         process.settle()
+        self._tasks.start(beat(self._supervisor))
         say(self._supervisor, Word.READY)
         await self._stop.wait()
         await self._drain()

@@ -30,7 +30,7 @@ from server.security.gate import BadAuth, open_gate
 from server.settings import Settings
 from server.transport.listen import ListenFailed, listen, tls_context
 from server.workers.children import Child, emptiest, fork
-from server.workers.control import LISTENERS, Word, hear, say
+from server.workers.control import BEAT_S, LISTENERS, Word, hear, say
 from server.workers.deaths import Deaths
 from server.workers.engine import EngineProcess
 from server.workers.front import Front
@@ -81,7 +81,7 @@ class Supervisor:
         self._deaths = Deaths(settings.workers.max_deaths)
         self._due: list[tuple[float, Callable[[], None]]] = []
         """What is to be done when, by `time.monotonic`."""
-        self._began_s = time.monotonic()
+        self._began_s = self._watched_s = time.monotonic()
         self._told_ready = False
         self._listening = False
         self._asked = False
@@ -104,6 +104,7 @@ class Supervisor:
         self._start(_ENGINE)
         for number in range(self._settings.workers.count):
             self._start(f"front-{number}")
+        self._later(BEAT_S, self._watch)
         while self._children or not self._stopping:
             self._step()
         log.info("stopped")
@@ -119,6 +120,24 @@ class Supervisor:
         self._due = [(at, act) for at, act in self._due if at > now_s]
         for act in due:
             act()
+
+    def _watch(self) -> None:
+        """Kill who hangs: it is replaced like anybody who died."""
+        now_s = time.monotonic()
+        # Where this process did not run for a while, the others may not have run either.
+        asleep = now_s - self._watched_s > 3 * BEAT_S
+        self._watched_s = now_s
+        for child in self._children.values():
+            if not child.ready or self._stopping or self._asked:
+                continue
+            if asleep:
+                child.heard_s = now_s
+            elif now_s - child.heard_s > self._settings.workers.hang_s:
+                silent_s = now_s - child.heard_s
+                log.error("%s (process %d) hangs: no sign of it for %.0f s", child.name, child.pid, silent_s)
+                child.heard_s = now_s
+                os.kill(child.pid, signal.SIGKILL)
+        self._later(BEAT_S, self._watch)
 
     def _later(self, seconds: float, act: Callable[[], None]) -> None:
         self._due.append((time.monotonic() + seconds, act))
@@ -173,6 +192,7 @@ class Supervisor:
     def _hear(self, child: Child) -> None:
         try:
             for word, more, _ in hear(child.end):
+                child.heard_s = time.monotonic()
                 if word is Word.READY:
                     child.ready = True
                     self._now_ready()

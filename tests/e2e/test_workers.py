@@ -271,3 +271,20 @@ def alive(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except (FileNotFoundError, ProcessLookupError):
         return False
+
+
+@pytest.mark.parametrize("which", ["engine", "front-0"])
+def test_a_process_that_hangs_is_killed_and_replaced(
+    start_server: StartServer, monkeypatch: pytest.MonkeyPatch, which: str
+) -> None:
+    """Stopped, it says nothing any more; readiness says so of the engine process, and another one serves."""
+    monkeypatch.setenv("FORWARDPASS_WORKERS__HANG_S", "2")
+    server = start_server("--workers", "2")
+    before = children(server)
+    os.kill(before[which], signal.SIGSTOP)
+    until(lambda: not Path(f"/proc/{before[which]}").exists())
+    until(lambda: ready(server))
+    url = f"{server.http}/v2/models/digits/predict"
+    assert httpx.post(url, content=PICTURE, headers={"content-type": "image/png"}).status_code == 200
+    assert f"{which} (process {before[which]}) hangs" in server.log.read_text()
+    assert server.terminate() == 0
