@@ -28,6 +28,7 @@ from server.errors import InvalidRequest, ModelLoadFailed, ModelNotReady, Unknow
 from server.lifecycle import Lifecycle, State
 from server.model_control import ModelControl
 from server.observability.catalog import Rows
+from server.observability.following import following
 from server.observability.log_control import LogControl
 from server.observability.machine import Machine, Pulse
 from server.observability.metrics import Metrics, Told
@@ -83,7 +84,7 @@ class Server:
         self.dataplane.gate = open_gate(settings)
         host, http = settings.host, settings.http
         self.rest = RestServer(self.dataplane, host, http, settings.http_tls)
-        self.grpc = _grpc_server(self.dataplane, settings, external_scaler(settings.scaling, self._own_metrics))
+        self.grpc = _grpc_server(self.dataplane, settings, external_scaler(settings.scaling, self.own_metrics))
         ours = self.grpc if isinstance(self.grpc, Http2Server) else None
         self.shared = shared_entrance(settings, self.rest.listener, ours) if ours and settings.one_port else None
         closed = {"http": self.rest.closed}
@@ -109,7 +110,7 @@ class Server:
         self._poll: asyncio.Task[None] | None = None
         self._tasks = Tasks()
 
-    async def _own_metrics(self) -> bytes:
+    async def own_metrics(self) -> bytes:
         return self._expose()[0]
 
     def _told(self) -> Told:
@@ -225,7 +226,7 @@ def _beside(settings: Settings) -> tuple[RepositorySettings, int, SharedMemory, 
         settings.repository,
         settings.pipeline.threads or available_cores(),
         SharedMemory(settings.shared_memory, enabled=allows_shared_memory(settings)),
-        Tracing(settings.trace),
+        Tracing(settings.trace, following(settings)),
     )
 
 

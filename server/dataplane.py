@@ -19,6 +19,7 @@ from server.classification import Classes, classify
 from server.errors import ControlNotAllowed, InvalidRequest, ServingError, UnknownModel, Unsupported
 from server.lifecycle import Lifecycle, State
 from server.observability.audit import audited
+from server.observability.following import Call
 from server.observability.log_control import LogControl
 from server.observability.trace_settings import Change
 from server.observability.tracing import Tracing
@@ -105,11 +106,13 @@ class DataPlane:
         self._settings = settings
         self._pipelines = Offload(pipeline_threads, "pipeline")
         self._share = share
-        self.forwards: Sequence[str] = ()
-        """Names of the metadata that goes along with requests, where another server runs the models."""
         self.gate: Gate | None = None
         """Who may ask; None: everybody may, for everything."""
         self.tracing = tracing or Tracing(TraceSettings())
+        following = self.tracing.following
+        self.forwards: Sequence[str] = following.forwards if following is not None else ()
+        """Names of the metadata that goes along with requests: to another server that runs the models, and to those
+        who follow requests."""
         self.logs = logs or LogControl(LogSettings())
         self.shared_memory = shared_memory or SharedMemory(SharedMemorySettings(), enabled=False)
 
@@ -122,8 +125,7 @@ class DataPlane:
             try:
                 served = self._models.resolve(name, version)
             except ServingError as error:
-                for request in same:
-                    request.settle(error)
+                self._refuse(same, error)
             else:
                 if special is None:
                     stages = served.stages
@@ -131,7 +133,7 @@ class DataPlane:
                     if stages.left < 0:
                         stages.choose(same)
                     if self.tracing.active:
-                        self.tracing.watch(same, name, served.model.version)
+                        self.tracing.watch(same, name, served.model.version, served.statistics)
                     served.submit(same)
                     continue
                 for request in same:
@@ -147,15 +149,22 @@ class DataPlane:
                 if special is not None:
                     served.check_special(special)
             except ServingError as error:
-                request.settle(error)
+                self._refuse((request,), error)
                 continue
             if special is not None:
                 if self._prepared(request, special, served, self.stream):
                     served.stream(request)
                 continue
             if self.tracing.active:
-                self.tracing.watch((request,), request.model_name, served.model.version)
+                self.tracing.watch((request,), request.model_name, served.model.version, served.statistics)
             served.stream(request)
+
+    def _refuse(self, requests: Sequence[InferRequest], error: ServingError) -> None:
+        """Those of one name, which nothing in service goes by."""
+        if self.tracing.active:
+            self.tracing.watch(requests, requests[0].model_name, "")
+        for request in requests:
+            request.settle(error)
 
     def _prepared(self, request: InferRequest, special: Special, served: Served, again: Submit) -> bool:
         """Whether the request can go on now; else it comes back by `again`, with its tensors."""
@@ -165,7 +174,7 @@ class DataPlane:
             return False
         self._classify(request, special, served)
         if self.tracing.active:
-            self.tracing.watch((request,), served.model.name, served.model.version)
+            self.tracing.watch((request,), served.model.name, served.model.version, served.statistics)
         return True
 
     def _classify(self, request: InferRequest, special: Special, served: Served) -> None:
@@ -191,6 +200,18 @@ class DataPlane:
         Raises:
             ServingError: as `InferRequest`s are settled, and what the model's pipeline finds wrong.
         """
+        following = self.tracing.following
+        if following is None:
+            return await self._predict(request)
+        call = Call(following, request)
+        try:
+            return await self._predict(request, call)
+        except BaseException as error:
+            call.fail(error)
+            raise
+
+    async def _predict(self, request: PredictRequest, call: Call | None = None) -> PredictResponse:
+        """`call`: by which it is followed."""
         with self._models.resolve(request.model_name, request.model_version) as served:
             pipeline = self._pipeline(served, request)
             served.stages.one(request)
@@ -203,6 +224,8 @@ class DataPlane:
             )
             if explanation is not None:
                 explanation.mark("postprocess")
+            if call is not None:
+                call.answered(served.model.version, served.statistics)
         return PredictResponse(response.model_name, response.model_version, predictions, request.id)
 
     def _prepare(self, served: Served, pipeline: Pipeline) -> Preparing:
@@ -240,7 +263,7 @@ class DataPlane:
         if inner.explanation is not None:
             inner.explanation.mark("loop")
         if self.tracing.active:
-            self.tracing.watch((inner,), request.model_name, served.model.version)
+            self.tracing.watch((inner,), request.model_name, served.model.version, follows=False)
         preparing.submit(inner, request.inputs)
         return await answer(inner, settled, self.cancel)
 

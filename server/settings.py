@@ -480,11 +480,27 @@ class TraceSettings(Section):
     """Traces of one file; 0: all are in one."""
 
 
+class OtlpSettings(Section):
+    endpoint: Annotated[str, Field(json_schema_extra=flag("--otlp-endpoint"))] = ""
+    """Where spans of requests are sent, by OTLP over gRPC: HOST:PORT, or that behind http:// or https:// (TLS); empty:
+    there are none. Needs forwardpass[tracing]."""
+    ratio: Annotated[float, Field(ge=0, le=1, json_schema_extra=flag("--otlp-ratio"))] = 0.01
+    """The part of the requests whose spans are sent, of those whose callers do not say (traceparent)."""
+    slow_ms: Annotated[float, Field(ge=0, json_schema_extra=flag("--otlp-slow-ms"))] = 1000.0
+    """Milliseconds from which a request's spans are sent in any case, as are those of one that fails; 0: none is for
+    its time."""
+    service_name: Annotated[str, Field(min_length=1, json_schema_extra=flag("--otlp-service-name"))] = "forwardpass"
+    """What spans say that they are of."""
+
+
 class LogSettings(Section):
     level: Annotated[LogLevel, Field(json_schema_extra=flag("--log-level"))] = "info"
     """The least severe level that is written."""
     format: Annotated[LogFormat, Field(json_schema_extra=flag("--log-format"))] = "text"
     """text for people, json for collectors."""
+    access: Annotated[float, Field(ge=0, le=1, json_schema_extra=flag("--log-access"))] = 0.0
+    """The part of the requests that have a line in the log when they are answered; with any, all that fail have. 0: no
+    request has one."""
 
 
 class Settings(Section):
@@ -510,6 +526,7 @@ class Settings(Section):
     scaling: ScalingSettings = ScalingSettings()
     shutdown: ShutdownSettings = ShutdownSettings()
     trace: TraceSettings = TraceSettings()
+    otlp: OtlpSettings = OtlpSettings()
     log: LogSettings = LogSettings()
 
     @property

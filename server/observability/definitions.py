@@ -144,7 +144,8 @@ _REQUESTS = (
         "counter",
         "seconds",
         (*MODEL, "reason"),
-        "Time spent waiting, of the same sample, by what a request waited for most of its time (server/explain.py)",
+        "Time spent waiting, of the same sample, by what a request waited for most of its time (server/explain.py); "
+        "none: for the first pass that could be planned, or for a thread that preprocesses",
     ),
     Definition(
         "forwardpass_turn_wait_seconds_total",

@@ -16,7 +16,8 @@ _ISO_TEXT = "%(asctime)s.%(msecs)03dZ %(levelname)-7s %(name)s: %(message)s"
 
 
 class JsonFormatter(logging.Formatter):
-    """`time` is UTC in RFC 3339 with milliseconds; a traceback stands in `exception`."""
+    """`time` is UTC in RFC 3339 with milliseconds; a traceback stands in `exception`; `fields` of a record are the
+    line's own."""
 
     def __init__(self, process: str = "") -> None:
         """`process`: which of the server's processes writes; empty where it is but one."""
@@ -30,10 +31,23 @@ class JsonFormatter(logging.Formatter):
             **self._process,
             "logger": record.name,
             "message": record.getMessage(),
+            **getattr(record, "fields", {}),
         }
         if record.exc_info:
             entry["exception"] = self.formatException(record.exc_info)
         return json.dumps(entry, ensure_ascii=False)
+
+
+class _TextFormatter(logging.Formatter):
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - the library's name
+        fields: dict[str, object] = getattr(record, "fields", {})
+        return " ".join([super().formatMessage(record), *(f"{key}={_word(value)}" for key, value in fields.items())])
+
+
+def _word(value: object) -> str:
+    """As it is where nobody can take it for more than one; a client chose some of them."""
+    text = str(value)
+    return text if text.isascii() and text.isprintable() and not set(text) & set(' "=') else json.dumps(text)
 
 
 def text_formatter(process: str = "", *, iso: bool = False) -> logging.Formatter:
@@ -42,8 +56,8 @@ def text_formatter(process: str = "", *, iso: bool = False) -> logging.Formatter
     if process:
         text = text.replace("%(name)s", f"{process} %(name)s")
     if not iso:
-        return logging.Formatter(text, "%H:%M:%S")
-    formatter = logging.Formatter(text, "%Y-%m-%dT%H:%M:%S")
+        return _TextFormatter(text, "%H:%M:%S")
+    formatter = _TextFormatter(text, "%Y-%m-%dT%H:%M:%S")
     formatter.converter = time.gmtime
     return formatter
 

@@ -37,7 +37,7 @@ class TritonPlane(DataPlane):
         share = Share(pipeline_threads)
         super().__init__(models, lifecycle, settings, pipeline_threads, shared_memory, tracing, logs, share)
         self._tritons = models
-        self.forwards = forwards
+        self.forwards = tuple(dict.fromkeys((*forwards, *self.forwards)))
 
     def live(self) -> bool:
         return self._tritons.following()

@@ -11,6 +11,7 @@ import time
 from bisect import bisect_left
 from collections.abc import Callable, Mapping, Sequence
 from enum import StrEnum
+from typing import NamedTuple
 
 from server.errors import Cancelled, Code, DeadlineExceeded, Overloaded, QueueFull, ServingError
 from server.explain import WaitReason
@@ -85,12 +86,23 @@ class Duration:
         self.ns += ns
 
 
+class Exemplar(NamedTuple):
+    """One of the values that a bucket counts."""
+
+    trace_id: str
+    value: int
+    at_s: float
+    """Since the epoch."""
+
+
 class Histogram:
     """`counts[i]` values are above `bounds[i - 1]` and at most `bounds[i]`; the last is above all bounds."""
 
-    __slots__ = ("bounds", "counts", "sum")
+    __slots__ = ("bounds", "counts", "exemplars", "sum")
 
     def __init__(self, bounds: tuple[int, ...]) -> None:
+        self.exemplars: dict[int, Exemplar] = {}
+        """Of the buckets that have one, the latest."""
         self.bounds = bounds
         self.counts = [0] * (len(bounds) + 1)
         self.sum = 0
@@ -103,6 +115,10 @@ class Histogram:
         """Count a value that occurred `count` times."""
         self.counts[bisect_left(self.bounds, value)] += count
         self.sum += value * count
+
+    def exemplify(self, value: int, trace_id: str) -> None:
+        """A value that was counted is that of a request whose trace can be looked at."""
+        self.exemplars[bisect_left(self.bounds, value)] = Exemplar(trace_id, value, time.time())
 
     def observe_since(self, starts_ns: Sequence[int], end_ns: int) -> None:
         """Count the time from each start to `end_ns`. Neighbours that are equal, as those that arrived in one

@@ -119,9 +119,11 @@ async def _model_infer(dataplane: DataPlane, message: Any, info: CallInfo) -> An
     request.tenant = info.tenant
     if info.metadata:
         request.metadata = info.metadata
-    request.explanation = info.explanation = decoded(info.explanation, request.parameters, info.received_ns)
+    request.explanation = decoded(info.explanation, request.parameters, info.received_ns)
     dataplane.submit((request,))
-    return v2_grpc.encode_infer(await answer(request, settled, dataplane.cancel))
+    response = await answer(request, settled, dataplane.cancel)
+    info.explanation = request.explanation
+    return v2_grpc.encode_infer(response)
 
 
 async def _predict(dataplane: DataPlane, message: Any, info: CallInfo) -> Any:

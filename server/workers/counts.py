@@ -13,7 +13,14 @@ from typing import TYPE_CHECKING, Any
 from server.scheduler.saturation import Demand
 from server.scheduler.saturation import summed as sum_demands
 from server.scheduler.sequence_statistics import SequenceStatistics
-from server.scheduler.statistics import DURATION_BOUNDS_NS, BatchStatistics, Duration, Histogram, ModelStatistics
+from server.scheduler.statistics import (
+    DURATION_BOUNDS_NS,
+    BatchStatistics,
+    Duration,
+    Exemplar,
+    Histogram,
+    ModelStatistics,
+)
 
 if TYPE_CHECKING:
     from server.observability.machine import Pulse
@@ -63,7 +70,7 @@ def _told(value: Any) -> Any:
     if isinstance(value, Duration):
         return [value.count, value.ns]
     if isinstance(value, Histogram):
-        return [value.sum, *value.counts]
+        return [value.sum, list(value.exemplars.items()), *value.counts]
     if isinstance(value, BatchStatistics):
         return [_told(getattr(value, name)) for name in BatchStatistics.__slots__]
     if isinstance(value, SequenceStatistics):
@@ -81,8 +88,10 @@ def _sum(own: Any, more: Any) -> Any:
     if isinstance(own, Duration):
         own.add(*more)
     elif isinstance(own, Histogram):
-        own.sum += more[0]
-        own.counts = [a + b for a, b in zip(own.counts, more[1:], strict=True)]
+        total, exemplars, *counts = more
+        own.sum += total
+        own.exemplars |= {bucket: Exemplar(*told) for bucket, told in exemplars}
+        own.counts = [a + b for a, b in zip(own.counts, counts, strict=True)]
     elif isinstance(own, dict):
         _sum_each(own, more)
     else:

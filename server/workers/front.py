@@ -20,6 +20,7 @@ from server.banner import banner
 from server.engine.cores import available_cores
 from server.lifecycle import State
 from server.model_control import ModelControl
+from server.observability.following import following
 from server.observability.machine import Pulse
 from server.security.gate import open_gate
 from server.settings import Settings
@@ -74,7 +75,7 @@ class Front:
         self._logs = LogsOfAll(settings.log, name)
         self._logs.install()
         self._logs.spread = self._spread_logs
-        self.dataplane = FrontPlane(self.models, settings.repository, threads, self._logs)
+        self.dataplane = FrontPlane(self.models, settings.repository, threads, self._logs, following(settings))
         self.dataplane.gate = open_gate(settings, share=1 / settings.workers.count)
         self.rest = RestServer(self.dataplane, settings.host, own.http, settings.http_tls)
         metrics = MetricsOfAll(
@@ -126,6 +127,7 @@ class Front:
         self._pulse.close()
         await self.metrics.stop(_LAST_ANSWERS_S)
         await self.models.close()
+        await self.dataplane.tracing.close()
         self.dataplane.close()
 
     # --- the supervisor ---------------------------------------------------------------------------

@@ -11,12 +11,14 @@ from server.dataplane import DataPlane
 from server.errors import ServingError, Unsupported
 from server.lifecycle import Lifecycle
 from server.observability.audit import audited
+from server.observability.following import Following
 from server.observability.log_control import LogControl
 from server.observability.metrics import Metrics, Told
 from server.observability.trace_settings import Change
+from server.observability.tracing import Tracing
 from server.scheduler.response_cache import CacheCounts
 from server.scheduler.statistics import ModelStatistics
-from server.settings import LogSettings, RepositorySettings
+from server.settings import LogSettings, RepositorySettings, TraceSettings
 from server.transport.http1.reply import Reply
 from server.transport.metrics import MetricsApp
 from server.types import IndexEntry
@@ -33,11 +35,17 @@ class FrontPlane(DataPlane):
     """Every request's way is the base's; what the server says of itself is the engine process's to say."""
 
     def __init__(
-        self, models: RemoteModels, settings: RepositorySettings, pipeline_threads: int, logs: LogControl
+        self,
+        models: RemoteModels,
+        settings: RepositorySettings,
+        pipeline_threads: int,
+        logs: LogControl,
+        following: Following | None = None,
     ) -> None:
-        """`logs`: what changes them here changes them in all processes."""
+        """`logs`: what changes them here changes them in all processes. `following`: as of `Tracing`."""
         self.lifecycle = Lifecycle()
-        super().__init__(models, self.lifecycle, settings, pipeline_threads, logs=logs)
+        tracing = Tracing(TraceSettings(), following)
+        super().__init__(models, self.lifecycle, settings, pipeline_threads, tracing=tracing, logs=logs)
         self._remote = models
 
     def ready(self) -> bool:

@@ -15,6 +15,7 @@ import httpx
 import numpy as np
 import pytest
 import tritonclient.grpc.aio as grpc_aio
+from prometheus_client.parser import text_string_to_metric_families
 
 from server.call import Settled, answer, settle_into
 from server.engine.triton.addresses import Endpoint, Target, parse
@@ -36,6 +37,7 @@ from server.errors import (
     UnknownRepository,
     Unsupported,
 )
+from server.observability.exposition import written
 from server.over_triton.compose import check
 from server.over_triton.metrics import TritonMetrics
 from server.over_triton.models import TritonModels
@@ -412,9 +414,10 @@ async def test_what_is_known_of_the_servers_is_told_as_metrics() -> None:
         for _ in range(4):
             await ask(models)
         await until(lambda: len(models.pool.up) == 1)
+        text = written(TritonMetrics(models).collect(), openmetrics=False).decode()
         samples = {
             (sample.name, sample.labels.get("triton", "")): sample.value
-            for family in TritonMetrics(models).collect()
+            for family in text_string_to_metric_families(text)
             for sample in family.samples
         }
 

@@ -58,9 +58,9 @@ class Head:
         self.entry: Entry | None = None
         """Of a caller who is asked who it is."""
         self.asks = False
-        """There is a tenant, or an entry: its requests are to be told."""
+        """There is a tenant, an entry, or metadata: its requests are to be told."""
         self.metadata: Metadata = ()
-        """What goes along to where the models run."""
+        """What goes along to where the models run, and to those who follow requests."""
         self.hot = False
         """A plain ModelInfer: it goes to the data plane without a task of its own."""
         self.refusal: bytes | None = None

@@ -171,7 +171,8 @@ class Heads:
 
 
 class ForwardingHeads(Heads):
-    """Of a server that hands metadata on: what heads say differs from call to call, and none is remembered."""
+    """Of a server that hands metadata on: what heads say may differ from call to call, so those alone are remembered
+    whose bytes come again."""
 
     __slots__ = ("_forwards",)
 
@@ -188,6 +189,7 @@ class ForwardingHeads(Heads):
         self._forwards = forwards
 
     def read(self, block: bytes) -> Opening:
+        before = self._decoder.insertions
         try:
             fields = self.fields(block)
         except HeaderListTooLarge as error:
@@ -196,6 +198,9 @@ class ForwardingHeads(Heads):
         values = dict(fields)
         head = read_head(values, self._methods, self._gate)
         head.metadata = forwarded(self._forwards, lambda name: values.get(name.encode(), b"").decode("latin-1"))
-        head.hot = head.hot and not head.metadata
+        head.asks = head.asks or bool(head.metadata)
         timeout = values.get(b"grpc-timeout")
-        return (head, 0) if timeout is None or head.refusal is not None else within(head, timeout)
+        opening = (head, 0) if timeout is None or head.refusal is not None else within(head, timeout)
+        if self._decoder.insertions == before:
+            self._remember(block, opening)
+        return opening
