@@ -9,13 +9,14 @@ SERVE ?=
 TESTS ?=
 JOBS ?= 2
 BENCH ?=
+WATCH ?=
 FUZZ ?=
 TARGET ?= http2
 LOAD ?=
 REPORTS ?= build/bench
 
 .DEFAULT_GOAL := help
-.PHONY: help audit load capacity bench-swaps serve test check format types lint bench bench-quick bench-simulate bench-overload bench-cap bench-prediction bench-collector bench-decode bench-startup bench-share bench-scaling simulate-scaling bench-rest bench-workers bench-shm bench-access bench-triton-shm bench-over-triton bench-repair fuzz-rest fuzz-grpc fuzz-bytes soak models proto metrics lock clean triton helm-tools chart kserve
+.PHONY: help audit load capacity bench-swaps serve test check format types lint bench bench-quick bench-simulate bench-overload bench-cap bench-prediction bench-collector bench-decode bench-startup bench-share bench-scaling simulate-scaling bench-rest bench-workers bench-shm bench-access bench-triton-shm bench-over-triton bench-repair fuzz-rest fuzz-grpc fuzz-bytes soak models proto metrics lock clean triton helm-tools chart kserve bench-observing watch dashboards dashboards-types
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -121,6 +122,24 @@ fuzz-grpc: $(VENV)/.dev ## mutated gRPC messages against a server, some minutes 
 
 fuzz-bytes: $(VENV)/.fuzz ## bytes led by coverage (atheris) into what reads those of strangers (TARGET=http2, hpack, heads, http1, wire), ten minutes (FUZZ="--seconds 60")
 	$(BIN)/python -m tests.fuzz.coverage $(TARGET) $(FUZZ)
+
+bench-observing: $(VENV)/.dev ## what metrics, the access log and spans cost a call of the tiny model, a minute and a half on one quiet core
+	$(BIN)/python -m loadtests.benchmarks.observing --out $(REPORTS) $(BENCH)
+
+watch: $(VENV)/.dev ## a server under a demo load, and a Prometheus with our rules that scrapes it; Ctrl-C ends all (WATCH="--requests 500")
+	@exec $(BIN)/python -m loadtests.watch $(WATCH)
+
+dashboards: $(VENV)/.dev ## write Grafana's dashboards, helm/forwardpass/dashboards, from helm/panels.py
+	$(BIN)/python helm/dashboards.py
+
+dashboards-types: build/grafana/.installed ## hold the dashboards against the types of @grafana/schema (needs npm)
+	@node helm/dashboards-types.mjs helm/forwardpass/dashboards build/grafana/check.ts
+	build/grafana/node_modules/.bin/tsc --noEmit --strict --skipLibCheck --moduleResolution node --module esnext --target es2022 build/grafana/check.ts
+
+build/grafana/.installed:
+	@mkdir -p build/grafana && echo '{"private": true}' > build/grafana/package.json
+	@cd build/grafana && npm install --silent --no-fund --no-audit --legacy-peer-deps typescript@5.6.3 @grafana/schema@11.6.0
+	@touch $@
 
 bench-swaps: $(VENV)/.dev ## a model swapped 500 times under load: failed requests, and the memory that stays, half a minute
 	$(BIN)/python -m loadtests.benchmarks.swaps --out $(REPORTS) $(BENCH)

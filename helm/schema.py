@@ -142,6 +142,7 @@ def values() -> Schema:
                 latencySeconds={"type": "number", "enum": [bound / 1e9 for bound in DURATION_BOUNDS_NS]},
                 latencyRatio=number(0, 1),
             ),
+            dashboards=section(enabled=FLAG, labels=TEXTS, annotations=TEXTS),
         ),
         podDisruptionBudget=section(minAvailable=AMOUNT, maxUnavailable=AMOUNT),
         networkPolicy=section(enabled=FLAG, **{"from": OBJECTS}, metricsFrom=OBJECTS, egress=OBJECTS),

@@ -373,6 +373,21 @@ class TestScaling:
 class TestWaysIn:
     """Services, routes, and who may use them."""
 
+    def test_dashboards_are_found_by_their_label(self) -> None:
+        """Each is a ConfigMap of its own, with the objectives of the values in the place of the file's."""
+        objectives = {"availability": 0.95, "latencySeconds": 0.25}
+        values = {"metrics": {"dashboards": {"enabled": True}, "prometheusRule": objectives}}
+        found = [
+            each for each in render(values) if each["kind"] == "ConfigMap" and "dashboard" in each["metadata"]["name"]
+        ]
+        assert len(found) == 5
+        assert all(each["metadata"]["labels"]["grafana_dashboard"] == "1" for each in found)
+        texts = {name: text for each in found for name, text in each["data"].items()}
+        slo = json.loads(texts["forwardpass-slo.json"])
+        assert next(v for v in slo["templating"]["list"] if v["name"] == "objective")["query"] == "0.25"
+        assert "(1 - 0.95)" in texts["forwardpass-slo.json"]
+        assert len(json.loads(texts["forwardpass-time.json"])["panels"]) == 10
+
     def test_each_pod_can_be_reached_by_itself(self) -> None:
         """The headless Service, for clients that balance."""
         assert one(render(), "Service", "r-forwardpass-headless")["spec"]["clusterIP"] == "None"

@@ -1,0 +1,202 @@
+"""What it costs a gRPC call of the tiny model that the server is looked at: metrics, access log, spans.
+
+    python -m loadtests.benchmarks.observing
+
+From the bytes of a socket read to the bytes of the answers, over the real data plane and ONNX Runtime, in one
+process: 32 calls a read, the next read when all are answered. Each way to look takes turns with nothing, in short
+rounds on one core; a call's cost is CPU time of the whole process, so that threads that write and send are counted.
+Spans are made, batched and encoded as for a collector, and dropped there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import gc
+import logging
+import os
+import statistics
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from opentelemetry.exporter.otlp.proto.common.trace_encoder import encode_spans
+from opentelemetry.sdk.trace import ReadableSpan
+from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
+
+from loadtests.benchmarks.http2 import IN_FLIGHT, reads
+from loadtests.client import message
+from loadtests.cores import cores
+from loadtests.models import tiny_mlp
+from loadtests.report import publish, table
+from server.app import Server
+from server.environment import load_settings
+from server.observability.access import AccessLog
+from server.observability.following import Following
+from server.observability.log_control import LogControl
+from server.observability.spans import Spans
+from server.observability.tracing import Tracing
+from server.settings import GrpcSettings, LogSettings, OtlpSettings, TraceSettings
+from server.transport.http2 import frames
+from server.transport.http2.calls import Calls, Service
+from server.transport.http2.connection import Connection
+from server.transport.methods import METHODS
+
+MODEL = "tiny_mlp"
+HEADER = ("looked at by", "a call, us", "over nothing", "half of the rounds are within")
+_NEVER = 1 << 62
+_WIDE = 2**30
+
+
+class Encoded(SpanExporter):
+    """Encodes what it is given, and drops it."""
+
+    def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
+        encode_spans(spans).SerializeToString()
+        return SpanExportResult.SUCCESS
+
+
+@dataclass
+class Way:
+    """To look at requests."""
+
+    name: str
+    sampled: bool = True
+    """For the stages, as servers do that are told nothing."""
+    scraped: bool = False
+    following: Following | None = None
+    variant: str = "same"
+    """Of the headers."""
+    base: bool = False
+    """The others are compared with it."""
+    costs_us: list[float] = field(default_factory=list)
+    ratios: list[float] = field(default_factory=list)
+
+
+def ways() -> list[Way]:
+    def spans(ratio: float) -> Following:
+        return Following(Spans(OtlpSettings(endpoint="nowhere:1", ratio=ratio), Encoded()), None)
+
+    return [
+        Way("nothing", sampled=False, base=True),
+        Way("metrics, as shipped"),
+        Way("the same, scraped four times a second", scraped=True),
+        Way("access log, 1 %", following=Following(None, AccessLog(0.01))),
+        Way("access log, all", following=Following(None, AccessLog(1.0))),
+        Way("spans, 1 % and what is slow", following=spans(0.01)),
+        Way("spans, all", following=spans(1.0)),
+        Way("nothing, and callers send traceparent", sampled=False, variant="literals", base=True),
+        Way("spans of all, as the callers' traceparent says", following=spans(0.01), variant="literals"),
+    ]
+
+
+class Bench:
+    """One server, and a connection of its own for each round."""
+
+    def __init__(self, server: Server) -> None:
+        self._server = server
+        data = message(MODEL, (30,))
+        self._received = {variant: reads(25, data, variant) for variant in ("same", "literals")}
+
+    async def run(self, way: Way, seconds: float) -> float:
+        """CPU microseconds of a call."""
+        plane = self._server.dataplane
+        plane.tracing = Tracing(TraceSettings(), way.following)
+        forwards = way.following.forwards if way.following is not None else ()
+        stages = self._server.models.resolve(MODEL).stages
+        stages.left = 0 if way.sampled else _NEVER
+        calls, seconds_used = 0, 0.0
+        while seconds_used < seconds:
+            began = time.process_time()
+            calls += await self._connection(way, forwards)
+            seconds_used += time.process_time() - began
+        stages.left = 0
+        return seconds_used / calls * 1e6
+
+    async def _connection(self, way: Way, forwards: Sequence[str]) -> int:
+        settings = GrpcSettings()
+        methods = {m.name.encode(): m for m in METHODS}
+        connection = Connection(settings, methods, Counter(), time.monotonic_ns(), forwards)
+        answered = asyncio.Event()
+        calls = Calls(Service(self._server.dataplane, settings, Counter()), connection, answered.set)
+        start = frames.settings({frames.INITIAL_WINDOW_SIZE: _WIDE}) + frames.SETTINGS_ACK
+        connection.receive(frames.PREFACE + start, time.monotonic_ns())
+        received = self._received[way.variant]
+        next_scrape = time.monotonic()
+        for data in received:
+            calls.handle(connection.receive(data, time.monotonic_ns()))
+            while connection.streams:
+                answered.clear()
+                await answered.wait()
+            b"".join(connection.sender.out)
+            connection.sender.out.clear()
+            connection.sender.window = _WIDE
+            if way.scraped and time.monotonic() >= next_scrape:
+                await self._server.own_metrics()
+                next_scrape = time.monotonic() + 0.25
+        return len(received) * IN_FLIGHT
+
+
+async def measure(folder: Path, rounds: int, seconds: float) -> list[tuple[str, ...]]:
+    tiny_mlp().save(folder, MODEL)
+    ports = {"http": {"port": 0}, "grpc": {"port": 0}, "metrics": {"port": 0}}
+    server = Server(load_settings({**ports, "engine": {"threads": 1}, "repository": {"path": [str(folder)]}}))
+    await server.start()
+    bench, found = Bench(server), ways()
+    for way in found:
+        await bench.run(way, seconds)
+    gc.collect()
+    gc.freeze()
+    for _ in range(rounds):
+        for way in found:
+            if way.base:
+                continue
+            # Neighbours in time: what slows the one slows the other.
+            base = next(each for each in found if each.base and each.variant == way.variant)
+            pair = await bench.run(base, seconds), await bench.run(way, seconds)
+            base.costs_us.append(pair[0])
+            way.costs_us.append(pair[1])
+            way.ratios.append(pair[1] / pair[0])
+    server.dataplane.tracing = Tracing(TraceSettings())
+    await server.drain()
+    return [_line(way) for way in found]
+
+
+def _line(way: Way) -> tuple[str, ...]:
+    told = way.name, f"{statistics.median(way.costs_us):.2f}"
+    if way.base:
+        return (*told, "", "")
+    low, middle, high = statistics.quantiles(way.ratios, n=4)
+    return (*told, f"{middle:.3f}", f"{low:.3f} to {high:.3f}")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=20, help="of all ways (default: 20)")
+    parser.add_argument("--seconds", type=float, default=0.15, help="of each in a round (default: 0.15)")
+    parser.add_argument("--out", type=Path, help="also write observing.md into this folder")
+    options = parser.parse_args(arguments)
+    os.sched_setaffinity(0, {cores()[0]})
+    gc.set_threshold(10_000, 10, 10)
+    _log_to_nowhere()
+    with tempfile.TemporaryDirectory() as folder:
+        lines = asyncio.run(measure(Path(folder), options.rounds, options.seconds))
+    text = f"# The cost of being looked at, {MODEL}, {IN_FLIGHT} calls a read, one core\n\n" + table(HEADER, lines)
+    publish(text, "observing.md", options.out)
+    return 0
+
+
+def _log_to_nowhere() -> None:
+    """As the server's logs are written, to a file that keeps nothing."""
+    LogControl(LogSettings(format="json")).install()
+    for handler in logging.getLogger().handlers:
+        if isinstance(handler, logging.StreamHandler):
+            handler.setStream(Path(os.devnull).open("w"))  # noqa: SIM115 - until the process ends
+
+
+if __name__ == "__main__":
+    sys.exit(main())
