@@ -407,11 +407,14 @@ def tune(
         int, typer.Option(min=0, help="That the server gets; 0: all but one, which the generator has.")
     ] = 0,
     window: Annotated[float, typer.Option(min=0.1, help="Seconds at each rate, at least.")] = 1.5,
+    apply: Annotated[
+        bool, typer.Option("--apply", help="Put the best config in the old one's place, and its hash in manifest.json.")
+    ] = False,
 ) -> None:
     """Search the instances, threads, batch size, delay and workers that answer most requests a second within an SLO.
 
     Each configuration is served by a process of its own and asked with the model's golden inputs, every answer checked.
-    The best one is written beside the old as config.tuned.pbtxt, with what was tried in tuning.md. Exit code 1 where
+    The best one is written beside the old as config.pbtxt.tuned, with what was tried in tuning.md. Exit code 1 where
     nothing holds the SLO.
     """
     from server.load.limits import Limits
@@ -426,7 +429,7 @@ def tune(
     except ValueError as error:
         _fail(MISUSED, f"--slo: {error}")
     served_on, asked_from = run.split(cores)
-    asked = run.Asked(model_repository / model, limits, budget, call, window, served_on, asked_from)
+    asked = run.Asked(model_repository / model, limits, budget, call, window, served_on, asked_from, apply)
     with _reported(FAILED):
         try:
             found = run.tune_model(asked, sys.stderr)

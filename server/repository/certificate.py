@@ -187,8 +187,8 @@ def write_manifest(folder: Path, manifest: Manifest) -> Path:
 def model_files(folder: Path) -> Iterator[Path]:
     """Every file that a model is made of, sorted, relative to its folder.
 
-    Left out are the manifest and its signatures, hidden files, documents (*.md) and what TensorRT caches at run
-    time. Links are followed: a repository may be put together from links.
+    Left out are the manifest and its signatures, hidden files, documents (*.md), what was tuned and is not served
+    (*.tuned), and what TensorRT caches at run time. Links are followed: a repository may be put together from links.
     """
     seen: set[str] = set()
     found: list[Path] = []
@@ -205,7 +205,11 @@ def model_files(folder: Path) -> Iterator[Path]:
 
 def passed_over(name: str) -> bool:
     """Whether a file or folder of that name is no part of a model."""
-    return name.startswith(".") or name == "__pycache__" or name.endswith((".md", ".engine", ".profile", ".timing"))
+    return (
+        name.startswith(".")
+        or name == "__pycache__"
+        or name.endswith((".md", ".tuned", ".engine", ".profile", ".timing"))
+    )
 
 
 def hash_files(folder: Path, version: str | None = None) -> dict[str, str]:

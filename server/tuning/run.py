@@ -16,11 +16,13 @@ from server.pipeline.base import PROCESSING_FILE
 from server.proto.triton import model_config_pb2 as pb
 from server.repository.config_text import CONFIG_FILE, parse_text, write_model_config
 from server.repository.golden import read_raw
+from server.tuning.certify import recertify
 from server.tuning.choices import applied, present
 from server.tuning.search import Tried, tune
 from server.tuning.trial import Bench, on_cores
 
-TUNED_FILE = "config.tuned.pbtxt"
+TUNED_FILE = "config.pbtxt.tuned"
+"""A name that a certificate passes over."""
 TABLE_FILE = "tuning.md"
 HEADER = ("tried", "requests/s", "p50 ms", "p99 ms", "")
 _BAR = 24
@@ -38,6 +40,8 @@ class Asked:
     served_on: Sequence[int]
     asked_from: Sequence[int]
     """Cores."""
+    apply: bool = False
+    """Put the best config in the place of the one that is there."""
 
 
 def tune_model(asked: Asked, progress: TextIO) -> list[Tried]:
@@ -69,7 +73,7 @@ def tune_model(asked: Asked, progress: TextIO) -> list[Tried]:
             bar.tell,
         )
     bar.end()
-    _write(asked, call, config, found)
+    write(asked, call, config, found)
     return found
 
 
@@ -88,10 +92,15 @@ def best_of(found: Sequence[Tried]) -> Tried | None:
     return next((one for one in reversed(found) if one.better), None)
 
 
-def _write(asked: Asked, call: str, config: pb.ModelConfig, found: Sequence[Tried]) -> None:
+def write(asked: Asked, call: str, config: pb.ModelConfig, found: Sequence[Tried]) -> None:
+    """Raises OSError, ModelLoadFailed."""
     best = best_of(found)
+    tuned = asked.folder / TUNED_FILE
     if best is not None and best is not found[0]:
-        write_model_config(applied(config, best.choice), asked.folder / TUNED_FILE)
+        write_model_config(applied(config, best.choice), tuned)
+        if asked.apply:
+            tuned.replace(asked.folder / CONFIG_FILE)
+            recertify(asked.folder)
     cells = rows(found)
     lines = [HEADER, ("---", "---:", "---:", "---:", "---"), *cells]
     table = "".join("| " + " | ".join(line) + " |\n" for line in lines)
@@ -122,7 +131,7 @@ def verdict(found: Sequence[Tried]) -> str:
         return f"The config that is there is the best of {len(found)}: {first.rate:,.0f} requests/s."
     more = f", {best.rate / first.rate:.2f} times the {first.rate:,.0f} before" if first.rate else ""
     workers = f"; serve it with --workers {best.choice.workers}" if best.choice.workers > 1 else ""
-    return f"{TUNED_FILE} holds {best.rate:,.0f} requests/s{more}{workers}."
+    return f"The best one, {TUNED_FILE}, holds {best.rate:,.0f} requests/s{more}{workers}."
 
 
 class Bar:

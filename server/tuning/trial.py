@@ -23,6 +23,7 @@ from server.load.search import Found, Probe, highest, judged
 from server.local_triton.process import free_ports
 from server.proto.triton import model_config_pb2 as pb
 from server.repository.config_text import CONFIG_FILE, write_model_config
+from server.tuning.certify import recertify
 from server.tuning.choices import Choice, applied
 from server.tuning.search import Failed, Trial
 
@@ -70,6 +71,7 @@ class Bench:
         repository = Path(scratch) / "models"
         _copy(self.folder, repository / self.folder.name)
         write_model_config(applied(self.config, choice), repository / self.folder.name / CONFIG_FILE)
+        recertify(repository / self.folder.name)
         http, grpc, metrics = free_ports(3)
         command = [sys.executable, "-m", "server", "serve", "--model-repository", str(repository)]
         command += ["--http-port", f"{http}", "--grpc-port", f"{grpc}", "--metrics-port", f"{metrics}"]

@@ -3,12 +3,22 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
 
+from loadtests.cores import cores
+from server.app import check
 from server.cli import create_app
+from server.environment import load_settings
+from server.load.limits import Limits
+from server.repository.config_text import parse_text
+from server.tuning import run
+from server.tuning.choices import Choice
+from server.tuning.search import Trial, Tried
+from server.tuning.trial import Bench
 from tests.e2e.conftest import REPOSITORY
 
 pytestmark = pytest.mark.e2e
@@ -31,6 +41,28 @@ def test_a_model_is_tuned_within_its_time(tmp_path: Path) -> None:
     assert "workers 1, instances 1, threads auto" in table
     assert "requests/s" in said
     assert (tmp_path / "breast_cancer" / "config.pbtxt").read_text() == before
+
+
+def test_a_certified_model_is_served_with_what_was_tuned(tmp_path: Path) -> None:
+    """Its trials are, by copies whose originals stay; and the model itself once the best is applied."""
+    shutil.copytree(REPOSITORY / "fraud", tmp_path / "fraud")
+    folder = tmp_path / "fraud"
+    manifest = (folder / "manifest.json").read_text()
+    config = parse_text((folder / "config.pbtxt").read_text(), "fraud")
+    bench = Bench(folder, config, [], Limits({99.0: 20.0}), 0.1, cores(), lambda: False)
+    served: list[Trial] = []
+    bench.attempt(Choice(1, 2, 1, 64, 500), served.append)
+    assert len(served) == 1
+    assert (folder / "manifest.json").read_text() == manifest
+
+    asked = run.Asked(folder, bench.limits, 1.0, "infer", 0.1, cores(), cores(), apply=True)
+    (folder / run.TUNED_FILE).write_text("what lies beside is no part of the model")
+    first = Choice(1, 1, 0, 256, -1)
+    found = [Tried(first, 1.0, None, "", True), Tried(replace(first, instances=2), 2.0, None, "", True)]
+    run.write(asked, "infer", config, found)
+    assert "count: 2" in (folder / "config.pbtxt").read_text()
+    (entry,) = check(load_settings({"repository": {"path": [str(tmp_path)]}}))
+    assert (entry.state, entry.reason) == ("READY", "")
 
 
 @pytest.mark.parametrize(

@@ -67,7 +67,7 @@ def test_the_best_is_found_one_thing_after_the_other() -> None:
     assert (best.choice.instances, best.choice.max_batch_size, best.rate) == (2, 8, pytest.approx(180))
     assert len(server.searched) == 3
     assert len(server.served) == len(set(server.served)) == len(found)
-    assert verdict(found) == "config.tuned.pbtxt holds 180 requests/s, 1.80 times the 100 before."
+    assert verdict(found) == "The best one, config.pbtxt.tuned, holds 180 requests/s, 1.80 times the 100 before."
 
 
 def test_what_is_not_clearly_better_changes_nothing() -> None:
@@ -99,7 +99,7 @@ def test_a_later_choice_may_hold_where_the_first_does_not() -> None:
     best = best_of(found)
     assert best is not None
     assert best.choice.max_batch_size == 8
-    assert verdict(found) == "config.tuned.pbtxt holds 50 requests/s."
+    assert verdict(found) == "The best one, config.pbtxt.tuned, holds 50 requests/s."
 
 
 def test_nothing_is_begun_when_the_time_is_over() -> None:
