@@ -254,7 +254,7 @@ def open_repository(settings: Settings) -> Repository:
     return Repository(
         open_sources(settings.repository.path, settings.remote),
         OnnxRuntimeEngine(settings.engine.threads),
-        load_pipeline=lambda folder: load_pipeline(folder, max_pixels=settings.pipeline.max_pixels),
+        load_pipeline=lambda folder: load_pipeline(folder, settings.pipeline.max_pixels, settings.pipeline.custom_code),
         warmup_s=settings.repository.warmup_s,
         rollouts=settings.workers.count == 1,
         vouch=trusted(settings.repository),

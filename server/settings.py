@@ -416,6 +416,8 @@ class PipelineSettings(Section):
     """Threads that decode pictures and build answers; 0: the cores that this process may use."""
     max_pixels: Annotated[int, Field(gt=0)] = 50_000_000
     """Pixels of a decoded picture, whatever a model's processing.yaml allows."""
+    custom_code: Annotated[tuple[str, ...], Field(json_schema_extra=flag("--custom-code"))] = ()
+    """Models whose own Python code may run in this process (`task: custom`), by name; any other such is not loaded."""
 
 
 class WorkersSettings(Section):

@@ -32,7 +32,7 @@ def open_models(settings: Settings) -> TritonModels:
         raise InvalidRequest("--triton-tls", f"{error.filename}: {error.strerror}") from error
     pipelines = Pipelines(
         [_folder(path) for path in repository.path],
-        lambda folder: load_pipeline(folder, max_pixels=settings.pipeline.max_pixels),
+        lambda folder: load_pipeline(folder, settings.pipeline.max_pixels, settings.pipeline.custom_code),
     )
     return TritonModels(
         Pool(targets, triton, channels),

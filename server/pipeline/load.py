@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Container, Hashable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,6 +12,7 @@ from pydantic_core import ErrorDetails
 
 from server.errors import ModelLoadFailed
 from server.pipeline.base import PROCESSING_FILE, Pipeline
+from server.pipeline.custom import CustomPipeline, CustomSpec
 from server.pipeline.image_spec import ImageSpec
 from server.pipeline.recommendation import RecommendationPipeline, RecommendationSpec
 from server.pipeline.regression import RegressionPipeline, RegressionSpec
@@ -19,7 +20,8 @@ from server.pipeline.tabular import TabularPipeline, TabularSpec
 from server.pipeline.text_spec import TextClassificationSpec, TextEmbeddingSpec, TokenClassificationSpec
 
 TabularSpecs = TabularSpec | RegressionSpec | RecommendationSpec
-Spec = ImageSpec | TabularSpecs | TextClassificationSpec | TextEmbeddingSpec | TokenClassificationSpec
+TextSpecs = TextClassificationSpec | TextEmbeddingSpec | TokenClassificationSpec
+Spec = ImageSpec | TabularSpecs | TextSpecs | CustomSpec
 ProcessingSpec = Annotated[Spec, Field(discriminator="task")]
 """What processing.yaml holds; a new task is one more member, and one more case in `load_pipeline`."""
 
@@ -65,10 +67,11 @@ def read_spec(folder: Path) -> Spec:
         raise ModelLoadFailed(folder.name, where, _problem(first)) from error
 
 
-def load_pipeline(folder: Path, max_pixels: int | None = None) -> Pipeline:
+def load_pipeline(folder: Path, max_pixels: int | None = None, custom_code: Container[str] = ()) -> Pipeline:
     """The pipeline of the model in `folder` (for example ``model_repository/digits``).
 
-    `max_pixels` is the server's own limit on pictures, whatever the spec allows.
+    `max_pixels` is the server's own limit on pictures, whatever the spec allows; `custom_code` has the names of the
+    models whose own code may run.
 
     Raises:
         ModelLoadFailed: the spec or a file that it names can't be used; says where and why.
@@ -85,6 +88,8 @@ def load_pipeline(folder: Path, max_pixels: int | None = None) -> Pipeline:
         return RegressionPipeline(spec, folder)
     if isinstance(spec, RecommendationSpec):
         return RecommendationPipeline(spec, folder)
+    if isinstance(spec, CustomSpec):
+        return CustomPipeline(spec, folder, custom_code)
     from server.pipeline.text import TextClassificationPipeline, TextEmbeddingPipeline
     from server.pipeline.token_classification import TokenClassificationPipeline
 

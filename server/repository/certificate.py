@@ -50,6 +50,7 @@ __all__ = [
     "replay",
     "replay_answers",
     "replay_preprocessing",
+    "verify_code",
     "verify_files",
     "write_golden",
     "write_manifest",
@@ -268,6 +269,17 @@ def verify_shared(folder: Path, manifest: Manifest) -> None:
         where = os.path.relpath(error.filename, folder) if error.filename else MANIFEST_FILE
         raise ModelLoadFailed(folder.name, where, f"can't be read to be verified: {error.strerror}") from error
     _compare_hashes(folder.name, listed, found)
+
+
+def verify_code(folder: Path, manifest: Manifest) -> None:
+    """Hold the Python files of a model against the manifest: before its pipeline runs one.
+
+    Raises:
+        ModelLoadFailed: as `verify_files`.
+    """
+    code = {path: digest for path, digest in manifest.files.items() if path.endswith(".py") and "/" not in path}
+    found = {path.name: _sha256(path) for path in sorted(folder.glob("*.py"))}
+    _compare_hashes(folder.name, code, found)
 
 
 def _compare_hashes(model_name: str, listed: Mapping[str, str], found: Mapping[str, str]) -> None:

@@ -21,6 +21,7 @@ from server.repository.certificate import (
     Vouch,
     concerns,
     read_manifest,
+    verify_code,
     verify_files,
     verify_shared,
 )
@@ -151,9 +152,7 @@ class Loader:
             raise ModelLoadFailed(
                 folder.name, OVERRIDING_CONFIG, "is signed by nobody; only signed models are loaded here"
             )
-        manifest = read_manifest(folder, self.vouch)
-        if self.vouch is not None and manifest is not None:
-            verify_shared(folder, manifest)
+        manifest = self._manifest(folder)
         config = self._config(folder, overriding)
         if config.rollout is not None and not self.rollouts:
             key = SHADOW_VERSION if config.rollout.shadow else CANARY_VERSION
@@ -184,6 +183,13 @@ class Loader:
         """
         versions = versions_to_serve(folder, self._config(folder, overriding))
         return lambda path: any(concerns(path, version) for version in versions)
+
+    def _manifest(self, folder: Path) -> Manifest | None:
+        """The certificate; what is used before a version is verified is held against it, code in any case."""
+        manifest = read_manifest(folder, self.vouch)
+        if manifest is not None:
+            (verify_code if self.vouch is None else verify_shared)(folder, manifest)
+        return manifest
 
     def _config(self, folder: Path, overriding: pb.ModelConfig | None) -> ModelConfig:
         return read_model_config(folder) if overriding is None else _overridden(overriding, folder)

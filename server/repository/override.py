@@ -98,6 +98,9 @@ def _path(name: str) -> str:
     text = name.removeprefix(FILE)
     if not is_path_below(text):
         raise InvalidRequest(f"parameters.{name}", "must be a path below the model's folder, as in 'file:1/model.onnx'")
+    if text.endswith(".py") and "/" not in text:
+        # Those who may load models must not thereby run code of theirs: what runs is what lies in the repository.
+        raise InvalidRequest(f"parameters.{name}", "is code for the task 'custom', which is not taken from a request")
     return text
 
 
