@@ -25,7 +25,14 @@ commands = typer.Typer(
 RunFolder = Annotated[Path, typer.Argument(help="The run's folder, for example runs/digits.")]
 Repository = Annotated[Path, typer.Option(help="The model repository to publish into.")]
 Replace = Annotated[bool, typer.Option("--replace", help="Take the place of a model that is there, all versions.")]
+Processing = Annotated[Path | None, typer.Option(help="A processing.yaml for it; without one it is infer only.")]
+Beside = Annotated[
+    list[Path] | None,
+    typer.Option("--file", help="What processing.yaml names, labels.txt for example; again for more."),
+]
+MaxBatchSize = Annotated[int, typer.Option(min=1, help="Rows of a batch, where the model has a free batch dimension.")]
 INTERRUPTED = 130
+DEFAULT_MAX_BATCH_SIZE = 64
 DEFAULT_REPOSITORY = Path("model_repository")
 
 
@@ -59,6 +66,12 @@ def train(
     tuning: Annotated[str | None, typer.Option(help="Texts: full, partial or frozen: what of it is trained.")] = None,
     max_length: Annotated[int | None, typer.Option(help="Texts: tokens that are seen; more are cut.")] = None,
     vocabulary: Annotated[int | None, typer.Option(help="Texts: tokens of a tokenizer trained on the data.")] = None,
+    schedule: Annotated[str | None, typer.Option(help="Of the rate: one-cycle, cosine or constant.")] = None,
+    gradient_clip: Annotated[float | None, typer.Option(help="The largest norm of a gradient; 0: as it is.")] = None,
+    class_weights: Annotated[str | None, typer.Option(help="balanced: rare labels count as much as others.")] = None,
+    precision: Annotated[str | None, typer.Option(help="32-true, bf16-mixed, or on a GPU 16-mixed.")] = None,
+    devices: Annotated[int | None, typer.Option(help="GPUs, or processes, that share each batch.")] = None,
+    tensorboard: Annotated[bool | None, typer.Option("--tensorboard", help="Keep logs for TensorBoard.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in its folder.")] = False,
     publish: Annotated[bool, typer.Option(help="Publish the model once it is verified.")] = True,
     replace: Replace = False,
@@ -72,7 +85,18 @@ def train(
 
         given = {"recipe": recipe, "data": data, "name": name, "target": target, "seed": seed, "threads": threads}
         given |= {"split": split, "split_column": split_column, "interval": interval}
-        training = _given(epochs=epochs, batch_size=batch_size, learning_rate=learning_rate, patience=patience)
+        training = _given(
+            epochs=epochs,
+            batch_size=batch_size,
+            learning_rate=learning_rate,
+            patience=patience,
+            schedule=schedule,
+            gradient_clip=gradient_clip,
+            class_weights=class_weights,
+            precision=precision,
+            devices=devices,
+            tensorboard=tensorboard,
+        )
         text = _given(encoder=encoder, tuning=tuning, max_length=max_length, vocabulary=vocabulary)
         if from_run is not None:
             _refuse_beside_from_run(
@@ -86,6 +110,7 @@ def train(
             config = make_config(given | {"text": text or None}, training)
             run = Run.start(run_dir or Path("runs") / config.name, config, _report, resume=resume)
         run.train()
+        run.write_report()
         run.export()
         if publish:
             run.publish(repository, replace=replace)
@@ -94,14 +119,97 @@ def train(
 
 
 @commands.command()
-def export(run_dir: RunFolder) -> None:
-    """Export the trained network of a run to ONNX."""
+def export(
+    what: Annotated[str, typer.Argument(help="A run's folder, or module:callable, which gives a PyTorch module.")],
+    example_inputs: Annotated[
+        str, typer.Option(help="Of a module: FILE.npz, module:function, or like image=FP32[2,3,32,32].")
+    ] = "",
+    name: Annotated[str, typer.Option(help="Of a module: the model's name in the repository.")] = "",
+    processing: Processing = None,
+    beside: Beside = None,
+    max_batch_size: MaxBatchSize = DEFAULT_MAX_BATCH_SIZE,
+    repository: Repository = DEFAULT_REPOSITORY,
+    replace: Replace = False,
+) -> None:
+    """Export the trained network of a run to ONNX; or any PyTorch module, and publish it."""
     with _reported():
-        from exporter.steps import Run
+        if ":" not in what or Path(what).exists():
+            if example_inputs or name or processing or beside:
+                raise UsageError(
+                    "--example-inputs, --name, --processing, --file: for module:callable; a run has its own"
+                )
+            from exporter.steps import Run
 
-        run = Run.open(run_dir, _report)
-        run.train()
-        run.export()
+            run = Run.open(Path(what), _report)
+            run.train()
+            run.export()
+            return
+        if not example_inputs or not name:
+            raise UsageError("--example-inputs and --name: a module needs both")
+        from exporter import brought, callables
+
+        given = brought.Processing(processing, tuple(beside or ()))
+        callables.export_callable(
+            what,
+            example_inputs,
+            name,
+            repository,
+            _report,
+            processing=given,
+            max_batch_size=max_batch_size,
+            replace=replace,
+        )
+
+
+@commands.command("import")
+def import_model(
+    path: Annotated[Path, typer.Argument(help="An .onnx file, or a local folder of Hugging Face's form.")],
+    name: Annotated[str, typer.Option(help="The model's name in the repository.")],
+    example_inputs: Annotated[
+        Path | None, typer.Option(help="Of an .onnx: golden inputs by name, an .npz; made up if not given.")
+    ] = None,
+    processing: Processing = None,
+    beside: Beside = None,
+    max_batch_size: MaxBatchSize = DEFAULT_MAX_BATCH_SIZE,
+    repository: Repository = DEFAULT_REPOSITORY,
+    replace: Replace = False,
+) -> None:
+    """Publish a model that was made elsewhere: a ready ONNX file, or a folder by the task that its files name."""
+    with _reported():
+        if path.suffix != ".onnx":
+            if example_inputs or processing or beside:
+                raise UsageError("--example-inputs, --processing, --file: for an .onnx file; a folder says it itself")
+            from exporter.importing import import_path
+
+            import_path(path, name, repository, _report, replace=replace)
+            return
+        from exporter import brought, ready
+
+        given = brought.Processing(processing, tuple(beside or ()))
+        ready.import_onnx(
+            path,
+            name,
+            repository,
+            _report,
+            processing=given,
+            examples=example_inputs,
+            max_batch_size=max_batch_size,
+            replace=replace,
+        )
+
+
+@commands.command()
+def card(folder: Annotated[Path, typer.Argument(help="A published model's folder.")]) -> None:
+    """Write README.md of a published model anew, from its manifest."""
+    with _reported():
+        from exporter.card import write_card
+        from exporter.errors import DataError
+        from server.errors import ServingError
+
+        try:
+            _report("card", [str(write_card(folder))])
+        except ServingError as error:
+            raise DataError(str(error)) from error
 
 
 @commands.command()
@@ -120,20 +228,6 @@ def publish(run_dir: RunFolder, repository: Repository = DEFAULT_REPOSITORY, rep
         from exporter.steps import Run
 
         Run.open(run_dir, _report).publish(repository, replace=replace)
-
-
-@commands.command("import")
-def import_model(
-    path: Annotated[Path, typer.Argument(help="A local folder of Hugging Face's form, with config.json and weights.")],
-    name: Annotated[str, typer.Option(help="The model's name in the repository.")],
-    repository: Repository = DEFAULT_REPOSITORY,
-    replace: Replace = False,
-) -> None:
-    """Publish a model that was trained elsewhere, by the task that its files name."""
-    with _reported():
-        from exporter.importing import import_path
-
-        import_path(path, name, repository, _report, replace=replace)
 
 
 @commands.command()

@@ -92,7 +92,7 @@ def _exported(task: Task, network: nn.Module, sample: tuple[torch.Tensor, ...]) 
         raise ExportError("PyTorch gave no program")
     model: onnx.ModelProto = program.model_proto
     model.ir_version = IR_VERSION
-    _forget_origin(model)
+    forget_origin(model)
     return model
 
 
@@ -109,8 +109,8 @@ def _dynamic_shapes(network: nn.Module, inputs: Sequence[TensorSpec]) -> tuple[A
     return (shapes,) if any(p.kind is inspect.Parameter.VAR_POSITIONAL for p in parameters) else shapes
 
 
-def _forget_origin(model: onnx.ModelProto) -> None:
-    """Drop the exporter's notes: they hold paths and stack traces of this machine."""
+def forget_origin(model: onnx.ModelProto) -> None:
+    """Drop the notes of PyTorch's exporter: they hold paths and stack traces of this machine."""
     graph = model.graph
     parts: tuple[Any, ...] = (
         model,

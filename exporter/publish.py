@@ -15,6 +15,7 @@ from pathlib import Path
 from tritonclient.grpc import model_config_pb2 as pb
 
 from exporter import swap
+from exporter.card import write_card
 from exporter.errors import PublishError
 from server.errors import ServingError
 from server.pipeline.base import PROCESSING_FILE
@@ -142,6 +143,7 @@ def _fill(
     )
     certificate.write_manifest(folder, manifest)
     certificate.verify_files(folder, manifest, version)
+    write_card(folder)
 
 
 def _joinable(folder: Path, target: Path) -> Manifest:
@@ -173,7 +175,7 @@ def model_config(model: Model, *, labelled: bool) -> pb.ModelConfig:
         backend="onnxruntime",
         max_batch_size=model.max_batch_size,
         instance_group=[pb.ModelInstanceGroup(kind=pb.ModelInstanceGroup.KIND_AUTO, count=1)],
-        dynamic_batching=pb.ModelDynamicBatching(),
+        dynamic_batching=pb.ModelDynamicBatching() if model.max_batch_size else None,
     )
     for key, value in model.parameters.items():
         message.parameters[key].string_value = value

@@ -2,6 +2,7 @@
 
     runs/<name>/config.yaml       what decides the outcome; a run folder belongs to one configuration
                 data.json         the report of the data, with its hash
+                history.json      losses and learning rate of each epoch
                 checkpoint.pt     after each epoch, replaced atomically: weights, optimiser, schedule, early stopping,
                                   and the best weights so far
                 evaluation.json   metrics on the held-out test split; the run is over when it is there
@@ -24,17 +25,21 @@ from typing import Any
 import lightning
 import numpy as np
 import torch
-from lightning.pytorch.callbacks import Callback, EarlyStopping, TQDMProgressBar
+from lightning.pytorch.callbacks import Callback, EarlyStopping, LearningRateMonitor, TQDMProgressBar
 from lightning.pytorch.callbacks.progress.tqdm_progress import Tqdm
+from lightning.pytorch.loggers import TensorBoardLogger
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from exporter.errors import RunError
+from exporter.history import History, write_history
 from exporter.recipes.base import Arrays, Hyperparameters, Predict, RatesApart, Split, Task
+from exporter.schedule import schedule
 from server.tensor import Array
 
 CHECKPOINT_FILE = "checkpoint.pt"
 EVALUATION_BATCH = 256
+TENSORBOARD_FOLDER = "tensorboard"
 
 Batch = tuple[tuple[torch.Tensor, ...], torch.Tensor]
 
@@ -59,7 +64,16 @@ class Batches(Sampler[tuple[int, Array]]):
     batches are drawn already.
     """
 
-    def __init__(self, size: int, batch_size: int, seed: int | None, epoch: Callable[[], int] = lambda: 0) -> None:
+    def __init__(
+        self,
+        size: int,
+        batch_size: int,
+        seed: int | None,
+        epoch: Callable[[], int] = lambda: 0,
+        place: Callable[[], tuple[int, int]] = lambda: (0, 1),
+    ) -> None:
+        """`place`: which of how many processes this is; each gets its part of every batch."""
+        self._place = place
         self._size = size
         # Batch normalisation can't learn from a batch of one row: what is left over is spread over the others.
         self._count = max(1, size // batch_size) if seed is not None else -(-size // batch_size)
@@ -74,8 +88,9 @@ class Batches(Sampler[tuple[int, Array]]):
         rows = np.arange(self._size)
         if self._seed is not None:
             rows = np.random.default_rng([self._seed, epoch]).permutation(rows)
+        process, processes = self._place()
         for part in np.array_split(rows, self._count):
-            yield epoch, part
+            yield epoch, np.array_split(part, processes)[process]
 
 
 class Training(lightning.LightningModule):
@@ -87,12 +102,18 @@ class Training(lightning.LightningModule):
         self._task = task
         self._training = training
         self._seed = seed
-        self.batches = Batches(task.size(Split.TRAIN), training.batch_size, seed, lambda: self.current_epoch)
+        size = task.size(Split.TRAIN)
+        self.batches = Batches(size, training.batch_size, seed, lambda: self.current_epoch, self._place)
+
+    def _place(self) -> tuple[int, int]:
+        return self.trainer.global_rank, self.trainer.world_size
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         # Dropout draws from torch's generator, which a data loader draws from as well: reset for each batch, so
         # that a batch does not depend on what was drawn before it.
-        state = np.random.SeedSequence([self._seed, self.current_epoch, batch_idx]).generate_state(1)
+        process, _ = self._place()
+        words = [self._seed, self.current_epoch, batch_idx, *([process] if process else [])]
+        state = np.random.SeedSequence(words).generate_state(1)
         torch.manual_seed(int(state[0]))
 
     def training_step(self, batch: Batch, index: int) -> torch.Tensor:
@@ -110,8 +131,8 @@ class Training(lightning.LightningModule):
         groups = [{"params": list(parameters), "lr": rate} for (parameters, _), rate in zip(parts, rates, strict=True)]
         optimizer = torch.optim.AdamW(groups, lr=training.learning_rate, weight_decay=training.weight_decay)
         steps = training.epochs * len(self.batches)
-        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rates, steps)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+        over_time = schedule(optimizer, training, steps)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": over_time, "interval": "step"}}
 
     def _loss(self, batch: Batch) -> torch.Tensor:
         inputs, targets = batch
@@ -142,7 +163,8 @@ class RunCheckpoint(Callback):
             self.best_weights = {key: value.detach().cpu().clone() for key, value in network.state_dict().items()}
         partial = self._path.with_suffix(".partial")
         trainer.save_checkpoint(partial)
-        os.replace(partial, self._path)  # noqa: PTH105 - the atomic call, by its name
+        if trainer.is_global_zero:
+            os.replace(partial, self._path)  # noqa: PTH105 - the atomic call, by its name
 
 
 class ProgressBar(TQDMProgressBar):
@@ -164,12 +186,16 @@ def train(task: Task, training: Hyperparameters, seed: int, folder: Path, *, thr
     with _deterministic(seed, threads), _quiet_lightning():
         path = folder / CHECKPOINT_FILE
         module = Training(task, training, seed)
-        kept = RunCheckpoint(path)
+        kept, history = RunCheckpoint(path), History()
         stopping = EarlyStopping("validation_loss", patience=training.patience, check_on_train_epoch_end=False)
         finished = _restore_if_finished(path, kept, stopping, training)
         if not finished:
-            trainer = _trainer(training, [stopping, kept, ProgressBar(refresh_rate=10)])
+            trainer = _trainer(training, [stopping, history, kept, ProgressBar(refresh_rate=10)], folder)
             _fit(trainer, task, module, path)
+        if finished or training.devices > 1:
+            # What other processes have seen, or an earlier one, is in the file alone.
+            _restore(path, {kept.state_key: kept, history.state_key: history})
+        write_history(folder, history.epochs)
         if not kept.best_weights:
             raise RunError("the validation loss was never a number: lower the learning rate, or look at the data")
         network = module.network.cpu()
@@ -211,18 +237,37 @@ def _restore_if_finished(path: Path, kept: RunCheckpoint, stopping: EarlyStoppin
     return True
 
 
-def _trainer(training: Hyperparameters, callbacks: Sequence[Callback]) -> lightning.Trainer:
+def _restore(path: Path, callbacks: Mapping[str, Callback]) -> None:
+    """Give callbacks what the checkpoint has of them."""
+    if path.exists():
+        states = torch.load(path, map_location="cpu", weights_only=True)["callbacks"]
+        for key, callback in callbacks.items():
+            if key in states:
+                callback.load_state_dict(states[key])
+
+
+def _trainer(training: Hyperparameters, callbacks: Sequence[Callback], folder: Path) -> lightning.Trainer:
+    if training.precision == "16-mixed" and not torch.cuda.is_available():
+        raise RunError("precision 16-mixed needs a GPU; bf16-mixed does not")
+    logger = TensorBoardLogger(folder, name="", version=TENSORBOARD_FOLDER) if training.tensorboard else False
+    monitors = [LearningRateMonitor("step")] if training.tensorboard else []
     return lightning.Trainer(
         accelerator="auto",
-        devices=1,
+        devices=training.devices,
+        # Forked, not started anew: the other processes have the task, and end with the training.
+        strategy="ddp_fork" if training.devices > 1 else "auto",
+        precision=training.precision,
+        # Each process takes its part of every batch by itself, see `Batches`.
+        use_distributed_sampler=False,
         max_epochs=training.epochs,
-        callbacks=list(callbacks),
+        callbacks=[*callbacks, *monitors],
         deterministic=True,
-        logger=False,
+        logger=logger,
+        log_every_n_steps=10,
         enable_checkpointing=False,
         enable_model_summary=False,
         num_sanity_val_steps=0,
-        gradient_clip_val=1.0,
+        gradient_clip_val=training.gradient_clip or None,
     )
 
 
@@ -278,6 +323,7 @@ def _quiet_lightning() -> Iterator[None]:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*does not have many workers.*")
             warnings.filterwarnings("ignore", message=".*LeafSpec.*is deprecated.*")  # Lightning's own use of PyTorch
+            warnings.filterwarnings("ignore", message=".*sync_dist=True.*")  # each process validates on all rows
             warnings.filterwarnings("ignore", message=".*number of training batches.*log_every_n_steps.*")
             yield
     finally:

@@ -36,6 +36,7 @@ from exporter.recipes.base import (
     Task,
     Trained,
 )
+from exporter.report import write_report
 from exporter.verify import verify
 from server.errors import ServingError
 from server.pipeline.base import Pipeline
@@ -136,6 +137,13 @@ class Run:
             for name, value in evaluation.metrics.items()
         ]
         self._report("evaluate", [f"{self.task.size(Split.TEST)} test rows", *lines, *evaluation.notes])
+
+    def write_report(self) -> Path:
+        """Write report.html into the run's folder."""
+        evaluated = (self.folder / EVALUATION_FILE).exists()
+        path = write_report(self.folder, self.config, self.task, self.evaluation if evaluated else None)
+        self._report("report", [str(path)])
+        return path
 
     @property
     def evaluation(self) -> Evaluation:
@@ -352,10 +360,11 @@ def make_config(changes: Mapping[str, Any], training: Mapping[str, Any]) -> RunC
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         raise UsageError(f"{'.'.join(str(part) for part in first['loc'])}: {first['msg']}") from error
-    for name in OPTIONAL:
-        option = f"--{name.replace('_', '-')}"
-        if getattr(config, name) != RunConfig.model_fields[name].default and name not in recipe.options:
-            raise UsageError(f"{option}: the recipe {recipe.name} has no such option")
+    given = [name for name in OPTIONAL if getattr(config, name) != RunConfig.model_fields[name].default]
+    given += ["class_weights"] if config.training.class_weights != "none" else []
+    for name in given:
+        if name not in recipe.options:
+            raise UsageError(f"--{name.replace('_', '-')}: the recipe {recipe.name} has no such option")
     if (config.split == "random") != (not config.split_column):
         raise UsageError("--split-column: goes together with --split time or --split group, which need it")
     return config

@@ -56,10 +56,22 @@ class Hyperparameters(BaseModel):
     """At most this many; early stopping may end sooner."""
     batch_size: Annotated[int, Field(ge=2)] = 64
     learning_rate: Annotated[float, Field(gt=0)] = 1e-3
-    """The peak of a one-cycle schedule over all `epochs`."""
+    """The peak of the schedule."""
     weight_decay: Annotated[float, Field(ge=0)] = 1e-4
     patience: Annotated[int, Field(ge=1)] = 10
     """Epochs without a lower validation loss before training stops."""
+    schedule: Literal["one-cycle", "cosine", "constant"] = "one-cycle"
+    """Over all `epochs`: up and down; a short way up, then down along a cosine; the same rate throughout."""
+    gradient_clip: Annotated[float, Field(ge=0)] = 1.0
+    """The largest norm of a step's gradient; 0: as it is."""
+    class_weights: Literal["none", "balanced"] = "none"
+    """balanced: a row counts by how rare its label is, so that all labels count the same. Recipes with labels only."""
+    precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true"
+    """mixed: passes in half precision, weights in full; 16 needs a GPU."""
+    devices: Annotated[int, Field(ge=1, le=64)] = 1
+    """GPUs, or processes where there is none; each batch is spread over them."""
+    tensorboard: bool = False
+    """Keep logs for TensorBoard in the run's folder."""
 
 
 class TextOptions(BaseModel):

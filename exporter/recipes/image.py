@@ -33,6 +33,7 @@ from exporter.recipes.base import (
     Task,
     Tolerance,
 )
+from exporter.recipes.weights import weights_of
 from server.pipeline.classification import ClassificationSpec, write_labels
 from server.pipeline.image import ImageSteps
 from server.pipeline.image_spec import Decode, Foreground, ImageSpec, Normalize, Resize
@@ -66,7 +67,7 @@ class ImageRecipe:
     """See `exporter.recipes.base.Recipe`."""
 
     name = "image-classification"
-    options = frozenset[str]()
+    options = frozenset({"class_weights"})
     bundled: Mapping[str, str] = {"digits": "1,797 handwritten digits, 10 classes (bundled with scikit-learn)"}
 
     def hyperparameters(self, data: str) -> Hyperparameters:
@@ -113,7 +114,8 @@ class CollectedPictures:
             for split, indices in splits.items()
         }
         report = DataReport(self.source, self.sha256, self.rows, self.broken, dropped, rows)
-        return ImageTask(report, self.spec, pictures, targets, splits, labels, config.seed)
+        weights = weights_of(config.training, targets[splits[Split.TRAIN]], len(labels))
+        return ImageTask(report, self.spec, pictures, targets, splits, labels, config.seed, weights)
 
 
 class ImageTask:
@@ -130,8 +132,10 @@ class ImageTask:
         splits: Mapping[Split, NDArray[np.int64]],
         labels: tuple[str, ...],
         seed: int,
+        weights: torch.Tensor | None = None,
     ) -> None:
         self.report = report
+        self._weights = weights
         self.labels = labels
         channels, height, width = len(spec.mode), spec.resize.height, spec.resize.width
         self.inputs = (TensorSpec(spec.input, "FP32", (channels, height, width)),)
@@ -161,7 +165,7 @@ class ImageTask:
         return ResidualNetwork(channels, len(self.labels), halve_first=min(height, width) >= 48)
 
     def loss(self, outputs: Sequence[torch.Tensor], targets: torch.Tensor) -> torch.Tensor:
-        return functional.cross_entropy(outputs[0], targets, label_smoothing=0.05)
+        return functional.cross_entropy(outputs[0], targets, weight=self._weights, label_smoothing=0.05)
 
     def evaluate(self, predict: Predict) -> Evaluation:
         """Accuracy on the test pictures as they are, and on one variation of each."""

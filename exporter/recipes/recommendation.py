@@ -131,6 +131,10 @@ class RecommendationTask:
         write_spec(self.spec, folder)
         write_items(folder, self._items)
 
+    def profile(self) -> Mapping[str, Mapping[Split, Array]]:
+        lengths = {split: (rows != PADDING).sum(axis=1) for split, rows in self._inputs.items()}
+        return {"items that are read of a history": lengths}
+
     def golden_inputs(self) -> Sequence[RawInput]:
         """Histories of test users; then one without items, one with unknown ids, one that is too long."""
         histories = [list(history[:-1]) for history in self._known.items[:GOLDEN_ROWS]]

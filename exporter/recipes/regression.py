@@ -34,7 +34,15 @@ from exporter.recipes.base import (
     Split,
     Tolerance,
 )
-from exporter.recipes.tabular import GOLDEN_ROWS, MAX_BATCH_SIZE, UNSEEN_CATEGORY, example_of, one_hot, plain
+from exporter.recipes.tabular import (
+    GOLDEN_ROWS,
+    MAX_BATCH_SIZE,
+    UNSEEN_CATEGORY,
+    example_of,
+    one_hot,
+    plain,
+    profile_of,
+)
 from exporter.recipes.tabular_network import TabularNetwork
 from server.pipeline.load import write_spec
 from server.pipeline.regression import IntervalSpec, RegressionSpec, bounds
@@ -141,6 +149,9 @@ class RegressionTask:
     def write_processing(self, folder: Path, evaluation: Evaluation) -> None:
         interval = self.spec.interval.model_copy(update={MARGIN: evaluation.chosen[MARGIN]})
         write_spec(self.spec.model_copy(update={"interval": interval}), folder)
+
+    def profile(self) -> Mapping[str, Mapping[Split, Array]]:
+        return profile_of({**self._table.columns, self.spec.target: self._table.targets}, self._indices)
 
     def golden_inputs(self) -> Sequence[RawInput]:
         """Test rows from the lowest target to the highest, one that misses all it may, one with unseen categories."""

@@ -30,6 +30,7 @@ from exporter.recipes.base import (
 )
 from exporter.recipes.tabular_metrics import Scored, balanced_metrics, chance_metrics, rare_label, rare_metrics
 from exporter.recipes.tabular_network import TabularNetwork
+from exporter.recipes.weights import weights_of
 from server.pipeline.classification import ClassificationSpec, Classifier, DecisionThreshold, write_labels
 from server.pipeline.columns import CategoricalColumn, Column, NumericColumn
 from server.pipeline.load import write_spec
@@ -85,6 +86,8 @@ class TabularTask:
         )
         # All rows pass through the serving transform, once; what is learnt from was fitted to train rows alone.
         self._tensors = RowEncoder(self.spec).transform_columns(table.columns)
+        train_targets = table.targets[self._indices[Split.TRAIN]]
+        self._weights = weights_of(config.training, train_targets, len(table.labels))
         self._rare = rare_label(table.targets, len(table.labels))
         self._baseline_name = f"{BASELINE_NAME}, on synthetic data" if raw.synthetic else BASELINE_NAME
         self.report = _report(raw, table, self._indices, self._chance())
@@ -126,7 +129,7 @@ class TabularTask:
         )
 
     def loss(self, outputs: Sequence[torch.Tensor], targets: torch.Tensor) -> torch.Tensor:
-        return nn.functional.cross_entropy(outputs[0], targets)
+        return nn.functional.cross_entropy(outputs[0], targets, weight=self._weights)
 
     def evaluate(self, predict: Predict) -> Evaluation:
         network, linear = self._score_network(predict), self._score_logistic_regression()
@@ -151,6 +154,11 @@ class TabularTask:
         spec = self.spec.model_copy(update={"classification": classification})
         write_spec(spec, folder)
         write_labels(folder, self.labels)
+
+    def profile(self) -> Mapping[str, Mapping[Split, Array]]:
+        return profile_of(
+            {**self._table.columns, self.raw.target: np.array(self.labels)[self._table.targets]}, self._indices
+        )
 
     def golden_inputs(self) -> Sequence[RawInput]:
         """Test rows of every label in turn, then a row that misses all it may, and one with unseen categories."""
@@ -224,7 +232,7 @@ class TabularCollected:
 class TabularRecipe:
     """`exporter.recipes.base.Recipe` for tables."""
 
-    options = frozenset({"target", "split", "split_column"})
+    options = frozenset({"target", "split", "split_column", "class_weights"})
 
     @property
     def name(self) -> str:
@@ -259,6 +267,11 @@ def one_hot(features: str, categories: str, columns: Sequence[CategoricalColumn]
     for index, column in enumerate(columns):
         parts.append(np.eye(column.cardinality, dtype=np.float32)[inputs[categories][:, index]])
     return np.concatenate(parts, axis=1)
+
+
+def profile_of(columns: Mapping[str, Array], indices: Mapping[Split, Indices]) -> Mapping[str, Mapping[Split, Array]]:
+    """The values of each column in each split."""
+    return {name: {split: values[rows] for split, rows in indices.items()} for name, values in columns.items()}
 
 
 def example_of(columns: tuple[Column, ...]) -> dict[str, int | float | str | None]:

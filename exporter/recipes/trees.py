@@ -56,8 +56,9 @@ class Estimator(Protocol):
     def predict_proba(self, x: Array) -> Any: ...
 
 
-def estimators(rows: int, seed: int) -> Mapping[str, Estimator]:
-    """The candidates by name, not fitted, as large as the rows allow and no larger."""
+def estimators(rows: int, seed: int, *, balanced: bool = False) -> Mapping[str, Estimator]:
+    """The candidates by name, not fitted, as large as the rows allow and no larger. `balanced`: labels count alike."""
+    weights = "balanced" if balanced else None
     leaf = 2 if rows < 2_000 else 10
     return {
         "gradient boosting": HistGradientBoostingClassifier(
@@ -67,10 +68,11 @@ def estimators(rows: int, seed: int) -> Mapping[str, Estimator]:
             min_samples_leaf=max(leaf, 5),
             l2_regularization=1.0,
             early_stopping=False,
+            class_weight=weights,
             random_state=seed,
         ),
         "random forest": RandomForestClassifier(
-            n_estimators=120, max_depth=12, min_samples_leaf=leaf, n_jobs=1, random_state=seed
+            n_estimators=120, max_depth=12, min_samples_leaf=leaf, n_jobs=1, class_weight=weights, random_state=seed
         ),
     }
 
@@ -197,7 +199,8 @@ class TreesTask(TabularTask):
         )
 
     def _candidates(self) -> Mapping[str, Estimator]:
-        return estimators(self.size(Split.TRAIN), self.config.seed)
+        balanced = self.config.training.class_weights == "balanced"
+        return estimators(self.size(Split.TRAIN), self.config.seed, balanced=balanced)
 
     def _fitted(self, name: str, model: Estimator) -> TrainedTrees:
         inputs, targets = self._whole(Split.TRAIN)
