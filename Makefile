@@ -16,7 +16,7 @@ LOAD ?=
 REPORTS ?= build/bench
 
 .DEFAULT_GOAL := help
-.PHONY: help audit load capacity bench-swaps serve test check format types lint bench bench-quick bench-simulate bench-overload bench-cap bench-prediction bench-collector bench-decode bench-startup bench-share bench-scaling simulate-scaling bench-rest bench-workers bench-shm bench-access bench-triton-shm bench-over-triton bench-repair fuzz-rest fuzz-grpc fuzz-bytes soak models proto metrics lock clean triton helm-tools chart kserve bench-observing watch dashboards dashboards-types
+.PHONY: help audit load capacity bench-swaps serve test check format types lint bench bench-quick bench-simulate bench-overload bench-cap bench-prediction bench-collector bench-decode bench-startup bench-share bench-scaling simulate-scaling bench-rest bench-workers bench-shm bench-access bench-triton-shm bench-over-triton bench-repair fuzz-rest fuzz-grpc fuzz-bytes soak models recipes proto metrics lock clean triton helm-tools chart kserve bench-observing watch dashboards dashboards-types
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -178,6 +178,9 @@ models: $(VENV)/.dev ## train, verify and publish the committed models anew: dig
 	$(BIN)/python -m exporter train image-classification --data digits --name digits --replace
 	$(BIN)/python -m exporter train tabular-classification --data breast_cancer --name breast_cancer --replace
 	$(BIN)/python -m exporter train tabular-classification --data fraud --name fraud --replace
+
+recipes: $(VENV)/.dev ## every recipe on an example, served and asked: the table in exporter/README.md, some minutes
+	$(BIN)/python -m exporter.examples --out build/recipes
 
 proto: $(VENV)/.dev ## regenerate the stubs of forwardpass.v1 and of externalscaler
 	$(BIN)/python -m grpc_tools.protoc -I . --python_out=. --pyi_out=. --grpc_python_out=. server/proto/forwardpass/v1/prediction.proto server/proto/keda/externalscaler.proto
