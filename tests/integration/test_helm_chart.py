@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+from copy import deepcopy
 from typing import Any
 
+import jsonschema
 import pytest
 import yaml
 
@@ -99,6 +101,49 @@ def test_both_helms_render_it_alike_and_kubernetes_would_take_it(case: str, by_h
 
     assert found["problems"] == []
     assert by_name(found["documents"]) == by_name(render(CASES[case]))
+
+
+OWN_GROUPS = ("", "apps", "autoscaling", "networking.k8s.io", "policy")
+"""Of Kubernetes itself, in the chart."""
+CUSTOM = yaml.safe_load((ROOT / "tests" / "golden" / "custom_resources.yaml").read_text())
+
+
+def problems(document: Document) -> list[str]:
+    """What its definition has against a custom resource."""
+    known = CUSTOM["kinds"][document["kind"]]
+    schema = {"definitions": CUSTOM["definitions"], **known["spec"]}
+    found = [error.message for error in jsonschema.Draft7Validator(schema).iter_errors(document["spec"])]
+    return found if document["apiVersion"] == known["apiVersion"] else [document["apiVersion"], *found]
+
+
+def test_custom_resources_are_what_their_definitions_want(by_helm4: dict[str, Any]) -> None:
+    """Of every case, and every kind is among them: no unknown field, no wrong type, nothing missing."""
+    documents = [each for case in by_helm4.values() for each in case["documents"]]
+    custom = [each for each in documents if each["apiVersion"].rpartition("/")[0] not in OWN_GROUPS]
+    assert {each["kind"] for each in custom} == set(CUSTOM["kinds"])
+    assert [(each["kind"], found) for each in custom if (found := problems(each))] == []
+
+
+@pytest.mark.parametrize(
+    ("case", "kind", "path", "value"),
+    [
+        ("KEDA, to zero", "ScaledObject", ("minReplicas",), 0),
+        ("KEDA, to zero", "ScaledObject", ("triggers", 0, "metadata", "threshold"), 0.7),
+        ("monitors and rules", "ServiceMonitor", ("endpoints", 0, "interval"), "15 s"),
+        ("routes of a Gateway", "GRPCRoute", ("rules", 0, "backendRefs", 0, "port"), "grpc"),
+        ("a certificate of cert-manager", "Certificate", ("issuerRef", "names"), "x"),
+    ],
+)
+def test_a_planted_mistake_in_a_custom_resource_is_found(
+    case: str, kind: str, path: tuple[Any, ...], value: Any, by_helm4: dict[str, Any]
+) -> None:
+    """An unknown field, a number where text is wanted, a duration that is none."""
+    document = deepcopy(next(each for each in by_helm4[case]["documents"] if each["kind"] == kind))
+    place = document["spec"]
+    for step in path[:-1]:
+        place = place[step]
+    place[path[-1]] = value
+    assert len(problems(document)) == 1
 
 
 @pytest.mark.parametrize("kubernetes", KUBERNETES)
