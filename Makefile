@@ -16,7 +16,7 @@ LOAD ?=
 REPORTS ?= build/bench
 
 .DEFAULT_GOAL := help
-.PHONY: help audit load capacity bench-swaps serve test check format types lint bench bench-quick bench-simulate bench-overload bench-cap bench-prediction bench-collector bench-decode bench-startup bench-share bench-scaling simulate-scaling bench-rest bench-workers bench-shm bench-access bench-triton-shm bench-over-triton bench-repair fuzz-rest fuzz-grpc fuzz-bytes soak models recipes proto metrics lock clean triton helm-tools chart kserve bench-observing watch dashboards dashboards-types
+.PHONY: help audit chaos load capacity bench-swaps serve test check format types lint bench bench-quick bench-simulate bench-overload bench-cap bench-prediction bench-collector bench-decode bench-startup bench-share bench-scaling simulate-scaling bench-rest bench-workers bench-shm bench-access bench-triton-shm bench-over-triton bench-repair fuzz-rest fuzz-grpc fuzz-bytes soak models recipes proto metrics lock clean triton helm-tools chart kserve bench-observing watch dashboards dashboards-types
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -102,6 +102,10 @@ audit: $(VENV)/.dev ## known holes in what is installed (pip-audit, where its da
 	$(BIN)/cyclonedx-py requirements --output-reproducible --of JSON -o build/sbom.json constraints.txt
 	$(BIN)/python -m server.security.licences
 	$(BIN)/pip-audit --progress-spinner off --skip-editable --no-deps --disable-pip -r constraints.txt || { echo "pip-audit: a hole was found, or its database can not be reached (see above)"; exit 1; }
+
+chaos: SECONDS ?= 1200
+chaos: $(VENV)/.dev ## twenty minutes at 0.7 of the capacity amid kills, stalls, a full disk, bad frames, bombs, reloads, new certificates (SECONDS=90; BENCH="--seed 1")
+	$(BIN)/python -m loadtests.chaos --seconds $(SECONDS) --out $(REPORTS) $(BENCH)
 
 soak: SECONDS ?= 1800
 soak: $(VENV)/.dev ## half an hour under half of the capacity, beside clients that misbehave: leaks, lost and miscounted requests (SECONDS=7200)

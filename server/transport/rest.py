@@ -91,7 +91,7 @@ class RestApp:
     def _entry(self, head: Head, route: Route, names: Mapping[str, str]) -> Entry | None:
         """What the gate keeps of the head; who is not let in is refused, this time."""
         gate = self._dataplane.gate
-        entry = gate.entry(head.fields, tenant(head), route.needs) if gate else None
+        entry = gate.entry(head.fields, tenant(head), route.asks) if gate else None
         error = entry.refusal(time.monotonic_ns(), names.get("model")) if entry else None
         if error is not None:
             head.refusal, head.once = failure_reply(error), True

@@ -11,7 +11,7 @@ from urllib.parse import unquote_to_bytes
 from server.errors import InvalidRequest, UnknownRoute
 from server.explain import decoded
 from server.security import roles
-from server.security.roles import CONTROLS, Need
+from server.security.roles import CONTROLS, PREDICTS, READS, Need
 from server.transport import generate, observing, shared_memory
 from server.transport.codec import management, predict_rest, statistics
 from server.transport.exchange import Exchange, explained
@@ -132,8 +132,17 @@ class Route(NamedTuple):
     pattern: str
     handler: Handler | None
     """None for infer, which is answered by plain calls (`rest_infer.py`)."""
-    needs: Need = CONTROLS
-    """What a caller must have, where callers are asked."""
+    needs: Need | None = None
+    """What a caller must have, where callers are asked; None: what is usual, see `asks`."""
+
+    @property
+    def asks(self) -> Need:
+        """A GET reads, and what speaks OpenAI's dialect (/v1/) predicts; anything else takes the role control."""
+        if self.needs is not None:
+            return self.needs
+        if self.method == "GET":
+            return READS
+        return PREDICTS if self.pattern.startswith("/v1/") else CONTROLS
 
 
 ROUTES: tuple[Route, ...] = (

@@ -335,7 +335,7 @@ def test_nothing_listens_beyond_the_loopback_by_mistake(auth: dict[str, Any]) ->
 def test_what_every_call_needs() -> None:
     """A call that changes something or shows everybody's work is never open; only health and the page's files are."""
     needs = {method.name.rpartition("/")[2]: method.needs for method in METHODS}
-    routes = {f"{route.method} {route.pattern}": route.needs for route in (*ROUTES, *CONSOLE)}
+    routes = {f"{route.method} {route.pattern}": route.asks for route in (*ROUTES, *CONSOLE)}
 
     assert {name for name, need in needs.items() if need == OPEN} == {"ServerLive", "ServerReady", "Check", "Watch"}
     assert all(
