@@ -5,6 +5,8 @@ export class Trouble extends Error {}
 
 const AWAY = "The server does not answer. It may have been stopped, or the network is down.";
 const SENTENCES = {
+  401: (text) => `The server asks for a key: ${text}. Load the page anew to give one.`,
+  403: (text) => `That is not for this key: ${text}.`,
   404: (text) => `The server does not know that: ${text}.`,
   413: (text) => `That is too large for this model: ${text}.`,
   429: (text) => `The server has too much to do and refused the request: ${text}. Try again in a moment.`,
@@ -13,15 +15,37 @@ const SENTENCES = {
   504: (text) => `The answer did not come in time: ${text}.`,
 };
 
+const KEY = "forwardpass-key";
+let declined = false;
+
+/** With the API key that was given in this tab; it is asked for when the server asks, once. */
 export async function ask(path, options = {}) {
-  let response;
-  try {
-    response = await fetch(path, { cache: "no-cache", ...options });
-  } catch {
-    throw new Trouble(AWAY);
+  const shown = sessionStorage.getItem(KEY);
+  let response = await sent(path, options, shown);
+  if (response.status === 401 && another(shown)) {
+    response = await sent(path, options, sessionStorage.getItem(KEY));
   }
   if (response.ok) return response;
   throw new Trouble(await told(response));
+}
+
+async function sent(path, options, key) {
+  const headers = key ? { ...options.headers, "X-Api-Key": key } : options.headers;
+  try {
+    return await fetch(path, { cache: "no-cache", ...options, headers });
+  } catch {
+    throw new Trouble(AWAY);
+  }
+}
+
+/** Whether there is another key than the one that was refused. */
+function another(refused) {
+  if (sessionStorage.getItem(KEY) !== refused) return true;
+  if (declined) return false;
+  const key = window.prompt("This server asks for an API key:");
+  if (key) sessionStorage.setItem(KEY, key.trim());
+  else declined = true;
+  return Boolean(key);
 }
 
 async function told(response) {

@@ -1,6 +1,6 @@
 // The ways to give a model something: each makes its elements, and calls `send(path, options, what)` with a call.
 
-import { json, post, Trouble } from "./calls.js";
+import { ask, json, post, Trouble } from "./calls.js";
 import { bytes, element, short } from "./dom.js";
 
 const SIDE = 280;
@@ -148,7 +148,7 @@ function picture(model, send) {
     give(file, file?.name);
   });
   const whole = element("div", {}, input, zone, element("div", { class: "buttons" }, button("Use the model's example", () => send(async () => {
-    const blob = await (await fetch(examplePath(model))).blob();
+    const blob = await (await ask(examplePath(model))).blob();
     await preview(shown, blob);
     return [predictPath(model), post(blob, blob.type)];
   }))));
