@@ -49,12 +49,15 @@ from server.local_triton.program import TritonMissing
 IN_FLIGHT = (8, 32)
 OVERLOAD = 2.0
 DEADLINE_NS = 100_000_000
-CLOSED_HEADER = ("server", "in flight", "answers/s", "from-to", "p50 ms", "p99 ms", "failed")
+CLOSED_HEADER = ("server", "in flight", "answers/s", "from-to", "p50 ms", "p99 ms", "CPU ms an answer", "failed")
 OPEN_HEADER = (
     *("server", "goodput/s", "over Triton's capacity", "over its own", "in time"),
     *("p50 ms", "p99 ms", "valid", "statuses"),
 )
-RATIO_HEADER = ("server", "answers/s over Triton's", "over Triton's with the same decoder")
+RATIO_HEADER = (
+    *("server", "answers/s over Triton's", "over Triton's with the same decoder"),
+    *("answers a CPU second over Triton's", "the same decoder"),
+)
 _WARM_UP_S = 1
 
 
@@ -72,19 +75,32 @@ class Overload(NamedTuple):
     """Of the same server, without overload."""
 
 
-def closed(side: Side, workload: Workload, in_flight: int, options: argparse.Namespace) -> Measured:
+class Cell(NamedTuple):
+    """One closed loop."""
+
+    measured: Measured
+    cpu_ms: float
+    """Processor time of all processes of the side, for each answer: what neighbours on the core hardly change."""
+
+
+Cells = dict[tuple[str, int], list[Cell]]
+"""By a side's title and the number in flight."""
+
+
+def closed(side: Side, workload: Workload, in_flight: int, options: argparse.Namespace) -> Cell:
     load = Load(1, in_flight, _WARM_UP_S, [options.sent_from])
     with side.awake(workload):
         answer_bytes = len(ask(side.call, side.address))
         generate(side.call, side.address, answer_bytes, load)
-        return generate(side.call, side.address, answer_bytes, Load(1, in_flight, options.seconds, load.cores))
+        before_s = sum(tree.cpu_s() for tree in side.trees)
+        found = generate(side.call, side.address, answer_bytes, Load(1, in_flight, options.seconds, load.cores))
+        cpu_s = sum(tree.cpu_s() for tree in side.trees) - before_s
+    return Cell(found, cpu_s * 1e3 / max(1, found.answered))
 
 
-def closed_loops(
-    sides: Sides, workload: Workload, options: argparse.Namespace
-) -> dict[tuple[str, int], list[Measured]]:
+def closed_loops(sides: Sides, workload: Workload, options: argparse.Namespace) -> Cells:
     """Every side by its title, with every number in flight, in another order each round."""
-    found: dict[tuple[str, int], list[Measured]] = {}
+    found: Cells = {}
     cells = [(side, in_flight) for side in sides for in_flight in options.in_flight]
     shuffled = random.Random(options.seed)
     for _ in range(options.rounds):
@@ -164,13 +180,15 @@ def _at_own(side: Side) -> Side:
     return replace(side, title=f"{side.title}, at twice its own capacity")
 
 
-def closed_table(found: dict[tuple[str, int], list[Measured]]) -> str:
+def closed_table(found: Cells) -> str:
     lines = []
-    for (title, in_flight), runs in sorted(found.items(), key=lambda one: (one[0][1], one[0][0])):
+    for (title, in_flight), cells in sorted(found.items(), key=lambda one: (one[0][1], one[0][0])):
+        runs = [cell.measured for cell in cells]
         rates = [run.requests_per_s for run in runs]
         times = (f"{median(run.p50_ms for run in runs):.1f}", f"{median(run.p99_ms for run in runs):.1f}")
         spread = f"{min(rates):.0f}-{max(rates):.0f}"
-        lines.append([title, in_flight, f"{median(rates):.0f}", spread, *times, sum(run.failed for run in runs)])
+        cpu = f"{median(cell.cpu_ms for cell in cells):.2f}"
+        lines.append([title, in_flight, f"{median(rates):.0f}", spread, *times, cpu, sum(run.failed for run in runs)])
     return table(CLOSED_HEADER, lines)
 
 
@@ -185,21 +203,30 @@ def open_table(found: dict[str, Overload], capacity: float) -> str:
     return table(OPEN_HEADER, lines)
 
 
-def capacity_of(found: dict[tuple[str, int], list[Measured]], title: str) -> float:
+def capacity_of(found: Cells, title: str) -> float:
     """The best median rate of that side."""
-    rates = [median(run.requests_per_s for run in runs) for (name, _), runs in found.items() if name == title]
-    return max(rates)
+    return max(
+        median(cell.measured.requests_per_s for cell in cells) for (name, _), cells in found.items() if name == title
+    )
 
 
-def ratios(found: dict[tuple[str, int], list[Measured]], sides: Sides) -> str:
-    """The best rates of ours over those of Triton, which decodes the whole picture or as they do."""
+def cpu_ms_of(found: Cells, title: str) -> float:
+    """The least median processor time of that side for an answer."""
+    return min(median(cell.cpu_ms for cell in cells) for (name, _), cells in found.items() if name == title)
+
+
+def ratios(found: Cells, sides: Sides) -> str:
+    """The best rates of ours over those of Triton, which decodes the whole picture or as they do; and the same by
+    processor time."""
     triton, drafted = sides.triton.title, sides.drafts[1].title
     lines = []
     for side in (sides.gateway, sides.embedded, sides.drafts[0], sides.drafts[2]):
         same = drafted if side in sides.drafts else triton
         rate = capacity_of(found, side.title)
-        cells = [f"{rate / capacity_of(found, title):.2f}" for title in (triton, same)]
-        lines.append([side.title, *cells])
+        by_rate = [f"{rate / capacity_of(found, title):.2f}" for title in (triton, same)]
+        own_ms = cpu_ms_of(found, side.title)
+        by_cpu = [f"{cpu_ms_of(found, title) / own_ms:.2f}" for title in (triton, same)]
+        lines.append([side.title, *by_rate, *by_cpu])
     return table(RATIO_HEADER, lines)
 
 

@@ -6,7 +6,16 @@ from collections import Counter
 
 import pytest
 
-from loadtests.benchmarks.over_triton import Overload, capacity_of, closed_table, judge, open_table, together
+from loadtests.benchmarks.over_triton import (
+    Cell,
+    Overload,
+    capacity_of,
+    closed_table,
+    cpu_ms_of,
+    judge,
+    open_table,
+    together,
+)
 from loadtests.benchmarks.triton_shared_memory import report, wins_from
 from loadtests.client import OpenLoop
 from loadtests.generators import Measured
@@ -58,10 +67,11 @@ def test_rounds_are_taken_together_by_medians() -> None:
 def test_capacity_is_the_best_median_of_triton_alone() -> None:
     """Not its luckiest round, nor another server's."""
 
-    def runs(*rates: float) -> list[Measured]:
-        return [Measured(rate, 1.0, 2.0, 10, 1) for rate in rates]
+    def runs(*rates: float) -> list[Cell]:
+        return [Cell(Measured(rate, 1.0, 2.0, 10, 1), 1000 / rate) for rate in rates]
 
     found = {("t", 8): runs(10, 90, 20), ("t", 32): runs(30, 31, 1), ("other", 8): runs(99, 99, 99)}
 
     assert capacity_of(found, "t") == 30
-    assert "| t | 8 | 20 | 10-90 | 1.0 | 2.0 | 3 |" in closed_table(found)
+    assert round(cpu_ms_of(found, "t")) == 33
+    assert "| t | 8 | 20 | 10-90 | 1.0 | 2.0 | 50.00 | 3 |" in closed_table(found)
