@@ -44,8 +44,8 @@ Prepare = Callable[[Sequence[RawInput]], Mapping[str, Array]]
 
 _CALLERS = frozenset({Code.INVALID_ARG, Code.TOO_LARGE, Code.UNSUPPORTED})
 """What is wrong with an input is nobody's failure, as with one that a model's check refuses."""
-_TOGETHER = 8
-"""Requests of a pass at most, where there is one thread."""
+_TOGETHER = 4
+"""Requests of a pass at most, where there is one thread: other models wait for it."""
 _MOST_BEHIND = 0.5
 """The part of a request's time that may be kept for its own pass: what is learned too high is to be found out."""
 
@@ -165,7 +165,7 @@ class OnThread:
                 raise DeadlineExceeded(request.model_name, (began_ns - work.enqueued_ns) // 1000)
             arrays = self._prepare(work.raw)
             tensors = [Tensor.from_numpy(name, array) for name, array in arrays.items()]
-        except Exception as error:  # noqa: BLE001 - whoever awaits the request gets it
+        except BaseException as error:  # noqa: BLE001 - whoever awaits the request gets it
             return Spoiled(self._model, translated(self._model.name, error))
         if explanation is not None:
             explanation.mark("preprocess")

@@ -122,7 +122,7 @@ def failed_pass(model: Model, rows: int, started_ns: int, error: Exception) -> P
     return Pass(rows, started_ns, error=translated(model.name, error))
 
 
-def translated(model_name: str, error: Exception) -> ServingError:
+def translated(model_name: str, error: BaseException) -> ServingError:
     """What the caller of a pass that raised is told."""
     return error if isinstance(error, ServingError) else _failure(model_name, error)
 
