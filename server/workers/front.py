@@ -22,7 +22,7 @@ from server.lifecycle import State
 from server.model_control import ModelControl
 from server.observability.following import following
 from server.observability.machine import Pulse
-from server.security.gate import open_gate
+from server.security.gate import BadAuth, Gate, open_gate
 from server.settings import Settings
 from server.shared_memory.places import Places
 from server.tasks import Tasks
@@ -58,6 +58,17 @@ def share_of(settings: Settings) -> Settings:
     )
 
 
+def _gate(settings: Settings) -> Gate | None:
+    """Who may ask here, for this front's part. The supervisor has read the keys at the start: where they can't be read
+    now, they are waited for, and the other fronts serve meanwhile."""
+    while True:
+        try:
+            return open_gate(settings, share=1 / settings.workers.count)
+        except BadAuth as error:
+            log.error("keys: %s; looking again in %g s", error, settings.auth.refresh_s)
+            time.sleep(settings.auth.refresh_s)
+
+
 class Front:
     """One life of it: `run` returns the exit status."""
 
@@ -76,7 +87,7 @@ class Front:
         self._logs.install()
         self._logs.spread = self._spread_logs
         self.dataplane = FrontPlane(self.models, settings.repository, threads, self._logs, following(settings))
-        self.dataplane.gate = open_gate(settings, share=1 / settings.workers.count)
+        self.dataplane.gate = _gate(settings)
         self.rest = RestServer(self.dataplane, settings.host, own.http, settings.http_tls)
         metrics = MetricsOfAll(
             self.models, self.dataplane, settings.scaling.target_saturation, settings.metrics.token_file
