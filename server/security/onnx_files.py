@@ -66,7 +66,12 @@ def named(path: Path) -> Iterator[tuple[str, str]]:
         if not os.fstat(file.fileno()).st_size:
             raise NotOnnx("it is empty")
         with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content, memoryview(content) as view:
-            yield from _walk(view, 0, len(view), "model", 0)
+            yield from named_in(view)
+
+
+def named_in(view: memoryview) -> Iterator[tuple[str, str]]:
+    """The same of the bytes of a model. Raises NotOnnx."""
+    yield from _walk(view, 0, len(view), "model", 0)
 
 
 def _walk(view: memoryview, at: int, end: int, kind: str, depth: int) -> Iterator[tuple[str, str]]:

@@ -18,20 +18,26 @@ from pathlib import Path
 
 import atheris
 
+FILE_TARGETS = ("onnx", "picture", "config", "processing", "keys")
 _MEMORY_MB = 1024
 _HANG_S = 10
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("target", choices=("http2", "hpack", "heads", "http1", "wire"))
+    parser.add_argument("target", choices=("http2", "hpack", "heads", "http1", "wire", *FILE_TARGETS))
     parser.add_argument("--seconds", type=int, default=600, help="how long (600)")
     parser.add_argument("--out", type=Path, default=Path("build/fuzz"), help="where findings are written (build/fuzz)")
     parser.add_argument("--again", type=Path, help="feed this file once, and nothing else")
     options = parser.parse_args()
-    with atheris.instrument_imports(include=["server.transport"]):
-        from tests.support.fuzz_targets import TARGETS
-    target = TARGETS[options.target]
+    with atheris.instrument_imports(include=["server.transport", "server.security", "server.pipeline"]):
+        from tests.support.fuzz_files import FILES
+        from tests.support.fuzz_targets import TARGETS, Target
+    if options.target in FILE_TARGETS:
+        one, seeds = FILES[options.target]
+        target = Target(one, seeds())
+    else:
+        target = TARGETS[options.target]
     if options.again is not None:
         target.one(options.again.read_bytes())
         return

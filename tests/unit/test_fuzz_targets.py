@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import pytest
 
+from tests.support.fuzz_files import FILES
 from tests.support.fuzz_targets import TARGETS, cut, joined
 
 ROUNDS = 300
@@ -40,6 +41,17 @@ def test_mutated_bytes_break_no_rule(target: str, seed: int) -> None:
     rng = random.Random(f"{target} {seed}")
     for _ in range(ROUNDS):
         TARGETS[target].one(mutated(rng, TARGETS[target].seeds))
+
+
+@pytest.mark.parametrize("target", FILES)
+def test_mutated_files_break_no_rule(target: str) -> None:
+    """None makes a reader raise what nobody expects, nor hides from us what others would read."""
+    one, seeds = FILES[target]
+    rng, made = random.Random(target), seeds()
+    for seed in made:
+        one(seed)
+    for _ in range(ROUNDS if target == "onnx" else ROUNDS // 3):
+        one(mutated(rng, made))
 
 
 @pytest.mark.parametrize("target", TARGETS)
