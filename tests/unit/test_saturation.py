@@ -16,6 +16,7 @@ from server.scheduler.saturation import Ability, Demand, replicas, saturations, 
 from server.scheduler.statistics import ModelStatistics
 from server.workers.counts import summed as summed_counts
 from server.workers.counts import told
+from tests.support.relaying import RelayBench
 from tests.support.scheduler import MS, Bench, StillCost
 
 PASS_NS = 10 * MS
@@ -127,6 +128,27 @@ def test_processes_tell_what_they_know_of_the_instances() -> None:
     total = summed_counts([told(one.statistics, now_ns), told(idle.statistics, now_ns)])
     (model,) = total.values()
     assert model.demand(now_ns) == one.statistics.demand(now_ns)
+
+
+def test_in_front_of_tritons_a_place_in_their_windows_is_an_instance() -> None:
+    """As many answers a second as the window lets through are 1; who finds no Triton at all is counted, so that the
+    first one is started for them."""
+    bench = RelayBench(servers=1, window=4, seed_ns=40 * MS)
+    for _ in range(200):
+        requests = [bench.caller.request([1]) for _ in range(4)]
+        bench.submit(*requests)
+        bench.advance(40 * MS)
+        for request in requests:
+            bench.answer(request)
+    assert bench.relay.statistics.saturation(bench.clock.now_ns) == pytest.approx(1, rel=0.3)
+    bench.relay.serve_by([])
+    bench.clock.now_ns += 2 * WINDOW_NS
+    assert bench.relay.statistics.demand(bench.clock.now_ns).work == 0
+    bench.submit(bench.caller.request([1]))
+    bench.advance(MS)
+    found = bench.relay.statistics.demand(bench.clock.now_ns)
+    assert found.able == 0
+    assert found.saturation() > 0
 
 
 def test_counts_outlive_a_batcher_and_keep_nothing_of_it() -> None:
