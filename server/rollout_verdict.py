@@ -99,8 +99,8 @@ class Verdict:
 
 
 def at_least(hits: int, trials: int) -> float:
-    """The lower end of the 95 % interval of a rate; 0 where nothing was tried."""
-    if not trials:
+    """The lower end of the 95 % interval of a rate; 0 where nothing was hit."""
+    if not hits:
         return 0.0
     rate, square = hits / trials, _Z**2 / trials
     middle = rate + square / 2
