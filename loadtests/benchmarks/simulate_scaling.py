@@ -60,9 +60,8 @@ def plot(days: Sequence[Day], rates: Sequence[float], pod: Pod) -> str:
     return svg(
         [
             Panel("pods that serve", "hour", lines, top, marks),
-            Panel("late or refused, worst minute of five", "hour", missed, 1.0, (0, 0.25, 0.5, 0.75, 1)),
-        ],
-        columns=1,
+            Panel("late or refused, worst minute of five", "hour", missed, 0.4, (0, 0.1, 0.2, 0.3, 0.4)),
+        ]
     )
 
 
