@@ -37,7 +37,7 @@ from server.observability.tracing import Tracing
 from server.pipeline.load import load_pipeline
 from server.repository.certificate import Vouch
 from server.repository.composition import in_order
-from server.repository.model_config import ModelConfig
+from server.repository.model_config import TEXT_BACKEND, ModelConfig
 from server.repository.opening import open_sources
 from server.repository.repository import Repository
 from server.scheduler.share import Share
@@ -61,6 +61,7 @@ if TYPE_CHECKING:
 
     from prometheus_client.registry import Collector
 
+    from server.engine.base import Engine
     from server.over_triton.models import TritonModels
     from server.transport.grpcio import GrpcioServer
     from server.transport.methods import Method
@@ -249,11 +250,13 @@ def _grpc_server(dataplane: DataPlane, settings: Settings, more: Sequence[Method
 def open_repository(settings: Settings) -> Repository:
     """The repositories of `settings` over the embedded engine."""
     # Imported where it is wanted only: in front of Tritons nobody needs ONNX Runtime.
+    from server.engine.by_backend import ByBackend
     from server.engine.onnxruntime import OnnxRuntimeEngine
 
+    threads = settings.engine.threads
     return Repository(
         open_sources(settings.repository.path, settings.remote),
-        OnnxRuntimeEngine(settings.engine.threads),
+        ByBackend(OnnxRuntimeEngine(threads), {TEXT_BACKEND: lambda: _text_engine(settings)}),
         load_pipeline=lambda folder: load_pipeline(folder, settings.pipeline.max_pixels, settings.pipeline.custom_code),
         warmup_s=settings.repository.warmup_s,
         rollouts=settings.workers.count == 1,
@@ -269,6 +272,15 @@ def trusted(settings: RepositorySettings) -> Vouch | None:
         return Trusted(Path(settings.trusted_keys)).vouch
     except (BadKey, OSError) as error:
         raise BadAuth(f"repository.trusted_keys: {error}") from error
+
+
+def _text_engine(settings: Settings) -> Engine:
+    """Of models that write text. Raises ImportError: why there is none here."""
+    if settings.workers.count > 1:
+        raise ImportError("a model that writes text is served by one process: use --workers 1")
+    from server.engine.genai.engine import GenaiEngine
+
+    return GenaiEngine(settings.engine.threads)
 
 
 async def load_first(models: ModelControl | TritonModels, settings: RepositorySettings) -> None:

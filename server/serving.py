@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from typing import cast
 
+from server.engine.base import WritingInstance
 from server.ensembles import Ensemble
 from server.queueing import priorities, queue_policy
 from server.repository.repository import ServedModel
@@ -19,6 +21,7 @@ from server.scheduler.response_cache import ResponseCache
 from server.scheduler.sequence_batcher import SequenceBatcher
 from server.scheduler.share import Share
 from server.scheduler.statistics import ModelStatistics
+from server.scheduler.writing import WritingBatcher
 from server.sequences import SequenceBatching
 from server.served import DecoupledServed, EnsembleServed, ModelBatcher, SequenceServed, Served
 
@@ -55,6 +58,8 @@ class Serving:
             return self._ensemble(model, config.ensemble, statistics)
         if config.sequence_batching is not None:
             return self._sequences(model, config.sequence_batching, statistics)
+        if config.writes_text:
+            return self._writing(model, statistics)
         if config.decoupled:
             return self._decoupled(model, statistics)
         batching = config.dynamic_batching
@@ -106,6 +111,22 @@ class Serving:
             priorities=priorities(config, size),
             slo_ns=_slo_ns(model),
             share=self._share,
+            fair_by_tenant=config.fair_by_tenant,
+        )
+        return DecoupledServed(model, batcher, statistics)
+
+    def _writing(self, model: ServedModel, statistics: ModelStatistics) -> DecoupledServed:
+        config, size = model.config, self._default_max_queue_size
+        [instance] = model.engine_model.instances
+        batcher = WritingBatcher(
+            model.name,
+            model.version,
+            cast("WritingInstance", instance),
+            queue_policy(config, size),
+            statistics,
+            asyncio.get_running_loop(),
+            priorities=priorities(config, size),
+            slo_ns=_slo_ns(model),
             fair_by_tenant=config.fair_by_tenant,
         )
         return DecoupledServed(model, batcher, statistics)

@@ -10,10 +10,10 @@ from __future__ import annotations
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from server.tensor import Array, TensorSpec
-from server.types import Batch
+from server.types import Batch, Parameter
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +93,78 @@ class StreamingInstance(Instance, Protocol):
 
         It is closed before its end where nobody takes any more. Raises EngineFailure: as `run`.
         """
+
+
+class Job(Protocol):
+    """A prompt that was checked and made into tokens, and the text that follows it. Equal to itself alone."""
+
+    max_tokens: int
+    """Of the text, at most."""
+    made: int
+    """Tokens of the text so far."""
+    finish: str
+    """Why the text ended, ``stop`` or ``length``; empty while it goes on."""
+
+    @property
+    def prompt_tokens(self) -> int: ...
+
+
+class WritingStep(Protocol):
+    """What one step of a `WritingInstance` did. Whoever is in `failed`, or has a `finish`, has left."""
+
+    @property
+    def pieces(self) -> Sequence[tuple[Any, Mapping[str, Array]]]:
+        """Jobs, at most once each, and the outputs of a response; of an ended one those of its last."""
+
+    @property
+    def wrote(self) -> Sequence[Any]:
+        """Jobs that have a token more."""
+
+    @property
+    def failed(self) -> Sequence[Any]:
+        """Jobs for which the model gave no numbers."""
+
+    @property
+    def prefilled(self) -> int:
+        """Tokens of prompts that were taken in."""
+
+    @property
+    def prefill_ns(self) -> int:
+        """The part of its time that this took."""
+
+
+class WritingInstance(Instance, Protocol):
+    """One that writes many texts at once, each a token a step; they join and leave between steps.
+
+    `prepare` may be called by any thread, everything else by one at a time. Jobs are its own.
+    """
+
+    rows: int
+    """Jobs that may be in it at the same time."""
+    kv_tokens: int
+    """Tokens of all their prompts and texts together; whoever joins keeps to it."""
+    chunk: int
+    """Tokens of prompts that a step takes in."""
+
+    def prepare(
+        self, inputs: Mapping[str, Array], parameters: Mapping[str, Parameter], outputs: Sequence[str] = ()
+    ) -> Job:
+        """Raises InvalidRequest: what is wrong with the request."""
+
+    @property
+    def busy(self) -> bool:
+        """A step would do something."""
+
+    def join(self, job: Any) -> None: ...
+    def leave(self, job: Any) -> None:
+        """Free its memory. Does nothing for one that has left."""
+
+    def hold(self, job: Any) -> None:
+        """It keeps its memory and gets no token, until `go_on`. Nothing to one without a token, or that has left."""
+
+    def go_on(self, job: Any) -> None: ...
+    def step(self) -> WritingStep:
+        """Raises EngineFailure."""
 
 
 class EngineModel(Protocol):

@@ -9,7 +9,7 @@ from server.errors import ModelLoadFailed
 
 
 class ByBackend:
-    """`others`: by backend, how to make the engine, once it is wanted. All else is loaded by `default`."""
+    """`others`: by backend, how to make the engine, once it is wanted; ImportError says why it can not be had."""
 
     def __init__(self, default: Engine, others: Mapping[str, Callable[[], Engine]]) -> None:
         self._default = default

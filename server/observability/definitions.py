@@ -304,6 +304,47 @@ _SEQUENCES = (
     ),
 )
 
+_TEXTS = (
+    Definition(
+        "forwardpass_text_first_token_seconds",
+        "histogram",
+        "seconds",
+        MODEL,
+        "Time from arrival to the first token (models that write text, as the next seven)",
+    ),
+    Definition(
+        "forwardpass_text_between_tokens_seconds",
+        "histogram",
+        "seconds",
+        MODEL,
+        "Time from a token of a text to its next",
+    ),
+    Definition("forwardpass_text_prompt_tokens_total", "counter", "tokens", MODEL, "Tokens of prompts taken in"),
+    Definition("forwardpass_text_tokens_total", "counter", "tokens", MODEL, "Tokens written"),
+    Definition(
+        "forwardpass_text_running",
+        "gauge",
+        "texts",
+        MODEL,
+        "Texts that are being written; who waits is in nv_inference_pending_request_count",
+    ),
+    Definition("forwardpass_text_held", "gauge", "texts", MODEL, "Of these, which wait for their readers"),
+    Definition(
+        "forwardpass_text_kv_reserved_ratio",
+        "gauge",
+        "ratio",
+        MODEL,
+        "Tokens that those may come to, over the kv_cache_tokens of the model's config",
+    ),
+    Definition(
+        "forwardpass_text_finished_total",
+        "counter",
+        "texts",
+        (*MODEL, "reason"),
+        "Texts that are over, by reason: stop, length, cancelled, expired, failed",
+    ),
+)
+
 _LISTENERS = (
     Definition(
         "forwardpass_grpc_connections",
@@ -393,7 +434,7 @@ _BEHIND = (
 CATALOG = {
     definition.name: definition
     for definition in (
-        *(*_TRITONS, *_REQUESTS, *_PASSES, *_MODELS, *_SEQUENCES),
+        *(*_TRITONS, *_REQUESTS, *_PASSES, *_MODELS, *_SEQUENCES, *_TEXTS),
         *(*_LISTENERS, *_MACHINE, *_ROLLOUTS, *_BEHIND),
     )
 }

@@ -19,6 +19,7 @@ from server.observability.cache_metrics import CacheMetrics
 from server.observability.catalog import Family, Rows, gauge
 from server.observability.exposition import OPENMETRICS, TEXT, written
 from server.observability.sequence_metrics import sequence_metrics
+from server.observability.writing_metrics import writing_metrics
 from server.scheduler.saturation import replicas, saturations
 
 if TYPE_CHECKING:
@@ -100,6 +101,7 @@ class _Models(Collector):
             yield family.metric
         yield _stages(models)
         yield from sequence_metrics(models)
+        yield from writing_metrics(models)
         yield from _scaling(models, self._target)
         yield gauge("forwardpass_ready", float(self._dataplane.ready()))
 

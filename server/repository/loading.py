@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+from server.chat import ChatTemplate, read_chat_template
 from server.engine.base import Elsewhere, Engine, EngineModel, Instance
 from server.errors import EngineFailure, ModelLoadFailed, ServingError
 from server.pipeline.base import PROCESSING_FILE, Pipeline
@@ -63,6 +64,8 @@ class ServedModel:
     """What forward passes cost, from the warm-up."""
     load_s: Mapping[str, float] = field(default_factory=dict)
     """Seconds that its load took by phase; `golden` is there if it has golden files, and gave their outputs."""
+    chat: ChatTemplate | None = None
+    """Of a model that writes text: how a conversation becomes a prompt."""
 
     @property
     def certified(self) -> bool:
@@ -226,6 +229,7 @@ class Loader:
                 if pipeline is not None:
                     replay_preprocessing(config.name, golden, read_raw(folder), pipeline)
             samples = read_samples(config, folder)
+            chat = read_chat_template(config.name, folder / version, f"{version}/") if config.writes_text else None
         tell(version, "loading it into the engine")
         with watch.phase("engine"):
             loaded = self.engine.load(config.engine_spec(folder, version))
@@ -241,14 +245,15 @@ class Loader:
             tell(version, "warming it up")
             with watch.phase("warmup"):
                 run_samples(config, version, samples, engine_model.instances)
-                plan = _plan(config, version, golden, samples, self.warmup_s)
-                costs = warm_up(engine_model.instances, plan)
+                # A model that writes text was warmed up by its engine: a pass of it is a whole text.
+                plan = None if config.writes_text else _plan(config, version, golden, samples, self.warmup_s)
+                costs = warm_up(engine_model.instances, plan) if plan is not None else {}
                 if pipeline is not None:
                     _try_pipeline(config, version, pipeline, engine_model.instances[0])
         except BaseException:
             engine_model.close()
             raise
-        return ServedModel(folder.name, version, config, engine_model, pipeline, manifest, costs, watch.seconds)
+        return ServedModel(folder.name, version, config, engine_model, pipeline, manifest, costs, watch.seconds, chat)
 
 
 def _plan(config: ModelConfig, version: str, golden: Golden | None, samples: Sequence[Rows], limit_s: float) -> WarmUp:

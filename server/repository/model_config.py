@@ -262,7 +262,7 @@ def _backend(message: pb.ModelConfig) -> str:
 def _platform(message: pb.ModelConfig) -> str:
     if is_ensemble(message):
         return ENSEMBLE
-    return "" if message.backend == TEXT_BACKEND else _PLATFORM
+    return TEXT_BACKEND if message.backend == TEXT_BACKEND else _PLATFORM
 
 
 def _filename(message: pb.ModelConfig) -> str:

@@ -11,7 +11,7 @@ import time
 from bisect import bisect_left
 from collections.abc import Callable, Mapping, Sequence
 from enum import StrEnum
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from server.errors import Cancelled, Code, DeadlineExceeded, Overloaded, QueueFull, ServingError
 from server.explain import WaitReason
@@ -19,6 +19,9 @@ from server.scheduler.load import Load
 from server.scheduler.saturation import Ability, Demand
 from server.scheduler.sequence_statistics import SequenceStatistics
 from server.types import InferRequest
+
+if TYPE_CHECKING:
+    from server.scheduler.writing_statistics import WritingStatistics
 
 DURATION_BOUNDS_NS = tuple(
     int(us * 1000)
@@ -219,6 +222,8 @@ class ModelStatistics:
         """Of the preprocessing in front of it, where there is any: its passes, not its requests."""
         self.sequences: SequenceStatistics | None = None
         """Of a model that batches sequences."""
+        self.writing: WritingStatistics | None = None
+        """Of a model that writes text."""
 
     def demand(self, now_ns: int) -> Demand:
         """The work that arrived lately, refused work too, and that the instances can do; of the passes, or of the

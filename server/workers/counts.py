@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 _LATEST = "last_inference_ms"
 _DEMAND = "demand"
 _SEQUENCES = "sequences"
-_OWN = frozenset({"name", "version", "_wall", "load", "ability", "demands", "preparing"})
-"""Attributes that are no counts."""
+_OWN = frozenset({"name", "version", "_wall", "load", "ability", "demands", "preparing", "writing"})
+"""Attributes that are no counts, and those of models that several processes do not serve."""
 
 
 class Total(ModelStatistics):

@@ -7,6 +7,7 @@ same in any company, so that a text is the same alone and among others.
 
 from __future__ import annotations
 
+import time
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -34,6 +35,8 @@ class Step:
     """Those for which the model gave what is no number. They are over."""
     prefilled: int = 0
     """Tokens of prompts that were taken in."""
+    prefill_ns: int = 0
+    """The part of its time that this took."""
 
 
 class Writer:
@@ -87,7 +90,10 @@ class Writer:
         """Some tokens of prompts, and one of each text that runs."""
         step = Step()
         self._decode(step)
-        self._prefill(step)
+        if self._prompts:
+            began_ns = time.monotonic_ns()
+            self._prefill(step)
+            step.prefill_ns = time.monotonic_ns() - began_ns
         return step
 
     def _decode(self, step: Step) -> None:
