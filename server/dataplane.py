@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from server import __version__
 from server.call import Settled, answer, settle_into
+from server.chat import ChatTemplate
 from server.classification import Classes, classify
 from server.errors import ControlNotAllowed, InvalidRequest, ServingError, UnknownModel, Unsupported
 from server.lifecycle import Lifecycle, State
@@ -325,6 +326,10 @@ class DataPlane:
     def pipeline(self, name: str, version: str = "") -> Pipeline | None:
         """What `predict` runs, None where the model has no processing.yaml. Raises UnknownModel, ModelNotReady."""
         return self._models.resolve(name, version).model.pipeline
+
+    def chat_template(self, name: str) -> ChatTemplate | None:
+        """Of a model that writes text, None where it has none. Raises UnknownModel, ModelNotReady."""
+        return self._models.resolve(name).model.chat
 
     def manifest(self, name: str, version: str = "") -> Manifest | None:
         """The model's certificate, None where it has none. Raises UnknownModel, ModelNotReady."""

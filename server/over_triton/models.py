@@ -246,6 +246,8 @@ class TritonModels:
         self._refused.pop(key, None)
         version.mark = mark
         try:
+            if version.config.decoupled:
+                version.talk(await asyncio.to_thread(self._pipelines.chat, key[0]))
             pipeline = await asyncio.to_thread(self._pipelines.load, key[0])
             if pipeline is not None:
                 await version.give(pipeline, server)

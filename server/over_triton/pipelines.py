@@ -1,10 +1,11 @@
-"""The pipelines of models that Tritons run: `processing.yaml` is in a folder here, by the model's name."""
+"""What is here of models that Tritons run, in a folder of the model's name: `processing.yaml`, a chat template."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from server.chat import CHAT_FILES, ChatTemplate, read_chat_template
 from server.errors import ModelLoadFailed, ServingError
 from server.pipeline.base import PROCESSING_FILE, Pipeline
 from server.repository.sources import LocalSource
@@ -19,7 +20,8 @@ class Pipelines:
 
     def mark(self, name: str) -> object:
         """Equal for as long as nothing of the model's folders here changed."""
-        return tuple(LocalSource(folder.parent).fingerprint(name) for folder in self._of(name))
+        folders = dict.fromkeys((*self._of(name), *self._of(name, *CHAT_FILES)))
+        return tuple(LocalSource(folder.parent).fingerprint(name) for folder in folders)
 
     def load(self, name: str) -> Pipeline | None:
         """The model's pipeline; None: it has none.
@@ -40,5 +42,17 @@ class Pipelines:
         except (ServingError, ValueError, KeyError, TypeError, OSError) as error:
             raise ModelLoadFailed(name, PROCESSING_FILE, str(error)) from error
 
-    def _of(self, name: str) -> list[Path]:
-        return [folder / name for folder in self._folders if (folder / name / PROCESSING_FILE).is_file()]
+    def chat(self, name: str) -> ChatTemplate | None:
+        """The model's chat template, of the first folder that has one; None: there is none.
+
+        Raises:
+            ModelLoadFailed: it can't be read.
+        """
+        found = (read_chat_template(name, folder) for folder in self._of(name, *CHAT_FILES))
+        return next((template for template in found if template is not None), None)
+
+    def _of(self, name: str, *files: str) -> list[Path]:
+        """The model's folders that have one of these files."""
+        wanted = files or (PROCESSING_FILE,)
+        there = [folder / name for folder in self._folders]
+        return [folder for folder in there if any((folder / file).is_file() for file in wanted)]

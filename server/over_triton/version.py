@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+from server.chat import ChatTemplate
 from server.engine.base import Elsewhere
 from server.engine.triton.server import ModelKey, TritonServer
 from server.errors import ModelLoadFailed, ServingError
@@ -89,6 +90,7 @@ class Version:
         self.mark: object = None
         """Of the pipeline's files."""
         self._places: dict[TritonServer, Place] = {}
+        self._chat: ChatTemplate | None = None
         self.relay = self._relay(statistics, default_max_queue_size, most_in_flight)
         self.served = self._serve(None)
 
@@ -118,7 +120,7 @@ class Version:
         )
 
     def _serve(self, pipeline: Pipeline | None) -> Served:
-        model = ServedModel(*self.key, self.config, Elsewhere(), pipeline, None, {})
+        model = ServedModel(*self.key, self.config, Elsewhere(), pipeline, None, {}, chat=self._chat)
         make = DecoupledServed if self.config.decoupled else Served
         return make(model, self.relay, self.relay.statistics)
 
@@ -135,6 +137,11 @@ class Version:
 
     def _place(self, server: TritonServer) -> Place:
         return Place(server, self.config, self.key[1])
+
+    def talk(self, template: ChatTemplate | None) -> None:
+        """How a conversation becomes a prompt, where the model takes text."""
+        self._chat = template
+        self.served = self._serve(self.served.model.pipeline)
 
     async def give(self, pipeline: Pipeline, server: TritonServer) -> None:
         """Let `predict` use this pipeline, if its example goes all the way on `server`.

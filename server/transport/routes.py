@@ -16,6 +16,7 @@ from server.transport import generate, observing, shared_memory
 from server.transport.codec import management, predict_rest, statistics
 from server.transport.exchange import Exchange, explained
 from server.transport.http1.reply import Reply, StreamedReply, json_reply
+from server.transport.openai import routes as openai
 from server.transport.openapi.document import document
 
 Handler = Callable[[Exchange], Awaitable[Reply | StreamedReply]]
@@ -207,6 +208,10 @@ ROUTES: tuple[Route, ...] = (
     Route("GET", "/v2/logging", observing.get_log_settings, roles.READS_LOGGING),
     Route("POST", "/v2/logging", observing.post_log_settings, roles.CONTROLS_LOGGING),
     Route("GET", "/v2/docs/openapi.json", _openapi, roles.READS),
+    Route("GET", "/v1/models", openai.models, roles.READS),
+    Route("GET", "/v1/models/{model}", openai.model, roles.READS),
+    Route("POST", "/v1/completions", openai.completions, roles.PREDICTS),
+    Route("POST", "/v1/chat/completions", openai.chat_completions, roles.PREDICTS),
 )
 
 

@@ -100,17 +100,17 @@ def _responses(described: Operation, *, head: bool) -> dict[str, Any]:
             }
     responses = {"200": ok}
     for status in sorted({*_ANYWHERE, *described.statuses}):
-        responses[str(status)] = _error(status, empty=head)
+        responses[str(status)] = _error(status, "OpenAiError" if described.openai else "Error", empty=head)
     if described.health:
         responses["503"] = {**ok, "description": HTTPStatus(503).phrase}
     return responses
 
 
-def _error(status: int, *, empty: bool) -> dict[str, Any]:
+def _error(status: int, form: str, *, empty: bool) -> dict[str, Any]:
     phrase = "Client Closed Request" if status == STATUS[Code.CANCELLED].http else HTTPStatus(status).phrase
     made: dict[str, Any] = {"description": phrase}
     if not empty:
-        made["content"] = {JSON: {"schema": reference("Error")}}
+        made["content"] = {JSON: {"schema": reference(form)}}
     if status == STATUS[Code.EXHAUSTED].http:
         made["headers"] = {"Retry-After": {"schema": {"type": "integer"}, "description": "seconds, if they are known"}}
     return made

@@ -25,6 +25,8 @@ class Operation(NamedTuple):
     calls: bool = False
     """It has the headers of infer and predict."""
     query: dict[str, Schema] | None = None
+    openai: bool = False
+    """Errors of its handler have OpenAI's form."""
     health: bool = False
     """503 is an answer like 200."""
 
@@ -124,6 +126,24 @@ OPERATIONS: dict[tuple[str, str], Operation] = {
     ("GET", "/v2/logging"): Operation("The log settings", _json("LogSettings")),
     ("POST", "/v2/logging"): Operation(
         "Change log settings", _json("LogSettings"), (), _json("LogChanges"), body_required=True
+    ),
+    ("GET", "/v1/models"): Operation("The models that write text, as OpenAI's API has them", _json("TextModels")),
+    ("GET", "/v1/models/{model}"): Operation("One of them", _json("TextModel"), _MODEL, openai=True),
+    ("POST", "/v1/completions"): Operation(
+        "A text that continues a prompt, as OpenAI's API has it",
+        {JSON: reference("Completion"), EVENTS: reference("CompletionEvent")},
+        _CALL,
+        _json("CompletionRequest"),
+        body_required=True,
+        openai=True,
+    ),
+    ("POST", "/v1/chat/completions"): Operation(
+        "The next message of a conversation, as OpenAI's API has it",
+        {JSON: reference("Completion"), EVENTS: reference("CompletionEvent")},
+        _CALL,
+        _json("ChatRequest"),
+        body_required=True,
+        openai=True,
     ),
     ("GET", "/v2/docs/openapi.json"): Operation("This document", {JSON: {"type": "object"}}),
 }

@@ -62,7 +62,7 @@ def components() -> dict[str, Schema]:
         _add_message(message.DESCRIPTOR, found)
     # REST alone has a place for what predict takes.
     found["ModelMetadataResponse"]["properties"]["predict"] = {"type": "object"}
-    return {**found, **_infer(), **_generate(), **_predict(), **_management()}
+    return {**found, **_infer(), **_generate(), **_predict(), **_management(), **_openai()}
 
 
 def _infer() -> dict[str, Schema]:
@@ -120,6 +120,45 @@ def _generate() -> dict[str, Schema]:
         "GenerateEvent": {
             **record({"data": {**_TEXT, "contentMediaType": "application/json", "contentSchema": told}}, closed=False),
             "description": "one event of the stream",
+        },
+    }
+
+
+def _openai() -> dict[str, Schema]:
+    """What is served of OpenAI's API; its own document has every field."""
+    any_of = {"anyOf": [_TEXT, {"type": "object"}]}
+    usage = {"anyOf": [{"type": "null"}, {"type": "object", "additionalProperties": _NUMBER}]}
+    shared: dict[str, Schema] = {
+        "n": {"type": ["integer", "null"], "minimum": 1, "maximum": 16},
+        "stream": {"type": ["boolean", "null"]},
+        "max_tokens": {"type": ["integer", "null"], "minimum": 1},
+        "temperature": {"type": ["number", "null"], "minimum": 0, "maximum": 2},
+        "seed": {"type": ["integer", "null"], "minimum": -(2**63), "maximum": 2**63 - 1},
+    }
+    prompt = {"anyOf": [_TEXT, {"type": "array", "minItems": 1, "items": _TEXT}]}
+    message = record({"role": {"enum": ["system", "developer", "user", "assistant"]}, "content": _TEXT}, closed=False)
+    model = {"id": _TEXT, "object": {"const": "model"}, "created": _NUMBER, "owned_by": _TEXT}
+    told = {"anyOf": [reference("Completion"), reference("OpenAiError")]}
+    return {
+        # What fails before a handler has it (a method, a size) is told as everywhere here.
+        "OpenAiError": record({"error": any_of}),
+        "TextModel": record(model),
+        "TextModels": record({"object": {"const": "list"}, "data": array_of("TextModel")}),
+        "CompletionRequest": record({"model": _TEXT, "prompt": prompt}, shared, closed=False),
+        "ChatRequest": record(
+            {"model": _TEXT, "messages": {"type": "array", "minItems": 1, "items": message}}, shared, closed=False
+        ),
+        "Completion": record(
+            {
+                **dict.fromkeys(("id", "object", "model"), _TEXT),
+                "created": _NUMBER,
+                "choices": {"type": "array", "items": {"type": "object"}},
+            },
+            {"usage": usage},
+        ),
+        "CompletionEvent": {
+            **record({"data": {**_TEXT, "contentMediaType": "application/json", "contentSchema": told}}, closed=False),
+            "description": "one event of the stream; the last one's data is [DONE]",
         },
     }
 
