@@ -6,13 +6,15 @@ PyTorch is imported by the commands, not by this module: help is quick.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from exporter.errors import ExporterError, UsageError
+from exporter.errors import UsageError
+from exporter.generation.command import text_generation
+from exporter.reporting import report as _report
+from exporter.reporting import reported as _reported
 
 commands = typer.Typer(
     help="Train a model, export it to ONNX, verify it, and publish it into a model repository.",
@@ -31,7 +33,6 @@ Beside = Annotated[
     typer.Option("--file", help="What processing.yaml names, labels.txt for example; again for more."),
 ]
 MaxBatchSize = Annotated[int, typer.Option(min=1, help="Rows of a batch, where the model has a free batch dimension.")]
-INTERRUPTED = 130
 DEFAULT_MAX_BATCH_SIZE = 64
 DEFAULT_REPOSITORY = Path("model_repository")
 
@@ -203,7 +204,10 @@ def card(folder: Annotated[Path, typer.Argument(help="A published model's folder
     """Write README.md of a published model anew, from its manifest."""
     with _reported():
         from exporter.card import write_card
-        from exporter.errors import DataError
+        from exporter.errors import UsageError
+from exporter.generation.command import text_generation
+from exporter.reporting import report as _report
+from exporter.reporting import reported as _reported
         from server.errors import ServingError
 
         try:
@@ -293,19 +297,4 @@ def _given(**options: Any) -> dict[str, Any]:
     return {name: value for name, value in options.items() if value is not None}
 
 
-def _report(step: str, lines: Sequence[str]) -> None:
-    for index, line in enumerate(lines):
-        typer.echo(f"{step if index == 0 else '':<10}{line}")
-
-
-@contextmanager
-def _reported() -> Iterator[None]:
-    """An error of ours becomes one line and its exit code; Ctrl-C leaves a run that can be resumed."""
-    try:
-        yield
-    except ExporterError as error:
-        typer.echo(f"error: {error}", err=True)
-        raise typer.Exit(error.exit_code) from error
-    except KeyboardInterrupt:
-        typer.echo("interrupted; go on with the same command and --resume", err=True)
-        raise typer.Exit(INTERRUPTED) from None
+commands.command()(text_generation)

