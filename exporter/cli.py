@@ -5,7 +5,6 @@ PyTorch is imported by the commands, not by this module: help is quick.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -204,10 +203,7 @@ def card(folder: Annotated[Path, typer.Argument(help="A published model's folder
     """Write README.md of a published model anew, from its manifest."""
     with _reported():
         from exporter.card import write_card
-        from exporter.errors import UsageError
-from exporter.generation.command import text_generation
-from exporter.reporting import report as _report
-from exporter.reporting import reported as _reported
+        from exporter.errors import DataError
         from server.errors import ServingError
 
         try:

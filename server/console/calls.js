@@ -33,7 +33,8 @@ async function sent(path, options, key) {
   const headers = key ? { ...options.headers, "X-Api-Key": key } : options.headers;
   try {
     return await fetch(path, { cache: "no-cache", ...options, headers });
-  } catch {
+  } catch (error) {
+    if (error.name === "AbortError") throw error;
     throw new Trouble(AWAY);
   }
 }
@@ -51,7 +52,8 @@ function another(refused) {
 async function told(response) {
   let text = `${response.status} ${response.statusText}`.trim();
   try {
-    text = (await response.json()).error || text;
+    const { error } = await response.json();
+    text = error?.message || error || text;
   } catch {
     // A proxy's page, for example: the status has to do.
   }

@@ -1,6 +1,7 @@
 // The ways to give a model something: each makes its elements, and calls `send(path, options, what)` with a call.
 
 import { ask, json, post, Trouble } from "./calls.js";
+import { chat, goOn, writes } from "./chat.js";
 import { bytes, element, short } from "./dom.js";
 
 const SIDE = 280;
@@ -24,6 +25,7 @@ export function waysOf(model) {
   if (kind === "image") ways.push(...(model.predict.labels.every((label) => label.length < 3) ? [draw, file] : [file, draw]));
   if (kind === "row") ways.push({ id: "row", label: "Row", make: row });
   if (kind === "text") ways.push({ id: "text", label: "Text", make: text });
+  if (writes(model)) ways.push({ id: "chat", label: "Chat", make: chat }, { id: "go-on", label: "Go on with a text", make: goOn });
   return [...ways, { id: "tensors", label: "Tensors", make: tensors }];
 }
 

@@ -35,7 +35,18 @@ _TYPES = {
     ".js": b"text/javascript; charset=utf-8",
     ".svg": b"image/svg+xml",
 }
-FILES = ("style.css", "app.js", "calls.js", "charts.js", "dom.js", "model.js", "trying.js", "ways.js", "icon.svg")
+FILES = (
+    "style.css",
+    "app.js",
+    "calls.js",
+    "charts.js",
+    "chat.js",
+    "dom.js",
+    "model.js",
+    "trying.js",
+    "ways.js",
+    "icon.svg",
+)
 """Beside index.html, which is at `/`."""
 
 # blob: is how a picture that was chosen is shown. Nobody may frame a page that can unload models.

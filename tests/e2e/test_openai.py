@@ -16,6 +16,7 @@ import pytest
 import tritonclient.grpc as triton
 
 from tests.e2e.conftest import ServerProcess, end, start
+from tests.e2e.test_console import browser, choose, opened, until, way  # noqa: F401 - browser is a fixture
 from tests.support.parts import tool
 from tests.support.writing_plane import parameter, write_model
 
@@ -251,3 +252,34 @@ def test_who_hangs_up_frees_its_place(writer: ServerProcess, client: openai.Open
     assert float(counts['forwardpass_text_finished_total{model="writer",reason="cancelled",version="1"}']) > 0
     assert float(counts[f"forwardpass_text_first_token_seconds_count{{{labels}}}"]) > 0
     assert float(counts[f"forwardpass_text_tokens_total{{{labels}}}"]) > 12
+
+
+def test_the_chat_box_writes_word_by_word(writer: ServerProcess, browser: Any) -> None:  # noqa: F811 - the fixture
+    """A conversation that goes on, is stopped and cleared; what goes wrong is a sentence; a text that goes on."""
+    with opened(browser, f"{writer.http}/") as page:
+        choose(page, "writer")
+        way(page, "Chat")
+        page.fill("#temperature", "0")
+        page.fill("#say", "Hello there")
+        page.click("button:has-text('Send')")
+        until(page, "document.querySelector('#written').textContent.startsWith('First words')")
+        assert page.locator("#turns li").count() == 2
+        first = page.locator("#turns .assistant p").inner_text()
+        assert first
+        page.fill("#say", "And now?")
+        page.press("#say", "Control+Enter")
+        until(page, "document.querySelectorAll('#turns .assistant p')[1]?.textContent.length > 3")
+        until(page, "!document.querySelector('.chat .main').disabled")
+        page.fill("#most", "1000")
+        page.fill("#say", "Too much")
+        page.click("button:has-text('Send')")
+        until(page, "!document.querySelector('.chat [role=alert]').hidden")
+        assert "tokens" in page.locator(".chat [role=alert]").inner_text()
+        assert page.locator("#turns li").count() == 4
+        assert page.input_value("#say") == "Too much"
+        page.click("button:has-text('Clear')")
+        assert page.locator("#turns li").count() == 0
+        way(page, "Go on with a text")
+        page.fill("#say", "The server")
+        page.click("button.main")
+        until(page, "document.querySelector('#say').value.length > 15")
