@@ -1,0 +1,220 @@
+"""Texts that are written together: throughput beside one after another and beside the library's own loop; first tokens.
+
+    python -m loadtests.benchmarks.writing
+
+A Llama of random weights, built by onnxruntime-genai's builder. Each side writes the same texts greedily: as many
+tokens to each of as many prompts. `bare Engine` is onnxruntime-genai's `Engine` on the same folder, all requests begun
+together, which is the best that it does on a CPU: it takes in nobody before a batch is over. The sides take turns.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from statistics import median
+
+import numpy as np
+
+from exporter.generation.build import build, save
+from exporter.generation.publish import stage
+from loadtests.report import table
+from server.call import Responses, each
+from server.engine.genai.engine import GenaiEngine
+from server.engine.genai.instance import GenaiInstance
+from server.repository.model_config import read_model_config
+from server.scheduler.queue import QueuePolicy
+from server.scheduler.statistics import ModelStatistics
+from server.scheduler.writing import WritingBatcher
+from server.tensor import Tensor
+from server.types import InferRequest
+
+_PROMPT = "The quick brown fox jumps over the lazy dog and goes on. "
+_THREADS = 1
+
+
+def make(folder: Path, width: int, layers: int, rows: int) -> Path:
+    """A model's folder; its texts never end by themselves, for the end token has no weight worth it."""
+    import torch
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.ByteLevel(), decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(vocab_size=260, special_tokens=["<|end|>"], show_progress=False)
+    trainer.initial_alphabet = pre_tokenizers.ByteLevel.alphabet()
+    tokenizer.train_from_iterator([_PROMPT], trainer)
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=4096,
+        hidden_size=width,
+        intermediate_size=3 * width,
+        num_hidden_layers=layers,
+        num_attention_heads=width // 64,
+        num_key_value_heads=max(1, width // 128),
+        max_position_embeddings=1024,
+        eos_token_id=0,
+    )
+    save(
+        LlamaForCausalLM(config),
+        PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|end|>"),  # type: ignore[no-untyped-call]
+        folder / "trained",
+    )
+    build(folder / "trained", folder / "built", "fp32")
+    model = folder / "writer"
+    model.mkdir()
+    stage(model, folder / "built", "writer")
+    extra = {"max_num_seqs": rows, "intra_op_thread_count": _THREADS}
+    with (model / "config.pbtxt").open("a") as config_file:
+        for key, value in extra.items():
+            config_file.write(f'parameters {{ key: "{key}" value {{ string_value: "{value}" }} }}\n')
+    return model
+
+
+def library(model: Path, prompts: Sequence[Sequence[int]], tokens: int) -> Callable[[], int]:
+    """The bare loop of onnxruntime-genai's Engine; returns how many tokens it wrote."""
+    import onnxruntime_genai as og
+
+    folder = model.parent / "library"
+    shutil.copytree(model / "1", folder)
+    config = json.loads((folder / "genai_config.json").read_text())
+    config["model"]["decoder"]["session_options"]["intra_op_num_threads"] = _THREADS
+    config["engine"] = {"static_batching": {"max_batch_size": len(prompts)}}
+    (folder / "genai_config.json").write_text(json.dumps(config))
+    loaded = og.Model(str(folder))
+
+    def write() -> int:
+        engine = og.Engine(loaded)
+        events, requests, written = engine.create_event_buffer(len(prompts)), [], 0
+        for prompt in prompts:
+            request = engine.create_request()
+            options = og.TurnOptions(request)
+            options.set_max_generated_tokens(tokens)
+            options.set_min_generated_tokens(tokens)
+            request.begin_turn(np.array(prompt, np.int32), options)
+            requests.append(request)
+        while engine.has_pending_requests():
+            written += sum(bool(event.flags.value & og.EngineEventFlags.TOKEN.value) for event in engine.run(events))
+        for request in requests:
+            request.close()
+        return written
+
+    return write
+
+
+class Ours:
+    """The scheduler over the engine, as the server has them, in this process."""
+
+    def __init__(self, instance: GenaiInstance) -> None:
+        self.batcher = WritingBatcher(
+            "writer", "1", instance, QueuePolicy(), ModelStatistics("writer", "1"), asyncio.get_running_loop()
+        )
+
+    async def write(self, prompt: str, tokens: int, seen: list[int] | None = None) -> int:
+        """Responses of one stream; `seen`: when each came."""
+        arrived = asyncio.Event()
+        responses = Responses(arrived.set)
+        inputs = {"text_input": prompt.encode(), "sampling_parameters": _sampling(tokens)}
+        request = InferRequest(
+            "writer",
+            [Tensor.from_numpy(name, np.array([value], object)) for name, value in inputs.items()]
+            + [Tensor.from_numpy("stream", np.array([True]))],
+            on_settle=responses.settle,
+            received_ns=time.monotonic_ns(),
+            caller=responses,
+        )
+        self.batcher.submit((request,))
+        count = 0
+        async for _ in each(request, responses, arrived, self.batcher.cancel):
+            count += 1
+            if seen is not None:
+                seen.append(time.monotonic_ns() - request.received_ns)
+        return count
+
+
+def _sampling(tokens: int) -> bytes:
+    return json.dumps({"max_tokens": tokens, "temperature": 0, "ignore_eos": True}).encode()
+
+
+async def measure(model: Path, streams: int, tokens: int, rounds: int) -> list[list[str]]:
+    spec = read_model_config(model).engine_spec(model, "1")
+    loaded = GenaiEngine(_THREADS).load(spec)
+    [instance] = loaded.instances
+    prompts = [_PROMPT * (1 + number % 3) for number in range(streams)]
+    ids = [list(instance.prepare({"text_input": np.array([text.encode()], object)}, {}).prompt) for text in prompts]
+    bare = library(model, ids, tokens)
+    ours = Ours(instance)
+    took: dict[str, list[float]] = {"bare": [], "together": [], "one by one": []}
+    first: dict[str, list[float]] = {"idle": [], "busy": []}
+    # Once each, to warm up.
+    bare()
+    await ours.write(prompts[0], 2)
+    for _ in range(rounds):
+        began = time.perf_counter()
+        written = await asyncio.to_thread(bare)
+        assert written == streams * tokens, written
+        took["bare"].append(time.perf_counter() - began)
+        began = time.perf_counter()
+        before = ours.batcher.writing.tokens
+        await asyncio.gather(*(ours.write(prompt, tokens) for prompt in prompts))
+        took["together"].append(time.perf_counter() - began)
+        assert ours.batcher.writing.tokens - before == streams * tokens
+        began = time.perf_counter()
+        few = max(1, streams // 4)
+        for prompt in prompts[:few]:
+            await ours.write(prompt, tokens)
+        took["one by one"].append((time.perf_counter() - began) * streams / few)
+        await newcomer(ours, prompts, tokens, first)
+    await ours.batcher.close()
+    loaded.close()
+    return report({name: streams * tokens / median(values) for name, values in took.items()}, first, streams)
+
+
+async def newcomer(ours: Ours, prompts: Sequence[str], tokens: int, first: dict[str, list[float]]) -> None:
+    """The first token of one that comes, to an idle engine and while all others run."""
+    seen: list[int] = []
+    await ours.write(prompts[0], 2, seen)
+    first["idle"].append(seen[0] / 1e6)
+    running = [asyncio.ensure_future(ours.write(prompt, tokens)) for prompt in prompts[1:]]
+    while sum(bool(run.last_ns) for run in ours.batcher._runs.values()) < len(running):  # noqa: ASYNC110 - counts make no event
+        await asyncio.sleep(0.005)
+    seen = []
+    await ours.write(prompts[0], 2, seen)
+    first["busy"].append(seen[0] / 1e6)
+    await asyncio.gather(*running)
+
+
+def report(rates: dict[str, float], first: dict[str, list[float]], streams: int) -> list[list[str]]:
+    return [
+        [f"bare Engine, {streams} at once", f"{rates['bare']:.0f}", "1.00"],
+        [f"here, {streams} streams", f"{rates['together']:.0f}", f"{rates['together'] / rates['bare']:.2f}"],
+        ["here, one after another", f"{rates['one by one']:.0f}", f"{rates['one by one'] / rates['bare']:.2f}"],
+        ["streams over one after another", "", f"{rates['together'] / rates['one by one']:.2f}"],
+        ["first token, idle, ms", f"{median(first['idle']):.1f}", ""],
+        [f"first token, {streams - 1} running, ms", f"{median(first['busy']):.1f}", ""],
+    ]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--streams", type=int, default=16)
+    parser.add_argument("--tokens", type=int, default=64, help="of each text (default: 64)")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--width", type=int, default=512)
+    parser.add_argument("--layers", type=int, default=8)
+    options = parser.parse_args(arguments)
+    with tempfile.TemporaryDirectory() as folder:
+        model = make(Path(folder), options.width, options.layers, options.streams)
+        lines = asyncio.run(measure(model, options.streams, options.tokens, options.rounds))
+    sys.stdout.write(table(("", "tokens/s", "over the bare Engine"), lines))
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
