@@ -186,7 +186,6 @@ models: $(VENV)/.dev ## train, verify and publish the committed models anew: dig
 recipes: $(VENV)/.dev ## every recipe on an example, served and asked: the table in exporter/README.md, some minutes
 	$(BIN)/python -m exporter.examples --out build/recipes
 
-.PHONY: text-model
 text-model: $(VENV)/.dev ## train a small model that writes text on this project's pages, into build/text/models
 	$(BIN)/python -m exporter text-generation --data handbook --name handbook --width 128 --layers 3 --heads 4 --kv-heads 2 --epochs 6 --run-dir build/text/run --repository build/text/models --replace
 
