@@ -16,7 +16,7 @@ LOAD ?=
 REPORTS ?= build/bench
 
 .DEFAULT_GOAL := help
-.PHONY: help audit chaos load capacity bench-swaps serve test check format types lint bench bench-quick bench-simulate bench-overload bench-cap bench-prediction bench-collector bench-decode bench-startup bench-share bench-scaling simulate-scaling bench-rest bench-workers bench-shm bench-access bench-triton-shm bench-over-triton bench-repair fuzz-rest fuzz-grpc fuzz-bytes soak models recipes proto metrics lock clean triton helm-tools chart kserve bench-observing watch dashboards dashboards-types
+.PHONY: help audit chaos load capacity bench-swaps serve test check format types lint bench bench-quick bench-simulate bench-overload bench-cap bench-prediction bench-collector bench-decode bench-startup bench-share bench-scaling simulate-scaling bench-rest bench-workers bench-shm bench-access bench-triton-shm bench-over-triton bench-repair fuzz-rest fuzz-grpc fuzz-bytes soak models text-model recipes proto metrics lock clean triton helm-tools chart kserve bench-observing watch dashboards dashboards-types
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
