@@ -98,7 +98,6 @@ def test_the_command_line_takes_a_text_and_a_file_of_it(texts: ServerProcess, tm
     file = tmp_path / "a.txt"
     file.write_text("Anna lives in Oslo\n")
     for model, given, words in (
-        ("text-classification", '"good"', ["good  0.98", "  bad   0.01"]),
         ("text-embedding", '"good"', ["3 numbers: 0.5000 -0.2500 1.0000"]),
         ("token-classification", str(file), ["2 entities", "  PER  0.99", "  Anna", "  LOC  0.99"]),
     ):
