@@ -22,6 +22,7 @@ import os
 import sys
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,7 @@ from locust import User, constant, events, task
 from locust.exception import StopUser
 from locust.runners import MasterRunner, WorkerRunner
 
+from loadtests.slo import greenlets
 from loadtests.slo.around import Around, Meter
 from loadtests.slo.asked import asked
 from loadtests.slo.objectives import Objective, SloFault, read_slo
@@ -42,7 +44,11 @@ from loadtests.slo.report import publish
 from loadtests.slo.senders import GrpcSender, RestSender, Sender
 from loadtests.slo.streams import StreamPayload
 from loadtests.slo.verdict import INVALID, judge
-from server.load.payloads import NoPayload, Payload
+from server.client import rest
+from server.load.grpc import GrpcWire
+from server.load.http1 import Http1Wire
+from server.load.payloads import Judged, NoPayload, Payload
+from server.load.wire import Wire
 
 grpc.experimental.gevent.init_gevent()
 
@@ -80,22 +86,34 @@ def sender(objective: Objective) -> Sender:
     return GrpcSender(URLS["grpc"]) if objective.kind.wire == "grpc" else RestSender(URLS["rest"], TIMEOUT_S)
 
 
+def wire(objective: Objective) -> Wire:
+    """Told the deadline, as the senders tell it."""
+    if objective.kind.wire == "grpc":
+        return GrpcWire(URLS["grpc"], metadata=(("grpc-timeout", f"{TIMEOUT_S:.0f}S"),))
+    return Http1Wire(URLS["rest"], {rest.DEADLINE_HEADER: f"{TIMEOUT_S * 1000:.0f}"})
+
+
 def ask(objective: Objective, way: Sender, payload: Payload | StreamPayload, due_s: float) -> None:
     """Send one, and count what became of it. `due_s`: on the monotonic clock, now or before."""
-    lag_us = (time.monotonic() - due_s) * 1e6
+    lag_s = time.monotonic() - due_s
     answered: list[float] = []
     if isinstance(payload, StreamPayload):
-        (outcome, fault), answered = way.stream(payload, TIMEOUT_S)
+        judged, answered = way.stream(payload, TIMEOUT_S)
     else:
-        outcome, fault = way.send(payload, TIMEOUT_S)
-    latency_us = (time.monotonic() - due_s) * 1e6
-    kind = str(objective.kind)
-    answered_us = [(at_s - due_s) * 1e6 for at_s in answered]
-    Run.record.count(kind, due_s - Run.began_s, outcome, latency_us, lag_us, fault, answered_us)
+        judged = way.send(payload, TIMEOUT_S)
+    ended(objective, due_s, lag_s, judged, [at_s - due_s for at_s in answered])
+
+
+def ended(objective: Objective, due_s: float, lag_s: float, judged: Judged, answered_s: Sequence[float] = ()) -> None:
+    """One request has ended now."""
+    latency_s = time.monotonic() - due_s
+    outcome, fault = judged
+    kind, at_s = str(objective.kind), due_s - Run.began_s
+    Run.record.count(kind, at_s, outcome, latency_s * 1e6, lag_s * 1e6, fault, [each * 1e6 for each in answered_s])
     events.request.fire(
         request_type=objective.kind.transport,
         name=f"{objective.kind.call} {objective.kind.model}",
-        response_time=latency_us / 1e3,
+        response_time=latency_s * 1e3,
         response_length=0,
         exception=RuntimeError(fault) if outcome != "right" else None,
         context={},
@@ -135,15 +153,25 @@ class OpenLoop(Caller):
 
     @task
     def send_all(self) -> None:
+        schedule, payloads = self.asked.schedule(SECONDS, SEED), self.asked.payloads
+        explaining = gevent.spawn(explain, self.objective, sender(self.objective), payloads)
+        unary = [one for one in payloads if isinstance(one, Payload)]
+        if len(unary) == len(payloads):
+            hear = partial(ended, self.objective)
+            greenlets.send_all(wire(self.objective), unary, schedule, Run.began_s, hear, TIMEOUT_S)
+        else:
+            self.stream_all(schedule)
+        explaining.kill()
+        raise StopUser
+
+    def stream_all(self, schedule: Sequence[tuple[int, int]]) -> None:
+        """A greenlet for each stream."""
         under_way = Group()
-        explaining = gevent.spawn(explain, self.objective, sender(self.objective), self.asked.payloads)
-        for offset_ns, place in self.asked.schedule(SECONDS, SEED):
+        for offset_ns, place in schedule:
             due_s = Run.began_s + offset_ns / 1e9
             gevent.sleep(max(0.0, due_s - time.monotonic()))
             under_way.spawn(ask, self.objective, self.way, self.asked.payloads[place], due_s)
         under_way.join()
-        explaining.kill()
-        raise StopUser
 
 
 class ClosedLoop(Caller):

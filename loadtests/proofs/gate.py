@@ -2,9 +2,11 @@
 
     python -m loadtests.proofs.gate --repeats 10
 
-A scripted server whose pass takes 10 ms is measured once; the SLO is its median and its 95th percentile, and 15 % more.
-Then the same server and one whose pass takes 13 ms are judged in turns. With --through locust each is a run of
-`loadtests.slo.run`. The exit code is 1 where a verdict was wrong, 2 where a run was invalid, whatever the others said.
+The SLO is the median of a scripted server whose pass takes 10 ms, the best of three runs, and 15 % more. Then that
+server and one whose pass takes 13 ms are judged in turns; with --through locust each is a run of `loadtests.slo.run`. A
+run in which the generator was late by more than 2 ms, where the margin is 1.5, is invalid and made again, so that a
+busy machine gives no verdict instead of a wrong one. The exit code is 1 where a verdict was wrong, 2 where too few runs
+were valid.
 """
 
 from __future__ import annotations
@@ -26,7 +28,7 @@ from loadtests.scripted import MODEL, scripted
 from loadtests.slo import run
 from loadtests.slo.objectives import Slo
 from loadtests.slo.record import Record
-from loadtests.slo.verdict import BROKEN, HELD, judge
+from loadtests.slo.verdict import BROKEN, HELD, INVALID, judge
 from server.load.drive import Leg, open_loop
 from server.load.http1 import Http1Wire
 from server.load.payloads import payloads
@@ -37,6 +39,9 @@ _RATE = 40.0
 _PASS_MS = 10.0
 _HEADROOM = 1.15
 _WARM_UP_S = 1.0
+_MAX_LAG_MS = 2.0
+_TRIES = 3
+"""For each verdict: runs that are invalid are made again."""
 _WORDS = ("held", "broken", "invalid")
 
 
@@ -49,10 +54,12 @@ def sampled(server: Server, repository: Path, seconds: float, seed: int) -> Samp
         wire.close()
 
 
-def objectives(measured: Samples) -> dict[str, object]:
-    latency = {f"p{q}": round(_HEADROOM * measured.latency_ms(q), 3) for q in (50, 95)}
-    objective = {"kind": _KIND, "rate": _RATE, "arrivals": "constant", "latency_ms": latency}
-    return {"warm_up_s": _WARM_UP_S, "window_s": 1.0, "max_lag_ms": 20.0, "objectives": [objective]}
+def objectives(server: Server, repository: Path, seconds: float) -> dict[str, object]:
+    """Of the best of some runs: what disturbs one makes it worse, never better."""
+    runs = [sampled(server, repository, seconds, seed).between(_WARM_UP_S, seconds) for seed in range(_TRIES)]
+    limit = round(_HEADROOM * min(one.latency_ms(50) for one in runs), 3)
+    objective = {"kind": _KIND, "rate": _RATE, "arrivals": "constant", "latency_ms": {"p50": limit}}
+    return {"warm_up_s": _WARM_UP_S, "window_s": 1.0, "max_lag_ms": _MAX_LAG_MS, "objectives": [objective]}
 
 
 def verdict_of(server: Server, repository: Path, slo: dict[str, object], seconds: float, seed: int) -> int:
@@ -97,20 +104,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
             servers[name] = stack.enter_context(scripted(folder, cores()[0], _PASS_MS * times))
         stack.enter_context(pinned(cores()[-1]))
-        measured = sampled(*servers["the same"], options.seconds, 0).between(_WARM_UP_S, options.seconds)
-        slo = objectives(measured)
-        found = {
-            name: [
-                verdict(*servers[name], slo, options.seconds, options.seed + turn) for turn in range(options.repeats)
-            ]
-            for name in servers
-        }
+        slo = objectives(*servers["the same"], options.seconds)
+        found: dict[str, list[int]] = {name: [] for name in servers}
+        for turn in range(options.repeats * _TRIES):
+            for name, codes in found.items():
+                if len(codes) - codes.count(INVALID) < options.repeats:
+                    codes.append(verdict(*servers[name], slo, options.seconds, options.seed + turn))
     rows = [(name, *(codes.count(code) for code in range(3))) for name, codes in found.items()]
     wrong = found["the same"].count(BROKEN) + found["slowed"].count(HELD)
-    text = f"# The same server, and one slowed by {options.slowed - 1:.0%}, {options.repeats} runs each\n\n"
+    text = f"# The same server, and one slowed by {options.slowed - 1:.0%}, {options.repeats} verdicts each\n\n"
     text += table(("server", *_WORDS), rows) + f"\n{wrong} wrong verdicts.\n"
     publish(text, "gate.md", options.out)
-    return 1 if wrong else 2 if any(code not in (HELD, BROKEN) for codes in found.values() for code in codes) else 0
+    few = any(len(codes) - codes.count(INVALID) < options.repeats for codes in found.values())
+    return 1 if wrong else 2 if few else 0
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ h1 { font-size: 1.1rem; font-weight: 500; color: #55555f; }
 h2 { font-size: 1rem; margin: 2rem 0 .5rem; }
 .verdict { color: white; border-radius: 6px; padding: .6rem 1rem; font-weight: 600; }
 svg { width: 100%; height: auto; }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
+table { border-collapse: collapse; display: block; overflow-x: auto; font-variant-numeric: tabular-nums; }
 th, td { padding: .25rem .8rem; text-align: right; border-bottom: 1px solid #ddd; }
 th:first-child, td:first-child { text-align: left; padding-left: 0; }
 td:last-child { overflow-wrap: anywhere; }
