@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from server.errors import Overloaded, QueueFull, ServingError
+from server.proto.forwardpass.v1 import prediction_pb2
 from server.settings import GrpcSettings
 from server.transport.connections import Connections
 from server.transport.http2 import frames
@@ -77,6 +78,22 @@ async def test_who_is_told_of_overload_is_heard_again_a_little_later() -> None:
     client.ask(1, b"100m")
     await client.settle()
     assert len(client.socket.sent) > before
+    assert not client.socket.reading
+    async with asyncio.timeout(10):
+        await client.socket.resumed.wait()
+    assert client.socket.reading
+
+
+async def test_who_is_told_so_of_a_prediction_is_not_heard_for_a_moment_either() -> None:
+    """Raw inputs are large, and what comes meanwhile is read together too."""
+    client = Client(Overloaded("add", 200, 90))
+    item = prediction_pb2.Input(image=prediction_pb2.Image(data=b"x" * 20_000))
+    asked = prediction_pb2.PredictRequest(model_name="add", inputs=[item]).SerializeToString()
+    call = call_fields(b"/forwardpass.v1.PredictionService/Predict", (b"grpc-timeout", b"100m"))
+    whole = message(asked)
+    client.protocol.data_received(headers(1, call) + data(1, whole[:16_384]) + data(1, whole[16_384:], END_STREAM))
+    for _ in range(5):
+        await client.settle()
     assert not client.socket.reading
     async with asyncio.timeout(10):
         await client.socket.resumed.wait()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING
 
-from server.errors import CallExpired, RequestTooSlow, Unsupported
+from server.errors import CallExpired, Overloaded, RequestTooSlow, Unsupported
 from server.transport.http2.messages import MessageReader, inflated
 
 if TYPE_CHECKING:
@@ -98,6 +98,8 @@ class UnaryCall:
 
     def _fail(self, error: Exception) -> None:
         self._release()
+        if isinstance(error, Overloaded):
+            self._calls.refused_ns = self._stream.timeout_ns
         self._calls.fail(self._stream, error)
 
     def _hold(self, size: int) -> None:
