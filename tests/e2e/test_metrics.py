@@ -12,6 +12,7 @@ from prometheus_client.samples import Sample
 
 from server.observability.definitions import CATALOG
 from tests.e2e.conftest import REPOSITORY, ServerProcess, end, start
+from tests.support.otlp import Collector, Span, collector
 
 pytestmark = pytest.mark.e2e
 
@@ -19,8 +20,16 @@ PICTURE = (REPOSITORY / "digits" / "example.png").read_bytes()
 CALLS = 12
 
 
+@pytest.fixture(scope="module")
+def sink() -> Iterator[Collector]:
+    with collector() as running:
+        yield running
+
+
 @pytest.fixture(scope="module", params=[1, 2], ids=["one_process", "two_fronts"])
-def asked(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
+def asked(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, sink: Collector
+) -> Iterator[ServerProcess]:
     """A server that was asked some things, and loaded a model anew. Its processors' energy is that of a script."""
     zone = tmp_path_factory.mktemp("powercap") / "intel-rapl:0"
     zone.mkdir()
@@ -28,7 +37,9 @@ def asked(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
         (zone / name).write_text(text)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("FORWARDPASS_METRICS__POWERCAP_FOLDER", str(zone.parent))
+        patch.setenv("OTEL_BSP_SCHEDULE_DELAY", "200")
         flags = ["--model-control-mode", "explicit", "--load-model", "digits", "--workers", str(request.param)]
+        flags += ["--otlp-endpoint", sink.grpc, "--otlp-ratio", "1"]
         server = start(tmp_path_factory.mktemp("server") / "server.log", *flags)
     try:
         with httpx.Client(base_url=server.http, timeout=30) as client:
@@ -96,6 +107,20 @@ def test_every_process_tells_of_itself(asked: ServerProcess) -> None:
     assert found[key("forwardpass_request_energy_joules_total", model="digits", version="1")] == 5
     assert found[key("forwardpass_engine_busy_seconds_total", model="digits", version="1")] > 0
     assert not [name for name, _ in found if name.startswith("nv_gpu")]  # of a machine without one
+
+
+def test_every_process_tells_the_spans_of_its_own_calls(asked: ServerProcess, sink: Collector) -> None:
+    """Those that have callers: all calls are told once, and the span of the pass is below its call's."""
+
+    def enough(spans: list[Span]) -> bool:
+        return len([span for span in spans if span.name == "predict digits"]) >= CALLS
+
+    spans = sink.until(enough)
+    sink.spans.clear()
+    calls = {span.span_id: span for span in spans if span.name == "predict digits"}
+    assert len(calls) == CALLS
+    passes = [span for span in spans if span.name == "compute"]
+    assert {span.parent_id for span in passes} == calls.keys()
 
 
 def test_both_formats_tell_the_same(asked: ServerProcess) -> None:

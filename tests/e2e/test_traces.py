@@ -127,17 +127,6 @@ def test_an_embedded_model_is_told_by_stage_over_either_wire(start_server: Start
     assert logged[TRACE]["request_id"] == "r1"
 
 
-def test_fronts_tell_of_their_own_requests(start_server: StartServer) -> None:
-    """With --workers each process that has callers sends their spans."""
-    with collector() as sink:
-        server = start_server("--workers", "2", "--otlp-endpoint", sink.grpc, "--otlp-ratio", "1")
-        for _ in range(4):
-            infer(server)
-        assert server.terminate() == 0
-        spans = sink.until(lambda spans: len([span for span in spans if span.kind == 2]) == 4)
-    assert {"decode", "queue", "compute", "encode"} <= of_trace(spans).keys()
-
-
 def test_a_collector_that_is_not_there_keeps_nobody(start_server: StartServer) -> None:
     """Requests are answered, and the server ends, as if nobody had asked for spans."""
     server = start_server("--otlp-endpoint", "127.0.0.1:1", "--otlp-ratio", "1")

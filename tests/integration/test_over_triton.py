@@ -7,7 +7,9 @@ A Triton that is missing (`make triton` installs one) skips these tests; under C
 from __future__ import annotations
 
 import asyncio
+import json
 import os
+import re
 import signal
 import time
 from collections import Counter
@@ -26,7 +28,7 @@ from tritonclient.utils import InferenceServerException
 from server.client import Client
 from server.local_triton.process import LocalTriton
 from server.repository.golden import read_golden, read_raw
-from tests.e2e.conftest import REPOSITORY, ServerProcess, end, start
+from tests.e2e.conftest import REPOSITORY, ROOT, ServerProcess, end, start
 from tests.support.tritons import in_front_of, triton
 
 pytestmark = pytest.mark.e2e
@@ -57,6 +59,20 @@ def sides(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sides]:
         embedded = start(folder / "embedded.log")
         stack.callback(end, embedded)
         yield Sides((first, second), over, embedded)
+
+
+def test_dashboards_ask_a_triton_for_what_it_tells(sides: Sides) -> None:
+    """Every metric in a query of Tritons' jobs, and in the choice of them, is one of its own."""
+    text = httpx.get(f"http://127.0.0.1:{sides.tritons[0].ports.metrics}/metrics").text
+    told = set(re.findall(r"^# TYPE (\w+) ", text, re.MULTILINE))
+    asked: set[str] = set()
+    for file in (ROOT / "helm" / "forwardpass" / "dashboards").glob("*.json"):
+        document = json.loads(file.read_text())
+        queries = [target["expr"] for panel in document["panels"] for target in panel["targets"]]
+        queries = [query for query in queries if "$triton" in query]
+        queries += [each["query"] for each in document["templating"]["list"] if each["name"] == "triton"]
+        asked |= {name for query in queries for name in re.findall(r"\bnv_\w+", query)}
+    assert {"nv_inference_request_success", "nv_inference_queue_duration_us"} < asked <= told
 
 
 @pytest.mark.parametrize("wire", ["grpc", "http"])
