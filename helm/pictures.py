@@ -21,7 +21,7 @@ from panels import BOARDS, Ask, Board, Panel
 mpl.use("Agg")
 from matplotlib import pyplot as plt
 
-_POINTS = 120
+_POINTS = 80
 
 
 def asked(expr: str, rate_interval: str, *, job: str = ".*", model: str = ".*", triton: str = ".*") -> str:
@@ -32,10 +32,10 @@ def asked(expr: str, rate_interval: str, *, job: str = ".*", model: str = ".*", 
     return expr
 
 
-def _series(url: str, ask: Ask, begin: float, end: float, rate_interval: str) -> list[dict[str, Any]]:
+def _series(client: httpx.Client, ask: Ask, begin: float, end: float, rate_interval: str) -> list[dict[str, Any]]:
     expr = asked(ask.expr, rate_interval, job="forwardpass", triton="triton")
     parameters = {"query": expr, "start": begin, "end": end, "step": (end - begin) / _POINTS}
-    found: list[dict[str, Any]] = httpx.get(f"{url}/api/v1/query_range", params=parameters).json()["data"]["result"]
+    found: list[dict[str, Any]] = client.get("/api/v1/query_range", params=parameters).json()["data"]["result"]
     return found
 
 
@@ -88,13 +88,13 @@ def _heat(axes: Any, drawn: list[tuple[str, list[float], list[float]]]) -> None:
     axes.set_yticks(range(0, len(rows), 3), [row[0] for row in rows][::3])
 
 
-def picture(url: str, board: Board, file: Path, begin: float, end: float, rate_interval: str) -> None:
+def picture(client: httpx.Client, board: Board, file: Path, begin: float, end: float, rate_interval: str) -> None:
     height = math.ceil(len(board.panels) / 2)
     figure, axes = plt.subplots(height, 2, figsize=(9, 1.75 * height), dpi=90, squeeze=False)
     for place, panel in zip(axes.flat, board.panels, strict=False):
         drawn = []
         for ask in panel.asks:
-            for series in _series(url, ask, begin, end, rate_interval):
+            for series in _series(client, ask, begin, end, rate_interval):
                 ats, values = zip(*((float(at), float(value)) for at, value in series["values"]), strict=True)
                 drawn.append((_legend(ask, series["metric"]), list(ats), list(values)))
         _draw(place, panel, drawn, begin)
@@ -122,10 +122,11 @@ def main() -> int:
     parser.add_argument("--rate-interval", default="5s", help="of the rates (default: 5s)")
     options = parser.parse_args()
     end = time.time()
-    for board in BOARDS:
-        file = options.folder / f"{board.uid.removeprefix('forwardpass-')}.png"
-        picture(options.url, board, file, end - options.seconds, end, options.rate_interval)
-        sys.stdout.write(f"{file}: {file.stat().st_size} bytes\n")
+    with httpx.Client(base_url=options.url, timeout=30) as client:
+        for board in BOARDS:
+            file = options.folder / f"{board.uid.removeprefix('forwardpass-')}.png"
+            picture(client, board, file, end - options.seconds, end, options.rate_interval)
+            sys.stdout.write(f"{file}: {file.stat().st_size} bytes\n")
     return 0
 
 
