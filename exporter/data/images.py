@@ -23,6 +23,10 @@ from exporter.recipes.base import Dropped
 from server.errors import ServingError
 from server.pipeline.image import ImageSteps
 
+_THUMBNAIL = 16
+_MEAN_LEVELS, _MOST_LEVELS = 4.0, 24
+"""How far, of 255, two thumbnails of the same picture are on average, and at the worst pixel."""
+
 DIGITS_SOURCE = "digits: Optical Recognition of Handwritten Digits (UCI), the copy in scikit-learn"
 
 
@@ -33,6 +37,8 @@ class Item:
     where: str
     label: str
     content: bytes
+    thumbnail: bytes = b""
+    """What pictures that look the same are told by, see `thumbnail_of`; none: only equal ones are duplicates."""
 
 
 class PictureSet(Protocol):
@@ -142,7 +148,8 @@ def collect_folder(folder: Path, steps: ImageSteps) -> tuple[PictureSet, tuple[D
             continue
         pictures.append(picture)
         size = f"{picture.width}x{picture.height} ".encode()
-        items.append(Item(where, parts[0], size + hashlib.sha256(picture.tobytes()).digest()))
+        content = size + hashlib.sha256(picture.tobytes()).digest()
+        items.append(Item(where, parts[0], content, thumbnail_of(picture)))
     if not items:
         raise DataError(f"no readable picture in a sub-folder of {folder} ({len(broken)} files can't be read)")
     return Folder(pictures, items), tuple(broken)
@@ -161,8 +168,36 @@ def _reason(error: Exception) -> str:
     return type(error).__name__ if isinstance(error, OSError) else str(error)
 
 
+def thumbnail_of(picture: Image.Image) -> bytes:
+    """The picture in 16x16, three bytes a pixel: equal but for a few levels for copies at other sizes or qualities."""
+    return picture.convert("RGB").resize((_THUMBNAIL, _THUMBNAIL), Image.Resampling.BOX).tobytes()
+
+
+def near_duplicates(items: Sequence[Item], kept: Sequence[int]) -> tuple[list[int], tuple[Dropped, ...]]:
+    """Of those kept: which stay, and the later ones that look like an earlier picture of the same label."""
+    stay: list[int] = []
+    dropped: list[Dropped] = []
+    shown: dict[str, tuple[list[int], list[NDArray[np.int16]]]] = defaultdict(lambda: ([], []))
+    for index in kept:
+        item = items[index]
+        found, thumbnails = shown[item.label]
+        mine = np.frombuffer(item.thumbnail, dtype=np.uint8).astype(np.int16)
+        if mine.size and thumbnails:
+            off = np.abs(np.stack(thumbnails) - mine)
+            same = np.flatnonzero((off.mean(axis=1) <= _MEAN_LEVELS) & (off.max(axis=1) <= _MOST_LEVELS))
+            if same.size:
+                dropped.append(Dropped(item.where, f"looks the same as {items[found[int(same[0])]].where}"))
+                continue
+        if mine.size:
+            found.append(index)
+            thumbnails.append(mine)
+        stay.append(index)
+    return stay, tuple(dropped)
+
+
 def duplicates(items: Sequence[Item]) -> tuple[list[int], tuple[Dropped, ...]]:
-    """Indices to keep, and what to drop: later copies of a picture; every copy where their labels differ."""
+    """Indices to keep, and what to drop: later copies of a picture, and what looks like one; every copy where their
+    labels differ."""
     groups: dict[bytes, list[int]] = defaultdict(list)
     for index, item in enumerate(items):
         groups[item.content].append(index)
@@ -176,7 +211,8 @@ def duplicates(items: Sequence[Item]) -> tuple[list[int], tuple[Dropped, ...]]:
         else:
             reason = "the same picture under several labels"
             dropped += [Dropped(items[i].where, f"{reason}: {items[i].label}") for i in indices]
-    return sorted(kept), tuple(dropped)
+    stay, near = near_duplicates(items, sorted(kept))
+    return stay, (*dropped, *near)
 
 
 def fingerprint(items: Sequence[Item]) -> str:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnxruntime as ort
@@ -17,10 +19,15 @@ from exporter.recipes.recommendation import RecommendationTask
 from exporter.recipes.regression import RegressionTask, margin_for, measured
 from exporter.steps import Run
 from server.answers import Prediction, Ranking, Regression
+from server.client import Client
 from server.pipeline.base import answers
-from server.pipeline.load import load_pipeline
+from server.pipeline.load import load_pipeline, read_spec
+from server.pipeline.recommendation import best_unseen
+from server.pipeline.regression import IntervalSpec, RegressionSpec, bounds
+from server.pipeline.tabular import RowEncoder
 from server.repository.certificate import read_manifest
 from server.types import RawInput, RowInput
+from tests.e2e.conftest import start
 
 # Lightning 2.6 trips over a deprecation in PyTorch 2.13; the exporter silences it for people, not for pytest.
 pytestmark = pytest.mark.filterwarnings("ignore:.*LeafSpec.*:FutureWarning")
@@ -104,6 +111,21 @@ def test_the_coverage_that_is_served_is_the_one_that_was_reported(prices: tuple[
     assert np.mean(held) == pytest.approx(run.evaluation.metrics["coverage"], abs=0.01)
 
 
+@pytest.mark.training
+def test_the_report_of_a_run_is_one_page(prices: tuple[Run, Path]) -> None:
+    """Metrics beside the baseline, dropped rows, the learning curve and the columns by split; nothing from afar."""
+    run, _ = prices
+    page = run.write_report().read_text()
+    assert page.count("<svg") == 2
+    assert "ridge regression" in page
+    assert "price: no finite number" in page
+    assert "validation loss" in page
+    assert all(name in page for name in ("size", "kind", "price", "leakage: "))
+    assert "<script" not in page
+    assert not re.search(r"(src|href)=[\"']?https?:", page)
+    assert run.write_report().read_text() == page
+
+
 def test_the_margin_is_the_quantile_of_the_misses() -> None:
     """Of 9 rows and 0.8: the 8th smallest miss, (n + 1) * level; inside rows have negative misses."""
     quantiles = np.tile([0.0, 1.0, 2.0], (9, 1))
@@ -121,6 +143,38 @@ def test_metrics_are_what_their_names_say() -> None:
     assert found["rmse"] == pytest.approx(2**0.5)
     assert (found["coverage"], found["width"]) == (0.5, 2.0)
     assert found["pinball"] == pytest.approx((0.1 + 0 + 0.1 + 0.3 + 1.0 + 0.9) / 6)
+
+
+@pytest.mark.training
+def test_served_numbers_are_those_of_training(prices: tuple[Run, Path], tmp_path: Path) -> None:
+    """1,000 rows by columns through training's transform, and by name through a server: the same numbers."""
+    run, folder = prices
+    assert isinstance(run.task, RegressionTask)
+    generator = np.random.default_rng(5)
+    size = np.where(generator.random(1_000) < 0.1, np.nan, generator.uniform(0, 12, 1_000))
+    kind = generator.choice(["flat", "house", "boat"], 1_000).astype(object)
+    tensors = RowEncoder(run.task.spec).transform_columns({"size": size, "kind": kind})
+    trained = bounds(read_interval(folder), run._trained.predict(tensors)["quantiles"])
+    rows = [{"size": None if np.isnan(s) else s, "kind": k} for s, k in zip(size.tolist(), kind, strict=True)]
+    served = [[one.low, one.value, one.high] for one in ask_server(folder, rows, 200, tmp_path)]
+    np.testing.assert_allclose(served, trained, rtol=1e-6)
+
+
+def read_interval(folder: Path) -> IntervalSpec:
+    spec = read_spec(folder)
+    assert isinstance(spec, RegressionSpec)
+    return spec.interval
+
+
+def ask_server(folder: Path, inputs: Sequence[Any], batch: int, tmp_path: Path) -> list[Any]:
+    """The answers of a server process over the published repository."""
+    server = start(tmp_path / "log", repository=folder.parent)
+    try:
+        with Client(server.http) as client:
+            parts = [inputs[first : first + batch] for first in range(0, len(inputs), batch)]
+            return [answer for part in parts for answer in client.predict(folder.name, part).predictions]
+    finally:
+        server.terminate()
 
 
 # --- recommendation ------------------------------------------------------------------------------
@@ -183,6 +237,24 @@ def test_an_index_that_does_not_exist_counts_as_padding(shop: tuple[Run, Path]) 
     wild = rows.copy()
     wild[0, 0], wild[1, 0] = -5, 2**40
     np.testing.assert_array_equal(*(session.run(None, {"history": given})[0] for given in (rows, wild)))
+
+
+@pytest.mark.training
+def test_served_rankings_are_those_of_training(shop: tuple[Run, Path], tmp_path: Path) -> None:
+    """1,000 histories as training's tensors, and as lists through a server: the same items, the same scores."""
+    run, folder = shop
+    task = run.task
+    assert isinstance(task, RecommendationTask)
+    generator = np.random.default_rng(6)
+    ids = [*(f"item-{n:03d}" for n in range(30)), "unknown"]
+    histories = [generator.choice(ids, int(generator.integers(0, 20))).tolist() for _ in range(1_000)]
+    scores = run._trained.predict({"history": task._histories.tensor(histories)})["scores"]
+    for history, row, answer in zip(histories, scores, ask_server(folder, histories, 50, tmp_path), strict=True):
+        seen = np.array(task._histories.known(history), dtype=np.int64) - 1
+        best = best_unseen(row, seen, 10)
+        assert len(answer.items) == len(best)
+        np.testing.assert_allclose([item.score for item in answer.items], row[best], atol=1e-5)
+        assert {item.label for item in answer.items}.isdisjoint(history)
 
 
 def test_the_last_item_is_never_learnt_from() -> None:
