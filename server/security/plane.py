@@ -18,7 +18,9 @@ if TYPE_CHECKING:
     from server.security.gate import Entry, Owners
     from server.types import IndexEntry, InferRequest, PredictRequest, PredictResponse
 
-_OF_A_MODEL = frozenset(("model_ready", "model_metadata", "pipeline", "manifest", "model_config", "decoupled"))
+_OF_A_MODEL = frozenset(
+    ("model_ready", "model_metadata", "pipeline", "manifest", "model_config", "decoupled", "chat_template")
+)
 """Methods whose first argument names a model."""
 
 
