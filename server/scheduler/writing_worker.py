@@ -17,7 +17,7 @@ from typing import Any
 
 from server.engine.base import Job, WritingInstance, WritingStep
 from server.errors import EngineFailure, ServingError
-from server.tensor import Array, Tensor
+from server.tensor import Array, Tensor, pack_bytes
 
 log = logging.getLogger(__name__)
 
@@ -165,4 +165,9 @@ class WritingWorker:
 
 
 def _tensors(outputs: Mapping[str, Array]) -> list[Tensor]:
-    return [Tensor.from_numpy(name, array) for name, array in outputs.items()]
+    return [
+        Tensor(name, "BYTES", array.shape, pack_bytes(array.tolist()))
+        if array.dtype == object
+        else Tensor.from_numpy(name, array)
+        for name, array in outputs.items()
+    ]

@@ -31,7 +31,7 @@ class Likely(NamedTuple):
 class Sampler:
     """Chooses the tokens of one text."""
 
-    __slots__ = ("_bans", "_counts", "_random", "_seen", "sampling")
+    __slots__ = ("_bans", "_counts", "_random", "_seen", "plain", "sampling")
 
     def __init__(self, sampling: Sampling, prompt: Iterable[int], vocabulary: int, ends: Iterable[int]) -> None:
         """`ends`: the tokens that end a text, which `min_tokens` keeps out."""
@@ -45,11 +45,8 @@ class Sampler:
             self._seen[np.fromiter(prompt, np.int64)] = True
             self._counts = np.zeros(vocabulary, np.int32)
         self._bans = np.fromiter(ends, np.int64) if sampling.min_tokens else None
-
-    @property
-    def plain(self) -> bool:
+        self.plain = self._random is None and self._seen is None and self._bans is None
         """The likeliest token by the logits as they are: of many texts these are found together."""
-        return self._random is None and self._seen is None and self._bans is None
 
     def choose(self, scores: Logits, made: int) -> int:
         """The next token, after `made` of them. The scores are not changed."""

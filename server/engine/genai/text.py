@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -58,6 +58,7 @@ class Text:
     """The token that was chosen last; it is not in the cache yet."""
     finish: str = ""
     """Why it ended; empty while it goes on."""
+    tells_logprobs: bool = field(init=False)
     _untold: list[str] = field(default_factory=list)
     _logprobs: list[list[Likely]] = field(default_factory=list)
     _logprob: float = 0.0
@@ -68,9 +69,8 @@ class Text:
     def prompt_tokens(self) -> int:
         return len(self.prompt)
 
-    @property
-    def tells_logprobs(self) -> bool:
-        return bool({LOGPROBS, CUMULATIVE} & self.wanted.outputs)
+    def __post_init__(self) -> None:
+        self.tells_logprobs = bool({LOGPROBS, CUMULATIVE} & self.wanted.outputs)
 
     def add(self, token: int, likely: Sequence[Likely]) -> None:
         """It goes on with this token. `likely`: itself first; empty if that is not told."""
@@ -111,17 +111,20 @@ class Text:
         text, self._untold = "".join(self._untold), []
         if self.wanted.prompt and not self._told:
             text = self.wanted.prompt + text
-        makers: Mapping[str, Callable[[], Array]] = {
-            TEXT: lambda: _strings(text.encode()),
-            FINISH: lambda: _strings(self.finish.encode()),
-            CUMULATIVE: lambda: np.array([self._logprob], np.float32),
-            LOGPROBS: self._tell_logprobs,
-            PROMPT_TOKENS: lambda: np.array([len(self.prompt)], np.uint32),
-            TOKENS: lambda: np.array([self.made - self._told], np.uint32),
-        }
-        outputs = {name: make() for name, make in makers.items() if name in self.wanted.outputs}
+        outputs = {name: self._make(name, text) for name in self.wanted.outputs}
         self._told, self._logprobs = self.made, []
         return outputs
+
+    def _make(self, name: str, text: str) -> Array:
+        if name == TEXT:
+            return _strings(text.encode())
+        if name == FINISH:
+            return _strings(self.finish.encode())
+        if name == LOGPROBS:
+            return self._tell_logprobs()
+        if name == CUMULATIVE:
+            return np.array([self._logprob], np.float32)
+        return np.array([len(self.prompt) if name == PROMPT_TOKENS else self.made - self._told], np.uint32)
 
     def _tell_logprobs(self) -> Array:
         """As Triton's vLLM backend: for each token an object by token, the chosen one first."""

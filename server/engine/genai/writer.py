@@ -123,13 +123,15 @@ class Writer:
 
     def _choose(self, texts: Sequence[Text], logits: NDArray[np.float32], step: Step) -> None:
         best = logits.argmax(axis=1)
-        for index, text in enumerate(texts):
-            sampler, scores = text.sampler, logits[index]
-            if not np.isfinite(scores[best[index]]):
+        # Of all rows together: a call of numpy for each would take longer than a pass of a small model.
+        finite = np.isfinite(logits[np.arange(len(texts)), best]).tolist()
+        for text, token, sound, scores in zip(texts, best.tolist(), finite, logits, strict=True):
+            if not sound:
                 step.failed.append(text)
                 self.leave(text)
                 continue
-            token = int(best[index]) if sampler.plain else sampler.choose(scores, text.made)
+            if not text.sampler.plain:
+                token = text.sampler.choose(scores, text.made)
             told: Sequence[Likely] = ()
             if text.tells_logprobs:
                 count = (text.sampling.logprobs or 0) if LOGPROBS in text.wanted.outputs else 0
