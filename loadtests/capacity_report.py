@@ -13,6 +13,8 @@ from server.load.limits import Limits
 from server.load.search import Found, Probe
 
 _BOUNDS = {"slo": "the SLO", "generator": "the generator: at least this", "none": "nothing that was tried"}
+_BUSY = 0.3
+"""The saturation at the capacity from which on it is the model that is the limit."""
 _MEMORY_MARGIN = 1.5
 _MEMORY_STEP = 64
 """MiB."""
@@ -81,20 +83,29 @@ def _knee(one: Capacity) -> Panel:
 def values(capacities: Sequence[Capacity], cores: int, margin: float) -> str:
     """A values file for the chart: the target per replica, and what a replica asks of its node.
 
-    The target is what the server says of its saturation at the capacity, for the kind that gets there first, times
-    `margin`. Memory is what was resident, half as much again.
+    The target is what the server says of its saturation at the capacity, for the kind where that is lowest, times
+    `margin`. A kind that is at its capacity while its model is hardly busy is limited by the server around it, which
+    no saturation tells of: for such ones the target is of the processor. Memory is what was resident, half as much
+    again.
     """
     lines = ["# Written by `make capacity`. What one replica holds, each kind alone:"]
     for one in capacities:
         more = "" if one.found.bound == "slo" else f"; kept from more by {_BOUNDS[one.found.bound]}"
         lines.append(f"#   {one.kind}: {one.found.rate:,.0f} requests/s at {one.limits}{more}")
     tree: dict[str, object] = {}
-    told = [one.saturation for one in capacities if one.saturation]
-    if told:
+    told = {one.kind: one.saturation for one in capacities if one.saturation is not None}
+    target: dict[str, object] = {}
+    if busy := {kind: saturation for kind, saturation in told.items() if saturation >= _BUSY}:
+        lowest = min(busy, key=lambda kind: busy[kind])
         lines.append(
-            f"# Saturation at the capacity, of the kind where it is lowest: {min(told):.2f}; {margin:g} of it."
+            f"# Saturation at the capacity, where it is lowest ({lowest}): {busy[lowest]:.2f}; {margin:g} of it."
         )
-        tree["autoscaling"] = {"targetSaturation": round(max(0.05, min(told) * margin), 2)}
+        target["targetSaturation"] = round(busy[lowest] * margin, 2)
+    if idle := [kind for kind in told if kind not in busy]:
+        lines.append(f"# Limited by the server around the model, and not by the model: {', '.join(idle)}.")
+        target["targetCPUUtilizationPercentage"] = round(100 * margin)
+    if target:
+        tree["autoscaling"] = target
     tree["capacity"] = {
         "kinds": {
             one.kind: {"requestsPerSecond": round(one.found.rate, 1), "slo": one.limits.text()}

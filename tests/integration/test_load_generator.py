@@ -205,22 +205,24 @@ def test_capacity_is_written_for_people_and_for_the_chart(server: Server, tmp_pa
     assert run[0]["found"]["rate"] > 5
     assert run[0]["saturation"] > 0
     assert "limit" in (out / "capacity.svg").read_text()
-    assert yaml.safe_load((out / "capacity.yaml").read_text())["autoscaling"]["targetSaturation"] > 0
+    assert set(yaml.safe_load((out / "capacity.yaml").read_text())) == {"autoscaling", "capacity"}
 
 
 def test_capacities_as_values_are_what_helm_renders() -> None:
-    """The target is of the kind that is nearest to its capacity at the lowest saturation; memory has a margin."""
+    """The target is of the kind with the lowest saturation at its capacity; where no model is the limit, of the CPU."""
     found = Found(100.0, "slo", (Probe(100.0, ()),))
     limits = Limits({99.0: 20.0})
     made = [
         Capacity("rest predict digits", limits, found, (), 120.0, 0.5, 100 * 2**20),
         Capacity("grpc infer fraud", limits, found, (), 120.0, 0.9, 120 * 2**20),
+        Capacity("rest infer breast_cancer", limits, found, (), 120.0, 0.05, 110 * 2**20),
     ]
     written = yaml.safe_load(values(made, 2, 0.8))
-    assert written["autoscaling"] == {"targetSaturation": 0.4}
+    assert written["autoscaling"] == {"targetSaturation": 0.4, "targetCPUUtilizationPercentage": 80}
     documents = render({**written, "autoscaling": {**written["autoscaling"], "kind": "hpa"}})
-    (metric,) = one(documents, "HorizontalPodAutoscaler")["spec"]["metrics"]
-    assert float(metric["pods"]["target"]["averageValue"]) == 0.4
+    saturation, cpu = one(documents, "HorizontalPodAutoscaler")["spec"]["metrics"]
+    assert float(saturation["pods"]["target"]["averageValue"]) == 0.4
+    assert cpu["resource"]["target"]["averageUtilization"] == 80
     (container,) = one(documents, "Deployment")["spec"]["template"]["spec"]["containers"]
     assert (
         container["resources"]
