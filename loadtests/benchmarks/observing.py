@@ -50,6 +50,7 @@ from server.transport.methods import METHODS
 MODEL = "tiny_mlp"
 HEADER = ("looked at by", "a call, us", "over nothing", "half of the rounds are within")
 _NEVER = 1 << 62
+_SCRAPE_S = 0.25
 _WIDE = 2**30
 
 
@@ -111,6 +112,7 @@ class Bench:
     def __init__(self, server: Server) -> None:
         self._server = server
         data = message(MODEL, (30,))
+        self._next_scrape = 0.0
         self._received = {variant: reads(25, data, variant) for variant in ("same", "literals")}
 
     async def run(self, way: Way, seconds: float) -> float:
@@ -137,7 +139,6 @@ class Bench:
         start = frames.settings({frames.INITIAL_WINDOW_SIZE: _WIDE}) + frames.SETTINGS_ACK
         connection.receive(frames.PREFACE + start, time.monotonic_ns())
         received = self._received[way.variant]
-        next_scrape = time.monotonic()
         for data in received:
             calls.handle(connection.receive(data, time.monotonic_ns()))
             while connection.streams:
@@ -146,9 +147,9 @@ class Bench:
             b"".join(connection.sender.out)
             connection.sender.out.clear()
             connection.sender.window = _WIDE
-            if way.scraped and time.monotonic() >= next_scrape:
+            if way.scraped and time.monotonic() >= self._next_scrape:
                 await self._server.own_metrics()
-                next_scrape = time.monotonic() + 0.25
+                self._next_scrape = time.monotonic() + _SCRAPE_S
         return len(received) * IN_FLIGHT
 
 
