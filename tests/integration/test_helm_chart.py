@@ -71,6 +71,7 @@ CASES: dict[str, Values] = {
     "a Triton in each pod": {"engine": "triton", "triton": {"placement": "sidecar"}},
     "Tritons that are there": {"engine": "triton", "triton": {"placement": "external", "urls": ["grpc://a:8001"]}},
     "a certificate of cert-manager": {"tls": {"certManager": CERT_MANAGER}},
+    "callers with keys": {"auth": {"keysSecret": "keys"}, "settings": {"auth": {"insecure": False}}},
     "everything that may be added to a pod": {
         "extraEnv": [{"name": "AWS_REGION", "value": "x"}],
         "extraEnvFrom": [{"secretRef": {"name": "credentials"}}],
@@ -503,3 +504,17 @@ def test_every_value_of_the_chart_is_in_its_schema() -> None:
     schema = json.loads((CHART / "values.schema.json").read_text())
     values = yaml.safe_load((CHART / "values.yaml").read_text())
     assert set(values) == set(schema["properties"]) - {"global"}
+
+
+def test_keys_are_a_secret_that_is_mounted() -> None:
+    """The server is told where they are; by default the chart says in so many words that everybody may ask."""
+    documents = render(CASES["callers with keys"])
+    pod = one(documents, "Deployment")["spec"]["template"]["spec"]
+    [container] = pod["containers"]
+    environment = {entry["name"]: entry.get("value") for entry in container["env"]}
+    assert environment["FORWARDPASS_AUTH__KEYS"] == "/keys"
+    assert environment["FORWARDPASS_AUTH__INSECURE"] == "false"
+    assert {"name": "keys", "mountPath": "/keys", "readOnly": True} in container["volumeMounts"]
+    assert {"name": "keys", "secret": {"secretName": "keys"}} in pod["volumes"]
+    [container] = one(render(), "Deployment")["spec"]["template"]["spec"]["containers"]
+    assert {"name": "FORWARDPASS_AUTH__INSECURE", "value": "true"} in container["env"]
