@@ -76,7 +76,10 @@ class Unexpected(Exception):
 
 def _engine(faults: Faults) -> int:
     """The process with the most threads: it has the instances'."""
-    return max(faults.children(), key=lambda pid: len(os.listdir(f"/proc/{pid}/task")))  # noqa: PTH208
+    children = faults.children()
+    if not children:
+        raise Unexpected("the server has no processes any more")
+    return max(children, key=lambda pid: len(os.listdir(f"/proc/{pid}/task")))  # noqa: PTH208
 
 
 async def kills_the_engine(faults: Faults) -> str:

@@ -60,9 +60,17 @@ def fork(name: str, main: Main, settings: Settings, leave: Callable[[], None]) -
 
     What was imported is there at once, and its memory is shared until it is written to. No thread and no event loop
     may have been started before, for they would not be whole in the child.
+
+    Raises:
+        OSError: there are no descriptors, processes or memory for it.
     """
     ours, theirs = channel()
-    pid = os.fork()
+    try:
+        pid = os.fork()
+    except OSError:
+        ours.close()
+        theirs.close()
+        raise
     if pid:
         theirs.close()
         return Child(name, pid, ours)

@@ -41,6 +41,8 @@ _ACCEPTED = 64
 """Connections that are accepted from one listener before anything else is looked at."""
 _LAST_S = 8.0
 """Beyond the grace, for a front's last answers and the end of its connections; then it is killed."""
+_RETRY_S = 1.0
+"""Between two tries, where the process or the system has no more descriptors, processes or memory to give."""
 _ENGINE = "engine"
 
 
@@ -152,7 +154,12 @@ class Supervisor:
         if self._stopping:
             return
         main: Any = EngineProcess if name == _ENGINE else Front
-        child = fork(name, lambda *given: main(*given).run(), self._settings, self._leave)
+        try:
+            child = fork(name, lambda *given: main(*given).run(), self._settings, self._leave)
+        except OSError as error:
+            log.error("can't start %s: %s; trying again in %g s", name, error.strerror or error, _RETRY_S)
+            self._later(_RETRY_S, partial(self._start, name))
+            return
         self._children[name] = child
         self._selector.register(child.end, selectors.EVENT_READ, partial(self._hear, child))
         for front in self._fronts if name == _ENGINE else [child]:
@@ -168,11 +175,21 @@ class Supervisor:
 
     def _link(self, front: Child) -> None:
         engine = self._children.get(_ENGINE)
-        if engine is None:
+        if engine is None or front not in self._children.values():
             return  # The next one is linked to all.
-        ends = socket.socketpair()
+        try:
+            files = [os.memfd_create("forwardpass")] if self._settings.workers.shared_bytes else []
+            try:
+                ends = socket.socketpair()
+            except OSError:
+                for file in files:
+                    os.close(file)
+                raise
+        except OSError as error:
+            log.error("can't link %s: %s; trying again in %g s", front.name, error.strerror or error, _RETRY_S)
+            self._later(_RETRY_S, partial(self._link, front))
+            return
         front.links += 1
-        files = [os.memfd_create("forwardpass")] if self._settings.workers.shared_bytes else []
         for file in files:
             os.truncate(file, self._settings.workers.shared_bytes)
         number = self._number(front)
@@ -286,11 +303,21 @@ class Supervisor:
                 self._selector.unregister(listener)
 
     def _accept(self, place: int) -> None:
-        with suppress(BlockingIOError, ConnectionError):
+        try:
             for _ in range(_ACCEPTED):
                 connection, _ = self._listeners[place].accept()
                 with connection:
                     self._hand_over(connection, place)
+        except (BlockingIOError, ConnectionError):
+            return
+        except OSError as error:
+            # No descriptors are left: who comes waits in the system's backlog.
+            log.error("can't accept connections: %s; trying again in %g s", error.strerror or error, _RETRY_S)
+            self._listen(False)
+            self._later(_RETRY_S, self._listen_again)
+
+    def _listen_again(self) -> None:
+        self._listen(any(front.ready for front in self._fronts))
 
     def _hand_over(self, connection: socket.socket, place: int) -> None:
         for front in emptiest(self._fronts, place):

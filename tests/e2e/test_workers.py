@@ -6,6 +6,7 @@ import http.client
 import json
 import os
 import re
+import resource
 import shutil
 import signal
 import socket
@@ -287,4 +288,22 @@ def test_a_process_that_hangs_is_killed_and_replaced(
     url = f"{server.http}/v2/models/digits/predict"
     assert httpx.post(url, content=PICTURE, headers={"content-type": "image/png"}).status_code == 200
     assert f"{which} (process {before[which]}) hangs" in server.log.read_text()
+    assert server.terminate() == 0
+
+
+def test_a_supervisor_without_descriptors_goes_on(start_server: StartServer) -> None:
+    """Nobody new gets in while there is none, nor is who died replaced; both are made up for when there are again."""
+    server = start_server("--workers", "2")
+    pid = server.process.pid
+    before = resource.prlimit(pid, resource.RLIMIT_NOFILE)
+    resource.prlimit(pid, resource.RLIMIT_NOFILE, (len(list(Path(f"/proc/{pid}/fd").iterdir())), before[1]))
+    front = children(server)["front-0"]
+    with socket.create_connection(("127.0.0.1", server.port("REST")), timeout=20) as waiting:
+        waiting.sendall(b"GET /v2/health/live HTTP/1.1\r\nHost: x\r\n\r\n")
+        until(lambda: "can't accept connections" in server.log.read_text())
+        os.kill(front, signal.SIGKILL)
+        until(lambda: "it is replaced" in server.log.read_text())
+        resource.prlimit(pid, resource.RLIMIT_NOFILE, before)
+        assert b" 200 " in waiting.recv(100)
+    until(lambda: len(children(server)) == 3 and ready(server))
     assert server.terminate() == 0
