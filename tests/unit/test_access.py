@@ -343,6 +343,8 @@ def test_what_every_call_needs() -> None:
     )
     assert all(need.role is Role.CONTROL for name, need in routes.items() if name.startswith("POST") and "load" in name)
     assert {need.role for name, need in routes.items() if name.endswith(("infer", "predict"))} == {Role.PREDICT}
+    assert {need.role for name, need in routes.items() if name.startswith("POST /v1/")} == {Role.PREDICT}
+    assert {need.role for name, need in routes.items() if name.startswith("GET /v1/")} == {Role.READ}
 
 
 # --- tokens -----------------------------------------------------------------------------------------------
