@@ -67,6 +67,7 @@ class EngineProcess:
         self._lifecycle.advance(State.READY)
         for said in self._waiting:
             self._tasks.start(self._link(said))
+        self._tasks.start(self._host.beat())
         self._tasks.start(self._host.watch())
         if repository.control_mode == "poll":
             self._tasks.start(self._models.poll(repository.poll_s))

@@ -121,6 +121,7 @@ class Front:
         if self.dataplane.lifecycle.state is State.STARTING:
             self.dataplane.lifecycle.advance(State.READY)
         process.settle()
+        self._tasks.start(self.models.watch())
         self._tasks.start(beat(self._supervisor))
         say(self._supervisor, Word.READY)
         await self._stop.wait()

@@ -47,7 +47,8 @@ log = logging.getLogger(__name__)
 
 _LONG_NS = 4 * HANDOFF_NS
 """No front's loop, nor the core that it shares with others, is kept longer by a pass of a model that runs there."""
-_HEALTH_S = 0.5
+_BEAT_S = 0.1
+_WATCH_S = 0.5
 _REPORT_S = 2.0
 """In which every front answers a question; one that does not hangs."""
 
@@ -248,11 +249,16 @@ class Host:
         pipeline, manifest = model.pipeline, model.manifest
         return Announced(handle, model.name, model.version, config, labels, pipeline, manifest, is_tiny, fingerprint)
 
-    async def watch(self) -> None:
-        """Tell of health, of changes of the index and keep what the fronts have counted, until cancelled."""
-        for turn in count():
-            await asyncio.sleep(_HEALTH_S)
+    async def beat(self) -> None:
+        """Tell of health, until cancelled: a front whose engine process is silent keeps the deadlines itself."""
+        while True:
+            await asyncio.sleep(_BEAT_S)
             self._tell_health(self._guests)
+
+    async def watch(self) -> None:
+        """Tell of changes of the index and keep what the fronts have counted, until cancelled."""
+        for turn in count():
+            await asyncio.sleep(_WATCH_S)
             if self._index != self._dataplane.repository_index():
                 self.announce()
             if turn % 2:

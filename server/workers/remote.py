@@ -18,7 +18,7 @@ from functools import partial
 from typing import Any
 
 from server.engine.base import Elsewhere
-from server.errors import Cancelled, Draining, EngineLost, ServingError, UnknownModel
+from server.errors import Cancelled, DeadlineExceeded, Draining, EngineLost, ServingError, UnknownModel
 from server.model_control import ModelControl
 from server.proto.triton import model_config_pb2
 from server.repository.certificate import Manifest
@@ -47,7 +47,10 @@ log = logging.getLogger(__name__)
 _RETIRING_NS = 30_000_000_000
 """How long a prediction may hold a version that is out of service."""
 _SILENCE_NS = 5_000_000_000
-"""The engine process tells of its health twice a second; one that is silent for so long hangs."""
+"""The engine process tells of its health ten times a second; one that is silent for so long hangs."""
+_SILENT_NS = 300_000_000
+"""From here on the deadlines of what it was asked are kept in its place."""
+_LOOK_S = 0.02
 
 
 @dataclass(frozen=True, slots=True)
@@ -242,6 +245,24 @@ class RemoteModels:
         if self._link is not None:
             self._link.send(frame(Kind.CANCEL, NUMBER.pack(number)))
         request.settle(Cancelled())
+
+    def expire(self, now_ns: int) -> None:
+        """Settle those whose time is over, while the engine process, which does so else, says nothing."""
+        link = self._link
+        if link is None or not self.told.is_set() or now_ns - self._heard_ns < _SILENT_NS:
+            return
+        for number, (request, served, _) in list(self._pending.items()):
+            if request.deadline_ns <= now_ns:
+                self._forget(number)
+                link.send(frame(Kind.CANCEL, NUMBER.pack(number)))
+                waited_us = (now_ns - request.received_ns) // 1000
+                self._fail(request, served, DeadlineExceeded(request.model_name, waited_us))
+
+    async def watch(self) -> None:
+        """Look whether somebody's time is over, for ever."""
+        while True:
+            await asyncio.sleep(_LOOK_S)
+            self.expire(time.monotonic_ns())
 
     def _forget(self, number: int) -> tuple[InferRequest, Served] | None:
         found = self._pending.pop(number, None)

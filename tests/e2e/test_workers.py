@@ -313,3 +313,20 @@ def test_a_supervisor_without_descriptors_goes_on(start_server: StartServer) -> 
 
     until(whole)
     assert server.terminate() == 0
+
+
+def test_deadlines_are_kept_while_the_engine_process_is_stopped(start_server: StartServer) -> None:
+    """Whoever asks over REST, where no client library ends the call, is told in time."""
+    server = start_server("--workers", "2")
+    engine = children(server)["engine"]
+    url = f"{server.http}/v2/models/digits/predict"
+    headers = {"content-type": "image/png", "x-request-timeout": "700"}
+    os.kill(engine, signal.SIGSTOP)
+    try:
+        began = time.monotonic()
+        answer = httpx.post(url, content=PICTURE, headers=headers, timeout=20)
+        took = time.monotonic() - began
+    finally:
+        os.kill(engine, signal.SIGCONT)
+    assert (answer.status_code, took < 5) == (504, True)
+    assert httpx.post(url, content=PICTURE, headers=headers, timeout=20).status_code == 200
