@@ -16,7 +16,7 @@ LOAD ?=
 REPORTS ?= build/bench
 
 .DEFAULT_GOAL := help
-.PHONY: help audit chaos load capacity bench-swaps serve test check format types lint bench bench-quick bench-simulate bench-overload bench-cap bench-prediction bench-collector bench-decode bench-startup bench-share bench-scaling simulate-scaling bench-rest bench-workers bench-shm bench-access bench-triton-shm bench-over-triton bench-repair fuzz-rest fuzz-grpc fuzz-bytes soak models text-model recipes proto metrics lock clean triton helm-tools chart kserve bench-observing watch dashboards dashboards-types
+.PHONY: help audit chaos load capacity bench-swaps serve test check format types lint bench bench-quick bench-simulate bench-overload bench-cap bench-prediction bench-collector bench-decode bench-startup bench-share bench-scaling simulate-scaling bench-rest bench-workers bench-shm bench-access bench-triton-shm bench-over-triton bench-repair fuzz-rest fuzz-grpc fuzz-bytes soak models text-model recipes proto metrics lock clean triton helm-tools chart images kserve bench-observing watch dashboards dashboards-types
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -170,6 +170,9 @@ build/helm/.installed: $(BIN)/python helm/requirements-tools.txt
 chart: $(VENV)/.server build/helm/.installed ## write what is generated of the Helm chart: the schema of its values, and the snapshot of its rendering
 	$(BIN)/python helm/schema.py
 	build/helm/helm template r helm/forwardpass --namespace ns --kube-version 1.31.0 > tests/golden/chart.yaml
+
+images: $(VENV)/.dev ## build the server's image without a container engine and try it: as its user, on a read-only root; needs root, buildah, debootstrap
+	images/build
 
 kserve: build/kserve/.installed ## install KServe's Python client for its test into build/kserve, 240 MB
 

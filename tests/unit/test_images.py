@@ -1,0 +1,90 @@
+"""The Dockerfile and compose.yaml, as far as it goes without a container engine; `make images` builds and runs them."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from server.environment import load_settings
+
+ROOT = Path(__file__).parents[2]
+DOCKERFILE = (ROOT / "Dockerfile").read_text()
+COMPOSE: dict[str, Any] = yaml.safe_load((ROOT / "compose.yaml").read_text())
+
+
+def stages() -> dict[str, str]:
+    """The text of each, by its name."""
+    parts = re.split(r"^FROM \S+ AS (\S+)$", DOCKERFILE, flags=re.MULTILINE)[1:]
+    return dict(zip(parts[::2], parts[1::2], strict=True))
+
+
+@pytest.mark.parametrize(
+    ("target", "installed"),
+    [("server", "installed"), ("server-gpu", "installed-gpu"), ("exporter", "installed-exporter")],
+)
+def test_an_image_runs_as_nobody_in_particular_and_has_what_was_installed_alone(target: str, installed: str) -> None:
+    """A user with a number, one copy out of the stage with the tools, no step of its own, and what its health is."""
+    stage = stages()[target]
+    assert re.findall(r"^USER (.*)$", stage, re.MULTILINE) == ["10001:10001"]
+    assert re.findall(r"^COPY --from=(\S+) /opt/forwardpass /opt/forwardpass$", stage, re.MULTILINE) == [installed]
+    assert "RUN " not in stage
+    assert len(re.findall(r"^HEALTHCHECK ", stage, re.MULTILINE)) == 1
+    assert 'ENTRYPOINT ["forwardpass"]' in stage
+
+
+def test_bases_are_arguments_so_that_they_can_be_pinned() -> None:
+    """No FROM names an image by itself."""
+    named = set(stages())
+    bases = re.findall(r"^FROM (\S+)", DOCKERFILE, re.MULTILINE)
+    assert all(base in named or re.fullmatch(r"\$\{(PYTHON|CUDA)\}", base) for base in bases)
+
+
+def test_the_builder_gets_what_it_copies_and_hardly_more() -> None:
+    """`.dockerignore` lets through the sources of every COPY, and no tests, builds or models."""
+    allowed = {line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")}
+    copied = {name for line in re.findall(r"^COPY ([^-].*) \S+$", DOCKERFILE, re.MULTILINE) for name in line.split()}
+    assert copied - {"server/__init__.py"} == allowed
+
+
+@pytest.mark.parametrize("name", ["server", "gateway"])
+def test_the_environment_of_compose_is_the_servers_own(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Settings that it reads, beside those of the image; read-only, without rights, for this machine only."""
+    service = COMPOSE["services"][name]
+    image = dict(re.findall(r"(FORWARDPASS_\w+)='?([^'\s]+)'?", stages()["server"]))
+    for key, value in {**image, **service["environment"]}.items():
+        monkeypatch.setenv(key, value)
+    settings = load_settings()
+    assert settings.host == settings.metrics.host == "0.0.0.0"  # noqa: S104 - of a container
+    assert settings.repository.path == ("/models",)
+    assert service["read_only"] is True
+    assert service["cap_drop"] == ["ALL"]
+    assert service["user"] == "10001:10001"
+    grace_s = int(service["stop_grace_period"].removesuffix("s"))
+    assert grace_s > settings.shutdown.delay_s + settings.shutdown.grace_s
+    assert all(port.startswith("127.0.0.1:") for port in service["ports"])
+
+
+def test_prometheus_takes_the_configuration_of_compose(tmp_path: Path) -> None:
+    """By promtool, with the chart's own rules."""
+    promtool = shutil.which("promtool")
+    if promtool is None:
+        pytest.skip("promtool is not installed")
+    config = COMPOSE["configs"]["prometheus"]["content"]
+    rules = ROOT / "helm" / "forwardpass" / "rules"
+    (tmp_path / "prometheus.yml").write_text(config.replace("/etc/prometheus/rules", str(rules)))
+    done = subprocess.run([promtool, "check", "config", tmp_path / "prometheus.yml"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert COMPOSE["services"]["prometheus"]["volumes"] == ["./helm/forwardpass/rules:/etc/prometheus/rules:ro"]
+
+
+def test_configs_of_compose_are_used_and_there() -> None:
+    """Each by one service."""
+    used = [each["source"] for service in COMPOSE["services"].values() for each in service.get("configs", [])]
+    assert sorted(used) == sorted(COMPOSE["configs"])
+    assert all(yaml.safe_load(each["content"]) for each in COMPOSE["configs"].values())
