@@ -64,7 +64,9 @@ def export_callable(
     module = _module(what)
     given = _examples(examples, _input_names(module))
     rows = _rows(given)
-    sample = {name: _repeated(array, max(rows, SAMPLE_ROWS)) for name, array in given.items()}
+    # A program knows its dimensions; PyTorch must not take those of a module's examples for constants.
+    few = rows if isinstance(module, Program) else max(rows, SAMPLE_ROWS)
+    sample = {name: _repeated(array, few) for name, array in given.items()}
     reference = _Reference(module, list(sample))
     names = list(reference(sample))
     with TemporaryDirectory() as folder:

@@ -72,7 +72,7 @@ def loads(repository: Path, name: str, custom_code: tuple[str, ...] = ()) -> Non
         load_pipeline=lambda folder: load_pipeline(folder, custom_code=custom_code),
         warmup_s=1.0,
     )
-    for model in opened.load(name).values():
+    for model in opened.load(name):
         model.engine_model.close()
 
 
