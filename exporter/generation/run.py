@@ -36,7 +36,7 @@ from exporter.recipes.base import Split, Task
 from exporter.run import train
 from server.repository.certificate import DataRecord, RowCounts, Tolerance, VersionRecord
 
-CONFIG_FILE, EVALUATION_FILE = "config.yaml", "evaluation.json"
+CONFIG_FILE, DATA_FILE, EVALUATION_FILE = "config.yaml", "data.json", "evaluation.json"
 _GOLDEN = 6
 _GOLDEN_CHARACTERS = 60
 
@@ -60,6 +60,7 @@ class GenerationRun:
         self.folder, self.config, self._report = folder, config, report
         self._open(resume=resume)
         self.corpus = read_corpus(config.data)
+        self._hold_to(self.corpus.sha256)
         report("collect", [self.corpus.source, f"sha256 {self.corpus.sha256[:12]}"])
         self.task = GenerationTask(config, self.corpus)
         counted = ", ".join(f"{split.value} {len(tokens):,}" for split, tokens in self.task.tokens.items())
@@ -78,6 +79,13 @@ class GenerationRun:
         shutil.rmtree(self.folder, ignore_errors=True)
         self.folder.mkdir(parents=True)
         path.write_text(yaml.safe_dump(self.config.model_dump(mode="json"), sort_keys=False))
+
+    def _hold_to(self, sha256: str) -> None:
+        """A run goes on with the texts that it began with."""
+        path = self.folder / DATA_FILE
+        if path.exists() and json.loads(path.read_text())["sha256"] != sha256:
+            raise RunError(f"the texts at {self.config.data} are not what {self.folder} was trained on; train anew")
+        path.write_text(json.dumps({"sha256": sha256}) + "\n")
 
     @cached_property
     def model(self) -> Any:

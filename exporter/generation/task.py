@@ -86,7 +86,8 @@ class GenerationTask:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", FutureWarning)  # peft's own use of transformers
                 model = get_peft_model(model, lora)
-        return Causal(model)
+        # As transformers reads a model it is in evaluation mode.
+        return Causal(model).train()
 
     def loss(self, outputs: Sequence[torch.Tensor], targets: torch.Tensor) -> torch.Tensor:
         [logits] = outputs

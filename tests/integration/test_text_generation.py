@@ -96,6 +96,20 @@ def test_a_model_is_fine_tuned_beside_its_weights_and_published_in_int4(made: tu
     assert version["metrics"]["perplexity"] != version["metrics"]["perplexity_trained"]
 
 
+def test_a_run_goes_on_only_with_its_own_texts_and_configuration(made: tuple[Path, str], texts: Path) -> None:
+    """With either changed it is another run."""
+    place, _ = made
+    flags = ["text-generation", "--data", str(texts), "--name", "asks", "--run-dir", str(place / "run"), "--resume"]
+    other = CliRunner().invoke(commands, [*flags, *FLAGS, "--seed", "1"])
+    assert (other.exit_code, "another configuration" in other.output) == (4, True)
+    data = place / "run" / "data.json"
+    before = data.read_text()
+    data.write_text('{"sha256": "another"}')
+    changed = CliRunner().invoke(commands, [*flags, *FLAGS])
+    data.write_text(before)
+    assert (changed.exit_code, "trained on" in changed.output) == (4, True)
+
+
 def test_texts_are_split_by_passages_without_doubles(texts: Path) -> None:
     """The same every time; files that can't be read are named."""
     corpus = read_corpus(str(texts))
