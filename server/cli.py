@@ -36,6 +36,9 @@ EXPORTER_COMMANDS = {
     "export": "Export a trained checkpoint to ONNX.",
     "verify": "Compare an exported model with its golden inputs.",
     "publish": "Publish a verified model into the model repository.",
+    "import": "Publish a model that was made elsewhere.",
+    "quantize": "Make smaller and faster copies of a model, measured beside it.",
+    "tensorrt": "Build a TensorRT plan of a model.",
 }
 EXPORTER_NEEDS = ("torch", "lightning", "exporter", "exporter.cli")
 INSTALL_EXPORTER = "install the exporter with: pip install 'forwardpass[exporter]'"
