@@ -96,7 +96,7 @@ def write(asked: Asked, call: str, config: pb.ModelConfig, found: Sequence[Tried
     """Raises OSError, ModelLoadFailed."""
     best = best_of(found)
     tuned = asked.folder / TUNED_FILE
-    if best is not None and best is not found[0]:
+    if best is not None and best.choice != found[0].choice:
         write_model_config(applied(config, best.choice), tuned)
         if asked.apply:
             tuned.replace(asked.folder / CONFIG_FILE)
@@ -127,8 +127,9 @@ def verdict(found: Sequence[Tried]) -> str:
     best, first = best_of(found), found[0]
     if best is None:
         return "Nothing that was tried holds the objective."
-    if best is first:
-        return f"The config that is there is the best of {len(found)}: {first.rate:,.0f} requests/s."
+    if best.choice == first.choice:
+        tried = len({one.choice for one in found})
+        return f"The config that is there is the best of {tried}: {best.rate:,.0f} requests/s."
     more = f", {best.rate / first.rate:.2f} times the {first.rate:,.0f} before" if first.rate else ""
     workers = f"; serve it with --workers {best.choice.workers}" if best.choice.workers > 1 else ""
     return f"The best one, {TUNED_FILE}, holds {best.rate:,.0f} requests/s{more}{workers}."
