@@ -126,7 +126,7 @@ class CustomPipeline:
         module = ModuleType(path.stem)
         module.__file__ = str(path)
         try:
-            exec(compile(path.read_bytes(), str(path), "exec"), module.__dict__)  # noqa: S102 - allowed by name
+            exec(compile(path.read_bytes(), str(path), "exec"), module.__dict__)  # nosec B102 # noqa: S102 - allowed by name
         except OSError as error:
             raise self._failed(f"can't be read: {error.strerror}") from error
         except Exception as error:
