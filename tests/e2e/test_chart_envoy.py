@@ -95,7 +95,7 @@ async def test_a_rolling_restart_loses_no_call_and_each_server_gets_its_part(
     ports = [free_port() for _ in range(3)]
 
     async def begin(port: int) -> ServerProcess:
-        flags = ("--grpc-port", str(port), "--drain-delay-secs", "1.5")
+        flags = ("--grpc-port", str(port), "--drain-delay-secs", "2")
         return await asyncio.to_thread(start_server, *flags, repository=models)
 
     servers = [await begin(port) for port in ports]

@@ -31,6 +31,12 @@ static_resources:
                               # A pod that leaves refuses the call before anything is done for it.
                               retry_on: reset-before-request,connect-failure,refused-stream
                               num_retries: 2
+                              # By another pod: the one that failed has the fewest calls under way, and would be asked again.
+                              retry_host_predicate:
+                                - name: envoy.retry_host_predicates.previous_hosts
+                                  typed_config:
+                                    "@type": type.googleapis.com/envoy.extensions.retry.host.previous_hosts.v3.PreviousHostsPredicate
+                              host_selection_retry_max_attempts: 5
                 http_filters:
                   - name: envoy.filters.http.router
                     typed_config:
@@ -62,6 +68,9 @@ static_resources:
       # where there are none.
       common_lb_config: { healthy_panic_threshold: { value: 0 } }
       connect_timeout: 1s
+      # Envoy's own limits are low: 1024 calls under way, and 3 that are tried again. Whose turn it is the servers say.
+      circuit_breakers:
+        thresholds: [{ max_requests: 65536, max_pending_requests: 65536, max_retries: 4096 }]
       load_assignment:
         cluster_name: forwardpass
         endpoints:
