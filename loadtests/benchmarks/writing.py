@@ -37,6 +37,7 @@ from server.types import InferRequest
 
 _PROMPT = "The quick brown fox jumps over the lazy dog and goes on. "
 _THREADS = 1
+_LONGER = 128
 
 
 def make(folder: Path, width: int, layers: int, rows: int) -> Path:
@@ -181,8 +182,13 @@ async def newcomer(ours: Ours, prompts: Sequence[str], tokens: int, first: dict[
     seen: list[int] = []
     await ours.write(prompts[0], 2, seen)
     first["idle"].append(seen[0] / 1e6)
-    running = [asyncio.ensure_future(ours.write(prompt, tokens)) for prompt in prompts[1:]]
-    while sum(bool(run.last_ns) for run in ours.batcher._runs.values()) < len(running):  # noqa: ASYNC110 - counts make no event
+    firsts: list[list[int]] = [[] for _ in prompts[1:]]
+    # Longer, so that the first of them still runs when the last has begun.
+    running = [
+        asyncio.ensure_future(ours.write(prompt, tokens + _LONGER, one))
+        for prompt, one in zip(prompts[1:], firsts, strict=True)
+    ]
+    while not all(firsts):  # noqa: ASYNC110 - what came makes no event
         await asyncio.sleep(0.005)
     seen = []
     await ours.write(prompts[0], 2, seen)
