@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import atexit
 import io
+import shutil
 import tempfile
 from collections.abc import Iterator
 from functools import cache
@@ -28,7 +30,9 @@ SHIPPED = Path(__file__).parents[2] / "model_repository"
 @cache
 def _folder() -> Path:
     """One for all files, which are small, under a name that a model may have."""
-    folder = Path(tempfile.mkdtemp(prefix="forwardpass-fuzz-")) / "digits"
+    root = Path(tempfile.mkdtemp(prefix="forwardpass-fuzz-"))
+    atexit.register(shutil.rmtree, root, ignore_errors=True)
+    folder = root / "digits"
     folder.mkdir()
     (folder / "labels.txt").write_text((SHIPPED / "digits" / "labels.txt").read_text())
     return folder
