@@ -172,7 +172,7 @@ chart: $(VENV)/.server build/helm/.installed ## write what is generated of the H
 	build/helm/helm template r helm/forwardpass --namespace ns --kube-version 1.31.0 > tests/golden/chart.yaml
 
 images: $(VENV)/.dev ## build the server's image without a container engine and try it: as its user, on a read-only root; needs root, buildah, debootstrap
-	images/build
+	helm/images/build
 
 kserve: build/kserve/.installed ## install KServe's Python client for its test into build/kserve, 240 MB
 
