@@ -39,8 +39,8 @@ NAMES = {
 }
 DATA = {"tabular-classification": "fraud", "tabular-trees": "fraud"}
 """Where it is not the first of the recipe's bundled sets."""
-MORE = {"image-classification": ["--epochs", "8"]}
-"""Options of an example: a model for a look, not for service."""
+MORE = {"image-classification": ["--epochs", "8"], "text-embedding": ["--encoder", "minilm"]}
+"""Further options of an example, which is for a look and not for service."""
 MOST_METRICS = 2
 MOST_ANSWER = 110
 START_S = 120.0
