@@ -1,20 +1,17 @@
 """What both transports call: infer, predict, metadata, health, statistics, model control.
 
 `submit` is the hot way: plain calls, from the transport into a model's queue, in one loop tick. `predict`
-goes round it: raw inputs are admitted, become tensors on a thread, then take the same way, then become answers.
+goes round it, by `server.predictions`.
 """
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Iterator, Mapping, Sequence
-from functools import partial
 from itertools import groupby
 from operator import attrgetter
 from typing import TYPE_CHECKING, Protocol
 
 from server import __version__
-from server.call import Settled, answer, settle_into
 from server.chat import ChatTemplate
 from server.classification import Classes, classify
 from server.errors import ControlNotAllowed, InvalidRequest, ServingError, UnknownModel, Unsupported
@@ -25,14 +22,13 @@ from server.observability.log_control import LogControl
 from server.observability.trace_settings import Change
 from server.observability.tracing import Tracing
 from server.offload import Offload
-from server.pipeline.base import Pipeline, answers, needs_inputs
+from server.pipeline.base import Pipeline
+from server.predictions import Predictions
 from server.proto.triton import model_config_pb2
 from server.repository.certificate import Manifest
 from server.repository.repository import NOT_LOADED, UNLOADED
-from server.scheduler.preparing import Foresees, Preparing
 from server.scheduler.share import Share
 from server.scheduler.statistics import ModelStatistics
-from server.scheduler.worker import Model
 from server.served import Served
 from server.settings import LogSettings, ModelControlMode, RepositorySettings, SharedMemorySettings, TraceSettings
 from server.shared_memory.requests import SharedMemory, Submit
@@ -40,7 +36,6 @@ from server.tensor import TensorSpec
 from server.types import (
     IndexEntry,
     InferRequest,
-    InferResponse,
     ModelMetadata,
     PredictRequest,
     PredictResponse,
@@ -106,10 +101,10 @@ class DataPlane:
         self._lifecycle = lifecycle
         self._settings = settings
         self._pipelines = Offload(pipeline_threads, "pipeline")
-        self._share = share
         self.gate: Gate | None = None
         """Who may ask; None: everybody may, for everything."""
         self.tracing = tracing or Tracing(TraceSettings())
+        self._predictions = Predictions(self._pipelines, self.tracing, self.cancel, share)
         following = self.tracing.following
         self.forwards: Sequence[str] = following.forwards if following is not None else ()
         """Names of the metadata that goes along with requests: to another server that runs the models, and to those
@@ -214,59 +209,7 @@ class DataPlane:
     async def _predict(self, request: PredictRequest, call: Call | None = None) -> PredictResponse:
         """`call`: by which it is followed."""
         with self._models.resolve(request.model_name, request.model_version) as served:
-            pipeline = self._pipeline(served, request)
-            served.stages.one(request)
-            explanation = request.explanation
-            response = await self._infer(served, request, served.preparing or self._prepare(served, pipeline))
-            outputs = {tensor.name: tensor.numpy() for tensor in response.outputs}
-            finish = partial(answers, pipeline, request.inputs, outputs)
-            predictions = (
-                await self._pipelines.run(finish, request.top_k) if needs_inputs(pipeline) else finish(request.top_k)
-            )
-            if explanation is not None:
-                explanation.mark("postprocess")
-            if call is not None:
-                call.answered(served.model.version, served.statistics)
-        return PredictResponse(response.model_name, response.model_version, predictions, request.id)
-
-    def _prepare(self, served: Served, pipeline: Pipeline) -> Preparing:
-        model, batcher = served.model, served.batcher
-        served.preparing = Preparing(
-            Model(model.name, model.version, batched=False),
-            pipeline.preprocess,
-            self._pipelines,
-            served.statistics,
-            lambda request: served.submit((request,)),
-            batcher if isinstance(batcher, Foresees) else None,
-            asyncio.get_running_loop(),
-            most_rows=model.config.max_batch_size,
-            share=self._share,
-        )
-        return served.preparing
-
-    async def _infer(self, served: Served, request: PredictRequest, preparing: Preparing) -> InferResponse:
-        settled: Settled = asyncio.get_running_loop().create_future()
-        inner = InferRequest(
-            request.model_name,
-            (),
-            on_settle=settle_into(settled),
-            received_ns=request.received_ns,
-            model_version=served.model.version,
-            id=request.id,
-            deadline_ns=request.deadline_ns,
-            parameters=request.parameters,
-            explanation=request.explanation,
-            tenant=request.tenant,
-        )
-        if request.metadata:
-            inner.metadata = request.metadata
-        inner.rows = len(request.inputs)
-        if inner.explanation is not None:
-            inner.explanation.mark("loop")
-        if self.tracing.active:
-            self.tracing.watch((inner,), request.model_name, served.model.version, follows=False)
-        preparing.submit(inner, request.inputs)
-        return await answer(inner, settled, self.cancel)
+            return await self._predictions.answer(served, self._pipeline(served, request), request, call)
 
     def _pipeline(self, served: Served, request: PredictRequest) -> Pipeline:
         pipeline = served.model.pipeline

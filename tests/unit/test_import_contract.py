@@ -32,6 +32,7 @@ FLOORS = {
     "server.transport.http2.static_table": 1,
     "server.observability.writing_metrics": 6,
     "server.dataplane": 5,
+    "server.predictions": 5,
     "server.scaling": 5,
     "server.rollout": 5,
     "server.rollout_verdict": 4,

@@ -1,0 +1,90 @@
+"""The way of a prediction: raw inputs are admitted, become tensors on a thread, run as any request, become answers."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from functools import partial
+from typing import TYPE_CHECKING
+
+from server.call import Settled, answer, settle_into
+from server.observability.tracing import Tracing
+from server.offload import Offload
+from server.pipeline.base import Pipeline, answers, needs_inputs
+from server.scheduler.preparing import Foresees, Preparing
+from server.scheduler.share import Share
+from server.scheduler.worker import Model
+from server.served import Served
+from server.types import InferRequest, InferResponse, PredictRequest, PredictResponse
+
+if TYPE_CHECKING:
+    from server.observability.following import Call
+
+
+class Predictions:
+    """Of all models of a data plane. On the event loop."""
+
+    def __init__(
+        self, threads: Offload, tracing: Tracing, cancel: Callable[[InferRequest], None], share: Share | None = None
+    ) -> None:
+        """`threads`: that run the pipelines. `share`: of the cores between the models."""
+        self._threads = threads
+        self._tracing = tracing
+        self._cancel = cancel
+        self._share = share
+
+    async def answer(
+        self, served: Served, pipeline: Pipeline, request: PredictRequest, call: Call | None = None
+    ) -> PredictResponse:
+        """An answer for each input. `call`: by which it is followed. Raises ServingError: see `DataPlane.predict`."""
+        served.stages.one(request)
+        response = await self._infer(served, request, served.preparing or self._prepare(served, pipeline))
+        outputs = {tensor.name: tensor.numpy() for tensor in response.outputs}
+        finish = partial(answers, pipeline, request.inputs, outputs)
+        predictions = (
+            await self._threads.run(finish, request.top_k) if needs_inputs(pipeline) else finish(request.top_k)
+        )
+        if request.explanation is not None:
+            request.explanation.mark("postprocess")
+        if call is not None:
+            call.answered(served.model.version, served.statistics)
+        return PredictResponse(response.model_name, response.model_version, predictions, request.id)
+
+    def _prepare(self, served: Served, pipeline: Pipeline) -> Preparing:
+        model, batcher = served.model, served.batcher
+        served.preparing = Preparing(
+            Model(model.name, model.version, batched=False),
+            pipeline.preprocess,
+            self._threads,
+            served.statistics,
+            lambda request: served.submit((request,)),
+            batcher if isinstance(batcher, Foresees) else None,
+            asyncio.get_running_loop(),
+            most_rows=model.config.max_batch_size,
+            share=self._share,
+        )
+        return served.preparing
+
+    async def _infer(self, served: Served, request: PredictRequest, preparing: Preparing) -> InferResponse:
+        settled: Settled = asyncio.get_running_loop().create_future()
+        inner = InferRequest(
+            request.model_name,
+            (),
+            on_settle=settle_into(settled),
+            received_ns=request.received_ns,
+            model_version=served.model.version,
+            id=request.id,
+            deadline_ns=request.deadline_ns,
+            parameters=request.parameters,
+            explanation=request.explanation,
+            tenant=request.tenant,
+        )
+        if request.metadata:
+            inner.metadata = request.metadata
+        inner.rows = len(request.inputs)
+        if inner.explanation is not None:
+            inner.explanation.mark("loop")
+        if self._tracing.active:
+            self._tracing.watch((inner,), request.model_name, served.model.version, follows=False)
+        preparing.submit(inner, request.inputs)
+        return await answer(inner, settled, self._cancel)
