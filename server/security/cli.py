@@ -4,18 +4,17 @@ from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from server.cli_output import FAILED, MISUSED, fail
 from server.security.roles import Role
 
 if TYPE_CHECKING:
     from server.security.keys import KeyFile
 
 key_commands = typer.Typer(help="Make, list and remove the API keys of a file (--auth-keys).", no_args_is_help=True)
-
-_FAILED, _MISUSED = 1, 2
 
 KeyFilePath = Annotated[Path, typer.Option(help="The file of keys, which is made if it is not there.")]
 
@@ -58,9 +57,9 @@ def create(
         )
         write_file(file, KeyFile(keys=(*known.keys, record)))
     except BadKeys as error:
-        _fail(_MISUSED, str(error))
+        fail(MISUSED, str(error))
     except OSError as error:
-        _fail(_FAILED, f"{file}: {error.strerror}")
+        fail(FAILED, f"{file}: {error.strerror}")
     typer.echo(key)
 
 
@@ -86,7 +85,7 @@ def remove(
     known = _read(file)
     left = tuple(record for record in known.keys if record.id != key_id)
     if len(left) == len(known.keys):
-        _fail(_FAILED, f"{file}: there is no key {key_id}")
+        fail(FAILED, f"{file}: there is no key {key_id}")
     write_file(file, KeyFile(keys=left))
 
 
@@ -105,16 +104,16 @@ def sign(
     from server.security.signing import sign as sign_model
 
     if not models and not new_key:
-        _fail(_MISUSED, "name a model's folder, or --new-key")
+        fail(MISUSED, "name a model's folder, or --new-key")
     try:
         if new_key:
             typer.echo(f"{new_pair(key)}: for --trusted-keys")
         for model in models or ():
             typer.echo(f"{model}: signed by {sign_model(model, key)}")
     except BadKey as error:
-        _fail(_MISUSED, str(error))
+        fail(MISUSED, str(error))
     except OSError as error:
-        _fail(_FAILED, f"{error.filename}: {error.strerror}")
+        fail(FAILED, f"{error.filename}: {error.strerror}")
 
 
 def _read(file: Path) -> KeyFile:
@@ -123,11 +122,6 @@ def _read(file: Path) -> KeyFile:
     try:
         return read_file(file) if file.exists() else KeyFile()
     except BadKeys as error:
-        _fail(_MISUSED, str(error))
+        fail(MISUSED, str(error))
     except OSError as error:
-        _fail(_FAILED, f"{file}: {error.strerror}")
-
-
-def _fail(code: int, problem: str) -> NoReturn:
-    typer.echo(f"error: {problem}", err=True)
-    raise typer.Exit(code)
+        fail(FAILED, f"{file}: {error.strerror}")

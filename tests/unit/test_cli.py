@@ -140,7 +140,7 @@ def test_every_flag_sets_its_own_setting(app: SimpleNamespace) -> None:
     given = {
         bool: ([], True),
         int: (["7"], 7),
-        float: (["2.5"], 2.5),
+        float: (["0.375"], 0.375),
         str: (["::1"], "::1"),
         Path: (["elsewhere"], Path("elsewhere")),
     }

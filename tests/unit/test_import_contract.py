@@ -11,6 +11,8 @@ ROOT = Path(__file__).parents[2]
 
 FLOORS = {
     "server.cli": 8,
+    "server.cli_tools": 7,
+    "server.cli_output": 7,
     "server.app": 7,
     "server.workers": 7,
     "server.banner": 6,
