@@ -389,7 +389,7 @@ def test_a_token_says_who_and_what(tokens: Gate, private: Any) -> None:
         ({"exp": None}, Unauthenticated),
         ({"iss": "https://evil.example.com"}, Unauthenticated),
         ({"aud": "another"}, Unauthenticated),
-        ({"nbf": time.time() + 3600}, Unauthenticated),
+        ({"nbf": 1 << 33}, Unauthenticated),
         ({"kid": "two"}, Unauthenticated),
         ({"sub": None}, PermissionDenied),
         ({"roles": ["root"]}, PermissionDenied),
