@@ -279,27 +279,21 @@ class RatesApart(Protocol):
         """What is trained, in parts, each with what its learning rate is of the configured one."""
 
 
-class Collected(Protocol):
+@dataclass(frozen=True)
+class Collected:
     """The data of a run as it was read."""
 
-    @property
-    def source(self) -> str:
-        """As in `DataReport`."""
+    source: str
+    """As in `DataReport`."""
+    sha256: str
+    """As in `DataReport`."""
+    rows: int
+    """Rows or files seen, the broken ones included."""
+    prepare: Callable[[RunConfig], Task]
+    """Drop, de-duplicate, then split (`exporter.data.split.stratified`), then fit transforms on train alone.
 
-    @property
-    def sha256(self) -> str:
-        """As in `DataReport`."""
-
-    @property
-    def rows(self) -> int:
-        """Rows or files seen, the broken ones included."""
-
-    def prepare(self, config: RunConfig) -> Task:
-        """Drop, de-duplicate, then split (`exporter.data.split.stratified`), then fit transforms on train alone.
-
-        Raises:
-            DataError: what is left can't be trained on (fewer than 2 labels, too few rows of a label).
-        """
+    Raises DataError: what is left can't be trained on (fewer than 2 labels, too few rows of a label).
+    """
 
 
 class Recipe(Protocol):

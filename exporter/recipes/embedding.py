@@ -14,8 +14,8 @@ from torch import nn
 
 from exporter.errors import ExporterError, UsageError
 from exporter.onnx import TrainedNetwork
-from exporter.recipes.base import Evaluation, Hyperparameters, Predict, RunConfig, Split, Tolerance, Trained
-from exporter.recipes.text import BUNDLED, TextCollected, TextTask, texts_of
+from exporter.recipes.base import Collected, Evaluation, Hyperparameters, Predict, RunConfig, Split, Tolerance, Trained
+from exporter.recipes.text import BUNDLED, TextTask, collected
 from exporter.text.hub import HubFolder
 from exporter.text.network import SentenceEncoder
 from exporter.text.rows import lengths_cut
@@ -108,7 +108,7 @@ class EmbeddingRecipe:
     def hyperparameters(self, data: str) -> Hyperparameters:
         return Hyperparameters()
 
-    def collect(self, config: RunConfig) -> TextCollected:
+    def collect(self, config: RunConfig) -> Collected:
         if config.text is None or not config.text.encoder:
             raise UsageError("--encoder is missing: the folder of a sentence encoder, or `minilm`")
-        return TextCollected(texts_of(config), config, EmbeddingTask)
+        return collected(config, EmbeddingTask)

@@ -8,7 +8,6 @@ from __future__ import annotations
 import io
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +22,7 @@ from exporter.data.split import stratified
 from exporter.errors import DataError
 from exporter.recipes.base import (
     Arrays,
+    Collected,
     DataReport,
     Dropped,
     Evaluation,
@@ -75,47 +75,35 @@ class ImageRecipe:
             return Hyperparameters(epochs=40, batch_size=64, learning_rate=4e-3, weight_decay=1e-2, patience=20)
         return Hyperparameters(epochs=60, batch_size=32, learning_rate=2e-3, weight_decay=1e-2, patience=12)
 
-    def collect(self, config: RunConfig) -> CollectedPictures:
+    def collect(self, config: RunConfig) -> Collected:
         if config.data in self.bundled:
             pictures = images.collect_digits()
-            return CollectedPictures(images.DIGITS_SOURCE, DIGITS_SPEC, pictures, ())
+            return _collected(images.DIGITS_SOURCE, DIGITS_SPEC, pictures, ())
         folder = Path(config.data)
         found, broken = images.collect_folder(folder, ImageSteps(PHOTO_SPEC))
-        return CollectedPictures(f"folder {folder.name}", PHOTO_SPEC, found, broken)
+        return _collected(f"folder {folder.name}", PHOTO_SPEC, found, broken)
 
 
-@dataclass(frozen=True)
-class CollectedPictures:
-    """See `exporter.recipes.base.Collected`."""
+def _collected(source: str, spec: ImageSpec, found: images.PictureSet, broken: tuple[Dropped, ...]) -> Collected:
+    sha256, rows = images.fingerprint(found.items), len(found.items) + len(broken)
 
-    source: str
-    spec: ImageSpec
-    pictures: images.PictureSet
-    broken: tuple[Dropped, ...]
-
-    @property
-    def sha256(self) -> str:
-        return images.fingerprint(self.pictures.items)
-
-    @property
-    def rows(self) -> int:
-        return len(self.pictures.items) + len(self.broken)
-
-    def prepare(self, config: RunConfig) -> Task:
-        kept, dropped = images.duplicates(self.pictures.items)
-        pictures = self.pictures.keep(kept)
+    def prepare(config: RunConfig) -> Task:
+        kept, dropped = images.duplicates(found.items)
+        pictures = found.keep(kept)
         labels = tuple(sorted({item.label for item in pictures.items}))
         if len(labels) < 2:
             raise DataError(f"{len(labels)} classes are left after clean-up, at least 2 are needed")
         targets = np.array([labels.index(item.label) for item in pictures.items], dtype=np.int64)
         splits = stratified(targets, config.seed)
-        rows = {
+        by_label = {
             split: dict(sorted(Counter(labels[target] for target in targets[indices]).items()))
             for split, indices in splits.items()
         }
-        report = DataReport(self.source, self.sha256, self.rows, self.broken, dropped, rows)
+        report = DataReport(source, sha256, rows, broken, dropped, by_label)
         weights = weights_of(config.training, targets[splits[Split.TRAIN]], len(labels))
-        return ImageTask(report, self.spec, pictures, targets, splits, labels, config.seed, weights)
+        return ImageTask(report, spec, pictures, targets, splits, labels, config.seed, weights)
+
+    return Collected(source, sha256, rows, prepare)
 
 
 class ImageTask:

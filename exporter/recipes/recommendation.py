@@ -23,6 +23,7 @@ from exporter.data import interactions
 from exporter.data.interactions import Events
 from exporter.recipes.base import (
     Arrays,
+    Collected,
     DataReport,
     Evaluation,
     Hyperparameters,
@@ -234,28 +235,6 @@ class Block(nn.Module):
         return y
 
 
-class RecommendationCollected:
-    """`exporter.recipes.base.Collected` for events."""
-
-    def __init__(self, events: Events) -> None:
-        self._events = events
-
-    @property
-    def source(self) -> str:
-        return self._events.source
-
-    @property
-    def sha256(self) -> str:
-        return self._events.sha256
-
-    @property
-    def rows(self) -> int:
-        return len(self._events.frame) + len(self._events.broken)
-
-    def prepare(self, config: RunConfig) -> RecommendationTask:
-        return RecommendationTask(self._events, interactions.histories(self._events))
-
-
 class RecommendationRecipe:
     """`exporter.recipes.base.Recipe` for histories of items."""
 
@@ -272,6 +251,11 @@ class RecommendationRecipe:
     def hyperparameters(self, data: str) -> Hyperparameters:
         return Hyperparameters(epochs=40, batch_size=64, learning_rate=4e-3, weight_decay=1e-3, patience=8)
 
-    def collect(self, config: RunConfig) -> RecommendationCollected:
+    def collect(self, config: RunConfig) -> Collected:
         events = interactions.synthetic() if config.data == SYNTHETIC else interactions.read(Path(config.data))
-        return RecommendationCollected(events)
+        return Collected(
+            events.source,
+            events.sha256,
+            len(events.frame) + len(events.broken),
+            lambda _: RecommendationTask(events, interactions.histories(events)),
+        )

@@ -26,6 +26,7 @@ from exporter.data.tabular import RawTable, diabetes, read_file
 from exporter.errors import UsageError
 from exporter.recipes.base import (
     Arrays,
+    Collected,
     DataReport,
     Evaluation,
     Hyperparameters,
@@ -239,28 +240,6 @@ def measured(found: Floats, truth: Floats, quantiles: Sequence[float]) -> dict[s
     }
 
 
-class RegressionCollected:
-    """`exporter.recipes.base.Collected` for a table with a numeric target."""
-
-    def __init__(self, raw: RawTable) -> None:
-        self._raw = raw
-
-    @property
-    def source(self) -> str:
-        return self._raw.source
-
-    @property
-    def sha256(self) -> str:
-        return self._raw.sha256
-
-    @property
-    def rows(self) -> int:
-        return self._raw.rows
-
-    def prepare(self, config: RunConfig) -> RegressionTask:
-        return RegressionTask(self._raw, clean_numbers(self._raw, config), config)
-
-
 class RegressionRecipe:
     """`exporter.recipes.base.Recipe` for numbers."""
 
@@ -277,13 +256,22 @@ class RegressionRecipe:
     def hyperparameters(self, data: str) -> Hyperparameters:
         return Hyperparameters(epochs=80, batch_size=32, learning_rate=4e-3, weight_decay=1e-2, patience=20)
 
-    def collect(self, config: RunConfig) -> RegressionCollected:
+    def collect(self, config: RunConfig) -> Collected:
+        raw = self._read(config)
+        return Collected(
+            raw.source,
+            raw.sha256,
+            raw.rows,
+            lambda config: RegressionTask(raw, clean_numbers(raw, config), config),
+        )
+
+    def _read(self, config: RunConfig) -> RawTable:
         if config.data not in _BUNDLED:
-            return RegressionCollected(read_file(Path(config.data), config.target))
+            return read_file(Path(config.data), config.target)
         if config.target:
             raise UsageError(f"--target: the bundled data set {config.data} has a target of its own")
         read, _ = _BUNDLED[config.data]
-        return RegressionCollected(read())
+        return read()
 
 
 def _report(raw: RawTable, table: NumberTable, indices: Mapping[Split, NDArray[np.int64]]) -> DataReport:

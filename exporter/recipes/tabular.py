@@ -20,6 +20,7 @@ from exporter.data.tabular import RawTable, breast_cancer, fraud_transactions, r
 from exporter.errors import UsageError
 from exporter.recipes.base import (
     Arrays,
+    Collected,
     DataReport,
     Evaluation,
     Hyperparameters,
@@ -207,28 +208,6 @@ class TabularTask:
         return self.batch(split, np.arange(self.size(split)), 0)
 
 
-class TabularCollected:
-    """`exporter.recipes.base.Collected` for a table."""
-
-    def __init__(self, raw: RawTable) -> None:
-        self._raw = raw
-
-    @property
-    def source(self) -> str:
-        return self._raw.source
-
-    @property
-    def sha256(self) -> str:
-        return self._raw.sha256
-
-    @property
-    def rows(self) -> int:
-        return self._raw.rows
-
-    def prepare(self, config: RunConfig) -> TabularTask:
-        return TabularTask(self._raw, clean(self._raw, config), config)
-
-
 class TabularRecipe:
     """`exporter.recipes.base.Recipe` for tables."""
 
@@ -245,8 +224,11 @@ class TabularRecipe:
     def hyperparameters(self, data: str) -> Hyperparameters:
         return _TRAINING.get(data, Hyperparameters(epochs=60, batch_size=64, learning_rate=3e-3, weight_decay=1e-2))
 
-    def collect(self, config: RunConfig) -> TabularCollected:
-        return TabularCollected(self._read(config))
+    task: type[TabularTask] = TabularTask
+
+    def collect(self, config: RunConfig) -> Collected:
+        raw = self._read(config)
+        return Collected(raw.source, raw.sha256, raw.rows, lambda config: self.task(raw, clean(raw, config), config))
 
     def _read(self, config: RunConfig) -> RawTable:
         if config.data not in _BUNDLED:

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import chain, islice, zip_longest
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -18,6 +17,7 @@ from exporter.data.texts import TextSet, clean, read_file
 from exporter.errors import DataError
 from exporter.recipes.base import (
     Arrays,
+    Collected,
     DataReport,
     Dropped,
     Evaluation,
@@ -25,6 +25,7 @@ from exporter.recipes.base import (
     Predict,
     RunConfig,
     Split,
+    Task,
     TextOptions,
     Tolerance,
 )
@@ -194,31 +195,6 @@ def fingerprint(found: TextSet, hub: HubFolder | None) -> str:
     return found.sha256 if hub is None else hashlib.sha256(f"{found.sha256} {hub.sha256}".encode()).hexdigest()
 
 
-class TextCollected:
-    """`exporter.recipes.base.Collected` for labelled texts, of any task that takes such."""
-
-    def __init__(self, found: TextSet, config: RunConfig, task: type[Any]) -> None:
-        options = config.text or TextOptions()
-        self._found = found
-        self._hub = HubFolder(folder_of(options.encoder)) if options.encoder else None
-        self._task = task
-
-    @property
-    def source(self) -> str:
-        return self._found.source
-
-    @property
-    def sha256(self) -> str:
-        return fingerprint(self._found, self._hub)
-
-    @property
-    def rows(self) -> int:
-        return len(self._found.labelled) + len(self._found.broken)
-
-    def prepare(self, config: RunConfig) -> Any:
-        return self._task(self._found, config)
-
-
 class TextRecipe:
     """`exporter.recipes.base.Recipe`: see above."""
 
@@ -229,8 +205,16 @@ class TextRecipe:
     def hyperparameters(self, data: str) -> Hyperparameters:
         return Hyperparameters(epochs=30, batch_size=32, learning_rate=2e-3, weight_decay=1e-2, patience=8)
 
-    def collect(self, config: RunConfig) -> TextCollected:
-        return TextCollected(texts_of(config), config, TextTask)
+    def collect(self, config: RunConfig) -> Collected:
+        return collected(config, TextTask)
+
+
+def collected(config: RunConfig, task: Callable[[TextSet, RunConfig], Task]) -> Collected:
+    """Labelled texts, for a task that takes such. Raises DataError, UsageError."""
+    found, options = texts_of(config), config.text or TextOptions()
+    hub = HubFolder(folder_of(options.encoder)) if options.encoder else None
+    rows = len(found.labelled) + len(found.broken)
+    return Collected(found.source, fingerprint(found, hub), rows, lambda config: task(found, config))
 
 
 def texts_of(config: RunConfig) -> TextSet:

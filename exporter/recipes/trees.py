@@ -28,11 +28,10 @@ from threadpoolctl import threadpool_limits
 from torch import nn
 
 from exporter import run
-from exporter.data.clean import clean
 from exporter.errors import ExportError
 from exporter.onnx import IR_VERSION, OPSET
-from exporter.recipes.base import Arrays, Evaluation, Predict, RunConfig, Split, Tolerance, Trained
-from exporter.recipes.tabular import TabularCollected, TabularRecipe, TabularTask
+from exporter.recipes.base import Arrays, Evaluation, Predict, Split, Tolerance, Trained
+from exporter.recipes.tabular import TabularRecipe, TabularTask
 from exporter.recipes.tabular_metrics import Scored, balanced_metrics, rare_metrics
 from server.tensor import Array, TensorSpec
 
@@ -227,17 +226,11 @@ class TreesTask(TabularTask):
         return rare_metrics(scored, scored, self._rare)[0]["pr_auc"]
 
 
-class TreesCollected(TabularCollected):
-    def prepare(self, config: RunConfig) -> TreesTask:
-        return TreesTask(self._raw, clean(self._raw, config), config)
-
-
 class TreesRecipe(TabularRecipe):
     """`exporter.recipes.base.Recipe`: the data and options of `tabular-classification`."""
+
+    task = TreesTask
 
     @property
     def name(self) -> str:
         return "tabular-trees"
-
-    def collect(self, config: RunConfig) -> TreesCollected:
-        return TreesCollected(self._read(config))
