@@ -61,7 +61,6 @@ def in_a_server(folder: Path, calls: Callable[[Asked], Awaitable[Found]]) -> Fou
         try:
             return await calls(Asked(*(f"127.0.0.1:{server.ports[name]}" for name in ("grpc", "http")), row, row))
         finally:
-            gc.unfreeze()
             await server.drain()
 
     return uvloop.run(main())
