@@ -166,6 +166,9 @@ class OnThread:
             arrays = self._prepare(work.raw)
             tensors = [Tensor.from_numpy(name, array) for name, array in arrays.items()]
         except BaseException as error:  # noqa: BLE001 - whoever awaits the request gets it
+            if isinstance(error, ServingError):
+                # Nobody's bug. Frames hold the request, which is to hold the error: a ring for the garbage collector.
+                error.__traceback__ = error.__cause__ = error.__context__ = None
             return Spoiled(self._model, translated(self._model.name, error))
         if explanation is not None:
             explanation.mark("preprocess")
