@@ -17,6 +17,7 @@ from exporter.data.split import stratified
 from exporter.errors import DataError
 from exporter.recipes import find
 from exporter.recipes.base import RunConfig, Split
+from exporter.recipes.image import DIGITS_SPEC
 from server.pipeline.load import load_pipeline
 from server.repository import certificate
 from server.types import ImageInput
@@ -159,14 +160,10 @@ def test_thinning_keeps_a_ring_a_ring() -> None:
 def test_redrawn_digits_are_always_found() -> None:
     """No variation is so faint that the pipeline calls it blank: training would stop."""
     digits = images.collect_digits()
-    steps = images.ImageSteps(find("image-classification").collect(_digits_config()).spec)  # type: ignore[attr-defined]
+    steps = images.ImageSteps(DIGITS_SPEC)
     for index in range(300):
         tensor = steps.tensor(digits.varied(index, np.random.default_rng(index)))
         assert tensor.max() > 0
-
-
-def _digits_config() -> RunConfig:
-    return RunConfig(recipe="image-classification", data="digits", name="digits")
 
 
 # --- the committed model ---------------------------------------------------------------------------

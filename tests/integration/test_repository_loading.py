@@ -188,7 +188,7 @@ def test_one_broken_model_leaves_the_others_alone(repository: Repository, tmp_pa
     assert outcome["good"] == "1 version"
     assert outcome["pipe"] == "1 version"
     assert outcome["empty"].startswith("config.pbtxt: there is no such file")
-    assert outcome["truncated"].startswith("1/model.onnx: is no model that ONNX Runtime can load")
+    assert outcome["truncated"].startswith("1/model.onnx: is no ONNX model, protobuf parsing failed")
     assert outcome["renamed"].startswith("config.pbtxt: name: is 'named', the folder is 'renamed'")
     assert outcome["wide"].startswith("config.pbtxt: input[0]: config.pbtxt says input 'x' is FP32 [3]")
     ready = [entry.name for entry in repository.index() if entry.state == "READY"]
