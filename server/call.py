@@ -6,6 +6,7 @@ import asyncio
 from collections import deque
 from collections.abc import AsyncGenerator, Callable
 
+from server.observability.whose import of
 from server.types import InferRequest, InferResponse, Outcome
 
 Settled = asyncio.Future[Outcome]
@@ -19,7 +20,9 @@ _RESPONSE_BYTES = 256
 def settle_into(settled: Settled) -> Callable[[InferRequest, Outcome], None]:
     """An `on_settle` that hands the outcome to whoever awaits `settled`, unless it has gone away."""
 
-    def on_settle(_request: InferRequest, outcome: Outcome) -> None:
+    def on_settle(request: InferRequest, outcome: Outcome) -> None:
+        if not isinstance(outcome, InferResponse):
+            of(outcome, request)
         # Always a result, never an exception: asyncio would complain of one that nobody awaits any more.
         if not settled.done():
             settled.set_result(outcome)
@@ -73,8 +76,10 @@ class Responses:
         self._make_room()
         self._news()
 
-    def settle(self, _request: InferRequest | None, outcome: Outcome) -> None:
+    def settle(self, request: InferRequest | None, outcome: Outcome) -> None:
         """The last one, or the error that ends them."""
+        if request is not None and not isinstance(outcome, InferResponse):
+            of(outcome, request)
         self._waiting.append((outcome, True))
         self._bytes = 0  # Nobody is held up any more.
         self._make_room()

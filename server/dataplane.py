@@ -21,6 +21,7 @@ from server.observability.following import Call
 from server.observability.log_control import LogControl
 from server.observability.trace_settings import Change
 from server.observability.tracing import Tracing
+from server.observability.whose import of
 from server.offload import Offload
 from server.pipeline.base import Pipeline
 from server.predictions import Predictions
@@ -197,13 +198,13 @@ class DataPlane:
             ServingError: as `InferRequest`s are settled, and what the model's pipeline finds wrong.
         """
         following = self.tracing.following
-        if following is None:
-            return await self._predict(request)
-        call = Call(following, request)
+        call = None if following is None else Call(following, request)
         try:
             return await self._predict(request, call)
         except BaseException as error:
-            call.fail(error)
+            if call is not None:
+                call.fail(error)
+            of(error, request)
             raise
 
     async def _predict(self, request: PredictRequest, call: Call | None = None) -> PredictResponse:

@@ -155,6 +155,7 @@ class RolloutServed(Served):
             [Tensor(t.name, t.datatype, t.shape, bytes(t.data)) for t in request.inputs],
             on_settle=partial(pair.theirs, now_ns),
             received_ns=request.received_ns,
+            id=request.id,
             model_version=self.under_trial.model.version,
             outputs=request.outputs,
             parameters=request.parameters,

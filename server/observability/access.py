@@ -6,6 +6,7 @@ import logging
 import random
 
 from server.observability.way import Way
+from server.observability.whose import ids_of
 
 log = logging.getLogger("server.access")
 
@@ -35,8 +36,7 @@ class AccessLog:
             fields["compute_ms"] = _ms(compute[2] - compute[1])
         if way.rows:
             fields["batch_rows"] = way.rows
-        fields |= {key: value for key, value in (("request_id", way.id), ("trace_id", trace_id)) if value}
-        log.info("request", extra={"fields": fields})
+        log.info("request", extra={"fields": fields | ids_of(way.id, trace_id)})
 
 
 def _ms(ns: int) -> float:

@@ -39,8 +39,17 @@ class Following:
         return None if caller is None else Watched(caller, caller, 0)
 
     def onward(self, watched: Watched | None, metadata: Metadata) -> Metadata:
-        """The metadata that goes along with the request."""
-        return onward(metadata, watched.onward) if self._passes_on and watched is not None else metadata
+        """The metadata that goes along with the request: they name its trace, where one is told of."""
+        if watched is None or not (self._passes_on or (watched.caller is None and watched.own.trace_id)):
+            return metadata
+        return onward(metadata, watched.onward)
+
+    def failing(self, watched: Watched | None, metadata: Metadata) -> tuple[Watched | None, Metadata]:
+        """Of a request that is about to fail, and is told of for that: it has a trace from here on, for the log."""
+        if self._spans is None or watched is None:
+            return watched, metadata
+        watched = self._spans.named(watched)
+        return watched, self.onward(watched, metadata)
 
     def over(
         self,
@@ -100,6 +109,7 @@ class Call:
 
     def fail(self, error: BaseException) -> None:
         """It ends with `error`; if that is no `Exception`, its caller went away."""
+        self._watched, self._request.metadata = self._following.failing(self._watched, self._request.metadata)
         self._over("", None, error if isinstance(error, Exception) else Cancelled())
 
     def _over(self, version: str, statistics: ModelStatistics | None, error: Exception | None) -> None:

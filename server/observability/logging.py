@@ -46,6 +46,8 @@ class _TextFormatter(logging.Formatter):
 
 def _word(value: object) -> str:
     """As it is where nobody can take it for more than one; a client chose some of them."""
+    if isinstance(value, list):
+        return json.dumps(value)
     text = str(value)
     return text if text.isascii() and text.isprintable() and not set(text) & set(' "=') else json.dumps(text)
 

@@ -188,6 +188,10 @@ class _Watch:
     def _settled(self, request: InferRequest, outcome: Outcome) -> None:
         """The caller has its answer before anything is made of it."""
         settled_ns = time.monotonic_ns()
+        if self._following is not None and not isinstance(outcome, InferResponse):
+            self._watched, metadata = self._following.failing(self._watched, request.metadata)
+            if metadata:
+                request.metadata = metadata
         try:
             self._settle(request, outcome)
         finally:

@@ -18,6 +18,7 @@ from weakref import WeakMethod
 from server.buckets import Buckets
 from server.engine.base import Instance
 from server.errors import Cancelled, DeadlineExceeded, Draining, EngineFailure
+from server.observability.whose import about
 from server.scheduler.admission import Admission, Foreseen
 from server.scheduler.backlog import Backlog
 from server.scheduler.costs import Costs
@@ -310,7 +311,8 @@ class Batcher(Ticking):
         elif len(requests) == 1 or result.died:
             self._settling.fail_each(requests, lambda: error)
         else:
-            log.warning("a pass of %d requests failed, running each alone: %r", len(requests), error)
+            told = "a pass of %d requests failed, running each alone: %r"
+            log.warning(told, len(requests), error, extra=about(*requests))
             self._backlog.reruns.extend(request for request in requests if not request.settled)
 
     # --- for `Ticking` -----------------------------------------------------------------------------

@@ -15,10 +15,12 @@ import time
 from collections.abc import Callable, Sequence
 from functools import partial
 
+from server.observability.whose import about
 from server.scheduler.admission import Foreseen
 from server.scheduler.batcher import Batcher
 from server.scheduler.queue import RequestQueue
 from server.scheduler.response_cache import ON_LOOP_BYTES, ResponseCache, copied
+from server.scheduler.settling import CALLER_FAILED
 from server.scheduler.statistics import ModelStatistics
 from server.tensor import Tensor
 from server.types import InferRequest, InferResponse, Outcome
@@ -114,8 +116,10 @@ class CachingBatcher:
         self._hashing.discard(hashing)
         if request.settled:
             return
-        if hashing.cancelled() or hashing.exception() is not None:
-            log.error("a request to model %s could not be hashed", request.model_name, exc_info=hashing.exception())
+        problem = asyncio.CancelledError() if hashing.cancelled() else hashing.exception()
+        if problem is not None:
+            told = "a request to model %s could not be hashed"
+            log.error(told, request.model_name, exc_info=problem, extra=about(request))
         elif not self._expired(request, self._clock()) and self._answered(request, hashing.result(), began_ns):
             return
         self._batcher.submit((request,))
@@ -138,7 +142,7 @@ class CachingBatcher:
         try:
             settled = request.settle(response)
         except Exception:
-            log.exception("the caller of a request to model %s failed to take its outcome", request.model_name)
+            log.exception(CALLER_FAILED, request.model_name, extra=about(request))
             settled = True
         if settled:
             self._statistics.count_cache_hit(request, now_ns, now_ns - began_ns)

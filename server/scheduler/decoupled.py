@@ -19,6 +19,7 @@ from typing import cast
 
 from server.engine.base import Instance, StreamingInstance
 from server.errors import EngineFailure
+from server.observability.whose import about
 from server.scheduler.batcher import Batcher
 from server.scheduler.cost import CostModel
 from server.scheduler.instances import Run
@@ -116,6 +117,7 @@ def _send(request: InferRequest, response: InferResponse, go_on: Callable[[], No
     try:
         request.send(response, go_on)
     except Exception as error:
-        log.exception("the caller of a request to model %s failed to take a response", response.model_name)
+        told = "the caller of a request to model %s failed to take a response"
+        log.exception(told, response.model_name, extra=about(request))
         request.settle(EngineFailure(response.model_name, repr(error)))
         go_on()

@@ -10,6 +10,7 @@ import logging
 from collections.abc import Sequence
 
 from server.errors import Draining, EngineFailure, InvalidRequest, ModelNotReady, ServingError
+from server.observability.whose import about
 from server.scheduler.admission import Admission, Foreseen, Outlook
 from server.scheduler.backlog import Backlog
 from server.scheduler.instances import Instances, Run
@@ -98,7 +99,7 @@ class Door:
         try:
             refusal = self._refusal(request) or self._admission.admit(request, outlook)
         except Exception as error:
-            log.exception("a request to model %s could not be admitted", self._model_name)
+            log.exception("a request to model %s could not be admitted", self._model_name, extra=about(request))
             refusal = EngineFailure(self._model_name, repr(error))
         if refusal is not None:
             self._settling.fail(request, refusal, outlook.now_ns)

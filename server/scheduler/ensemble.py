@@ -26,10 +26,12 @@ from server.errors import (
     ServingError,
 )
 from server.explain import WaitReason
+from server.observability.whose import about
 from server.scheduler.ensemble_plan import Plans
 from server.scheduler.ensemble_run import Run, Shape
 from server.scheduler.ensemble_turns import Turns
 from server.scheduler.lineup import Lineup, Member
+from server.scheduler.settling import CALLER_FAILED
 from server.scheduler.statistics import ModelStatistics
 from server.types import InferRequest, InferResponse, Outcome, Timing
 
@@ -220,7 +222,7 @@ class EnsembleBatcher:
         self._end(request, response)
 
     def _fault(self, request: InferRequest, error: Exception) -> None:
-        log.exception("the ensemble %s failed and settles a request", self.model_name)
+        log.exception("the ensemble %s failed and settles a request", self.model_name, extra=about(request))
         if not request.settled:
             self._end(request, EngineFailure(self.model_name, repr(error)))
 
@@ -232,7 +234,7 @@ class EnsembleBatcher:
         try:
             request.settle(outcome)
         except Exception:
-            log.exception("the caller of a request to model %s failed to take its outcome", self.model_name)
+            log.exception(CALLER_FAILED, self.model_name, extra=about(request))
         if run is not None:
             under_way, run.under_way = run.under_way, {}
             for step, inner in under_way.items():

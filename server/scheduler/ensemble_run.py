@@ -66,6 +66,8 @@ class Run:
             self,
         )
         inner.tenant = request.tenant
+        if request.metadata:
+            inner.metadata = request.metadata
         return inner
 
     def take(self, step: int, response: InferResponse) -> list[int]:

@@ -12,6 +12,7 @@ from functools import partial
 from typing import NamedTuple
 
 from server.errors import DeadlineExceeded, EngineFailure, SequenceLost, ServingError
+from server.observability.whose import about
 from server.scheduler.costs import Costs
 from server.scheduler.instances import Instances, Run
 from server.scheduler.plan import Wait
@@ -187,7 +188,8 @@ class SequencePasses:
             for chain in chains:
                 self.fail(chain, error, now_ns)
         else:
-            log.warning("a pass of %d sequences failed, running each alone: %r", len(chains), error)
+            told, theirs = "a pass of %d sequences failed, running each alone: %r", [chain.running for chain in chains]
+            log.warning(told, len(chains), error, extra=about(*filter(None, theirs)))
             self._reruns[number].extend(chains)
 
     def _answer(self, places: Sequence[Chain | None], result: Pass, now_ns: int) -> None:

@@ -9,6 +9,7 @@ import logging
 from collections.abc import Callable, Iterable, Sequence
 
 from server.errors import ServingError
+from server.observability.whose import about
 from server.scheduler.ordering import InOrder
 from server.scheduler.statistics import ModelStatistics
 from server.scheduler.worker import Pass
@@ -16,7 +17,7 @@ from server.types import InferRequest, InferResponse, Outcome, Timing
 
 log = logging.getLogger(__name__)
 
-_CALLER_FAILED = "the caller of a request to model %s failed to take its outcome"
+CALLER_FAILED = "the caller of a request to model %s failed to take its outcome"
 
 
 class Settling:
@@ -74,7 +75,7 @@ class Settling:
                 if request.settle(response):
                     answered.append(request)
             except Exception:
-                log.exception(_CALLER_FAILED, self._model_name)
+                log.exception(CALLER_FAILED, self._model_name, extra=about(request))
                 answered.append(request)
         self._statistics.count_success(answered, result.started_ns, ended_ns, *durations)
 
@@ -92,5 +93,5 @@ class Settling:
         try:
             return request.settle(outcome)
         except Exception:
-            log.exception(_CALLER_FAILED, self._model_name)
+            log.exception(CALLER_FAILED, self._model_name, extra=about(request))
             return True

@@ -11,6 +11,7 @@ import asyncio
 import logging
 from collections.abc import Callable
 
+from server.observability.whose import about
 from server.scheduler.instances import Instances, Run
 from server.scheduler.worker import Runner, Worker
 
@@ -70,6 +71,7 @@ class Watchdog:
         log.error(
             "model '%s': a pass of %d rows has taken %.1f s, and %.1f was expected of it: its instance is replaced",
             *(self._model_name, run.rows, self._seen_s[run], (run.predicted_ns or 0) / 1e9),
+            extra=about(*run.requests),
         )
         runner.give_up()
         self._give_up(runner, run)

@@ -17,6 +17,7 @@ from typing import Protocol
 from server.buckets import Buckets
 from server.engine.base import Instance
 from server.errors import EngineFailure, ServingError
+from server.observability.whose import about
 from server.scheduler.merge import merge, split
 from server.scheduler.pad import Padding, elements, padding_of
 from server.types import InferRequest, InferResponse
@@ -206,12 +207,12 @@ class Worker:
             try:
                 result = self._pass(requests)
             except BaseException as error:  # the thread ends, and its callers must not wait for ever
-                log.critical("the thread of %s died", self._instance.name, exc_info=error)
+                log.critical("the thread of %s died", self._instance.name, exc_info=error, extra=about(*requests))
                 if life == self._life:
                     self._post(done, self._death(requests, error))
                 break
             if life != self._life:
-                log.warning("a pass of %s that was given up has ended", self._instance.name)
+                log.warning("a pass of %s that was given up has ended", self._instance.name, extra=about(*requests))
                 return
             self._post(done, result)
         if life == self._life:

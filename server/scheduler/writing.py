@@ -9,11 +9,13 @@ deadline, or be held because its reader is slow; whoever goes gives back its mem
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import Callable, Sequence
 
 from server.engine.base import Job, WritingInstance
 from server.errors import Cancelled, DeadlineExceeded, Draining, EngineFailure, ModelNotReady, ServingError
+from server.observability.whose import about
 from server.offload import Offload
 from server.scheduler.backlog import Backlog
 from server.scheduler.queue import Line, Priorities, QueuePolicy, RequestQueue
@@ -27,6 +29,8 @@ from server.scheduler.writing_foresight import Room
 from server.scheduler.writing_statistics import Finish, WritingStatistics
 from server.scheduler.writing_worker import WritingWorker, Written
 from server.types import InferRequest, InferResponse
+
+log = logging.getLogger(__name__)
 
 _ON_LOOP_BYTES = 1024
 """A prompt of up to so many is made into tokens on the loop: a thread would take longer."""
@@ -227,7 +231,9 @@ class WritingBatcher(Ticking):
         self.statistics.count_end(None, written.ended_ns - written.began_ns)
         step = written.step
         if step is None:
-            error = written.error
+            error, cut = written.error, [run.request for run in self._runs.values()]
+            cause = error and (error.__cause__ or error)
+            log.error("a step of %s failed", self._instance.name, exc_info=cause, extra=about(*cut))
             for run in list(self._runs.values()):
                 self._fail(run, error or EngineFailure(self.model_name, "a step failed"))
             return

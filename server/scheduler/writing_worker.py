@@ -137,11 +137,11 @@ class WritingWorker:
         began_ns = self._clock()
         try:
             step = self._instance.step()
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - told, and logged, on the loop
             for job in list(self._inside):
                 self._leave(job)
-            log.exception("a step of %s failed", self._instance.name)
             told = error if isinstance(error, ServingError) else EngineFailure(self._model_name, repr(error))
+            told.__cause__ = error if told is not error else None
             return Written(None, (), began_ns, self._clock(), told)
         self._inside.difference_update(step.failed, [job for job in step.wrote if job.finish])
         responses = [(job, _tensors(outputs), job.finish) for job, outputs in step.pieces]

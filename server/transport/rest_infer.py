@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from server.errors import Cancelled, Draining, ServingError
 from server.explain import ANSWER_KEY, REQUEST_KEY, Explanation, asked_by, decoded
+from server.observability.whose import of
 from server.transport.codec import v2_rest
 from server.transport.codec.repeated_infer import InferCodec, Target
 from server.transport.compress import PLAIN, Accepted, Compression
@@ -129,14 +130,14 @@ class RestInfer:
         if type(outcome) is not InferResponse:
             # Whoever was given up and is still here was so because the listener closes.
             assert isinstance(outcome, BaseException)
-            turn.reply(failure_reply(Draining() if isinstance(outcome, Cancelled) else outcome))
+            turn.reply(failure_reply(Draining() if isinstance(outcome, Cancelled) else of(outcome, request)))
             return
         if explanation is not None:
             explanation.mark_pass(request.enqueued_ns, outcome.timing)
         try:
             parts = self._encode(outcome, turn.formats)
         except ServingError as error:
-            turn.reply(failure_reply(error))
+            turn.reply(failure_reply(of(error, request)))
             return
         accepts = turn.head.plan.accepts  # type: ignore[union-attr]  # a turn that is taken has a head
         if accepts is not PLAIN and self._compression.wanted(accepts, sum(map(len, parts))):

@@ -15,6 +15,7 @@ from google.protobuf.any_pb2 import Any
 from google.protobuf.duration_pb2 import Duration
 
 from server.errors import Code, ServingError
+from server.observability.whose import Asker, about, asker_of
 
 logger = logging.getLogger(__name__)
 
@@ -87,12 +88,13 @@ class Failure:
 def failure_of(error: BaseException) -> Failure:
     """What the client is told of `error`. An error of ours is logged here; one shared by a batch, once."""
     failure = Failure(Code.INTERNAL, INTERNAL_MESSAGE)
+    request = asker_of(error)
     if isinstance(error, ServingError):
         failure = Failure(error.code, error.public_message, error.retry_after_ms)
     if failure.code is Code.INTERNAL:
-        _log_once(error)
-    else:
-        logger.debug("told a client: %s: %s", failure.code, failure.message)
+        _log_once(error, request)
+    elif logger.isEnabledFor(logging.DEBUG):
+        logger.debug("told a client: %s: %s", failure.code, failure.message, extra=about(request))
     # Its frames hold whoever waited for it, who hold it: such a ring would wait for the garbage collector.
     error.__traceback__ = None
     return failure
@@ -128,11 +130,11 @@ def _bytes_field(number: int, payload: bytes) -> bytes:
     return bytes((number << 3 | 2,)) + varint + payload
 
 
-def _log_once(error: BaseException) -> None:
+def _log_once(error: BaseException, request: Asker | None) -> None:
     """Log with the traceback. A failed batch settles all of its requests with one and the same error."""
     seen = vars(error)
     if seen.get("logged"):
         return
     seen["logged"] = True
     # %r and not %s: the text of an EngineFailure is the public one, its detail is in its arguments.
-    logger.error("%r", error, exc_info=error)
+    logger.error("%r", error, exc_info=error, extra=about(request))

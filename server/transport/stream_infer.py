@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from server.call import Responses
 from server.errors import Unsupported
 from server.explain import decoded
+from server.observability.whose import of
 from server.request_check import ENABLE_EMPTY_FINAL_RESPONSE
 from server.transport.codec import v2_grpc
 from server.transport.status import failure_of
@@ -167,5 +168,8 @@ def _message(one: _Asked, outcome: Outcome, *, final: bool) -> Any:
 
 
 def _failed(one: _Asked, error: BaseException) -> Any:
-    model_name = one.request.model_name if one.request is not None else ""
+    model_name = ""
+    if one.request is not None:
+        of(error, one.request)
+        model_name = one.request.model_name
     return v2_grpc.encode_stream_error(failure_of(error).message, one.id, model_name)

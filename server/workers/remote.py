@@ -20,10 +20,12 @@ from typing import Any
 from server.engine.base import Elsewhere
 from server.errors import Cancelled, DeadlineExceeded, Draining, EngineLost, ServingError, UnknownModel
 from server.model_control import ModelControl
+from server.observability.whose import about
 from server.proto.triton import model_config_pb2
 from server.repository.certificate import Manifest
 from server.repository.loading import ServedModel
 from server.repository.model_config import from_message
+from server.scheduler.settling import CALLER_FAILED
 from server.scheduler.statistics import ModelStatistics
 from server.served import Served, absent
 from server.shared_memory.places import SMALLEST_BYTES, Places
@@ -175,7 +177,12 @@ class RemoteModels:
         self._current.clear()
         pending, self._pending = self._pending, {}
         self._numbers.clear()
-        log.warning("the link to the engine process is lost, with %d requests under way", len(pending))
+        under_way = [request for request, _, _ in pending.values()]
+        log.warning(
+            "the link to the engine process is lost, with %d requests under way",
+            *(len(pending),),
+            extra=about(*under_way),
+        )
         for request, served, _ in pending.values():
             self._fail(request, served, EngineLost())
 
@@ -308,7 +315,7 @@ class RemoteModels:
         try:
             request.settle(outcome)
         except Exception:
-            log.exception("the caller of a request to model %s failed to take its outcome", request.model_name)
+            log.exception(CALLER_FAILED, request.model_name, extra=about(request))
 
     # --- models -----------------------------------------------------------------------------------
 

@@ -15,12 +15,14 @@ import grpc
 import httpx
 import numpy as np
 import pytest
+from onnx import TensorProto, helper, numpy_helper
 from prometheus_client.openmetrics.parser import text_string_to_metric_families
 from tritonclient.grpc import service_pb2_grpc
 
 from server.proto.triton import service_pb2 as pb
 from server.repository.golden import read_golden
 from tests.e2e.conftest import REPOSITORY, ServerProcess, StartServer
+from tests.support.onnx_models import folder_of, tensor
 from tests.support.otlp import Span, collector
 from tests.support.tritons import in_front_of, triton
 
@@ -29,6 +31,7 @@ pytestmark = pytest.mark.e2e
 TRACE, SPAN = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
 CALLER = f"00-{TRACE}-{SPAN}-01"
 MODEL = "breast_cancer"
+PAYLOAD, SECRET = "what-a-patient-said", "s3cret-of-a-caller"
 
 
 def request() -> pb.ModelInferRequest:
@@ -43,6 +46,38 @@ def request() -> pb.ModelInferRequest:
 def infer(server: ServerProcess) -> None:
     with grpc.insecure_channel(server.grpc) as channel:
         service_pb2_grpc.GRPCInferenceServiceStub(channel).ModelInfer(request(), metadata=[("traceparent", CALLER)])
+
+
+def raising(root: Path) -> None:
+    """A model that looks `at` a place of a table of one, and fails elsewhere; it waits for a second request."""
+    folder_of(
+        root,
+        "raising",
+        """max_batch_size: 2 dynamic_batching { preferred_batch_size: 2 max_queue_delay_microseconds: 1000000 }
+        input [ { name: "at" data_type: TYPE_INT64 dims: 1 }, { name: "said" data_type: TYPE_STRING dims: 1 } ]
+        output [ { name: "found" data_type: TYPE_FP32 dims: 1 }, { name: "again" data_type: TYPE_STRING dims: 1 } ]""",
+        [helper.make_node("Gather", ["table", "at"], ["found"]), helper.make_node("Identity", ["said"], ["again"])],
+        [tensor("at", ["n", 1], TensorProto.INT64), tensor("said", ["n", 1], TensorProto.STRING)],
+        [tensor("found", ["n", 1]), tensor("again", ["n", 1], TensorProto.STRING)],
+        [numpy_helper.from_array(np.zeros(1, np.float32), "table")],
+    )
+
+
+def raise_it(server: ServerProcess, bad: dict[str, str], good: dict[str, str]) -> None:
+    """Two requests in one pass that fails, each with this metadata, and `id` beside: one is well when it runs alone."""
+    with grpc.insecure_channel(server.grpc) as channel:
+        ask = service_pb2_grpc.GRPCInferenceServiceStub(channel).ModelInfer.future
+        calls = []
+        for metadata, at in ((bad, 7), (good, 0)):
+            said = PAYLOAD.encode()
+            raw = [np.int64(at).tobytes(), len(said).to_bytes(4, "little") + said]
+            message = pb.ModelInferRequest(model_name="raising", id=metadata.get("id", ""), raw_input_contents=raw)
+            message.inputs.add(name="at", datatype="INT64", shape=[1, 1])
+            message.inputs.add(name="said", datatype="BYTES", shape=[1, 1])
+            sent = [(name, value) for name, value in metadata.items() if name != "id"]
+            calls.append(ask(message, metadata=[*sent, ("authorization", f"Bearer {SECRET}"), ("x-tenant", SECRET)]))
+        assert calls[0].code() is grpc.StatusCode.INTERNAL
+        assert calls[1].code() is grpc.StatusCode.OK
 
 
 def of_trace(spans: list[Span], trace_id: str = TRACE) -> dict[str, Span]:
@@ -79,8 +114,19 @@ def test_a_request_through_the_gateway_and_a_triton_is_one_trace(tmp_path: Path)
     check_nesting(list(spans.values()))
 
 
-def test_an_embedded_model_is_told_by_stage_over_either_wire(start_server: StartServer) -> None:
-    """gRPC and REST, infer and predict; metrics name the trace of an answer, and the access log has it in its lines."""
+@pytest.fixture(scope="module")
+def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two of the models that are shipped, and one that raises."""
+    root = tmp_path_factory.mktemp("models")
+    for name in (MODEL, "digits"):
+        (root / name).symlink_to(REPOSITORY / name)
+    raising(root)
+    return root
+
+
+def test_an_embedded_model_is_told_by_stage_over_either_wire(start_server: StartServer, repository: Path) -> None:
+    """gRPC and REST, infer and predict; metrics name the trace of an answer, and every line of the log that is there
+    because of a request has the request's id and trace."""
     with collector() as sink:
         flags = [
             "--otlp-endpoint",
@@ -92,8 +138,10 @@ def test_an_embedded_model_is_told_by_stage_over_either_wire(start_server: Start
             "--log-format",
             "json",
         ]
-        server = start_server(*flags)
+        server = start_server(*flags, repository=repository)
         infer(server)
+        raise_it(server, {"id": "bad", "traceparent": CALLER.replace("0af7", "0af9")}, {"id": "good"})
+        raise_it(server, {"id": "own"}, {})
         picture = (REPOSITORY / "digits" / "example.png").read_bytes()
         headers = {"content-type": "image/png", "traceparent": CALLER.replace("0af7", "0af8")}
         assert httpx.post(f"{server.http}/v2/models/digits/predict", content=picture, headers=headers).is_success
@@ -111,6 +159,7 @@ def test_an_embedded_model_is_told_by_stage_over_either_wire(start_server: Start
     stages = {span.name for span in rest_spans if span.parent_id == good.span_id}
     assert stages >= {"decode", "preprocess", "queue", "compute", "postprocess", "encode"}
     assert bad.attributes["code"] == "INVALID_ARG"
+    grpc_error = next(span for span in spans if span.attributes.get("request.id") == "own")
     batch = next(span for span in spans if (span.trace_id, span.span_id) == good.links[0])
     assert batch.name == "batch digits"
     check_nesting(spans)
@@ -125,13 +174,27 @@ def test_an_embedded_model_is_told_by_stage_over_either_wire(start_server: Start
     lines = [json.loads(line) for line in server.log.read_text().splitlines()]
     logged = {line.get("trace_id"): line for line in lines if line["logger"] == "server.access"}
     assert logged[TRACE]["request_id"] == "r1"
+    assert logged[grpc_error.trace_id]["request_id"] == "own"
+
+    together, bad_one, _, own = [line for line in lines if line["level"] in ("warning", "error")]
+    assert "failed, running each alone" in together["message"]
+    assert (together["request_ids"], together["trace_ids"]) == (["bad", "good"], [TRACE.replace("0af7", "0af9")])
+    assert "Traceback" in bad_one["exception"]
+    assert (bad_one["request_id"], bad_one["trace_id"]) == ("bad", TRACE.replace("0af7", "0af9"))
+    assert (own["request_id"], own["trace_id"]) == ("own", grpc_error.trace_id)
+    assert not re.findall(f"{PAYLOAD}|{SECRET}", server.log.read_text())
 
 
-def test_a_collector_that_is_not_there_keeps_nobody(start_server: StartServer) -> None:
-    """Requests are answered, and the server ends, as if nobody had asked for spans."""
-    server = start_server("--otlp-endpoint", "127.0.0.1:1", "--otlp-ratio", "1")
+def test_a_collector_that_is_not_there_keeps_nobody(start_server: StartServer, repository: Path) -> None:
+    """Requests are answered, and the server ends, as if nobody had asked for spans; lines for people name requests."""
+    server = start_server("--otlp-endpoint", "127.0.0.1:1", "--otlp-ratio", "1", repository=repository)
     infer(server)
+    raise_it(server, {"id": 'bad"\x01', "traceparent": CALLER}, {})
     began = time.monotonic()
     assert server.terminate() == 0
     assert time.monotonic() - began < 20
-    assert re.search("(?i)export", server.log.read_text())
+    log = server.log.read_text()
+    assert re.search("(?i)export", log)
+    [line] = [line for line in log.splitlines() if " ERROR " in line and "server.transport" in line]
+    assert line.endswith(f' request_id="bad\\"\\u0001" trace_id={TRACE}')
+    assert not re.findall(f"{PAYLOAD}|{SECRET}", log)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from opentelemetry.sdk.trace import ReadableSpan
@@ -19,6 +19,7 @@ from server.observability.logging import JsonFormatter, text_formatter
 from server.observability.spans import Spans
 from server.observability.trace_context import TraceContext, context_of, onward
 from server.observability.tracing import Tracing
+from server.observability.whose import about
 from server.scheduler.statistics import ModelStatistics
 from server.settings import OtlpSettings, TraceSettings
 from server.types import InferRequest, InferResponse, Metadata, Outcome, PredictRequest, Timing
@@ -277,6 +278,28 @@ def test_a_line_for_people_has_the_same_fields(caplog: pytest.LogCaptureFixture)
     text = text_formatter().format(caplog.records[0])
     assert "server.access: request method=infer model=m version=3 code=OK duration_ms=" in text
     assert text.endswith('request_id="a b=\\"c\\"\\nd"')
+
+
+def test_a_line_names_the_requests_that_it_is_about() -> None:
+    """One by itself, those of a pass as lists; a request without an id or a trace has none there, and none is long."""
+    told = Told()
+    one, other = told.infer((("traceparent", CALLER),), id="r1"), told.infer(id="x" * 1000)
+    assert about(one) == {"fields": {"request_id": "r1", "trace_id": f"{TRACE:032x}"}}
+    assert about(other)["fields"].keys() == {"request_id"}
+    assert len(str(about(other)["fields"]["request_id"])) == 256
+    both = about(one, other, told.infer())["fields"]
+    assert list(map(len, cast("list[str]", both["request_ids"]))) == [2, 256]
+    assert both["trace_ids"] == [f"{TRACE:032x}"]
+    assert about(None) == about() == {"fields": {}}
+
+
+def test_a_request_that_fails_has_its_trace_before_its_error_is_logged() -> None:
+    """Nobody chose it, and its spans are told because it failed: the log's line has the id that they will have."""
+    told, seen = Told(ratio=0), list[dict[str, object]]()
+    request = InferRequest("m", [], on_settle=lambda r, _: seen.append(about(r)["fields"]), received_ns=1)
+    told.tracing.watch((request,), "m", "3", told.statistics)
+    request.settle(EngineFailure("m", "secret"))
+    assert seen == [{"trace_id": f"{told.spans()['infer m'].context.trace_id:032x}"}]
 
 
 @pytest.mark.parametrize("endpoint", ["collector", "ftp://a:1", "a:b", "http://a:1/v1/traces"])

@@ -72,6 +72,7 @@ FLOORS = {
     "server.observability.spans": 1,
     "server.observability.trace_context": 1,
     "server.observability.way": 1,
+    "server.observability.whose": 1,
     "server.observability.trace_file": 1,
     "server.observability.trace_settings": 1,
     "server.observability.tracing": 4,

@@ -32,6 +32,7 @@ from server.engine.triton.methods import INDEX, INFER, READY, Unary
 from server.engine.triton.registration import Registration
 from server.engine.triton.wire import Failed, Fate, Result
 from server.errors import Cancelled, EngineFailure, ServingError, TritonDeclined, TritonLost, TritonUnreached
+from server.observability.whose import about
 from server.proto.triton import service_pb2 as pb
 from server.settings import TritonSettings
 from server.types import NO_DEADLINE, IndexEntry, InferRequest, InferResponse, Metadata, Outcome
@@ -144,12 +145,12 @@ class TritonServer:
         broken = any(entry.state != _READY and entry.reason != _UNLOADED for entry in self.index.values())
         self.health.passed() if ready or broken else self.health.failed()
 
-    def suspect(self) -> None:
-        """A call found it gone: nothing more is sent to it before a probe succeeds, which is made now."""
+    def suspect(self, request: InferRequest) -> None:
+        """The request found it gone: nothing more is sent to it before a probe succeeds, which is made now."""
         if self.up:
             self.health.failed()
             self.ready = False
-            log.warning("Triton %s is ejected: a call found it gone", self.name)
+            log.warning("Triton %s is ejected: a call found it gone", self.name, extra=about(request))
             self._changed(self)
         self._wake.set()
 
@@ -206,7 +207,7 @@ class TritonServer:
         loop = asyncio.get_running_loop()
 
         def told(result: Result) -> None:
-            self._concluded(_outcome_of(result, request, outputs, began_ns), done)
+            self._concluded(request, _outcome_of(result, request, outputs, began_ns), done)
 
         give_up = link.call(_path(INFER), message, _left_s(request, began_ns), request.metadata, told)
         # Not at once: whoever gives up may be in the middle of what `done` changes.
@@ -214,13 +215,13 @@ class TritonServer:
 
     def _asked(self, request: InferRequest, done: Callable[[Outcome], None], task: asyncio.Task[Outcome]) -> None:
         self._asking.discard(task)
-        self._concluded(_outcome(request, task), done)
+        self._concluded(request, _outcome(request, task), done)
 
-    def _concluded(self, outcome: Outcome, done: Callable[[Outcome], None]) -> None:
+    def _concluded(self, request: InferRequest, outcome: Outcome, done: Callable[[Outcome], None]) -> None:
         if isinstance(outcome, TritonDeclined):
             self._wake.set()
         elif isinstance(outcome, TritonUnreached | TritonLost):
-            self.suspect()
+            self.suspect(request)
         done(outcome)
 
     async def _infer_placed(
@@ -372,7 +373,7 @@ def _outcome(request: InferRequest, task: asyncio.Task[Outcome]) -> Outcome:
     error = task.exception()
     if error is None or isinstance(error, ServingError):
         return error or task.result()
-    log.error("a call to a Triton failed", exc_info=error)
+    log.error("a call to a Triton failed", exc_info=error, extra=about(request))
     return EngineFailure(request.model_name, repr(error))
 
 
@@ -386,7 +387,7 @@ def _outcome_of(result: Result, request: InferRequest, outputs: Sequence[str], b
     except ServingError as error:
         return error
     except Exception as error:
-        log.exception("the answer of a Triton can't be read")
+        log.exception("the answer of a Triton can't be read", extra=about(request))
         return EngineFailure(request.model_name, repr(error))
 
 

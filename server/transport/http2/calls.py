@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Protocol, cast
 
 from server.errors import Draining, Overloaded, PayloadTooLarge
 from server.explain import ANSWER_KEY, Explanation, asked_by, decoded
+from server.observability.whose import of
 from server.settings import GrpcSettings
 from server.transport.codec.v2_wire import decode_infer, encode_infer
 from server.transport.http2 import answers
@@ -134,7 +135,7 @@ class Calls:
             if not isinstance(outcome, InferResponse):
                 if isinstance(outcome, Overloaded):
                     self.refused_ns = request.deadline_ns - request.received_ns
-                self.fail(stream, outcome)
+                self.fail(stream, of(outcome, request))
             elif request.explanation is not None:
                 self._explained(stream, request.explanation, request, outcome)
             else:
@@ -143,7 +144,7 @@ class Calls:
                     raise PayloadTooLarge("message", self._max_bytes, len(message))
                 self.connection.answer(stream, message)
         except Exception as error:  # noqa: BLE001 - the boundary where every error becomes a status
-            self.fail(stream, error)
+            self.fail(stream, of(error, request))
         self.answered()
 
     def _explained(
