@@ -8,12 +8,15 @@ the loop's thread and back, with caches that the pictures have emptied.
 from __future__ import annotations
 
 import asyncio
+import logging
 import threading
 from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
 from queue import Empty, SimpleQueue
 from typing import Any, TypeVar
+
+log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 A = TypeVar("A")
@@ -103,4 +106,7 @@ class Offload:
         while self._ended:
             done, result, failure = self._ended.popleft()
             self._under_way -= 1
-            done(result, failure)
+            try:
+                done(result, failure)
+            except Exception as error:  # whoever it is of, the others are to hear of theirs
+                log.error("what was to hear of the end of a call failed", exc_info=error)

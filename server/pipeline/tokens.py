@@ -21,6 +21,9 @@ from server.types import RawInput, TextInput
 if TYPE_CHECKING:
     from tokenizers import Encoding, Tokenizer
 
+_UNHEARD_OF = "z\u0d9e \U0001f9ff\ue000"
+"""Characters of which hardly a vocabulary has all: a tokenizer that knows no token for the unknown fails on them."""
+
 
 class TextEncoder:
     """A tokenizer under a spec. Immutable; may be called from several threads at once."""
@@ -46,6 +49,10 @@ class TextEncoder:
         if spec.max_length <= special:
             problem = f"{spec.max_length} leaves no token for the text beside {special} special ones"
             raise ModelLoadFailed(folder.name, f"{PROCESSING_FILE}: tokens.max_length", problem)
+        try:
+            tokenizer.encode_batch([_UNHEARD_OF])
+        except Exception as error:  # tokenizers raises `Exception` itself
+            raise ModelLoadFailed(folder.name, spec.tokenizer, f"can't read every text: {error}") from error
         return cls(spec, tokenizer)
 
     def preprocess(self, inputs: Sequence[RawInput]) -> dict[str, Array]:
@@ -69,6 +76,9 @@ class TextEncoder:
         except (TypeError, UnicodeEncodeError) as error:
             index = next((i for i, text in enumerate(texts) if not _encodable(text)), 0)
             raise InvalidRequest(f"inputs[{index}]", "holds half of a surrogate pair, which is no character") from error
+        except Exception as error:  # tokenizers raises `Exception` itself
+            index = next((i for i, text in enumerate(texts) if not self._reads(text)), 0)
+            raise InvalidRequest(f"inputs[{index}]", f"the model's tokenizer can't read it: {error}") from error
         for index, encoding in enumerate(found):
             if not len(encoding):
                 raise InvalidRequest(f"inputs[{index}]", "has no token: there is nothing in it that the model reads")
@@ -106,6 +116,13 @@ class TextEncoder:
             "max_tokens": spec.max_length,
             "truncation": spec.truncation,
         }
+
+    def _reads(self, text: str) -> bool:
+        try:
+            self._tokenizer.encode_batch([text])
+        except Exception:  # noqa: BLE001 - tokenizers raises `Exception` itself
+            return False
+        return True
 
     def _text(self, field: str, raw: RawInput) -> str:
         if not isinstance(raw, TextInput):

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import atheris
 
-FILE_TARGETS = ("onnx", "picture", "config", "processing", "keys")
+FILE_TARGETS = ("onnx", "picture", "tokens", "tokenizer", "config", "processing", "keys")
 _MEMORY_MB = 1024
 _HANG_S = 10
 

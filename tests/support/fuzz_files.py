@@ -6,7 +6,8 @@ import atexit
 import io
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 
@@ -14,15 +15,18 @@ import onnx
 from google.protobuf.message import DecodeError
 from onnx import TensorProto, helper
 from PIL import Image
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
-from server.errors import ModelLoadFailed, ServingError
+from server.errors import InvalidRequest, ModelLoadFailed, ServingError
 from server.pipeline.base import PROCESSING_FILE, Pipeline
 from server.pipeline.load import load_pipeline
+from server.pipeline.text_spec import TokensSpec
+from server.pipeline.tokens import TextEncoder
 from server.repository.config_text import CONFIG_FILE
 from server.repository.model_config import read_model_config
 from server.security.keys import BadKeys, KeyFile, new_key, read_file, write_file
 from server.security.onnx_files import NotOnnx, named_in
-from server.types import ImageInput
+from server.types import ImageInput, TextInput
 
 SHIPPED = Path(__file__).parents[2] / "model_repository"
 
@@ -104,6 +108,81 @@ def _saved(kind: str) -> bytes:
     return buffer.getvalue()
 
 
+# --- texts --------------------------------------------------------------------------------------------
+
+_MOST_TOKENS = 24
+
+
+@cache
+def _encoders() -> tuple[TextEncoder, ...]:
+    """WordPiece as BERT has it, and BPE of bytes as GPT has it; the one cuts, the other refuses."""
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *"abcdefghijklmnopqrstuvwxyz", *(f"##{c}" for c in "abcdefghijklmnop")]
+    pieces = Tokenizer(models.WordPiece({word: index for index, word in enumerate(words)}, unk_token="[UNK]"))
+    pieces.normalizer = normalizers.BertNormalizer()
+    pieces.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    pieces.post_processor = processors.BertProcessing(("[SEP]", 3), ("[CLS]", 2))
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    merges = [("t", "h"), ("th", "e"), ("e", "r"), ("Ġ", "the")]
+    vocabulary = [*alphabet, *("".join(pair) for pair in merges), "<|end|>"]
+    byte_level = Tokenizer(models.BPE({token: index for index, token in enumerate(vocabulary)}, merges))
+    byte_level.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    byte_level.decoder = decoders.ByteLevel()
+    byte_level.add_special_tokens(["<|end|>"])
+    return (
+        TextEncoder(TokensSpec(max_length=_MOST_TOKENS, token_type_ids="token_type_ids"), pieces),
+        TextEncoder(TokensSpec(max_length=_MOST_TOKENS, truncation="refuse", max_characters=200), byte_level),
+    )
+
+
+def tokens(received: bytes) -> None:
+    """Texts become ids that the model has, no more than it takes, each as if it had come alone; or are refused. Octets
+    that are no UTF-8 are characters all the same: also halves of pairs, as JSON may hold them."""
+    texts = [TextInput(piece.decode("utf-8", "surrogatepass" if at % 2 else "replace")) for at, piece in _cut(received)]
+    for encoder in _encoders():
+        alone = [rows for text in texts if (rows := _encoded(encoder, [text])) is not None]
+        together = _encoded(encoder, texts) if texts else None
+        if together is None:
+            continue
+        assert len(alone) == len(texts)
+        for index, (row,) in enumerate(alone):
+            assert together[index][: len(row)] == row
+            assert set(together[index][len(row) :]) <= {encoder.spec.pad_id}
+
+
+def _cut(received: bytes) -> Iterator[tuple[int, bytes]]:
+    for at, piece in enumerate(received.split(b"\0")):
+        with suppress(UnicodeDecodeError):
+            piece.decode("utf-8", "surrogatepass")
+            yield at, piece
+
+
+def _encoded(encoder: TextEncoder, texts: Sequence[TextInput]) -> list[list[int]] | None:
+    """Their rows of ids; None: refused."""
+    try:
+        tensors = encoder.preprocess(texts)
+    except ServingError as error:
+        assert error.code in ("INVALID_ARG", "TOO_LARGE")  # noqa: PT017 - a rule of the target
+        return None
+    ids = tensors["input_ids"]
+    assert ids.shape[0] == len(texts)
+    assert ids.shape[1] <= _MOST_TOKENS
+    assert 0 <= ids.min() <= ids.max() < encoder._tokenizer.get_vocab_size()
+    return ids.tolist()
+
+
+def tokenizer(received: bytes) -> None:
+    """A tokenizer.json is one that encodes, or is refused."""
+    path = _folder() / "tokenizer.json"
+    path.write_bytes(received)
+    try:
+        encoder = TextEncoder.from_folder(TokensSpec(max_length=_MOST_TOKENS), path.parent)
+    except ModelLoadFailed as error:
+        assert error.problem  # noqa: PT017
+        return
+    with suppress(InvalidRequest):
+        encoder.preprocess([TextInput("The cat's 3rd naïve café, 東京 🎉 <|end|>")])
+
+
 # --- files of text ------------------------------------------------------------------------------------
 
 
@@ -145,11 +224,20 @@ def _keys() -> bytes:
     return path.read_bytes()
 
 
+_TEXTS = (
+    "the other thing\0[CLS] a b\0<|end|>",
+    "naïve e\u0301 \u202eabc\u200d\u200b\0東京タワー 🎉👩\u200d👩\u200d👧",
+    "\ud83d\0\udc00 a",
+    "a" * 60 + "\0" + "the " * 30,
+)
+
 FILES = {
     "onnx": (onnx_file, lambda: [_model(), next((SHIPPED / "digits").glob("*/model.onnx")).read_bytes()[:4000]]),
     "picture": (picture, lambda: [(SHIPPED / "digits" / "example.png").read_bytes(), _saved("JPEG"), _saved("WEBP")]),
     "config": (config, lambda: [(SHIPPED / name / CONFIG_FILE).read_bytes() for name in ("digits", "fraud")]),
     "processing": (processing, lambda: [(SHIPPED / "digits" / PROCESSING_FILE).read_bytes()]),
+    "tokens": (tokens, lambda: [text.encode("utf-8", "surrogatepass") for text in _TEXTS]),
+    "tokenizer": (tokenizer, lambda: [each._tokenizer.to_str().encode() for each in _encoders()]),
     "keys": (keys, lambda: [_keys()]),
 }
 """Each with its seeds, which are made when they are wanted."""

@@ -60,6 +60,29 @@ async def test_a_failure_is_its_callers_and_nobody_elses(offload: Offload, error
     assert await offload.run(str, 8) == "8"
 
 
+async def test_who_fails_on_hearing_of_an_end_keeps_it_from_nobody_else(
+    offload: Offload, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Ends that come to the loop together are each told, whatever one who hears of his raises; it is logged."""
+    heard: list[int] = []
+    everybody = asyncio.Event()
+
+    def hear(number: int) -> None:
+        if number == 1:
+            raise ValueError("of the first")
+        heard.append(number)
+        if len(heard) == 48:
+            everybody.set()
+
+    for number in range(1, 50):
+        offload.post(lambda given: given, number, hear)
+    assert await offload.run(str, 7) == "7"
+    await asyncio.wait_for(everybody.wait(), 30)
+
+    assert sorted(heard) == list(range(2, 50))
+    assert "of the first" in caplog.text
+
+
 async def test_a_cancelled_call_that_no_thread_has_begun_is_spared() -> None:
     """Nobody waits for it any more; a call under way is finished, and its result forgotten."""
     offload, gate, seen = Offload(1, "one"), threading.Event(), []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 from collections.abc import Mapping
 from pathlib import Path
@@ -156,6 +157,22 @@ def test_a_damaged_tokenizer_keeps_the_model_out(tmp_path: Path) -> None:
     (tmp_path / "m" / "tokenizer.json").write_text("{}")
     with pytest.raises(ModelLoadFailed, match=r"tokenizer.json: is no tokenizer: "):
         load_pipeline(tmp_path / "m")
+
+
+def test_a_tokenizer_that_fails_on_what_it_does_not_know(tmp_path: Path) -> None:
+    """It names a token for the unknown that it has not: the model is kept out. Where a text gets that far all the same,
+    it is refused by its place, and does not pass for a failure of the server."""
+    made(tmp_path / "m", classification())
+    path = tmp_path / "m" / "tokenizer.json"
+    described = json.loads(path.read_text())
+    described["model"]["unk_token"] = "[NONE]"
+    path.write_text(json.dumps(described))
+    with pytest.raises(ModelLoadFailed, match=r"tokenizer.json: can't read every text: .*Missing"):
+        load_pipeline(tmp_path / "m")
+
+    encoder = TextEncoder(TokensSpec(max_length=8), tokens.read_tokenizer(path))
+    with pytest.raises(InvalidRequest, match=r"inputs\[1\]: the model's tokenizer can't read it"):
+        encoder.preprocess([TextInput("good"), TextInput("ungood"), TextInput("good")])
 
 
 def test_without_the_package_the_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
