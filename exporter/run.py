@@ -31,6 +31,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from exporter import processes
 from exporter.errors import RunError
 from exporter.history import History, write_history
 from exporter.recipes.base import Arrays, Hyperparameters, Predict, RatesApart, Split, Task
@@ -88,9 +89,9 @@ class Batches(Sampler[tuple[int, Array]]):
         rows = np.arange(self._size)
         if self._seed is not None:
             rows = np.random.default_rng([self._seed, epoch]).permutation(rows)
-        process, processes = self._place()
+        process, of = self._place()
         for part in np.array_split(rows, self._count):
-            yield epoch, np.array_split(part, processes)[process]
+            yield epoch, np.array_split(part, of)[process]
 
 
 class Training(lightning.LightningModule):
@@ -107,6 +108,13 @@ class Training(lightning.LightningModule):
 
     def _place(self) -> tuple[int, int]:
         return self.trainer.global_rank, self.trainer.world_size
+
+    def setup(self, stage: str) -> None:
+        if self.trainer.world_size > 1:
+            processes.settle()
+
+    def on_train_start(self) -> None:
+        self.setup("fit")  # once more: Lightning has set its own handlers since
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         # Dropout draws from torch's generator, which a data loader draws from as well: reset for each batch, so
@@ -181,8 +189,11 @@ def train(task: Task, training: Hyperparameters, seed: int, folder: Path, *, thr
     configuration and this data.
 
     Raises:
-        RunError: the loss on the validation split was never a number, or the checkpoint can't be read.
+        RunError: the loss on the validation split was never a number, the checkpoint can't be read, batches are too
+            small to be spread over the devices, or one of several processes failed.
     """
+    if training.devices > 1 and min(training.batch_size, task.size(Split.TRAIN)) < 2 * training.devices:
+        raise RunError(f"a batch has less than 2 rows for each of {training.devices} devices: see --batch-size")
     with _deterministic(seed, threads), _quiet_lightning():
         path = folder / CHECKPOINT_FILE
         module = Training(task, training, seed)
@@ -191,7 +202,8 @@ def train(task: Task, training: Hyperparameters, seed: int, folder: Path, *, thr
         finished = _restore_if_finished(path, kept, stopping, training)
         if not finished:
             trainer = _trainer(training, [stopping, history, kept, ProgressBar(refresh_rate=10)], folder)
-            _fit(trainer, task, module, path)
+            with processes.told(training.devices):
+                _fit(trainer, task, module, path)
         if finished or training.devices > 1:
             # What other processes have seen, or an earlier one, is in the file alone.
             _restore(path, {kept.state_key: kept, history.state_key: history})
@@ -253,9 +265,7 @@ def _trainer(training: Hyperparameters, callbacks: Sequence[Callback], folder: P
     monitors = [LearningRateMonitor("step")] if training.tensorboard else []
     return lightning.Trainer(
         accelerator="auto",
-        devices=training.devices,
-        # Forked, not started anew: the other processes have the task, and end with the training.
-        strategy="ddp_fork" if training.devices > 1 else "auto",
+        **processes.of_this_machine(training.devices),
         precision=training.precision,
         # Each process takes its part of every batch by itself, see `Batches`.
         use_distributed_sampler=False,

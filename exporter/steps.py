@@ -365,6 +365,8 @@ def make_config(changes: Mapping[str, Any], training: Mapping[str, Any]) -> RunC
     for name in given:
         if name not in recipe.options:
             raise UsageError(f"--{name.replace('_', '-')}: the recipe {recipe.name} has no such option")
+    if config.threads > 1 and config.training.devices > 1:
+        raise UsageError("--threads: goes with one device; each of several processes has one thread")
     if (config.split == "random") != (not config.split_column):
         raise UsageError("--split-column: goes together with --split time or --split group, which need it")
     return config
