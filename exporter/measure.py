@@ -26,7 +26,7 @@ class Speed:
     p50_ms: Mapping[int, float] = field(default_factory=dict)
     """The median time of a pass."""
     rows_per_s: Mapping[int, float] = field(default_factory=dict)
-    """From the quickest round: what else the machine did can only make it slower."""
+    """The median of the rounds: one that was disturbed, or lucky, does not count."""
 
 
 def measure(
@@ -44,8 +44,8 @@ def measure(
     found = {}
     for name in sessions:
         p50 = {rows: 1e3 * median(chain.from_iterable(passes[name, rows])) for rows in feeds}
-        most = {rows: max(rows / float(np.mean(each)) for each in passes[name, rows]) for rows in feeds}
-        found[name] = Speed(p50, most)
+        rates = {rows: median(rows / float(np.mean(each)) for each in passes[name, rows]) for rows in feeds}
+        found[name] = Speed(p50, rates)
     return found
 
 
