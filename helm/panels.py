@@ -478,4 +478,90 @@ MODELS = Board(
     ),
 )
 
-BOARDS = (SLO, TIME, CAPACITY, RESOURCES, MODELS)
+FIRST, BETWEEN = "forwardpass_text_first_token_seconds", "forwardpass_text_between_tokens_seconds"
+RUNNING = "forwardpass_text_running"
+OF_TEXTS = f"and on (job, instance, model, version) {RUNNING}"
+
+TEXTS = Board(
+    "forwardpass-texts",
+    "Forwardpass: text generation",
+    (
+        Panel(
+            "Time to the first token",
+            "s",
+            tuple(Ask(quantile(q, FIRST, "model"), f"{{{{model}}}} p{q * 100:g}") for q in (0.5, 0.95, 0.99)),
+            "From a request's arrival: its wait for a row and room in the cache, and its prompt.",
+        ),
+        Panel(
+            "Time between tokens",
+            "s",
+            tuple(Ask(quantile(q, BETWEEN, "model"), f"{{{{model}}}} p{q * 100:g}") for q in (0.5, 0.99)),
+            "What a reader sees as the pace of the text.",
+        ),
+        Panel(
+            "Tokens",
+            "cps",
+            (
+                Ask(rate("forwardpass_text_prompt_tokens_total", "model"), "{{model}} of prompts"),
+                Ask(rate("forwardpass_text_tokens_total", "model"), "{{model}} written"),
+            ),
+            "Taken in and written, a second, by all replicas.",
+        ),
+        Panel(
+            "Texts under way",
+            "none",
+            (
+                Ask(f"sum by (model) ({RUNNING}{{{OURS}}})", "{{model}} running"),
+                Ask(
+                    f"sum by (model) (nv_inference_pending_request_count{{{OURS}}} {OF_TEXTS})",
+                    "{{model}} waiting",
+                ),
+                Ask(f"sum by (model) (forwardpass_text_held{{{OURS}}})", "{{model}} held by their readers"),
+            ),
+            "Who waits is in the queue for a row or for room in the cache; who is held is among the running.",
+        ),
+        Panel(
+            "KV cache, reserved",
+            "percentunit",
+            (Ask(f"max by (model) (forwardpass_text_kv_reserved_ratio{{{OURS}}})", "{{model}}"),),
+            "What the running texts may come to, of the fullest replica's budget. At 1 others wait.",
+        ),
+        Panel(
+            "Texts that ended, by reason",
+            "cps",
+            (Ask(rate("forwardpass_text_finished_total", "reason"), "{{reason}}"),),
+            "stop: the model's own end. length: the most tokens that it may have. Others had no end.",
+            "stacked",
+        ),
+        Panel(
+            "Tokens of a text",
+            "none",
+            (
+                Ask(
+                    f"{rate('forwardpass_text_tokens_total', 'model')} / "
+                    f"({rate('forwardpass_text_finished_total', 'model')} > 0)",
+                    "{{model}}",
+                ),
+            ),
+            "Written for each text that ended, in the mean.",
+        ),
+        Panel(
+            "Prompts not taken in, by cause",
+            "reqps",
+            (
+                Ask(
+                    f"sum by (cause) (rate(forwardpass_requests_refused_total{{{OURS}}}{RATE}) {OF_TEXTS})",
+                    "refused: {{cause}}",
+                ),
+                Ask(
+                    f"sum(rate(forwardpass_requests_expired_total{{{OURS}}}{RATE}) {OF_TEXTS})",
+                    "expired in the queue",
+                ),
+            ),
+            "Refused at the door: full, or the first token would come too late.",
+            "stacked",
+        ),
+    ),
+)
+
+BOARDS = (SLO, TIME, CAPACITY, RESOURCES, MODELS, TEXTS)

@@ -2,7 +2,8 @@
 
     python -m loadtests.watch
 
-The shipped models are asked by an open loop whose rate goes up and down. Ctrl-C ends all of it.
+The shipped models are asked by an open loop whose rate goes up and down, and those that write text by another, slower
+one. Ctrl-C ends all of it.
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ from contextlib import ExitStack
 from itertools import cycle
 from pathlib import Path
 
+import httpx
+
 from loadtests.cores import cores
 from loadtests.process import Server, serving
 from loadtests.prometheus import program, prometheus
@@ -31,6 +34,10 @@ log = logging.getLogger("watch")
 _PERIOD_S = 60.0
 """Of the rate's ups and downs."""
 _DEEP = 0.6
+_TEXTS = 0.1
+"""For each of the other requests."""
+_TOKENS = (8, 64, 20)
+"""That a text may have."""
 
 
 class Demo:
@@ -39,11 +46,13 @@ class Demo:
     def __init__(self, server: Server, repository: Path, per_s: float) -> None:
         self._stop = threading.Event()
         self.failed = 0
-        self._clients = [Client(f"grpc://{server.grpc}"), Client(f"http://{server.http}")]
-        self._threads = [
-            threading.Thread(target=self._run, args=(calls, per_s / len(self._clients)), daemon=True)
-            for calls in (_inferences(self._clients[0], repository), _predictions(self._clients[1], repository))
-        ]
+        grpc, http = Client(f"grpc://{server.grpc}"), Client(f"http://{server.http}")
+        texts = httpx.Client(base_url=f"http://{server.http}/v1")
+        self._clients = (grpc, http, texts)
+        asked = [(_inferences(grpc, repository), per_s / 2), (_predictions(http, repository), per_s / 2)]
+        if writers := [model["id"] for model in texts.get("models").json()["data"]]:
+            asked.append((_completions(texts, writers), per_s * _TEXTS))
+        self._threads = [threading.Thread(target=self._run, args=calls, daemon=True) for calls in asked]
         for thread in self._threads:
             thread.start()
 
@@ -63,7 +72,7 @@ class Demo:
                 return
             try:
                 call()
-            except ClientError:
+            except (ClientError, httpx.HTTPError):
                 self.failed += 1
 
 
@@ -78,6 +87,12 @@ def _predictions(client: Client, repository: Path) -> Iterator[Callable[[], obje
     picture = (repository / "digits" / "example.png").read_bytes()
     while True:
         yield lambda: client.predict("digits", picture)
+
+
+def _completions(client: httpx.Client, models: Sequence[str]) -> Iterator[Callable[[], object]]:
+    for name, tokens in zip(cycle(models), cycle(_TOKENS), strict=False):
+        wanted = {"model": name, "prompt": "A request that waits", "max_tokens": tokens}
+        yield lambda wanted=wanted: client.post("completions", json=wanted).raise_for_status()  # type: ignore[misc]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

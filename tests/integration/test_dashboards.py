@@ -21,6 +21,7 @@ from itertools import pairwise
 from types import ModuleType
 from typing import Any
 
+import httpx
 import numpy as np
 import pytest
 
@@ -30,6 +31,7 @@ from server.local_triton.process import free_ports
 from tests.e2e.conftest import REPOSITORY, ROOT, end, start
 from tests.support.onnx_models import linear_folder
 from tests.support.parts import tool
+from tests.support.writing import FOLDER as WRITER
 
 pytestmark = pytest.mark.e2e
 
@@ -121,12 +123,13 @@ def scripted() -> ThreadingHTTPServer:
 @pytest.fixture(scope="module")
 def watched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Watched]:
     """Requests at a constant rate to a model whose batches wait 30 ms for company, so that its latency is no accident
-    of this machine; and some predictions beside them."""
+    of this machine; and some predictions and texts beside them."""
     tool("prometheus")
     folder = tmp_path_factory.mktemp("dashboards")
     repository = folder / "models"
     repository.mkdir()
     (repository / "digits").symlink_to(REPOSITORY / "digits")
+    (repository / "writer").symlink_to(WRITER)
     window = "dynamic_batching { preferred_batch_size: [64] max_queue_delay_microseconds: 30000 }"
     linear_folder(repository, "linear", max_batch_size=64, more=window)
     with ExitStack() as stack:
@@ -143,13 +146,13 @@ def watched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Watched]:
         while len(running.query("up == 1", time.time())) < len(targets):
             assert time.monotonic() < until, running.query("up", time.time())
             time.sleep(0.1)
-        answered, latencies = generate(server.grpc)
+        answered, latencies = generate(server.grpc, server.http)
         # The last scrape that is asked for is of before the last answers.
         yield Watched(running, time.time() - 0.3, answered, latencies)
 
 
-def generate(address: str) -> tuple[list[float], list[float]]:
-    """An open loop of a constant rate, and a prediction every 100 ms."""
+def generate(address: str, http: str) -> tuple[list[float], list[float]]:
+    """An open loop of a constant rate, and a prediction and a text every 100 ms."""
     answered: list[float] = []
     latencies: list[float] = []
     row = {"x": np.ones((1, 3), np.float32)}
@@ -171,9 +174,16 @@ def generate(address: str) -> tuple[list[float], list[float]]:
             client.predict("digits", picture)
             time.sleep(0.1)
 
+    def write() -> None:
+        wanted = {"model": "writer", "prompt": "The server", "max_tokens": 8}
+        with httpx.Client(base_url=http) as client:
+            while time.monotonic() < began + LOAD_S:
+                client.post("/v1/completions", json=wanted).raise_for_status()
+                time.sleep(0.1)
+
     with Client(f"grpc://{address}") as client:
         workers = [threading.Thread(target=call, args=(number, client)) for number in range(threads)]
-        workers.append(threading.Thread(target=predict, args=(client,)))
+        workers += [threading.Thread(target=predict, args=(client,)), threading.Thread(target=write)]
         for worker in workers:
             worker.start()
         for worker in workers:
