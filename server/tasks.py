@@ -16,10 +16,11 @@ class Tasks:
     def __init__(self) -> None:
         self._running: set[asyncio.Task[None]] = set()
 
-    def start(self, coroutine: Coroutine[Any, Any, None]) -> None:
+    def start(self, coroutine: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = asyncio.get_running_loop().create_task(self._guarded(coroutine))
         self._running.add(task)
         task.add_done_callback(self._running.discard)
+        return task
 
     async def _guarded(self, coroutine: Coroutine[Any, Any, None]) -> None:
         try:

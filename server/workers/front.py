@@ -117,6 +117,14 @@ class Front:
         self._tasks.start(renew(self._entrances.values(), self._settings.auth.refresh_s))
         if self.dataplane.gate:
             self._tasks.start(self.dataplane.gate.watch(self._settings.auth.refresh_s))
+        beginning = self._tasks.start(self._begin())
+        await self._stop.wait()
+        beginning.cancel()
+        await self._drain()
+        return 0
+
+    async def _begin(self) -> None:
+        """Serve once the engine process has told its models. It may never do so, and this process be stopped first."""
         await self.models.told.wait()
         if self.dataplane.lifecycle.state is State.STARTING:
             self.dataplane.lifecycle.advance(State.READY)
@@ -124,9 +132,6 @@ class Front:
         self._tasks.start(self.models.watch())
         self._tasks.start(beat(self._supervisor))
         say(self._supervisor, Word.READY)
-        await self._stop.wait()
-        await self._drain()
-        return 0
 
     async def _drain(self) -> None:
         grace_s = self._settings.shutdown.grace_s

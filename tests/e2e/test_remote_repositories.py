@@ -110,3 +110,4 @@ def test_a_place_that_is_none_ends_the_start(url: str, said: str, command: str, 
     assert ended.returncode == 1
     assert said in ended.stderr
     assert "Traceback" not in ended.stderr
+    assert "is killed" not in ended.stderr, "a front waits for models that never come"
