@@ -65,6 +65,7 @@ URLS = {
 TIMEOUT_S = 30.0
 _EXPLAINED_S = 1.0
 """A call that asks the server where its time goes is sent so often, beside those that count."""
+_LOOK_S = 0.2
 _LEAD_S = 1.0
 """The first request is due so long after the start of the test, when all users are there."""
 
@@ -196,6 +197,14 @@ def user(objective: Objective, base: type[Caller]) -> type[Caller]:
     return type(name, (base,), {"objective": objective, "__module__": __name__})
 
 
+def quit_when_answered(runner: Any) -> None:
+    """Before --run-time is over, which allows for late answers."""
+    gevent.sleep(_LEAD_S + SECONDS)
+    while runner.user_count:
+        gevent.sleep(_LOOK_S)
+    runner.quit()
+
+
 USERS = [user(one, ClosedLoop if LOOP == "closed" else OpenLoop) for one in SLO.objectives]
 # Locust takes the classes that it finds among the names of this module.
 globals().update((made.__name__, made) for made in USERS)
@@ -213,6 +222,8 @@ def _begin(environment: Any, **_: Any) -> None:
     if not isinstance(environment.runner, WorkerRunner):
         models = tuple({one.kind.model for one in SLO.objectives})
         Run.meter = Meter(os.environ.get("METRICS", ""), models)
+        if LOOP == "open" and environment.web_ui is None:
+            gevent.spawn(quit_when_answered, environment.runner)
     Run.record = Record(SLO.window_s)
     # A look of the garbage collector through all that Locust has imported is a stall of its own making.
     process.settle()

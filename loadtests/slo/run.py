@@ -26,7 +26,7 @@ _ROOT = Path(__file__).parents[2]
 MISUSED = 3
 """The exit code of what can't be asked; no verdict has it."""
 _MARGIN_S = 5
-"""After the last request is due, until Locust is told to stop."""
+"""After the last request is due, for its answer: Locust ends sooner where all are answered."""
 _GRACE_S = 90
 
 

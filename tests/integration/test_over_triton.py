@@ -201,7 +201,6 @@ class Told:
     def counts(self, since: float = 0.0, until: float = 1e18) -> Counter[str]:
         return Counter(outcome for at, outcome in self.outcomes if since <= at < until)
 
-
     async def answers_again(self) -> None:
         """Wait until so many in a row were answered that nobody is refused any more."""
         since = len(self.outcomes)
