@@ -2,9 +2,10 @@
 
     python -m loadtests.benchmarks.writing
 
-A Llama of random weights, built by onnxruntime-genai's builder. Each side writes the same texts greedily: as many
-tokens to each of as many prompts. `bare Engine` is onnxruntime-genai's `Engine` on the same folder, all requests begun
-together, which is the best that it does on a CPU: it takes in nobody before a batch is over. The sides take turns.
+Llamas of random weights, a toy and a bigger one, built by onnxruntime-genai's builder. Each side writes the same texts
+greedily: as many tokens to each of as many prompts. `bare Engine` is onnxruntime-genai's `Engine` on the same folder,
+all requests begun together, which is the best that it does on a CPU: it takes in nobody before a batch is over. The
+sides take turns.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from pathlib import Path
 from statistics import median
 
 import numpy as np
+import uvloop
 
 from exporter.generation.build import build, save
 from exporter.generation.publish import stage
@@ -38,6 +40,8 @@ from server.types import InferRequest
 _PROMPT = "The quick brown fox jumps over the lazy dog and goes on. "
 _THREADS = 1
 _LONGER = 128
+_MODELS = ((64, 2), (512, 8))
+"""A toy, whose pass takes less than what stands around it, and one whose weights do not fit into a core's caches."""
 
 
 def make(folder: Path, width: int, layers: int, rows: int) -> Path:
@@ -212,14 +216,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--streams", type=int, default=16)
     parser.add_argument("--tokens", type=int, default=64, help="of each text (default: 64)")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--width", type=int, default=512)
-    parser.add_argument("--layers", type=int, default=8)
+    parser.add_argument(
+        "--models", nargs="+", type=_size, default=_MODELS, metavar="WIDTHxLAYERS", help="(default: 64x2 512x8)"
+    )
     options = parser.parse_args(arguments)
-    with tempfile.TemporaryDirectory() as folder:
-        model = make(Path(folder), options.width, options.layers, options.streams)
-        lines = asyncio.run(measure(model, options.streams, options.tokens, options.rounds))
-    sys.stdout.write(table(("", "tokens/s", "over the bare Engine"), lines))
+    for width, layers in options.models:
+        with tempfile.TemporaryDirectory() as folder:
+            model = make(Path(folder), width, layers, options.streams)
+            # The server's loop, too.
+            with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+                lines = runner.run(measure(model, options.streams, options.tokens, options.rounds))
+        sys.stdout.write(table((f"{layers} layers of {width}", "tokens/s", "over the bare Engine"), lines) + "\n")
     return 0
+
+
+def _size(text: str) -> tuple[int, int]:
+    width, layers = text.split("x")
+    return int(width), int(layers)
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -80,9 +80,9 @@ def test_whoever_leaves_gives_back_its_memory_and_changes_nobody(instance: Genai
 
 
 def test_a_long_prompt_is_taken_in_between_the_tokens_of_others(instance: GenaiInstance) -> None:
-    """No step takes in more of it than a chunk, and every step writes a token of who runs."""
+    """No step takes in more of it than a chunk where most run, and every step writes a token of who runs."""
     written = Written(instance)
-    runs = written.begin(said("x", max_tokens=50))
+    runs, *others = [written.begin(said("x", max_tokens=50)) for _ in range(3)]
     instance.step()
     comes = written.begin(said(PROMPTS[3], max_tokens=1))
     steps = -(-comes.prompt_tokens // 16)
@@ -92,7 +92,35 @@ def test_a_long_prompt_is_taken_in_between_the_tokens_of_others(instance: GenaiI
         assert step.prefilled <= 16
         assert step.wrote[0] is runs
         assert (comes.finish != "") == (number == steps - 1)
-    instance.leave(runs)
+    for text in (runs, *others):
+        instance.leave(text)
+
+
+def test_prompts_that_come_together_are_taken_in_together(instance: GenaiInstance) -> None:
+    """Up to four pieces a step while nobody runs, of several prompts in one pass, and fewer the more texts run."""
+    written = Written(instance)
+    texts = [written.begin(said(PROMPTS[3][number : number + 30], max_tokens=30)) for number in range(7)]
+    passes, run = [], instance._forward.prefill
+
+    def prefill(row: int, pieces: Sequence[Sequence[int]], before: int) -> object:
+        passes.append(len(pieces))
+        return run(row, pieces, before)
+
+    instance._forward.prefill = prefill  # type: ignore[method-assign,assignment]
+    try:
+        prefilled = []
+        while not all(text.made for text in texts):
+            running = sum(text.made > 0 for text in texts)
+            prefilled.append((running, instance.step().prefilled))
+    finally:
+        instance._forward.prefill = run  # type: ignore[method-assign]
+    assert max(passes) > 1
+    assert prefilled[0][0] == 0
+    assert 32 < prefilled[0][1] <= 64
+    assert all(tokens <= 16 * 2 for running, tokens in prefilled if running >= 4)
+    assert len({text.prompt_tokens for text in texts}) > 1
+    for text in texts:
+        instance.leave(text)
 
 
 @pytest.mark.parametrize("stream", [True, False])

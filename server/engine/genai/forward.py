@@ -1,4 +1,4 @@
-"""Passes of a decoder over the rows of its cache: some tokens of one prompt, or the next token of many texts.
+"""Passes of a decoder over the rows of its cache: some tokens of prompts, or the next token of many texts.
 
 The model is the ONNX file that onnxruntime-genai's builder writes: its GroupQueryAttention takes each row's length from
 the attention mask, so that texts of unequal length share a pass, and where a past and its present are the same memory
@@ -8,6 +8,8 @@ it writes the new keys and values in place. A row's numbers are the same whateve
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -17,7 +19,23 @@ from server.engine.genai.cache import KvCache
 from server.engine.genai.folder import GenaiConfig
 
 _CPU = "cpu"
+_KEPT_BYTES = 8 * 1024 * 1024
+"""Fresh memory costs the system a fault for each page: of a small model about as much as the pass."""
+_MASK = 64
+"""Tokens by which a decoding pass's mask grows: it is bound anew no more often. More of it than there are tokens is
+read by nobody."""
 Tokens = NDArray[np.int64]
+Logits = NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True)
+class _Fed:
+    """A decoding pass's inputs, bound once: they are filled before each."""
+
+    binding: Any
+    ids: Tokens
+    mask: Tokens
+    positions: Tokens
 
 
 class Forward:
@@ -28,53 +46,91 @@ class Forward:
         self._config = config
         self._cache = cache
         self._logits_type = logits_type
-        self._bindings: dict[tuple[int, int], Any] = {}
-        """By the first row and how many: the cache's part of it stays."""
         self._positions = config.inputs.get("position_ids")
+        self._counted = np.arange(cache.row_shape[1] + 1)
+        self._begun: dict[tuple[int, int], Any] = {}
+        """Bindings for prompts by the first row and how many: the cache's part of it stays."""
+        self._fed: dict[int, _Fed] = {}
+        """By how many rows a decoding pass is over."""
+        self._logits = np.empty((cache.rows, 1, config.vocab_size), logits_type)
+        """Of decoding passes."""
+        self._kept: NDArray[Any] = np.empty(0, logits_type)
 
-    def prefill(self, row: int, tokens: Sequence[int], before: int) -> NDArray[np.float32]:
-        """Take in some tokens of a prompt, behind the `before` ones that the row has. The logits behind the last."""
-        ids = np.asarray([tokens], np.int64)
-        mask = np.ones((1, before + len(tokens)), np.int64)
-        last: NDArray[np.float32] = self._run(row, ids, mask, np.array([before], np.int64))[0]
-        return last
+    def prefill(self, row: int, pieces: Sequence[Sequence[int]], before: int) -> Logits:
+        """Take in a piece of each prompt of as many rows from `row` on: several only where they have nothing `before`
+        it. The logits behind each one's last token."""
+        rows, counts = len(pieces), np.fromiter(map(len, pieces), np.int64, len(pieces))
+        longest = int(counts.max())
+        ids = np.zeros((rows, longest), np.int64)
+        for own, piece in zip(ids, pieces, strict=True):
+            own[: len(piece)] = piece
+        # What is behind a shorter piece is written where its next tokens will be, and looked at by nobody.
+        mask = (self._counted[: before + longest] < before + counts[:, None]).astype(np.int64)
+        positions = np.tile(self._counted[before : before + longest], (rows, 1))
+        logits = self._room((rows, longest, self._config.vocab_size))
+        binding = self._begun.get((row, rows))
+        if binding is None:
+            binding = self._begun[row, rows] = self._over(row, rows)
+        self._bind(binding, ids, mask, positions, logits)
+        self._session.run_with_iobinding(binding)
+        return logits[np.arange(rows), counts - 1].astype(np.float32, copy=False)
 
-    def decode(self, tokens: Tokens, lengths: Tokens) -> NDArray[np.float32]:
-        """Take in one token of each of the first rows, which have `lengths` tokens. The logits by row."""
-        mask = np.arange(lengths.max() + 1) <= lengths[:, None]
-        return self._run(0, tokens[:, None], mask.astype(np.int64), lengths)
+    def decode(self, tokens: Tokens, lengths: Tokens) -> Logits:
+        """Take in one token of each of the first rows, which have `lengths` tokens. The logits by row; they are gone
+        with the next pass."""
+        rows, longest = len(tokens), int(lengths.max()) + 1
+        fed = self._fed.get(rows)
+        if fed is None or fed.mask.shape[1] < longest or fed.mask.shape[1] >= longest + _MASK:
+            fed = self._fed[rows] = self._feed(rows, min(-(-longest // _MASK) * _MASK, self._cache.row_shape[1]))
+        fed.ids[:, 0] = tokens
+        fed.positions[:, 0] = lengths
+        np.copyto(fed.mask, self._counted[: fed.mask.shape[1]] <= lengths[:, None])
+        self._session.run_with_iobinding(fed.binding)
+        return self._logits[:rows, 0].astype(np.float32, copy=False)
 
-    def _run(self, row: int, ids: Tokens, mask: Tokens, before: Tokens) -> NDArray[np.float32]:
-        """The logits behind the last token of each row. `ids`: rows of equal length; `before`: tokens that each has."""
-        binding = self._binding(row, len(ids))
+    def _feed(self, rows: int, width: int) -> _Fed:
+        known = self._fed.get(rows)
+        ids, positions = np.zeros((rows, 1), np.int64), np.zeros((rows, 1), np.int64)
+        fed = _Fed(known.binding if known else self._over(0, rows), ids, np.zeros((rows, width), np.int64), positions)
+        self._bind(fed.binding, fed.ids, fed.mask, fed.positions, self._logits[:rows])
+        return fed
+
+    def _bind(self, binding: Any, ids: Tokens, mask: Tokens, positions: Tokens, logits: NDArray[Any]) -> None:
+        """What a pass reads and writes beside the cache. `binding` keeps none of it alive."""
         names = self._config.inputs
-        feeds = {names["input_ids"]: np.ascontiguousarray(ids), names["attention_mask"]: mask}
+        feeds = {names["input_ids"]: ids, names["attention_mask"]: mask}
         if self._positions is not None:
-            feeds[self._positions] = before[:, None] + np.arange(ids.shape[1])
+            feeds[self._positions] = positions
         for name, array in feeds.items():
             binding.bind_input(name, _CPU, 0, np.int64, array.shape, array.ctypes.data)
-        logits = np.empty((*ids.shape, self._config.vocab_size), self._logits_type)
         name = self._config.outputs["logits"]
         binding.bind_output(name, _CPU, 0, self._logits_type, logits.shape, logits.ctypes.data)
-        self._session.run_with_iobinding(binding)
-        last: NDArray[np.float32] = logits[:, -1].astype(np.float32, copy=False)
-        return last
 
-    def _binding(self, row: int, rows: int) -> Any:
-        binding = self._bindings.get((row, rows))
-        if binding is None:
-            binding = self._bindings[row, rows] = self._session.io_binding()
-            inputs, outputs = self._config.inputs, self._config.outputs
-            shape = (rows, *self._cache.row_shape)
-            for index, array in enumerate(self._cache.arrays):
-                layer, kind = divmod(index, 2)
-                name = ("key", "value")[kind]
-                place = (_CPU, 0, array.dtype.type, shape, array[row:].ctypes.data)
-                binding.bind_input(inputs[f"past_{name}_names"] % layer, *place)
-                binding.bind_output(outputs[f"present_{name}_names"] % layer, *place)
+    def _room(self, shape: tuple[int, ...]) -> NDArray[Any]:
+        """For a prompt's logits: the same memory as before, unless it is much."""
+        size = prod(shape)
+        if size > self._kept.size:
+            made = np.empty(size, self._logits_type)
+            if made.nbytes > _KEPT_BYTES:
+                return made.reshape(shape)
+            self._kept = made
+        return self._kept[:size].reshape(shape)
+
+    def _over(self, row: int, rows: int) -> Any:
+        """A binding to so many rows of the cache from `row` on."""
+        binding = self._session.io_binding()
+        inputs, outputs = self._config.inputs, self._config.outputs
+        shape = (rows, *self._cache.row_shape)
+        for index, array in enumerate(self._cache.arrays):
+            layer, kind = divmod(index, 2)
+            name = ("key", "value")[kind]
+            place = (_CPU, 0, array.dtype.type, shape, array[row:].ctypes.data)
+            binding.bind_input(inputs[f"past_{name}_names"] % layer, *place)
+            binding.bind_output(outputs[f"present_{name}_names"] % layer, *place)
         return binding
 
     def close(self) -> None:
         """Let go of the session."""
-        self._bindings.clear()
+        self._begun.clear()
+        self._fed.clear()
         self._session = None

@@ -1,8 +1,9 @@
 """Many texts written at once: each step gives every text its next token, and takes in some of the prompts that wait.
 
-Prompts are taken in piece by piece, `chunk` tokens each; in a step as many pieces as one piece has room for: texts that
-run wait for no more than that. Where a prompt's pieces begin depends on the prompt alone, and a row's numbers are the
-same in any company, so that a text is the same alone and among others.
+Prompts are taken in piece by piece, `chunk` tokens each. Texts that run wait for one piece a step, and for up to
+`_MOST_PIECES` the more prompts wait beside them: a pass over few rows takes nearly as long as one over many, so that
+those who begin soon are worth a little waiting. First pieces that lie side by side share a pass. Where a prompt's
+pieces begin depends on the prompt alone, and a row's numbers are the same in any company: so a text is the same, too.
 """
 
 from __future__ import annotations
@@ -21,6 +22,9 @@ from server.engine.genai.rows import Rows
 from server.engine.genai.sampling import Likely, likely
 from server.engine.genai.text import LOGPROBS, Text
 from server.tensor import Array
+
+_MOST_PIECES = 4
+"""A step takes in, where all wait and nobody runs."""
 
 
 @dataclass(slots=True)
@@ -108,18 +112,46 @@ class Writer:
         self._choose(texts, logits, step)
 
     def _prefill(self, step: Step) -> None:
-        while self._prompts:
-            text = self._prompts[0]
-            piece = text.prompt[text.length : text.length + self._chunk]
-            if step.prefilled and step.prefilled + len(piece) > self._chunk:
-                return
-            logits = self._forward.prefill(text.row, piece, text.length)
-            text.length += len(piece)
-            step.prefilled += len(piece)
-            if text.length == len(text.prompt):
-                self._prompts.popleft()
-                self._rows.activate(text)
-                self._choose([text], logits[None], step)
+        left = self._chunk * self._pieces()
+        while self._prompts and (group := self._group(left)):
+            before = group[0].length
+            pieces = [text.prompt[before : before + self._chunk] for text in group]
+            logits = self._forward.prefill(group[0].row, pieces, before)
+            left -= len(group) * max(map(len, pieces))
+            whole = []
+            for number, (text, piece) in enumerate(zip(group, pieces, strict=True)):
+                text.length += len(piece)
+                step.prefilled += len(piece)
+                if text.length == len(text.prompt):
+                    whole.append(number)
+            for number in whole:
+                self._prompts.remove(group[number])
+                self._rows.activate(group[number])
+            if whole:
+                self._choose([group[number] for number in whole], logits[whole], step)
+
+    def _pieces(self) -> int:
+        """That this step takes in: by how many wait, of all who are there."""
+        waiting = len(self._prompts)
+        return max(1, round(_MOST_PIECES * waiting / (waiting + len(self._rows.active))))
+
+    def _group(self, most: int) -> Sequence[Text]:
+        """Whose next piece the next pass takes in: the oldest's, and of those behind it in the cache who begin with it,
+        as many as make no more than `most` tokens, which a quarter may be padding of. Empty: it is too long."""
+        first = self._prompts[0]
+        longest = total = min(self._chunk, len(first.prompt) - first.length)
+        if longest > most:
+            return ()
+        group = [first]
+        beginning = {} if first.length else {text.row: text for text in self._prompts if not text.length}
+        while (text := beginning.get(first.row + len(group))) is not None:
+            size = min(self._chunk, len(text.prompt))
+            longest, total = max(longest, size), total + size
+            padded = longest * (len(group) + 1)
+            if padded > most or 4 * total < 3 * padded:
+                break
+            group.append(text)
+        return group
 
     def _choose(self, texts: Sequence[Text], logits: NDArray[np.float32], step: Step) -> None:
         best = logits.argmax(axis=1)
