@@ -16,6 +16,7 @@ import gevent
 from gevent import monkey
 from gevent.socket import wait_read
 
+from loadtests.slo.alarm import Alarm
 from server.load.payloads import Judged, Payload
 from server.load.wire import Wire
 
@@ -57,12 +58,12 @@ def send_all(
             take(wire.ready())
 
     receiving: Any = gevent.spawn(receive)
+    alarm = Alarm()
     try:
         for number, (offset_ns, place) in enumerate(schedule):
             due_s = began_s + offset_ns / 1e9
-            wait_s = due_s - time.monotonic()
-            if wait_s > 0 or number % _AT_ONCE == 0:
-                gevent.sleep(max(0.0, wait_s))
+            if due_s > time.monotonic() or number % _AT_ONCE == 0:
+                alarm.wait(due_s)
             under_way[number] = (due_s, time.monotonic() - due_s)
             wire.send(number, payloads[place])
         until_s = time.monotonic() + timeout_s
@@ -70,6 +71,7 @@ def send_all(
             gevent.sleep(_LOOK_S)
     finally:
         receiving.kill()
+        alarm.close()
         wire.close()
     for due_s, lag_s in under_way.values():
         ended(due_s, lag_s, ("failed", "no answer in time"))

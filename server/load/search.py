@@ -1,7 +1,7 @@
 """The highest rate that holds: a bisection over steady windows of an open loop.
 
 Whatever disturbs a measurement makes it worse, never better. So a rate holds if one window holds it, and is given up
-only when two have broken. A generator that is late itself makes it worse too, for latencies count from the time at
+only when three have broken. A generator that is late itself makes it worse too, for latencies count from the time at
 which requests were due: what it breaks then tells nothing, and is tried four times; what holds all the same, holds.
 """
 
@@ -17,7 +17,7 @@ from server.load.samples import Samples
 Bound = Literal["slo", "generator", "none"]
 """What keeps the rate from being higher: the objective; the generator, late itself; nothing that was tried."""
 
-_BROKEN, _LATE = 2, 4
+_BROKEN, _LATE = 3, 4
 _GROWTH, _SHRINKING = 1.4, 0.6
 _LEAST = 1e-3
 """Of the first guess: below, nothing holds."""
