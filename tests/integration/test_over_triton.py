@@ -404,8 +404,8 @@ def test_a_shutdown_answers_what_was_admitted(tmp_path: Path) -> None:
 
     assert told.wrong == 0
     assert told.counts(until=at[0]).keys() == {"ok"}
-    # On a busy machine some are not admitted at all.
-    assert told.counts().keys() <= {"ok", "StatusCode.UNAVAILABLE", "StatusCode.RESOURCE_EXHAUSTED"}
+    # Without deadlines nobody is foreseen to be late: none is refused but for the drain.
+    assert told.counts().keys() <= {"ok", "StatusCode.UNAVAILABLE"}
     log = (tmp_path / "gateway.log").read_text()
     assert "ERROR" not in log, log
     assert "Traceback" not in log, log
