@@ -591,3 +591,7 @@ class EngineFailure(ServingError):
     @property
     def public_message(self) -> str:
         return f"model '{self.model_name}' failed to execute the request"
+
+
+class DeviceLost(EngineFailure):
+    """The device of an instance is lost to it: no later pass of it would go well either."""

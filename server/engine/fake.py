@@ -16,11 +16,11 @@ import numpy as np
 
 from server.bfloat16 import BF16, narrowed, widened
 from server.engine.base import EngineSpec
-from server.errors import EngineFailure, ModelLoadFailed
+from server.errors import DeviceLost, EngineFailure, ModelLoadFailed
 from server.tensor import DATATYPES, Array
 from server.types import Batch
 
-Act = Literal["answer", "fail", "hang", "nan"]
+Act = Literal["answer", "fail", "hang", "nan", "lost"]
 Answer = Callable[[EngineSpec, Batch], Mapping[str, Array]]
 Answers = Callable[[EngineSpec, Batch], Iterable[Mapping[str, Array]]]
 
@@ -155,7 +155,7 @@ class FakeInstance:
         return FakeInstance(self._engine, self._spec, self.name)
 
     def run(self, batch: Batch) -> Mapping[str, Array]:
-        """One scripted pass. Raises EngineFailure where the script says ``fail``."""
+        """One scripted pass. Raises EngineFailure where the script says ``fail`` or ``lost``."""
         return self._play(batch, lambda: self._engine.script.answer(self._spec, batch))
 
     def stream(self, batch: Batch) -> Generator[Mapping[str, Array]]:
@@ -175,6 +175,8 @@ class FakeInstance:
             script.sleep(seconds)
         if act == "fail":
             raise EngineFailure(batch.model_name, f"{self.name}: scripted failure") from RuntimeError("scripted")
+        if act == "lost":
+            raise DeviceLost(batch.model_name, f"{self.name}: CUDA failure 700: scripted")
         if act == "hang":
             script.release.wait()
         outputs = answer()

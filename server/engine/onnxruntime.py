@@ -30,7 +30,7 @@ from server.engine.cores import available_cores, visible_gpus
 from server.engine.ort_values import BFloat16Session, has_bfloat16
 from server.engine.session import CONFIG_FILE, Parameters, Placement, no_gpu, parse_parameters, place
 from server.engine.tensors import check_tensors
-from server.errors import EngineFailure, ModelLoadFailed, ServingError
+from server.errors import DeviceLost, EngineFailure, ModelLoadFailed, ServingError
 from server.security.onnx_files import check_onnx
 from server.tensor import Array
 from server.types import Batch
@@ -249,7 +249,7 @@ class OnnxRuntimeInstance:
         self._wanted = [output.name for output in spec.outputs]
         self._encoded = [tensor.name for tensor in spec.inputs if tensor.datatype == "BYTES"]
         self._rows_first = spec.max_batch_size > 0
-        self._mapped = map_exceptions(lambda detail: EngineFailure(spec.model_name, f"{name}: {detail}"))
+        self._mapped = map_exceptions(partial(_failure, spec.model_name, name))
 
     def interrupt(self) -> None:
         """Let the pass under way end at its next operator. From any thread; it runs nothing any more."""
@@ -284,6 +284,20 @@ class OnnxRuntimeModel:
     def close(self) -> None:
         """Let go of the sessions; ONNX Runtime frees each with its last reference."""
         self._instances.clear()
+
+
+_LOST = re.compile(
+    r"(CUDA failure|CUDA error|cudaError)[ :]*(4|46|79|100|101|214|700|701|702|709|710|71[4-9]|721|999)\b"
+    r"|(CUBLAS|CUDNN) failure \d+: \w*(EXECUTION_FAILED|INTERNAL_ERROR|NOT_INITIALIZED)"
+)
+"""What CUDA says from the moment on that its context is broken, or its device gone; not that memory is short (2).
+Source: the CUDA runtime's cudaError_t, "the process must be terminated and relaunched" and "no device"; the form is
+that of ONNX Runtime's cuda_call.cc: ``CUDA failure 700: an illegal memory access was encountered ; GPU=0 ; ...``"""
+
+
+def _failure(model_name: str, instance: str, detail: str) -> EngineFailure:
+    kind = DeviceLost if _LOST.search(detail) else EngineFailure
+    return kind(model_name, f"{instance}: {detail}")
 
 
 def _to_text(array: Array) -> Array:

@@ -17,7 +17,7 @@ from weakref import WeakMethod
 
 from server.buckets import Buckets
 from server.engine.base import Instance
-from server.errors import Cancelled, DeadlineExceeded, Draining, EngineFailure
+from server.errors import Cancelled, DeadlineExceeded, DeviceLost, Draining, EngineFailure
 from server.observability.whose import about
 from server.scheduler.admission import Admission, Foreseen
 from server.scheduler.backlog import Backlog
@@ -285,6 +285,8 @@ class Batcher(Ticking):
 
     def _finish(self, runner: Runner, requests: Sequence[InferRequest], result: Pass) -> None:
         ended_ns = self._clock()
+        if isinstance(result.error, DeviceLost) and self._watchdog is not None:
+            self._watchdog.lost(runner, result.error)
         run = self._instances.release(runner, ended_ns)
         try:
             if run is not None:

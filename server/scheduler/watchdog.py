@@ -1,4 +1,4 @@
-"""Passes that take longer than they may: their callers are answered, and the instance is replaced.
+"""Passes that take longer than they may, and devices that are lost: callers are answered, the instance is replaced.
 
 A pass may take twenty times what the model of costs foresaw, and never less than a bound that is set; one of unknown
 cost ten times that bound. Counted is the time in which this process ran: after it was stopped, or the machine asleep,
@@ -11,6 +11,7 @@ import asyncio
 import logging
 from collections.abc import Callable
 
+from server.errors import DeviceLost
 from server.observability.whose import about
 from server.scheduler.instances import Instances, Run
 from server.scheduler.worker import Runner, Worker
@@ -75,6 +76,16 @@ class Watchdog:
         )
         runner.give_up()
         self._give_up(runner, run)
+        self._renew(runner)
+
+    def lost(self, runner: Runner, error: DeviceLost) -> None:
+        """A pass has ended so: none of this instance would go well any more. It is not alive when this returns."""
+        if isinstance(runner, Worker):
+            log.error("model '%s': an instance has lost its device and is replaced: %s", self._model_name, error.detail)
+            runner.give_up()
+            self._renew(runner)
+
+    def _renew(self, runner: Worker) -> None:
         task = self._loop.create_task(self._replace(runner))
         self._replacing.add(task)
         task.add_done_callback(self._replacing.discard)
@@ -85,5 +96,5 @@ class Watchdog:
         except Exception as error:  # noqa: BLE001 - the model is not well from here on, and says so
             log.error("model '%s': an instance can't be replaced: %r", self._model_name, error)
         else:
-            log.info("model '%s': an instance that hung was replaced", self._model_name)
+            log.info("model '%s': an instance was replaced", self._model_name)
             self._back(runner)

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import jwt
 import pytest
@@ -100,6 +101,31 @@ def test_an_expired_key_is_refused_also_where_it_was_known(tmp_path: Path) -> No
 
     with pytest.raises(Unauthenticated, match="expired"):
         entry.admit(a_request(received_ns=time.monotonic_ns()))
+
+
+def test_a_clock_that_jumps_is_followed_within_a_minute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An hour ahead a key of half an hour is over, back again it holds: no answer is kept for longer, however far the
+    clock of the day has moved."""
+    shown = a_file(tmp_path / "keys.yaml", expires=datetime.now(UTC) + timedelta(minutes=30)).encode()
+    gate, now_ns = gate_of(tmp_path / "keys.yaml"), time.monotonic_ns()
+    ahead = timedelta()
+
+    class Moved(datetime):
+        @classmethod
+        def now(cls, tz: Any = None) -> datetime:
+            return datetime.now(tz) + ahead
+
+    monkeypatch.setattr("server.security.gate.datetime", Moved)
+    monkeypatch.setattr("server.security.gate.time", Mock(time=lambda: time.time() + ahead.total_seconds()))
+    _, until_ns = gate.caller(shown, PREDICTS, now_ns)
+    assert until_ns <= now_ns + 60 * 10**9
+
+    ahead = timedelta(hours=1)
+    with pytest.raises(Unauthenticated, match="expired"):
+        gate.caller(shown, PREDICTS, until_ns)
+    ahead = timedelta(hours=-1)
+    _, until_ns = gate.caller(shown, PREDICTS, until_ns + 5 * 10**9)
+    assert until_ns <= now_ns + 125 * 10**9
 
 
 async def test_keys_are_followed_on_disk(tmp_path: Path) -> None:

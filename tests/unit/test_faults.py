@@ -13,7 +13,7 @@ import pytest
 
 from server.engine.fake import FakeEngine, Script
 from server.engine.onnxruntime import OnnxRuntimeEngine
-from server.errors import EngineFailure
+from server.errors import DeviceLost, EngineFailure, ModelNotReady
 from server.lifecycle import Lifecycle, State
 from server.model_control import ModelControl
 from server.repository.repository import Repository
@@ -124,6 +124,66 @@ async def test_one_that_can_not_be_replaced_leaves_the_model_unwell(tmp_path: Pa
         assert not served.healthy()
         assert not isinstance(await served.ask(1, 2), InferResponse)
         script.release.set()
+
+
+async def test_a_lost_device_costs_the_pass_and_a_new_instance_takes_its_place(tmp_path: Path) -> None:
+    """Whoever had a request in that pass is told that it failed; nobody waits for the watchdog to look."""
+    script = Script(latency_s=slow)
+    async with Served(tmp_path, script) as served:
+        loads = len(served.engine.loaded)
+        served.engine.play(["lost"])
+        assert isinstance(await served.ask(1, 2), EngineFailure)
+        await until(served.healthy)
+        assert len(served.engine.loaded) == loads + 1
+        assert value(await served.ask(2, 2)) == 4
+
+
+async def test_a_device_that_stays_lost_leaves_the_model_unwell(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """No session can be made on it: the model says that it is not ready, and the log why."""
+    script = Script(latency_s=slow)
+    async with Served(tmp_path, script) as served:
+        script.load_problem = "CUDA failure 100: no CUDA-capable device is detected"
+        served.engine.play(["lost"])
+        assert isinstance(await served.ask(1, 2), EngineFailure)
+        await until(lambda: "no CUDA-capable device" in caplog.text)
+        assert "CUDA failure 700" in caplog.text
+        assert not served.healthy()
+        assert isinstance(await served.ask(1, 2), ModelNotReady)
+
+
+@pytest.mark.parametrize(
+    ("told", "lost"),
+    [
+        ("CUDA failure 700: an illegal memory access was encountered ; GPU=0 ; hostname=h ; expr=cudaMemcpy", True),
+        ("CUDA failure 719: unspecified launch failure ; GPU=1", True),
+        ("CUDA failure 100: no CUDA-capable device is detected ; GPU=-1", True),
+        ("CUDA failure 214: uncorrectable ECC error encountered ; GPU=0", True),
+        ("CUBLAS failure 13: CUBLAS_STATUS_EXECUTION_FAILED ; GPU=0", True),
+        ("CUDNN failure 5000: CUDNN_STATUS_EXECUTION_FAILED ; GPU=0", True),
+        ("CUDA failure 2: out of memory ; GPU=0", False),
+        ("CUBLAS failure 3: CUBLAS_STATUS_ALLOC_FAILED ; GPU=0", False),
+        ("Failed to allocate memory for requested buffer of size 700", False),
+        ("Non-zero status code returned while running Add node: 1 by 700", False),
+    ],
+    ids=lambda value: value[:22] if isinstance(value, str) else "",
+)
+def test_what_cuda_says_of_a_lost_device_is_known(tmp_path: Path, told: str, lost: bool) -> None:
+    """As ONNX Runtime raises it. Memory that is short is no lost device."""
+    from tests.integration.test_onnxruntime_engine import spec
+
+    [instance] = OnnxRuntimeEngine(1).load(spec(linear(tmp_path / "1" / "model.onnx"))).instances
+
+    class Broken:
+        def run(self, *_: object) -> Any:
+            raise RuntimeError(f"[ONNXRuntimeError] : 6 : RUNTIME_EXCEPTION : {told}")
+
+    instance._session = Broken()
+    with pytest.raises(EngineFailure) as failed:
+        instance.run(Batch("m", "1", 1, {"x": np.ones((1, 3), np.float32)}))
+    assert isinstance(failed.value, DeviceLost) == lost
+    assert told[:20] in failed.value.detail
 
 
 async def test_a_model_that_hangs_can_be_closed(tmp_path: Path) -> None:

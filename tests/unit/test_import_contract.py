@@ -208,3 +208,25 @@ def test_the_exporter_reads_only_what_the_server_reads(path: Path) -> None:
     trespass = [n for n in imports(path) if n.startswith("server.") and not n.startswith(allowed)]
 
     assert trespass == []
+
+
+WALL_CLOCK = {
+    "chat.py",  # the date that a template of a conversation may name
+    "observability/otel.py",  # when a span was, for a collector
+    "scheduler/statistics.py",  # when an exemplar was seen
+    "security/cli.py",  # when a key was made, and ends
+    "security/gate.py",  # whether it has ended
+    "transport/openai/answers.py",  # `created`
+}
+
+
+def test_only_what_tells_the_day_reads_the_clock_that_may_jump() -> None:
+    """Deadlines, queues, probes and waits go by the monotonic clock: an hour back or ahead is nothing to them."""
+    readers = set()
+    for path in (ROOT / "server").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            name = ast.unparse(node) if isinstance(node, ast.Attribute) else ""
+            if name in ("time.time", "time.time_ns", "datetime.now", "datetime.utcnow", "date.today"):
+                readers.add(path.relative_to(ROOT / "server").as_posix())
+
+    assert readers == WALL_CLOCK
