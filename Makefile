@@ -11,12 +11,13 @@ JOBS ?= 2
 BENCH ?=
 WATCH ?=
 FUZZ ?=
+MUTANTS ?=
 TARGET ?= http2
 LOAD ?=
 REPORTS ?= build/bench
 
 .DEFAULT_GOAL := help
-.PHONY: help audit chaos load capacity bench-swaps serve test check format types lint bench bench-quick bench-simulate bench-overload bench-cap bench-prediction bench-collector bench-decode bench-startup bench-share bench-scaling simulate-scaling bench-rest bench-workers bench-shm bench-access bench-triton-shm bench-over-triton bench-repair fuzz-rest fuzz-grpc fuzz-bytes soak models text-model recipes proto metrics lock clean triton helm-tools chart images kserve bench-observing watch dashboards dashboards-types
+.PHONY: help audit coverage mutants chaos load capacity bench-swaps serve test check format types lint bench bench-quick bench-simulate bench-overload bench-cap bench-prediction bench-collector bench-decode bench-startup bench-share bench-scaling simulate-scaling bench-rest bench-workers bench-shm bench-access bench-triton-shm bench-over-triton bench-repair fuzz-rest fuzz-grpc fuzz-bytes soak models text-model recipes proto metrics lock clean triton helm-tools chart images kserve bench-observing watch dashboards dashboards-types
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -33,6 +34,18 @@ check: $(VENV)/.dev ## what CI checks: ruff, mypy strict, bandit, the import con
 	$(BIN)/ruff format --check $(SOURCES)
 	$(BIN)/mypy
 	$(BIN)/python -m pytest -q tests/unit/test_import_contract.py tests/unit/test_generated_files.py
+
+coverage: export COVERAGE_FILE = $(CURDIR)/build/coverage/data
+coverage: $(VENV)/.dev ## the tests under coverage, their servers too: a table by package, 0.9 of lines and branches at least, about an hour
+	@rm -rf build/coverage && mkdir -p build/coverage
+	$(BIN)/coverage run -m pytest -q -p no:cacheprovider --timeout 900 -m "not training" $(TESTS)
+	$(BIN)/coverage combine -q
+	$(BIN)/coverage json -q -o build/coverage/coverage.json
+	$(BIN)/coverage html -q -d build/coverage/html
+	$(BIN)/python -m tests.coverage_table build/coverage/coverage.json
+
+mutants: $(VENV)/.dev ## whether the tests notice small faults in scheduler, codec and status, a sample by seed, half an hour (MUTANTS="--sample 0 --only plan")
+	$(BIN)/python -m tests.mutants.run $(MUTANTS)
 
 format: $(VENV)/.dev ## format and fix what ruff can
 	$(BIN)/ruff format $(SOURCES)
@@ -104,7 +117,7 @@ audit: $(VENV)/.dev ## known holes in what is installed (pip-audit, where its da
 	$(BIN)/pip-audit --progress-spinner off --skip-editable --no-deps --disable-pip -r constraints.txt || { echo "pip-audit: a hole was found, or its database can not be reached (see above)"; exit 1; }
 
 chaos: SECONDS ?= 1200
-chaos: $(VENV)/.dev ## twenty minutes at 0.7 of the capacity amid kills, stalls, a full disk, bad frames, bombs, reloads, new certificates (SECONDS=90; BENCH="--seed 1")
+chaos: $(VENV)/.dev ## twenty minutes at 0.7 of the capacity amid kills, stalls, a full disk, bad frames, bombs, reloads, new certificates (SECONDS=90; BENCH="--seed 1 --over-triton")
 	$(BIN)/python -m loadtests.chaos --seconds $(SECONDS) --out $(REPORTS) $(BENCH)
 
 soak: SECONDS ?= 1800

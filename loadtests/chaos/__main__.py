@@ -1,6 +1,7 @@
-"""A server with two workers at 0.7 of its capacity, while it is harmed by turns.
+"""A server with two workers at 0.7 of its capacity, or a gateway over two Tritons, while it is harmed by turns.
 
     python -m loadtests.chaos --seconds 1200
+    python -m loadtests.chaos --seconds 300 --over-triton
 
 Processes are killed, stopped for a while and for ever; the disk is full, descriptors run out; bad frames and gzip bombs
 come; the model is loaded anew and the certificate changed. The order is by a seed. Every request has a deadline, which
@@ -17,9 +18,9 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
-from contextlib import suppress
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 from random import Random
 
@@ -30,6 +31,8 @@ from loadtests.chaos.caller import Question, load
 from loadtests.chaos.faults import Faults, certificate, harm
 from loadtests.chaos.page import page
 from loadtests.chaos.readiness import Readiness
+from loadtests.chaos.starved import Starved
+from loadtests.chaos.tritons import TRITON_FAULTS, TritonFaults, addresses, running
 from loadtests.cores import cores
 from loadtests.process import Server, serving
 from loadtests.report import publish, table
@@ -55,6 +58,8 @@ class Plan:
     seed: int = 0
     rate: float = 0.0
     """Requests a second; 0: `load` of what the server is seen to answer."""
+    over_triton: bool = False
+    """A gateway over two Tritons, which are killed, in place of two workers."""
 
 
 @dataclass
@@ -63,19 +68,29 @@ class Seen:
     question: Question
     faults: Faults
     readiness: Readiness
+    starved: Starved
     rules: list[Rule]
 
 
 def chaos(plan: Plan, folder: Path) -> Seen:
-    network = save(folder / "models")
     certificate(folder)
     os.environ |= {"FORWARDPASS_AUTH__REFRESH_S": "0.5", "FORWARDPASS_WORKERS__HANG_S": "4"}
     os.environ |= {"FORWARDPASS_WORKERS__MAX_DEATHS": "60"}
     pair = ["--http-tls-certificate", str(folder / "server.pem"), "--http-tls-key", str(folder / "server.key")]
-    control = ["--model-control-mode", "explicit", "--load-model", "*", "--workers", "2"]
-    row = np.random.default_rng(0).normal(size=(1, *network.dims)).astype(np.float32)
-    with serving(folder / "models", folder, tuple(cores()), *pair, *control) as server:
-        return asyncio.run(_see(plan, folder, server, _question(folder, row)))
+    with ExitStack() as stack:
+        if plan.over_triton:
+            network, tritons = stack.enter_context(running(folder))
+            flags = ["--engine", "triton", "--triton-url", addresses(tritons)]
+            make: Callable[[Server], Faults] = lambda server: TritonFaults(  # noqa: E731
+                server, folder, Random(plan.seed), kinds=TRITON_FAULTS, tritons=tritons
+            )
+        else:
+            network = save(folder / "models")
+            flags = ["--model-control-mode", "explicit", "--load-model", "*", "--workers", "2"]
+            make = lambda server: Faults(server, folder, Random(plan.seed))  # noqa: E731
+        row = np.random.default_rng(0).normal(size=(1, *network.dims)).astype(np.float32)
+        server = stack.enter_context(serving(folder / "models", folder, tuple(cores()), *pair, *flags))
+        return asyncio.run(_see(plan, make(server), _question(folder, row)))
 
 
 def _question(folder: Path, row: np.ndarray) -> Question:  # type: ignore[type-arg]
@@ -86,16 +101,17 @@ def _question(folder: Path, row: np.ndarray) -> Question:  # type: ignore[type-a
     return Question(Asked("", "", row, expected).message(), expected.astype(np.float32).tobytes())
 
 
-async def _see(plan: Plan, folder: Path, server: Server, question: Question) -> Seen:
+async def _see(plan: Plan, faults: Faults, question: Question) -> Seen:
+    server = faults.server
     rate = plan.rate or plan.load * await _capacity(plan, server, question)
     question.asked.clear()
-    readiness, watcher = Readiness(), Watcher(server, time.monotonic)
+    readiness, starved, watcher = Readiness(), Starved(), Watcher(server, time.monotonic)
     watching = [
         asyncio.create_task(question.lag.watch()),
         asyncio.create_task(readiness.watch(server.http, 0.05)),
+        asyncio.create_task(starved.watch(server.pid)),
         asyncio.create_task(_sample(watcher, max(0.5, plan.seconds / 600))),
     ]
-    faults = Faults(server, folder, Random(plan.seed))
     until_s = time.monotonic() + plan.seconds
     await asyncio.gather(
         load(question, server.grpc, rate, plan.deadline_s, until_s, _CALLERS),
@@ -104,8 +120,8 @@ async def _see(plan: Plan, folder: Path, server: Server, question: Question) -> 
     for task in watching:
         task.cancel()
     kinds = math.floor((plan.seconds - _LAST_S) / plan.every_s / 2)
-    rules = verdict.judge(question.asked, faults, readiness, watcher.samples, plan.growth, kinds)
-    return Seen(rate, question, faults, readiness, rules)
+    rules = verdict.judge(question.asked, faults, readiness, watcher.samples, plan.growth, kinds, starved)
+    return Seen(rate, question, faults, readiness, starved, rules)
 
 
 async def _sample(watcher: Watcher, every_s: float) -> None:
@@ -134,13 +150,22 @@ def report(seen: Seen, plan: Plan) -> str:
     lines = [("requests a second, asked", f"{seen.rate:.0f}"), ("requests", f"{len(seen.question.asked)}")]
     lines += [(f"of them {name}", f"{count}") for name, count in ends.most_common()]
     lines += [("part of the time that it was ready", f"{seen.readiness.part():.3f}")]
+    lines += [("late by the clock alone", f"{sum(verdict.is_late(one) for one in seen.question.asked)}")]
+    lines += [("longest wait of the server for a core in a second, ms", f"{seen.starved.most() * 1e3:.0f}")]
     done = [(event.name, f"{event.ended_s - event.begun_s:.1f} s", event.told) for event in seen.faults.events]
+    kind = ", over two Tritons" if plan.over_triton else ""
+    late = verdict.latest(seen.question.asked, seen.faults, seen.starved)
     return "\n".join(
         [
-            f"# {plan.seconds:g} s of chaos at {plan.load:g} of the capacity, seed {plan.seed}",
+            f"# {plan.seconds:g} s of chaos at {plan.load:g} of the capacity{kind}, seed {plan.seed}",
             table(("what", "seen"), lines),
             table(("rule", "found", "allowed", "kept"), [rule.line() for rule in seen.rules]),
             table(("fault", "for", "what came of it"), done),
+            *(
+                [table(("late at", "fault", "what", "how many", "by at most", "waited for a core"), late)]
+                if late
+                else []
+            ),
         ]
     )
 
@@ -152,9 +177,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--rate", type=float, default=0.0, help="requests a second, instead of a part of the capacity")
     parser.add_argument("--every", type=float, default=Plan.every_s, help="seconds between faults (default: 8)")
     parser.add_argument("--seed", type=int, default=0, help="of the order of the faults")
+    parser.add_argument("--over-triton", action="store_true", help="a gateway over two Tritons, which are killed too")
     parser.add_argument("--out", type=Path, help="also write chaos.md and chaos.html into this folder")
     options = parser.parse_args(arguments)
     plan = Plan(options.seconds, options.load, every_s=options.every, seed=options.seed, rate=options.rate)
+    plan = replace(plan, over_triton=options.over_triton)
     with tempfile.TemporaryDirectory() as folder:
         seen = chaos(plan, Path(folder))
     text = report(seen, plan)

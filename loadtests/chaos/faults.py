@@ -23,6 +23,9 @@ from loadtests.process import Server, family
 from loadtests.soak.broken import BROKEN_FRAMES
 from loadtests.soak.models import PICTURES, STEADY
 
+Fault = Callable[["Faults"], Awaitable[str]]
+"""Returns what came of it. Raises Unexpected, or what a client meets."""
+
 
 @dataclass
 class Event:
@@ -43,6 +46,14 @@ class Faults:
     events: list[Event] = field(default_factory=list)
     wrong: list[str] = field(default_factory=list)
     """What the server did not do as it must."""
+    kinds: tuple[Fault, ...] = ()
+    """What is done; by default all that can be done to a server and its workers."""
+    lost: list[tuple[float, float]] = field(default_factory=list)
+    """Between which times a server behind this one was harmed: what it had then may have been executed, and is told
+    UNAVAILABLE by a gateway that is ready."""
+
+    def __post_init__(self) -> None:
+        self.kinds = self.kinds or FAULTS
 
     @property
     def rest(self) -> str:
@@ -64,10 +75,6 @@ def _bomb() -> bytes:
 
 def _lives(pid: int) -> bool:
     return Path(f"/proc/{pid}").exists()
-
-
-Fault = Callable[[Faults], Awaitable[str]]
-"""Returns what came of it. Raises Unexpected, or what a client meets."""
 
 
 class Unexpected(Exception):
@@ -243,7 +250,7 @@ async def harm(faults: Faults, every_s: float, until_s: float) -> None:
         if time.monotonic() > until_s:
             return
         if not left:
-            left = list(FAULTS)
+            left = list(faults.kinds)
             faults.rng.shuffle(left)
         fault = left.pop()
         begun_s = time.monotonic()

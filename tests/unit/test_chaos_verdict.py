@@ -12,6 +12,7 @@ from loadtests.chaos.caller import LOST, Asked, Lag
 from loadtests.chaos.faults import Event, Faults
 from loadtests.chaos.page import page
 from loadtests.chaos.readiness import Readiness
+from loadtests.chaos.starved import Starved
 from loadtests.chaos.verdict import judge, outcomes
 from loadtests.process import Server
 from loadtests.soak.watch import Sample
@@ -20,14 +21,27 @@ OK = Asked(10.0, 1.0, "0", 10.1, True, 1)
 SAMPLE = Sample(0.0, 10**8, 10, 5, 0, 0, 0, 0)
 
 
-def broken(asked: list[Asked], *, down: tuple[float, float] = (0, 0), grown: int = 0, ready: bool = True) -> list[str]:
+def broken(
+    asked: list[Asked],
+    *,
+    down: tuple[float, float] = (0, 0),
+    grown: int = 0,
+    ready: bool = True,
+    waited_s: float = 0.0,
+    lost: tuple[float, float] | None = None,
+) -> list[str]:
     """The rules that are not kept. `down`: it says that it is not ready between these times."""
     readiness = Readiness([n / 10 for n in range(400)], [not down[0] <= n / 10 < down[1] for n in range(400)])
     readiness.ready[-1] = ready
     faults = Faults(Server(1, "", "", ""), Path(), Random(0), b"")
+    faults.lost += [lost] if lost else []
     faults.events.append(Event("kills", 10, 11, ""))
     samples = [replace(SAMPLE, at_s=float(n), resident_bytes=10**8 + (grown if n > 30 else 0)) for n in range(60)]
-    return [rule.name for rule in judge(asked, faults, readiness, samples, 0.2, 1) if not rule.kept]
+    return [
+        rule.name
+        for rule in judge(asked, faults, readiness, samples, 0.2, 1, Starved([11.05], [waited_s]))
+        if not rule.kept
+    ]
 
 
 def test_a_run_that_goes_well_breaks_nothing() -> None:
@@ -41,7 +55,7 @@ def test_a_run_that_goes_well_breaks_nothing() -> None:
     [
         (replace(OK, status="", answers=0), "requests without an answer"),
         (replace(OK, answers=2), "requests with a second answer"),
-        (replace(OK, answered_s=11.06), "answers later than the deadline and 50 ms"),
+        (replace(OK, answered_s=11.06), "answers later than the deadline and 50 ms, without a core not counted"),
         (replace(OK, right=False), "answers that are not the golden one"),
         (replace(OK, status="13", right=False), "ends that nobody foresaw"),
         (
@@ -57,6 +71,22 @@ def test_each_rule_is_broken_by_one_request(one: Asked, rule: str) -> None:
 
 def test_what_the_client_itself_was_late_is_not_the_servers() -> None:
     assert broken([OK] * 10 + [replace(OK, answered_s=11.06, lag_s=0.02)]) == []
+
+
+def test_while_it_had_no_core_a_server_is_not_late() -> None:
+    """Between the deadline and the answer; and no longer than it had none."""
+    late = replace(OK, answered_s=11.09)
+    assert broken([OK] * 10 + [late], waited_s=0.05) == []
+    assert broken([OK] * 10 + [late], waited_s=0.03) != []
+    assert broken([OK] * 10 + [replace(late, at_s=10.2, answered_s=11.29)], waited_s=0.05) != []
+
+
+def test_what_a_gateway_lost_with_a_server_may_be_told_so() -> None:
+    """Only of what was under way there."""
+    denied = replace(OK, status="14", right=False)
+    rule = "requests that were told UNAVAILABLE while it said that it is ready"
+    assert broken([OK] * 10 + [denied], lost=(9.9, 10.05)) == []
+    assert broken([OK] * 10 + [denied], lost=(10.2, 10.9)) == [rule]
 
 
 def test_memory_that_grows_and_a_server_that_is_not_well_at_the_end() -> None:
