@@ -85,7 +85,7 @@ def _run(tests: Sequence[str], mutant: Mutant | None) -> None:
 
     status = 3
     try:
-        options = ["-x", "-q", "--no-header", "-p", "no:cacheprovider", "-p", "no:randomly", "--hypothesis-seed=0"]
+        options = ["-x", "-q", "--assert=plain", "-p", "no:cacheprovider", "--hypothesis-seed=0"]
         status = int(pytest.main([*options, *tests]))
     finally:
         os._exit(status)
