@@ -140,7 +140,7 @@ fuzz-grpc: $(VENV)/.dev ## mutated gRPC messages against a server, some minutes 
 fuzz-bytes: $(VENV)/.fuzz ## bytes led by coverage (atheris) into what reads those of strangers (TARGET=http2, hpack, heads, http1, wire, onnx, picture, tokens, tokenizer, config, processing, keys), ten minutes (FUZZ="--seconds 60")
 	$(BIN)/python -m tests.fuzz.coverage $(TARGET) $(FUZZ)
 
-bench-observing: $(VENV)/.dev ## what metrics, the access log and spans cost a call of the tiny model, a minute and a half on one quiet core
+bench-observing: $(VENV)/.dev ## what metrics, scrapes, the access log and spans cost a call of the tiny model, two minutes on one quiet core
 	$(BIN)/python -m loadtests.benchmarks.observing --out $(REPORTS) $(BENCH)
 
 watch: $(VENV)/.dev ## a server under a demo load, and a Prometheus with our rules that scrapes it; Ctrl-C ends all (WATCH="--requests 500")
