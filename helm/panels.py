@@ -50,18 +50,20 @@ SUCCESS, FAILURE = "nv_inference_request_success", "nv_inference_request_failure
 NOT_LEFT = f'{OURS},reason!="CANCELED"'
 TRITONS_REQUESTS = rate(SUCCESS, labels=TRITONS)
 FAILED = rate(FAILURE, "model", NOT_LEFT)
-IN_TIME = f'{OURS},le="$objective"'
 LATE, ROWS, MEMORY = "forwardpass_requests_late_total", "forwardpass_batch_rows", "forwardpass_resident_memory_bytes"
 HITS, MISSES = "nv_cache_num_hits_per_model", "nv_cache_num_misses_per_model"
 DURATION, STAGE = "forwardpass_request_duration_seconds", "forwardpass_stage_duration_seconds"
+FIRST, BETWEEN = "forwardpass_text_first_token_seconds", "forwardpass_text_between_tokens_seconds"
+# What has an objective: of a text its first token, of all others the answer.
+IN_TIME = " or ".join(f'rate({metric}_bucket{{{OURS},le="$objective"}}{RATE})' for metric in (FIRST, DURATION))
+ANSWERED = " or ".join(f"rate({metric}_count{{{OURS}}}{RATE})" for metric in (FIRST, DURATION))
 
 
 def burn(window: str) -> tuple[str, str]:
     """How many times the pace that uses up the budget just in time: of failures, and of late answers."""
     failed = f"sum(rate({FAILURE}{{{NOT_LEFT}}}[{window}]))"
     good = f"sum(rate({SUCCESS}{{{OURS}}}[{window}]))"
-    in_time = f"sum(rate({DURATION}_bucket{{{IN_TIME}}}[{window}]))"
-    answered = f"sum(rate({DURATION}_count{{{OURS}}}[{window}]))"
+    in_time, answered = f"sum({IN_TIME})".replace(RATE, f"[{window}]"), f"sum({ANSWERED})".replace(RATE, f"[{window}]")
     return f"{failed} / ({failed} + {good}) / (1 - 0.999)", f"(1 - {in_time} / {answered}) / (1 - 0.99)"
 
 
@@ -98,13 +100,8 @@ SLO = Board(
         Panel(
             "Within the objective",
             "percentunit",
-            (
-                Ask(
-                    f"{rate(f'{DURATION}_bucket', 'model', IN_TIME)} / {rate(f'{DURATION}_count', 'model')}",
-                    "{{model}}",
-                ),
-            ),
-            "Answers that came within the objective; it is a bound of the histogram's buckets.",
+            (Ask(f"sum by (model) ({IN_TIME}) / sum by (model) ({ANSWERED})", "{{model}}"),),
+            "Answers, of texts their first tokens, that came within the objective, a bound of the histogram's buckets.",
         ),
         Panel(
             "Error budget, pace of use",
@@ -478,7 +475,6 @@ MODELS = Board(
     ),
 )
 
-FIRST, BETWEEN = "forwardpass_text_first_token_seconds", "forwardpass_text_between_tokens_seconds"
 RUNNING = "forwardpass_text_running"
 OF_TEXTS = f"and on (job, instance, model, version) {RUNNING}"
 

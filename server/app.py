@@ -28,6 +28,7 @@ from server.errors import InvalidRequest, ModelLoadFailed, ModelNotReady, Unknow
 from server.lifecycle import Lifecycle, State
 from server.model_control import ModelControl
 from server.observability.catalog import Rows
+from server.observability.certificates import certificates
 from server.observability.following import following
 from server.observability.log_control import LogControl
 from server.observability.machine import Machine, Pulse
@@ -99,7 +100,7 @@ class Server:
             closed,
             ours,
             self.models.cache_counts,
-            _metrics_of(self.models),
+            [*_metrics_of(self.models), certificates(settings)],
             settings.scaling.target_saturation,
             self._told,
         )

@@ -376,6 +376,13 @@ _LISTENERS = (
         ("listener", "cause"),
         "Connections turned away, or ended for a fault of their peer, by cause (server/transport/README.md)",
     ),
+    Definition(
+        "forwardpass_tls_certificate_not_after_timestamp_seconds",
+        "gauge",
+        "seconds",
+        ("listener",),
+        "Until when the listener's certificate and its chain are valid, in seconds since 1970, where it speaks TLS",
+    ),
     Definition("forwardpass_ready", "gauge", "state", (), "1 when the server is ready"),
 )
 

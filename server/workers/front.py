@@ -20,6 +20,7 @@ from server.banner import banner
 from server.engine.cores import available_cores
 from server.lifecycle import State
 from server.model_control import ModelControl
+from server.observability.certificates import certificates
 from server.observability.following import following
 from server.observability.machine import Pulse
 from server.security.gate import BadAuth, Gate, open_gate
@@ -89,9 +90,8 @@ class Front:
         self.dataplane = FrontPlane(self.models, settings.repository, threads, self._logs, following(settings))
         self.dataplane.gate = _gate(settings)
         self.rest = RestServer(self.dataplane, settings.host, own.http, settings.http_tls)
-        metrics = MetricsOfAll(
-            self.models, self.dataplane, settings.scaling.target_saturation, settings.metrics.token_file
-        )
+        target, token_file = settings.scaling.target_saturation, settings.metrics.token_file
+        metrics = MetricsOfAll(self.models, self.dataplane, target, token_file, [certificates(settings)])
         more = external_scaler(settings.scaling, metrics.text)
         self.grpc = Http2Server(self.dataplane, settings.host, own.grpc, settings.tls, more)
         self.metrics = Http1Server(metrics, settings.metrics.host, 0, own.http)

@@ -7,6 +7,8 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from prometheus_client.registry import Collector
+
 from server.dataplane import DataPlane
 from server.errors import ServingError, Unsupported
 from server.lifecycle import Lifecycle
@@ -130,12 +132,19 @@ class MetricsOfAll(MetricsApp):
     """Answers each scrape with the sums of all processes; 503 while the engine process is replaced."""
 
     def __init__(
-        self, models: RemoteModels, dataplane: FrontPlane, target_saturation: float, token_file: str = ""
+        self,
+        models: RemoteModels,
+        dataplane: FrontPlane,
+        target_saturation: float,
+        token_file: str = "",
+        more: Sequence[Collector] = (),
     ) -> None:
+        """`more`: what every front tells alike."""
         super().__init__(lambda _: (b"", ""), token_file)
         self._models = models
         self._dataplane = dataplane
         self._target_saturation = target_saturation
+        self._more = more
         self._tasks: set[asyncio.Task[None]] = set()
 
     def take(self, turns: Sequence[Turn]) -> None:
@@ -171,6 +180,7 @@ class MetricsOfAll(MetricsApp):
             closed,
             _Grpc(fronts),
             lambda: cache,
+            self._more,
             target_saturation=self._target_saturation,
             told=lambda: told,
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import socket
 import ssl
 import subprocess
@@ -50,6 +51,9 @@ def test_rest_over_tls(start_server: StartServer, pair: TlsSettings, workers: in
         assert client.infer("digits", [tensor]).as_numpy("logits").shape == (2, 10)
 
     assert cleartext(server) == b""
+    told = re.findall(r'_not_after_timestamp_seconds{listener="(.*)"} (.*)', httpx.get(server.metrics).text)
+    until = ssl.cert_time_to_seconds(trust.get_ca_certs()[0]["notAfter"])  # type: ignore[arg-type,index]
+    assert [(listener, float(value)) for listener, value in told] == [("http", until)]
     assert server.terminate() == 0
 
 

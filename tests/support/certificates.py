@@ -12,10 +12,11 @@ from cryptography.x509.oid import NameOID
 
 
 class Authority:
-    """Signs for an hour. `ca.crt` is in `folder`."""
+    """Signs for an hour, and `days`. `ca.crt` is in `folder`."""
 
-    def __init__(self, folder: Path, name: str = "tests") -> None:
+    def __init__(self, folder: Path, name: str = "tests", days: int = 0) -> None:
         self.folder = folder
+        self._valid = timedelta(days=days, hours=1)
         self._key = ec.generate_private_key(ec.SECP256R1())
         self._name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
         own = self._builder(self._name, self._key.public_key()).add_extension(
@@ -44,7 +45,7 @@ class Authority:
             .public_key(key)
             .serial_number(x509.random_serial_number())
             .not_valid_before(now - timedelta(minutes=5))
-            .not_valid_after(now + timedelta(hours=1))
+            .not_valid_after(now + self._valid)
         )
 
 

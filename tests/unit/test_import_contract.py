@@ -67,6 +67,7 @@ FLOORS = {
     "server.observability.logging": 1,
     "server.observability.log_control": 1,
     "server.observability.access": 1,
+    "server.observability.certificates": 4,
     "server.observability.following": 4,
     "server.observability.otel": 1,
     "server.observability.spans": 1,

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import re
 import time
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from cryptography import x509
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as openmetrics_families
 from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.samples import Sample
 
 from server.errors import Cancelled, DeadlineExceeded, Overloaded, QueueFull
+from server.observability import catalog
 from server.observability.catalog import Rows
+from server.observability.certificates import Certificates
 from server.observability.definitions import CATALOG, Definition
 from server.observability.metrics import Metrics, Told
 from server.observability.rollout_metrics import RolloutMetrics
@@ -23,6 +27,7 @@ from server.scheduler.statistics import DURATION_BOUNDS_NS, Histogram, ModelStat
 from server.settings import GrpcSettings, TlsSettings
 from server.transport.http2.server import Http2Server
 from server.types import InferRequest
+from tests.support.certificates import Authority
 from tests.support.fake_dataplane import FakeDataPlane
 
 LABELS = {"model": "m", "version": "1"}
@@ -44,7 +49,7 @@ def exposed(counts: ModelStatistics) -> dict[str, tuple[str, list[Sample]]]:
     server = Http2Server(Counted(counts), "127.0.0.1", GrpcSettings(), TlsSettings())  # type: ignore[arg-type]
     tritons: Any = SimpleNamespace(pool=SimpleNamespace(servers=[]), placed=list)
     closed = {"grpc": server.connections.closed}
-    more = [TritonMetrics(tritons), RolloutMetrics(list)]
+    more = [TritonMetrics(tritons), RolloutMetrics(list), Certificates({})]
     text = Metrics(Counted(counts), closed, server, more=more).expose()[0].decode()  # type: ignore[arg-type]
     families = {family.name: family for family in text_string_to_metric_families(text)}
     found = {}
@@ -147,6 +152,29 @@ def test_predicted_and_actual_cost_are_of_the_same_passes() -> None:
     counts.count_end(None, 9_000_000_000)
     assert value(counts, "forwardpass_pass_predicted_seconds_total") == 1.5
     assert value(counts, "forwardpass_pass_actual_seconds_total") == 2
+
+
+def test_the_expiry_of_a_certificate_is_that_of_the_first_of_its_chain(tmp_path: Path) -> None:
+    """As its file is at each scrape; while that can't be read, the one before is told, which is in use."""
+
+    def told() -> dict[str, float]:
+        [family] = certificates.collect()
+        assert isinstance(family, catalog.Told)
+        return {line.labels.split('"')[1]: line.value for line in family.lines}
+
+    certificate, _ = Authority(tmp_path).issue("server")
+    leaf, chain = certificate.read_bytes(), (tmp_path / "ca.crt").read_bytes()
+    until = [x509.load_pem_x509_certificate(each).not_valid_after_utc.timestamp() for each in (leaf, chain)]
+    certificates = Certificates({"grpc": "", "http": str(certificate), "other": str(tmp_path / "none")})
+    assert told() == {"http": until[0]}
+    for bad in (b"", b"-----BEGIN CERTIFICATE-----\nMAAA\n-----END CERTIFICATE-----"):
+        certificate.write_bytes(bad)
+        assert told() == {"http": until[0]}
+    late, _ = Authority(tmp_path, days=40_000).issue("late")
+    certificate.write_bytes(late.read_bytes())
+    assert told()["http"] > until[0] + 30_000 * 86_400
+    certificate.write_bytes(late.read_bytes() + chain)
+    assert told() == {"http": until[1]}
 
 
 def test_saturation_is_of_now() -> None:
