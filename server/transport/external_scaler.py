@@ -48,6 +48,13 @@ def external_scaler(settings: ScalingSettings, own: OwnMetrics) -> tuple[Method,
         ),
         row(f"{_SERVICE}/GetMetricSpec", pb.ScaledObjectRef, pb.GetMetricSpecResponse, scaler.get_metric_spec),
         row(f"{_SERVICE}/GetMetrics", pb.GetMetricsRequest, pb.GetMetricsResponse, scaler.get_metrics),
+        row(
+            f"{_SERVICE}/StreamMetricSpec",
+            pb.ScaledObjectRef,
+            pb.GetMetricSpecResponse,
+            scaler.stream_metric_spec,
+            streams=True,
+        ),
     )
 
 
@@ -76,10 +83,25 @@ class _Scaler:
         raise Draining
 
     async def get_metric_spec(self, _dataplane: DataPlane, message: Any, _info: CallInfo) -> Any:
-        target = _number(message.scalerMetadata, "targetSaturation", self._settings.target_saturation)
+        return self._spec(message.scalerMetadata)
+
+    async def stream_metric_spec(
+        self, dataplane: DataPlane, messages: AsyncIterator[Any], _info: CallInfo
+    ) -> AsyncIterator[Any]:
+        """What a replica is to have changes only with the trigger, for which KEDA opens another stream.
+
+        Raises Draining as `stream_is_active` does.
+        """
+        yield self._spec(await _only(messages))
+        while not dataplane.draining():  # noqa: ASYNC110 - a state, not an event
+            await asyncio.sleep(self._settings.poll_s)
+        raise Draining
+
+    def _spec(self, metadata: Mapping[str, str]) -> Any:
+        target = _number(metadata, "targetSaturation", self._settings.target_saturation)
         if not target:
             raise InvalidRequest("scalerMetadata.targetSaturation", "must be above 0")
-        _of_tritons(message.scalerMetadata)
+        _of_tritons(metadata)
         percent = target * 100
         spec = pb.MetricSpec(metricName=METRIC, targetSize=max(1, round(percent)), targetSizeFloat=percent)
         return pb.GetMetricSpecResponse(metricSpecs=[spec])

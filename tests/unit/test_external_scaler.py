@@ -78,6 +78,28 @@ async def test_keda_is_told_the_work_and_what_a_replica_is_to_have(
         assert (await stub.IsActive(ref(activationSaturation="2"))).result is False
 
 
+@pytest.mark.parametrize("transport", [Http2Server, GrpcioServer])
+async def test_the_stream_of_specs_begins_with_what_is_told_when_asked(
+    transport: type[Http2Server | GrpcioServer],
+) -> None:
+    """At once; it stays open, says nothing more, and ends with the server, or with whoever asked."""
+    async with scaler(lambda: metrics(1), transport) as (stub, dataplane), asyncio.timeout(20):
+        with pytest.raises(grpc.aio.AioRpcError, match=r"scalerMetadata\.targetSaturation"):
+            await stub.StreamMetricSpec(ref(targetSaturation="0")).read()
+        given_up = stub.StreamMetricSpec(ref())
+        assert await given_up.read() == await stub.GetMetricSpec(ref())
+        given_up.cancel()
+        stream = stub.StreamMetricSpec(ref(targetSaturation="0.5"))
+        assert await stream.read() == await stub.GetMetricSpec(ref(targetSaturation="0.5"))
+        rest = asyncio.ensure_future(stream.read())
+        await asyncio.sleep(0.1)
+        assert not rest.done()
+        dataplane.draining_now = True
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await rest
+        assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
+
+
 @pytest.mark.parametrize(
     ("metadata", "named"),
     [
