@@ -31,7 +31,7 @@ from exporter.text.hub import HubFolder
 from exporter.text.network import SentenceEncoder
 from exporter.text.rows import bucket_parameters
 from exporter.verify import verify
-from server.pipeline.classification import ClassificationSpec, write_labels
+from server.pipeline.classification import LABELS, ClassificationSpec
 from server.pipeline.image_spec import Filter, ImageSpec, Normalize, Resize
 from server.pipeline.load import Spec, load_pipeline, write_spec
 from server.pipeline.text_spec import TextClassificationSpec, TextEmbeddingSpec, TokenClassificationSpec
@@ -78,7 +78,7 @@ class Imported:
     def write_processing(self, folder: Path) -> None:
         write_spec(self.spec, folder)
         if self.labels:
-            write_labels(folder, self.labels)
+            LABELS.write(folder, self.labels)
         if isinstance(self.spec, ImageSpec):
             example = self.golden[0]
             assert isinstance(example, ImageInput)

@@ -34,7 +34,7 @@ from exporter.recipes.base import (
     Tolerance,
 )
 from exporter.recipes.weights import weights_of
-from server.pipeline.classification import ClassificationSpec, write_labels
+from server.pipeline.classification import LABELS, ClassificationSpec
 from server.pipeline.image import ImageSteps
 from server.pipeline.image_spec import Decode, Foreground, ImageSpec, Normalize, Resize
 from server.pipeline.load import write_spec
@@ -168,7 +168,7 @@ class ImageTask:
     def write_processing(self, folder: Path, evaluation: Evaluation) -> None:
         classification = self._spec.classification.model_copy(update={"decision": evaluation.decision})
         write_spec(self._spec.model_copy(update={"classification": classification}), folder)
-        write_labels(folder, self.labels)
+        LABELS.write(folder, self.labels)
         example = self._pictures.example(int(self._splits[Split.TEST][0]))
         (folder / self._spec.example).write_bytes(_png(example))
         # Its twin, for people to send as well: what a camera gives is a JPEG.

@@ -32,7 +32,7 @@ from exporter.recipes.base import (
 from exporter.recipes.tabular_metrics import Scored, balanced_metrics, chance_metrics, rare_label, rare_metrics
 from exporter.recipes.tabular_network import TabularNetwork
 from exporter.recipes.weights import weights_of
-from server.pipeline.classification import ClassificationSpec, Classifier, DecisionThreshold, write_labels
+from server.pipeline.classification import LABELS, ClassificationSpec, Classifier, DecisionThreshold
 from server.pipeline.columns import CategoricalColumn, Column, NumericColumn
 from server.pipeline.load import write_spec
 from server.pipeline.tabular import TASK, RowEncoder, TabularSpec
@@ -154,7 +154,7 @@ class TabularTask:
         classification = self.spec.classification.model_copy(update={"decision": evaluation.decision})
         spec = self.spec.model_copy(update={"classification": classification})
         write_spec(spec, folder)
-        write_labels(folder, self.labels)
+        LABELS.write(folder, self.labels)
 
     def profile(self) -> Mapping[str, Mapping[Split, Array]]:
         return profile_of(

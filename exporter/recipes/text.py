@@ -33,7 +33,7 @@ from exporter.recipes.tabular_metrics import Scored, balanced_metrics
 from exporter.text.hub import HubEncoder, HubFolder, folder_of, freeze
 from exporter.text.network import SmallTransformer, TextClassifier
 from exporter.text.rows import TextRows, lengths_cut, scratch_tokenizer
-from server.pipeline.classification import ClassificationSpec, Classifier, write_labels
+from server.pipeline.classification import LABELS, ClassificationSpec, Classifier
 from server.pipeline.load import write_spec
 from server.pipeline.text_spec import TextClassificationSpec, TokensSpec
 from server.tensor import Array, TensorSpec
@@ -141,7 +141,7 @@ class TextTask:
         example = self.rows.texts[int(self.rows.splits[Split.TEST][0])]
         spec = TextClassificationSpec(tokens=self.tokens, classification=self._classification(), example=example)
         write_spec(spec, folder)
-        write_labels(folder, self.labels)
+        LABELS.write(folder, self.labels)
         (folder / self.tokens.tokenizer).write_bytes(self.tokenizer_json)
 
     def golden_inputs(self) -> Sequence[RawInput]:

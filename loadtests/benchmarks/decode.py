@@ -41,7 +41,7 @@ from loadtests.models import photo_classifier
 from loadtests.report import publish, table
 from server.app import Server
 from server.environment import load_settings
-from server.pipeline.classification import ClassificationSpec, write_labels
+from server.pipeline.classification import LABELS, ClassificationSpec
 from server.pipeline.image import ImageSteps
 from server.pipeline.image_spec import Decode, ImageSpec, Normalize, Resize
 from server.pipeline.load import write_spec
@@ -199,7 +199,7 @@ async def end_to_end(rounds: int, seconds: float) -> list[list[str]]:
 def write_model(repository: Path, name: str, spec: ImageSpec, example: bytes) -> None:
     photo_classifier(spec.resize.height).save(repository, name)
     write_spec(spec, repository / name)
-    write_labels(repository / name, tuple(f"class {index}" for index in range(10)))
+    LABELS.write(repository / name, tuple(f"class {index}" for index in range(10)))
     Image.open(io.BytesIO(example)).save(repository / name / spec.example)
 
 

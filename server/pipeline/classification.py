@@ -16,10 +16,12 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
 from server.errors import EngineFailure, InvalidRequest, ModelLoadFailed
+from server.pipeline.names import NamesFile
 from server.tensor import Array
 from server.types import Classification, Prediction, Score
 
 LABELS_FILE = "labels.txt"
+LABELS = NamesFile(LABELS_FILE, "label", "labels")
 _FEW_LABELS = 32
 """Up to so many are ranked more quickly by Python than by numpy."""
 
@@ -55,45 +57,6 @@ class ClassificationSpec(SpecModel):
     """Without it the most probable label is chosen."""
 
 
-def write_labels(folder: Path, labels: tuple[str, ...]) -> None:
-    """Write `labels.txt`. Raises ValueError for labels that `read_labels` would not give back."""
-    problem = _problem_of(labels)
-    if problem:
-        raise ValueError(problem)
-    (folder / LABELS_FILE).write_text("".join(f"{label}\n" for label in labels), encoding="utf-8")
-
-
-def read_labels(folder: Path) -> tuple[str, ...]:
-    """The labels of a model, at least two, all different.
-
-    Raises:
-        ModelLoadFailed: the file is missing, not UTF-8, or holds an empty, repeated or single label.
-    """
-    try:
-        text = (folder / LABELS_FILE).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ModelLoadFailed(folder.name, LABELS_FILE, f"can't be read: {type(error).__name__}") from error
-    labels = tuple(text.removesuffix("\n").split("\n"))
-    problem = _problem_of(labels)
-    if problem:
-        raise ModelLoadFailed(folder.name, LABELS_FILE, problem)
-    return labels
-
-
-def _problem_of(labels: tuple[str, ...]) -> str:
-    """What is wrong with a set of labels, or an empty string."""
-    if len(labels) < 2:
-        return f"{len(labels)} labels, at least 2 are needed"
-    seen: set[str] = set()
-    for number, label in enumerate(labels, start=1):
-        if label != label.strip() or not label or len(label.splitlines()) != 1:
-            return f"line {number} is empty, or has spaces around its label or a line break in it"
-        if label in seen:
-            return f"line {number} repeats the label {label!r}"
-        seen.add(label)
-    return ""
-
-
 def _ranked(row: list[float]) -> list[int]:
     """The places of a row's numbers, the largest first; of equal ones the earlier."""
     return sorted(range(len(row)), key=row.__getitem__, reverse=True)
@@ -120,7 +83,7 @@ class Classifier:
     @classmethod
     def from_folder(cls, spec: ClassificationSpec, folder: Path) -> Classifier:
         """A classifier with the labels of a model's folder. Raises ModelLoadFailed."""
-        return cls(spec, read_labels(folder), folder.name)
+        return cls(spec, LABELS.read(folder), folder.name)
 
     def probabilities(self, outputs: Mapping[str, Array]) -> Probabilities:
         """Probabilities, shape [B, C], columns in the order of the labels.

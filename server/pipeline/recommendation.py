@@ -24,11 +24,13 @@ from server.answers import Prediction, Ranking, Score
 from server.errors import EngineFailure, InvalidRequest, ModelLoadFailed
 from server.pipeline.base import PROCESSING_FILE
 from server.pipeline.classification import SpecModel
+from server.pipeline.names import NamesFile
 from server.tensor import Array
 from server.types import RawInput, RowInput
 
 TASK: Literal["recommendation"] = "recommendation"
 ITEMS_FILE = "items.txt"
+ITEMS = NamesFile(ITEMS_FILE, "id", "items")
 PADDING = 0
 """The index of no item; that of item i of `items.txt` is i + 1."""
 MAX_HISTORY = 10_000
@@ -50,40 +52,6 @@ class RecommendationSpec(SpecModel):
     """Items of an answer where the caller does not say."""
     example: tuple[str, ...]
     """A history, for the commands that people paste."""
-
-
-def write_items(folder: Path, items: Sequence[str]) -> None:
-    """Write `items.txt`. Raises ValueError for ids that `read_items` would not give back."""
-    problem = _problem_of(items)
-    if problem:
-        raise ValueError(problem)
-    (folder / ITEMS_FILE).write_text("".join(f"{item}\n" for item in items), encoding="utf-8")
-
-
-def read_items(folder: Path) -> tuple[str, ...]:
-    """The ids of a model's items. Raises ModelLoadFailed: the file can't be read, or repeats an id."""
-    try:
-        text = (folder / ITEMS_FILE).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ModelLoadFailed(folder.name, ITEMS_FILE, f"can't be read: {type(error).__name__}") from error
-    items = tuple(text.removesuffix("\n").split("\n"))
-    problem = _problem_of(items)
-    if problem:
-        raise ModelLoadFailed(folder.name, ITEMS_FILE, problem)
-    return items
-
-
-def _problem_of(items: Sequence[str]) -> str:
-    if len(items) < 2:
-        return f"{len(items)} items, at least 2 are needed"
-    seen: set[str] = set()
-    for number, item in enumerate(items, start=1):
-        if not item or item != item.strip() or len(item.splitlines()) != 1:
-            return f"line {number} is empty, or has spaces around its id or a line break in it"
-        if item in seen:
-            return f"line {number} repeats the id {item!r}"
-        seen.add(item)
-    return ""
 
 
 class Histories:
@@ -116,7 +84,7 @@ class RecommendationPipeline:
     def __init__(self, spec: RecommendationSpec, folder: Path) -> None:
         """Raises ModelLoadFailed where the items' file or the example can't be used."""
         self._spec = spec
-        self._items = read_items(folder)
+        self._items = ITEMS.read(folder)
         self._histories = Histories(self._items, spec.length)
         self._model_name = folder.name
         if not self._histories.known(spec.example):

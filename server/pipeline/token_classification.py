@@ -14,7 +14,7 @@ import numpy as np
 
 from server.errors import EngineFailure, ModelLoadFailed
 from server.pipeline.base import PROCESSING_FILE
-from server.pipeline.classification import read_labels
+from server.pipeline.classification import LABELS
 from server.pipeline.text import check_example, checked, no_labels
 from server.pipeline.text_spec import TokenClassificationSpec
 from server.pipeline.tokens import TextEncoder
@@ -44,7 +44,7 @@ class TokenClassificationPipeline:
         self._spec = spec
         self._model_name = folder.name
         self._encoder = TextEncoder.from_folder(spec.tokens, folder)
-        self._labels = read_labels(folder)
+        self._labels = LABELS.read(folder)
         if spec.outside not in self._labels:
             raise ModelLoadFailed(
                 folder.name, f"{PROCESSING_FILE}: outside", f"{spec.outside!r} is not in {spec.labels}"

@@ -11,7 +11,7 @@ from PIL import Image
 from torch import nn
 
 from exporter.recipes.base import Arrays, DataReport, Evaluation, Predict, Split, Tolerance
-from server.pipeline.classification import ClassificationSpec, write_labels
+from server.pipeline.classification import LABELS, ClassificationSpec
 from server.pipeline.image_spec import ImageSpec, Normalize, Resize
 from server.pipeline.load import write_spec
 from server.tensor import Array, TensorSpec
@@ -30,7 +30,7 @@ def write_image_model(folder: Path, spec: ImageSpec = SMALL_SPEC, labels: tuple[
     """What `load_pipeline` reads of an image model, in `folder`; returns it."""
     folder.mkdir(parents=True, exist_ok=True)
     write_spec(spec, folder)
-    write_labels(folder, labels)
+    LABELS.write(folder, labels)
     (folder / spec.example).write_bytes(encode(Image.new("L", (8, 8), 200), "PNG"))
     return folder
 

@@ -15,7 +15,7 @@ from tokenizers.normalizers import BertNormalizer
 from tokenizers.pre_tokenizers import BertPreTokenizer
 from tokenizers.processors import TemplateProcessing
 
-from server.pipeline.classification import write_labels
+from server.pipeline.classification import LABELS
 from server.pipeline.load import write_spec
 from server.pipeline.text_spec import TextClassificationSpec, TextEmbeddingSpec, TokenClassificationSpec, TokensSpec
 from tests.support.onnx_models import save, tensor
@@ -118,7 +118,7 @@ def word_folder(root: Path, task: str) -> Path:
     if task == "text-classification":
         weights[IDS["bad"]], weights[IDS["good"]] = (4, 0), (0, 4)
         spec = TextClassificationSpec(tokens=tokens, example="the film was good")
-        write_labels(folder, ("bad", "good"))
+        LABELS.write(folder, ("bad", "good"))
     elif task == "text-embedding":
         weights[IDS["good"]], weights[IDS["bad"]] = (0.5, -0.25, 1.0), (-0.5, 0.25, 0.0)
         spec = TextEmbeddingSpec(tokens=tokens, output="logits", dimensions=3, normalized=False, example="good")
@@ -126,7 +126,7 @@ def word_folder(root: Path, task: str) -> Path:
         weights[:, 0] = 1
         weights[IDS["anna"]], weights[IDS["oslo"]] = (0, 6, 0), (0, 0, 6)
         spec = TokenClassificationSpec(tokens=tokens, example="anna lives in oslo")
-        write_labels(folder, ("O", "B-PER", "B-LOC"))
+        LABELS.write(folder, ("O", "B-PER", "B-LOC"))
     write_spec(spec, folder)
     per_token = task == "token-classification"
     labels = "" if task == "text-embedding" else 'label_filename: "labels.txt"'

@@ -9,11 +9,10 @@ import pytest
 
 from server.errors import EngineFailure, InvalidRequest, ModelLoadFailed
 from server.pipeline.classification import (
+    LABELS,
     ClassificationSpec,
     Classifier,
     DecisionThreshold,
-    read_labels,
-    write_labels,
 )
 
 ABC = ("a", "b", "c")
@@ -107,8 +106,8 @@ def test_outputs_that_no_answer_can_be_made_of_are_our_failure(outputs: dict[str
 def test_labels_survive_being_written_and_read(tmp_path: Path) -> None:
     """labels.txt gives back the labels, spaces inside and other scripts included."""
     labels = ("New York", "größer", "十", "0")
-    write_labels(tmp_path, labels)
-    assert read_labels(tmp_path) == labels
+    LABELS.write(tmp_path, labels)
+    assert LABELS.read(tmp_path) == labels
 
 
 @pytest.mark.parametrize("content", [b"a\n", b"a\n\nb\n", b"a\nb\na\n", b"\xff\xfe\n", b" a\nb\n", b""], ids=repr)
@@ -116,13 +115,13 @@ def test_a_bad_labels_file_keeps_the_model_out(tmp_path: Path, content: bytes) -
     """Labels are at least two, different, and not blank; the error names the file."""
     (tmp_path / "labels.txt").write_bytes(content)
     with pytest.raises(ModelLoadFailed, match=r"labels\.txt"):
-        read_labels(tmp_path)
+        LABELS.read(tmp_path)
 
 
 def test_labels_that_could_not_be_read_back_are_not_written(tmp_path: Path) -> None:
     """A label with a line break would be two."""
     with pytest.raises(ValueError, match="line 1"):
-        write_labels(tmp_path, ("a\nb", "c"))
+        LABELS.write(tmp_path, ("a\nb", "c"))
     assert list(tmp_path.iterdir()) == []
 
 

@@ -13,17 +13,17 @@ from server.errors import EngineFailure, InvalidRequest, ModelLoadFailed
 from server.pipeline.base import answers
 from server.pipeline.load import load_pipeline, read_spec, write_spec
 from server.pipeline.recommendation import (
+    ITEMS,
     ITEMS_FILE,
     MAX_HISTORY,
     RecommendationPipeline,
     RecommendationSpec,
     best_unseen,
-    write_items,
 )
 from server.tensor import Array
 from server.types import ImageInput, RawInput, RowInput, TextInput
 
-ITEMS = ("a", "b", "c", "7", "e")
+IDS = ("a", "b", "c", "7", "e")
 SPEC = RecommendationSpec(length=3, top_k=2, example=("a", "b"))
 SCORES = {"scores": np.array([[0.1, 0.9, 0.4, 0.4, -2.0]], dtype=np.float32)}
 
@@ -31,7 +31,7 @@ SCORES = {"scores": np.array([[0.1, 0.9, 0.4, 0.4, -2.0]], dtype=np.float32)}
 @pytest.fixture
 def pipeline(tmp_path: Path) -> RecommendationPipeline:
     write_spec(SPEC, tmp_path)
-    write_items(tmp_path, ITEMS)
+    ITEMS.write(tmp_path, IDS)
     found = load_pipeline(tmp_path)
     assert isinstance(found, RecommendationPipeline)
     return found
@@ -68,7 +68,7 @@ def test_what_the_user_has_had_is_never_recommended(pipeline: RecommendationPipe
     assert ranked(pipeline, [], 5) == ["b", "c", "7", "a", "e"]
     assert ranked(pipeline, ["b"]) == ["c", "7"]
     assert ranked(pipeline, ["b", "a", "a", "a", "a"], 5) == ["c", "7", "e"]
-    assert ranked(pipeline, list(ITEMS)) == []
+    assert ranked(pipeline, list(IDS)) == []
 
 
 @pytest.mark.parametrize(
@@ -124,7 +124,7 @@ def test_a_file_of_items_that_can_not_be_used_keeps_the_model_out(tmp_path: Path
 def test_an_example_of_unknown_items_keeps_the_model_out(pipeline: RecommendationPipeline, tmp_path: Path) -> None:
     """It would show nothing; a good one is read back as it was written."""
     assert read_spec(tmp_path) == SPEC
-    assert pipeline.describe()["items"] == len(ITEMS)
+    assert pipeline.describe()["items"] == len(IDS)
     write_spec(SPEC.model_copy(update={"example": ("x",)}), tmp_path)
     with pytest.raises(ModelLoadFailed, match="example"):
         load_pipeline(tmp_path)

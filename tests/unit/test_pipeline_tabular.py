@@ -10,7 +10,7 @@ import pytest
 from pydantic import ValidationError
 
 from server.errors import InvalidRequest, ModelLoadFailed
-from server.pipeline.classification import ClassificationSpec, DecisionThreshold, write_labels
+from server.pipeline.classification import LABELS, ClassificationSpec, DecisionThreshold
 from server.pipeline.tabular import RowEncoder, TabularPipeline, TabularSpec
 from server.types import RowInput, TextInput
 
@@ -32,7 +32,7 @@ def make_spec(*columns: dict[str, Any], **changed: Any) -> TabularSpec:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    write_labels(tmp_path, ("honest", "fraud"))
+    LABELS.write(tmp_path, ("honest", "fraud"))
     return tmp_path
 
 

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from server.errors import EngineFailure, InvalidRequest, ModelLoadFailed, PayloadTooLarge
 from server.pipeline import tokens
 from server.pipeline.base import Pipeline, answers, needs_inputs
-from server.pipeline.classification import write_labels
+from server.pipeline.classification import LABELS
 from server.pipeline.load import load_pipeline, read_spec, write_spec
 from server.pipeline.text_spec import TextClassificationSpec, TextEmbeddingSpec, TokenClassificationSpec, TokensSpec
 from server.pipeline.tokens import TextEncoder
@@ -36,7 +36,7 @@ def ids(*words: str) -> list[int]:
 
 def made(folder: Path, spec: Any, labels: tuple[str, ...] = ("bad", "good")) -> Pipeline:
     write_tokenizer(folder)
-    write_labels(folder, labels)
+    LABELS.write(folder, labels)
     write_spec(spec, folder)
     assert read_spec(folder) == spec
     return load_pipeline(folder)
