@@ -81,7 +81,9 @@ def train(
     Exit codes: 2 usage, 3 data, 4 run folder, 5 export, 6 verification failed, 7 the repository refused.
     """
     with _reported():
-        from exporter.steps import Run, make_config, read_config
+        from exporter.config import make_config
+        from exporter.folder import read_config
+        from exporter.steps import Run
 
         given = {"recipe": recipe, "data": data, "name": name, "target": target, "seed": seed, "threads": threads}
         given |= {"split": split, "split_column": split_column, "interval": interval}
@@ -269,7 +271,7 @@ def tensorrt(
 ) -> None:
     """Build a TensorRT plan of a run's model, on the kind of GPU that will serve it."""
     with _reported():
-        from exporter.steps import read_config
+        from exporter.folder import read_config
         from exporter.tensorrt import build_for
 
         plan = build_for(run_dir, repository / read_config(run_dir).name, half=fp16, workspace_mib=workspace_mib)

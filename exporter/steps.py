@@ -14,18 +14,27 @@ from dataclasses import asdict
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
-from typing import Any
-
-import yaml
-from pydantic import ValidationError
 
 from exporter import checks, onnx, run
+from exporter.config import difference
 from exporter.environment import differences, environment, revision
-from exporter.errors import RunError, UsageError, VerifyError
+from exporter.errors import RunError, VerifyError
+from exporter.folder import (
+    CONFIG_FILE,
+    DATA_FILE,
+    ENVIRONMENT_FILE,
+    EVALUATION_FILE,
+    MODEL_FILE,
+    read_config,
+    read_evaluation,
+    read_json,
+    write,
+    write_config,
+    write_evaluation,
+)
 from exporter.publish import Certificate, Certify, Model, Published, publish
 from exporter.recipes import find
 from exporter.recipes.base import (
-    OPTIONAL,
     Arrays,
     Configured,
     Dropped,
@@ -40,7 +49,6 @@ from exporter.report import write_report
 from exporter.verify import verify
 from server.errors import ServingError
 from server.pipeline.base import Pipeline
-from server.pipeline.classification import DecisionThreshold
 from server.pipeline.load import load_pipeline
 from server.repository.certificate import (
     CheckRecord,
@@ -53,11 +61,6 @@ from server.repository.certificate import (
 )
 from server.types import RawInput
 
-CONFIG_FILE = "config.yaml"
-DATA_FILE = "data.json"
-EVALUATION_FILE = "evaluation.json"
-ENVIRONMENT_FILE = "environment.json"
-MODEL_FILE = "model.onnx"
 LISTED = 5
 """Dropped rows that a report names; data.json has them all."""
 
@@ -90,15 +93,15 @@ class Run:
         if resume:
             found = read_config(folder)
             if found != config:
-                raise RunError(f"{folder} has another configuration: {_difference(found, config)}")
+                raise RunError(f"{folder} has another configuration: {difference(found, config)}")
             return cls(folder, config, report)
         if folder.exists() and any(folder.iterdir()) and not (folder / CONFIG_FILE).exists():
             raise RunError(f"{folder} is not empty and is no run folder; name another with --run-dir")
         find(config.recipe)
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
-        _write(folder / CONFIG_FILE, yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
-        _write(folder / ENVIRONMENT_FILE, json.dumps(_environment(), indent=2) + "\n")
+        write_config(folder, config)
+        write(folder / ENVIRONMENT_FILE, json.dumps(_environment(), indent=2) + "\n")
         return cls(folder, config, report)
 
     @classmethod
@@ -111,8 +114,8 @@ class Run:
         if folder.resolve() == earlier.resolve():
             raise RunError(f"{folder} is the run that is to be repeated; name another folder with --run-dir")
         config = read_config(earlier)
-        before = _read_json(earlier / ENVIRONMENT_FILE)
-        wanted = _read_json(earlier / DATA_FILE).get("sha256")
+        before = read_json(earlier / ENVIRONMENT_FILE)
+        wanted = read_json(earlier / DATA_FILE).get("sha256")
         changed = differences(before, _environment())
         report("repeat", [str(earlier), *(changed or ["in the same environment"])])
         run = cls.start(folder, config, report, resume=resume)
@@ -130,7 +133,7 @@ class Run:
         trained = self._trained
         if not (self.folder / EVALUATION_FILE).exists():
             evaluation = self.task.evaluate(trained.predict)
-            _write(self.folder / EVALUATION_FILE, json.dumps(asdict_evaluation(evaluation), indent=2) + "\n")
+            write_evaluation(self.folder, evaluation)
         evaluation = self.evaluation
         lines = [
             f"{name} {value:.4f} ({evaluation.baseline_name}: {evaluation.baseline[name]:.4f})"
@@ -148,13 +151,7 @@ class Run:
     @property
     def evaluation(self) -> Evaluation:
         """Raises RunError where training has not come to its end."""
-        try:
-            found = json.loads((self.folder / EVALUATION_FILE).read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise RunError(f"{self.folder} has not been evaluated; go on with: train --resume") from error
-        decision = found.pop("decision")
-        found["notes"] = tuple(found["notes"])
-        return Evaluation(**found, decision=None if decision is None else DecisionThreshold(**decision))
+        return read_evaluation(self.folder)
 
     def export(self) -> Path:
         """Write the run's model.onnx and return its path. Raises ExportError."""
@@ -310,7 +307,7 @@ class Run:
             raise RunError(f"the data at {self.config.data} is not what {self.folder} was trained on; train anew")
         self._report("collect", [collected.source, f"{collected.rows} rows, sha256 {collected.sha256[:12]}"])
         task = collected.prepare(self.config)
-        _write(path, json.dumps(asdict(task.report), indent=2, ensure_ascii=False) + "\n")
+        write(path, json.dumps(asdict(task.report), indent=2, ensure_ascii=False) + "\n")
         report = task.report
         lines = [*_listed("broken", report.broken), *_listed("duplicate", report.duplicates)]
         for split, counts in report.rows.items():
@@ -320,69 +317,8 @@ class Run:
         return task
 
 
-def read_config(folder: Path) -> RunConfig:
-    """The configuration of a run folder. Raises RunError if there is none."""
-    try:
-        return RunConfig.model_validate(yaml.safe_load((folder / CONFIG_FILE).read_text(encoding="utf-8")))
-    except OSError as error:
-        raise RunError(f"{folder} is no run folder: it has no {CONFIG_FILE}") from error
-    except (yaml.YAMLError, ValidationError) as error:
-        raise RunError(f"{folder / CONFIG_FILE} is damaged: {error}") from error
-
-
 def _environment() -> dict[str, str]:
     return environment() | {"revision": revision()}
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    """Raises RunError where there is none that can be read."""
-    try:
-        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise RunError(f"{path} can't be read: {error}") from error
-    return found
-
-
-def make_config(changes: Mapping[str, Any], training: Mapping[str, Any]) -> RunConfig:
-    """A configuration with the recipe's own hyperparameters, but for those in `training`.
-
-    Raises:
-        UsageError: a value is out of range, or the recipe is unknown.
-    """
-    recipe = find(changes["recipe"])
-    defaults = recipe.hyperparameters(changes["data"])
-    if changes.get("text") is not None and "text" not in recipe.options:
-        told = ", ".join(f"--{name.replace('_', '-')}" for name in changes["text"])
-        raise UsageError(f"{told}: for recipes that read texts, and {recipe.name} reads none")
-    try:
-        hyperparameters = type(defaults).model_validate({**defaults.model_dump(), **training})
-        config = RunConfig.model_validate({**changes, "training": hyperparameters})
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        raise UsageError(f"{'.'.join(str(part) for part in first['loc'])}: {first['msg']}") from error
-    given = [name for name in OPTIONAL if getattr(config, name) != RunConfig.model_fields[name].default]
-    given += ["class_weights"] if config.training.class_weights != "none" else []
-    for name in given:
-        if name not in recipe.options:
-            raise UsageError(f"--{name.replace('_', '-')}: the recipe {recipe.name} has no such option")
-    if config.threads > 1 and config.training.devices > 1:
-        raise UsageError("--threads: goes with one device; each of several processes has one thread")
-    if (config.split == "random") != (not config.split_column):
-        raise UsageError("--split-column: goes together with --split time or --split group, which need it")
-    return config
-
-
-def asdict_evaluation(evaluation: Evaluation) -> dict[str, Any]:
-    """Plain JSON values."""
-    decision = evaluation.decision
-    return {
-        "metrics": dict(evaluation.metrics),
-        "baseline": dict(evaluation.baseline),
-        "baseline_name": evaluation.baseline_name,
-        "decision": None if decision is None else decision.model_dump(),
-        "chosen": dict(evaluation.chosen),
-        "notes": list(evaluation.notes),
-    }
 
 
 def _listed(kind: str, dropped: Sequence[Dropped]) -> list[str]:
@@ -391,15 +327,3 @@ def _listed(kind: str, dropped: Sequence[Dropped]) -> list[str]:
     if len(dropped) > LISTED:
         lines.append(f"  and {len(dropped) - LISTED} more, all of them in {DATA_FILE}")
     return lines
-
-
-def _difference(found: RunConfig, wanted: RunConfig) -> str:
-    before, after = found.model_dump(), wanted.model_dump()
-    return ", ".join(f"{key} was {before[key]!r}, now {after[key]!r}" for key in before if before[key] != after[key])
-
-
-def _write(path: Path, text: str) -> None:
-    """All of the text or none of it."""
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(text, encoding="utf-8")
-    os.replace(partial, path)  # noqa: PTH105 - the atomic call, by its name

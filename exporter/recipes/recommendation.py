@@ -34,11 +34,11 @@ from exporter.recipes.base import (
 )
 from server.pipeline.load import write_spec
 from server.pipeline.recommendation import (
+    ITEMS,
     PADDING,
     Histories,
     RecommendationSpec,
     best_unseen,
-    write_items,
 )
 from server.tensor import Array, TensorSpec
 from server.types import RawInput, RowInput
@@ -120,17 +120,20 @@ class RecommendationTask:
         scores = outputs[0].reshape(-1, len(self._items))
         return functional.cross_entropy(scores, targets.reshape(-1), ignore_index=NO_TARGET)
 
+    def metrics(self, predict: Predict) -> Mapping[str, float]:
+        """Those of `evaluate`, without popularity's."""
+        return self._measured(predict({INPUT: self._inputs[Split.TEST]})[OUTPUT])
+
     def evaluate(self, predict: Predict) -> Evaluation:
-        scores = predict({INPUT: self._inputs[Split.TEST]})[OUTPUT]
-        popular = np.broadcast_to(self._counts, scores.shape)
-        k = min(TOP_K, len(self._items))
+        metrics = self.metrics(predict)
+        popular = np.broadcast_to(self._counts, (self.size(Split.TEST), len(self._items)))
         unknown = int((self._targets[Split.TEST] == NO_TARGET).sum())
         notes = (f"{unknown} of the items to find are unknown to the model and count as misses",) if unknown else ()
-        return Evaluation(self._measured(scores, k), self._measured(popular, k), "popularity", notes=notes)
+        return Evaluation(metrics, self._measured(popular), "popularity", notes=notes)
 
     def write_processing(self, folder: Path, evaluation: Evaluation) -> None:
         write_spec(self.spec, folder)
-        write_items(folder, self._items)
+        ITEMS.write(folder, self._items)
 
     def profile(self) -> Mapping[str, Mapping[Split, Array]]:
         lengths = {split: (rows != PADDING).sum(axis=1) for split, rows in self._inputs.items()}
@@ -146,8 +149,9 @@ class RecommendationTask:
     def _indices(self, items: Sequence[str]) -> NDArray[np.int64]:
         return np.array([self._index_of.get(item, NO_TARGET) for item in items], dtype=np.int64)
 
-    def _measured(self, scores: Array, k: int) -> dict[str, float]:
-        """HitRate and NDCG at k: one item is to be found, so the ideal gain is 1."""
+    def _measured(self, scores: Array) -> dict[str, float]:
+        """HitRate and NDCG at 10, or at all items where they are fewer: one is to be found, so the ideal gain is 1."""
+        k = min(TOP_K, len(self._items))
         gains = []
         for row, (history, target) in enumerate(
             zip(self._known.items, self._targets[Split.TEST].tolist(), strict=True)

@@ -128,12 +128,21 @@ class RegressionTask:
         errors = (targets.unsqueeze(1) - outputs[0]) / self._scale
         return torch.maximum(shares * errors, (shares - 1) * errors).mean()
 
-    def evaluate(self, predict: Predict) -> Evaluation:
+    def metrics(self, predict: Predict) -> Mapping[str, float]:
+        """Those of `evaluate`, with the margin that `predict`'s own validation rows give."""
+        return self._measured(predict)[0]
+
+    def _measured(self, predict: Predict) -> tuple[dict[str, float], float]:
+        """The metrics on the test rows, and the margin of the bounds."""
         found = {split: self._quantiles_of(predict, split) for split in (Split.VALIDATION, Split.TEST)}
         margin = margin_for(found[Split.VALIDATION], self._targets(Split.VALIDATION), self._level)
         interval = self.spec.interval.model_copy(update={MARGIN: margin})
+        served = bounds(interval, found[Split.TEST])
+        return measured(served, self._targets(Split.TEST), self.quantiles), margin
+
+    def evaluate(self, predict: Predict) -> Evaluation:
+        metrics, margin = self._measured(predict)
         truth = self._targets(Split.TEST)
-        metrics = measured(bounds(interval, found[Split.TEST]), truth, self.quantiles)
         baseline = measured(self._ridge(), truth, self.quantiles)
         constant = measured(self._constant(), truth, self.quantiles)
         asked = (

@@ -18,13 +18,14 @@ from typer.testing import CliRunner
 
 from exporter import run, variants
 from exporter.cli import commands
+from exporter.config import make_config
 from exporter.data.support import support_messages
 from exporter.data.texts import clean, read_file
 from exporter.errors import DataError, UsageError
 from exporter.recipes import find
 from exporter.recipes.base import Hyperparameters, RunConfig, Split, TextOptions
 from exporter.recipes.text import TextTask
-from exporter.steps import Run, make_config
+from exporter.steps import Run
 from exporter.text.hub import HubEncoder, HubFolder, freeze
 from server.engine.onnxruntime import OnnxRuntimeEngine
 from server.errors import ModelLoadFailed

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from exporter import run
+from exporter.config import make_config
 from exporter.errors import RunError, UsageError
 from exporter.recipes.base import Hyperparameters
-from exporter.steps import make_config
 from tests.support.models import PointsTask
 
 ROOT = Path(__file__).parents[2]

@@ -8,12 +8,12 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from exporter.config import make_config
 from exporter.data.clean import clean, clean_numbers, leaks, times
 from exporter.data.split import divided
 from exporter.data.tabular import RawTable, read_file
 from exporter.errors import DataError, UsageError
 from exporter.recipes.base import RunConfig, Split
-from exporter.steps import make_config
 
 
 def config(split: str, column: str = "") -> RunConfig:
