@@ -9,39 +9,48 @@ import time
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
+
+from exporter.cli import commands
+from tests.support.tables import write_csv
 
 ROOT = Path(__file__).parents[2]
-EPOCHS = 12
+EPOCHS = 20
 
-pytestmark = pytest.mark.training
-
-
-def command(run: Path, *flags: str) -> list[str]:
-    recipe = ["train", "tabular-classification", "--data", "breast_cancer", "--name", "killed"]
-    options = ["--run-dir", str(run), "--no-publish", "--epochs", str(EPOCHS), "--patience", str(EPOCHS)]
-    return [sys.executable, "-m", "exporter", *recipe, *options, *flags]
+pytestmark = [
+    pytest.mark.training,
+    # Lightning 2.6 trips over a deprecation in PyTorch 2.13; the exporter silences it for people, not for pytest.
+    pytest.mark.filterwarnings("ignore:.*LeafSpec.*:FutureWarning"),
+]
 
 
-def train(run: Path, *flags: str) -> None:
-    result = subprocess.run(command(run, *flags), cwd=ROOT, capture_output=True, text=True, timeout=200)
-    assert result.returncode == 0, result.stderr
+def arguments(run: Path, data: Path) -> list[str]:
+    recipe = ["train", "tabular-classification", "--data", str(data), "--target", "label", "--name", "killed"]
+    return [*recipe, "--run-dir", str(run), "--no-publish", "--epochs", str(EPOCHS), "--patience", str(EPOCHS)]
+
+
+def train(run: Path, data: Path, *flags: str) -> None:
+    result = CliRunner().invoke(commands, [*arguments(run, data), *flags])
+    assert result.exit_code == 0, result.output
 
 
 def test_a_killed_run_resumes_to_the_same_model(tmp_path: Path) -> None:
     """Same test metrics and the same bytes of ONNX as a run that nobody killed."""
     whole, broken = tmp_path / "whole", tmp_path / "broken"
-    train(whole)
-
-    process = subprocess.Popen(command(broken), cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    data = write_csv(tmp_path / "data.csv", 300, rare=False)
+    command = [sys.executable, "-m", "exporter", *arguments(broken, data)]
+    with (tmp_path / "log").open("w") as log:
+        process = subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=log)
     until = time.monotonic() + 120
     while not (broken / "checkpoint.pt").exists():
-        assert process.poll() is None, "the run ended before it could be killed"
+        assert process.poll() is None, (tmp_path / "log").read_text()
         assert time.monotonic() < until
-        time.sleep(0.005)
+        time.sleep(0.002)
     process.kill()
     process.wait(10)
     assert not (broken / "evaluation.json").exists()
-    train(broken, "--resume")
 
+    train(broken, data, "--resume")
+    train(whole, data)
     assert json.loads((broken / "evaluation.json").read_text()) == json.loads((whole / "evaluation.json").read_text())
     assert (broken / "model.onnx").read_bytes() == (whole / "model.onnx").read_bytes()
