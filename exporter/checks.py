@@ -130,7 +130,7 @@ def told(record: CheckRecord, trained: Mapping[str, float], framework: str) -> s
         if name in trained
     )
     where = f"{record.provider}, {record.precision}, {record.rows} {record.data} rows"
-    return f"{where}: {errors}{changed}{'; ' if metrics else ''}{metrics}"
+    return f"{where}: {'; '.join(part for part in (errors + changed, metrics) if part)}"
 
 
 def _record(task: Task, actual: Arrays, expected: Arrays, limits: Limits) -> CheckRecord:

@@ -215,6 +215,19 @@ def card(folder: Annotated[Path, typer.Argument(help="A published model's folder
 
 
 @commands.command()
+def certify(
+    folder: Annotated[Path, typer.Argument(help="A published model's folder.")],
+    data: Annotated[str, typer.Option(help="What it was trained on, as for train.")],
+    target: Annotated[str, typer.Option(help="The column that it predicts, as for train.")] = "",
+) -> None:
+    """Write the certificate of a model that was published before anew, with all that one has by now."""
+    with _reported():
+        from exporter.recertify import certify_again
+
+        certify_again(folder, data, _report, target=target)
+
+
+@commands.command()
 def verify(run_dir: RunFolder) -> None:
     """Compare the exported model of a run with the trained network, in ONNX Runtime."""
     with _reported():

@@ -1,0 +1,101 @@
+"""A model that was published before, with all that a certificate has by now: its files stay as they are, byte for byte.
+
+Who trained it is gone. So the golden outputs, which are the trained model's, stand for it; of the held-out rows, which
+are read again and must be those of then, the file's own metrics are measured and must be those that were told.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from exporter import checks
+from exporter.card import write_card
+from exporter.config import make_config
+from exporter.errors import DataError, UsageError, VerifyError
+from exporter.recipes import find
+from exporter.recipes.base import Measured, Task
+from server.errors import ServingError
+from server.pipeline.load import load_pipeline
+from server.repository import certificate
+from server.repository.certificate import CheckRecord, Golden, Manifest, VersionRecord, labels_of
+
+METRIC_TOLERANCE = 1e-3
+"""A row or two between two labels may fall to the other side on another CPU."""
+
+Report = Callable[[str, Sequence[str]], None]
+
+
+def certify_again(folder: Path, data: str, report: Report, *, target: str = "") -> None:
+    """Write the manifest and the card of a published model anew. `data` and `target` as they were for `train`.
+
+    Raises:
+        UsageError: the recipe can't measure a file by itself.
+        DataError: the folder is no published model, or the data is not what it was trained on.
+        VerifyError: a file answers otherwise than it was certified to.
+    """
+    try:
+        manifest = certificate.read_manifest(folder)
+        if manifest is None:
+            raise DataError(f"{folder} has no {certificate.MANIFEST_FILE}: it was not published from here")
+        versions = {
+            version: _again(folder, manifest, version, record, data, target, report)
+            for version, record in manifest.versions.items()
+        }
+        certificate.write_manifest(folder, manifest.model_copy(update={"versions": versions}))
+        write_card(folder)
+    except ServingError as error:
+        raise DataError(str(error)) from error
+
+
+def _again(
+    folder: Path, manifest: Manifest, version: str, record: VersionRecord, data: str, target: str, report: Report
+) -> VersionRecord:
+    certificate.verify_files(folder, manifest, version)
+    golden, raw, pipeline = (
+        certificate.read_golden(folder, version),
+        certificate.read_raw(folder),
+        load_pipeline(folder),
+    )
+    if golden is None:
+        raise DataError(f"{folder} has no golden files of version {version}")
+    task = _task(manifest, record, data, target)
+    checked = _checked(task, folder / version / "model.onnx", golden, record)
+    report("check", [checks.told(one, record.metrics, "trained") for one in checked])
+    return record.model_copy(update={"checks": checked, "answers": labels_of(pipeline, raw, golden.outputs)})
+
+
+def _task(manifest: Manifest, record: VersionRecord, data: str, target: str) -> Task:
+    """As it was prepared then. Raises DataError, UsageError."""
+    config = make_config(
+        {"recipe": manifest.recipe, "data": data, "name": manifest.model_name, "target": target, "seed": record.seed},
+        {},
+    )
+    collected = find(manifest.recipe).collect(config)
+    if collected.sha256 != record.data.sha256:
+        raise DataError(f"the data at {data} is not what {manifest.model_name} was trained on")
+    return collected.prepare(config)
+
+
+def _checked(task: Task, file: Path, golden: Golden, record: VersionRecord) -> tuple[CheckRecord, ...]:
+    if not isinstance(task, Measured):
+        raise UsageError("the recipe can't measure a file by itself")
+    limits = checks.Limits(record.tolerances)
+    checked = checks.check(
+        task, lambda _: golden.outputs, file, golden.inputs, limits, record.precision, held_out=False
+    )
+    metrics = dict(task.metrics(checks.predictor_of(checks.session_of(file), task)))
+    for name, value in metrics.items():
+        if not np.isclose(value, record.metrics[name], rtol=0, atol=METRIC_TOLERANCE):
+            raise VerifyError(f"{name} of {file} is {value:.4f}, the manifest says {record.metrics[name]:.4f}")
+    held_out = CheckRecord(
+        provider=checks.CPU.removesuffix("ExecutionProvider"),
+        precision=record.precision,
+        data="held-out",
+        rows=record.data.rows.test,
+        errors={},
+        metrics=metrics,
+    )
+    return (*checked, held_out)
