@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import gc
+import sys
+from functools import cache
 
 
 def pytest_collection_finish() -> None:
@@ -10,3 +12,13 @@ def pytest_collection_finish() -> None:
     tests and what they import are not to be looked through each time: that is a second, hundreds of times."""
     gc.collect()
     gc.freeze()
+    _remember_translations()
+
+
+def _remember_translations() -> None:
+    """torch.onnx reads the sources of its 500 translations anew for each export: a second, and there are dozens."""
+    if "exporter.onnx" not in sys.modules:
+        return
+    from torch.onnx._internal.exporter._registration import ONNXRegistry
+
+    ONNXRegistry.from_torchlib = staticmethod(cache(ONNXRegistry.from_torchlib))  # type: ignore[method-assign, assignment]

@@ -5,13 +5,13 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnxruntime as ort
 import pandas as pd
 import pytest
 
+from exporter import variants
 from exporter.data import interactions
 from exporter.errors import DataError
 from exporter.recipes.base import Hyperparameters, RunConfig, Split
@@ -19,15 +19,10 @@ from exporter.recipes.recommendation import RecommendationTask
 from exporter.recipes.regression import RegressionTask, margin_for, measured
 from exporter.steps import Run
 from server.answers import Prediction, Ranking, Regression
-from server.client import Client
 from server.pipeline.base import answers
-from server.pipeline.load import load_pipeline, read_spec
-from server.pipeline.recommendation import best_unseen
-from server.pipeline.regression import IntervalSpec, RegressionSpec, bounds
-from server.pipeline.tabular import RowEncoder
+from server.pipeline.load import load_pipeline
 from server.repository.certificate import read_manifest
 from server.types import RawInput, RowInput
-from tests.e2e.conftest import start
 
 # Lightning 2.6 trips over a deprecation in PyTorch 2.13; the exporter silences it for people, not for pytest.
 pytestmark = pytest.mark.filterwarnings("ignore:.*LeafSpec.*:FutureWarning")
@@ -146,35 +141,19 @@ def test_metrics_are_what_their_names_say() -> None:
 
 
 @pytest.mark.training
-def test_served_numbers_are_those_of_training(prices: tuple[Run, Path], tmp_path: Path) -> None:
-    """1,000 rows by columns through training's transform, and by name through a server: the same numbers."""
-    run, folder = prices
-    assert isinstance(run.task, RegressionTask)
-    generator = np.random.default_rng(5)
-    size = np.where(generator.random(1_000) < 0.1, np.nan, generator.uniform(0, 12, 1_000))
-    kind = generator.choice(["flat", "house", "boat"], 1_000).astype(object)
-    tensors = RowEncoder(run.task.spec).transform_columns({"size": size, "kind": kind})
-    trained = bounds(read_interval(folder), run._trained.predict(tensors)["quantiles"])
-    rows = [{"size": None if np.isnan(s) else s, "kind": k} for s, k in zip(size.tolist(), kind, strict=True)]
-    served = [[one.low, one.value, one.high] for one in ask_server(folder, rows, 200, tmp_path)]
-    np.testing.assert_allclose(served, trained, rtol=1e-6)
-
-
-def read_interval(folder: Path) -> IntervalSpec:
-    spec = read_spec(folder)
-    assert isinstance(spec, RegressionSpec)
-    return spec.interval
-
-
-def ask_server(folder: Path, inputs: Sequence[Any], batch: int, tmp_path: Path) -> list[Any]:
-    """The answers of a server process over the published repository."""
-    server = start(tmp_path / "log", repository=folder.parent)
-    try:
-        with Client(server.http) as client:
-            parts = [inputs[first : first + batch] for first in range(0, len(inputs), batch)]
-            return [answer for part in parts for answer in client.predict(folder.name, part).predictions]
-    finally:
-        server.terminate()
+def test_copies_of_numbers_and_of_rankings_are_measured(
+    prices: tuple[Run, Path], shop: tuple[Run, Path], tmp_path: Path
+) -> None:
+    """By the recipe's first metric, which the original has as it was evaluated; the best copy is published."""
+    for (run, _), metric in ((prices, "r2"), (shop, "ndcg_at_10")):
+        found = variants.compare(run, ["int8-dynamic"], max_metric_drop=0.5)
+        assert (found.metric, [row.name for row in found.rows], found.failed) == (metric, ["fp32", "int8-dynamic"], {})
+        assert found.rows[0].metric == pytest.approx(run.evaluation.metrics[metric], abs=1e-6)
+        assert found.rows[1].within
+        variants.publish(run, found, variants.BEST, tmp_path, name="copy", replace=True)
+        manifest = read_manifest(tmp_path / "copy")
+        assert manifest is not None
+        assert manifest.versions["1"].metrics[metric] == pytest.approx(found.rows[1].metric)
 
 
 # --- recommendation ------------------------------------------------------------------------------
@@ -237,24 +216,6 @@ def test_an_index_that_does_not_exist_counts_as_padding(shop: tuple[Run, Path]) 
     wild = rows.copy()
     wild[0, 0], wild[1, 0] = -5, 2**40
     np.testing.assert_array_equal(*(session.run(None, {"history": given})[0] for given in (rows, wild)))
-
-
-@pytest.mark.training
-def test_served_rankings_are_those_of_training(shop: tuple[Run, Path], tmp_path: Path) -> None:
-    """1,000 histories as training's tensors, and as lists through a server: the same items, the same scores."""
-    run, folder = shop
-    task = run.task
-    assert isinstance(task, RecommendationTask)
-    generator = np.random.default_rng(6)
-    ids = [*(f"item-{n:03d}" for n in range(30)), "unknown"]
-    histories = [generator.choice(ids, int(generator.integers(0, 20))).tolist() for _ in range(1_000)]
-    scores = run._trained.predict({"history": task._histories.tensor(histories)})["scores"]
-    for history, row, answer in zip(histories, scores, ask_server(folder, histories, 50, tmp_path), strict=True):
-        seen = np.array(task._histories.known(history), dtype=np.int64) - 1
-        best = best_unseen(row, seen, 10)
-        assert len(answer.items) == len(best)
-        np.testing.assert_allclose([item.score for item in answer.items], row[best], atol=1e-5)
-        assert {item.label for item in answer.items}.isdisjoint(history)
 
 
 def test_the_last_item_is_never_learnt_from() -> None:
