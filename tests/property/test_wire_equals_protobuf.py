@@ -18,7 +18,7 @@ from server.transport.codec.wire_response import Templates
 from server.types import InferResponse, Parameter
 from tests.support.wire import by_protobuf, by_wire
 
-untimed = settings(deadline=None, max_examples=300, suppress_health_check=[HealthCheck.too_slow])
+untimed = settings(deadline=None, max_examples=150, suppress_health_check=[HealthCheck.too_slow])
 """A busy machine is no failure of a codec."""
 
 RAW = 7
