@@ -96,6 +96,16 @@ def test_a_long_prompt_is_taken_in_between_the_tokens_of_others(instance: GenaiI
         instance.leave(text)
 
 
+def test_a_text_may_fill_a_context_of_any_size() -> None:
+    """Up to its last token, also where that is no whole number of pages, or of what masks grow by."""
+    inputs = said("x", max_tokens=96, ignore_eos=True)
+    with loaded(max_model_len=97, max_num_seqs=2) as instance:
+        assert instance.prepare(inputs, {}).prompt_tokens == 1
+        told = alone(instance, inputs)
+    with loaded() as instance:
+        assert alone(instance, inputs) == told
+
+
 def test_prompts_that_come_together_are_taken_in_together(instance: GenaiInstance) -> None:
     """Up to four pieces a step while nobody runs, of several prompts in one pass, and fewer the more texts run."""
     written = Written(instance)

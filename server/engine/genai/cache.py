@@ -26,7 +26,7 @@ class KvCache:
     """Of a model's layers."""
 
     def __init__(self, layers: int, rows: int, heads: int, context: int, size: int, dtype: np.dtype[Any]) -> None:
-        self.rows = rows
+        self.rows, self.context = rows, context
         token_bytes = heads * size * dtype.itemsize
         capacity = context
         while capacity * token_bytes % mmap.PAGESIZE:  # a row begins a page, or it could not be given back alone

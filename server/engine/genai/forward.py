@@ -47,7 +47,7 @@ class Forward:
         self._cache = cache
         self._logits_type = logits_type
         self._positions = config.inputs.get("position_ids")
-        self._counted = np.arange(cache.row_shape[1] + 1)
+        self._counted = np.arange(cache.context)
         self._begun: dict[tuple[int, int], Any] = {}
         """Bindings for prompts by the first row and how many: the cache's part of it stays."""
         self._fed: dict[int, _Fed] = {}
@@ -81,7 +81,7 @@ class Forward:
         rows, longest = len(tokens), int(lengths.max()) + 1
         fed = self._fed.get(rows)
         if fed is None or fed.mask.shape[1] < longest or fed.mask.shape[1] >= longest + _MASK:
-            fed = self._fed[rows] = self._feed(rows, min(-(-longest // _MASK) * _MASK, self._cache.row_shape[1]))
+            fed = self._fed[rows] = self._feed(rows, min(-(-longest // _MASK) * _MASK, self._cache.context))
         fed.ids[:, 0] = tokens
         fed.positions[:, 0] = lengths
         np.copyto(fed.mask, self._counted[: fed.mask.shape[1]] <= lengths[:, None])
