@@ -277,8 +277,6 @@ def trusted(settings: RepositorySettings) -> Vouch | None:
 
 def _text_engine(settings: Settings) -> Engine:
     """Of models that write text. Raises ImportError: why there is none here."""
-    if settings.workers.count > 1:
-        raise ImportError("a model that writes text is served by one process: use --workers 1")
     from server.engine.genai.engine import GenaiEngine
 
     return GenaiEngine(settings.engine.threads)

@@ -29,6 +29,7 @@ class ChatTemplate:
 
     def __init__(self, source: str, special_tokens: Mapping[str, str]) -> None:
         """Raises ImportError (no Jinja), ValueError (no template: what is wrong with it)."""
+        self._source = source
         jinja: Any = importlib.import_module("jinja2")
         sandbox: Any = importlib.import_module("jinja2.sandbox")
         self._error: type[Exception] = jinja.TemplateError
@@ -42,6 +43,10 @@ class ChatTemplate:
         except jinja.TemplateError as error:
             raise ValueError(f"is no template: {error}") from error
         self._special_tokens = dict(special_tokens)
+
+    def __reduce__(self) -> tuple[type[ChatTemplate], tuple[str, Mapping[str, str]]]:
+        """It is pickled as what it is made of."""
+        return ChatTemplate, (self._source, self._special_tokens)
 
     def _raise(self, message: str) -> None:
         raise self._error(message)

@@ -7,8 +7,8 @@ times are added; a time of day is the latest; demand is summed by `server.schedu
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterable, Mapping
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from server.scheduler.saturation import Demand
 from server.scheduler.saturation import summed as sum_demands
@@ -21,14 +21,18 @@ from server.scheduler.statistics import (
     Histogram,
     ModelStatistics,
 )
+from server.scheduler.writing_statistics import WritingStatistics
 
 if TYPE_CHECKING:
     from server.observability.machine import Pulse
 
+_K = TypeVar("_K", SequenceStatistics, WritingStatistics)
+
 _LATEST = "last_inference_ms"
 _DEMAND = "demand"
 _SEQUENCES = "sequences"
-_OWN = frozenset({"name", "version", "_wall", "load", "ability", "demands", "preparing", "writing"})
+_WRITING = "writing"
+_OWN = frozenset({"name", "version", "_wall", "load", "ability", "demands", "preparing"})
 """Attributes that are no counts, and those of models that several processes do not serve."""
 
 
@@ -60,7 +64,9 @@ def summed(parts: Iterable[Mapping[str, Any]]) -> dict[tuple[str, str], Total]:
             if name == _LATEST:
                 total.last_inference_ms = max(value, part[name])
             elif name == _SEQUENCES:
-                total.sequences = _sum_sequences(total.sequences, part[name])
+                total.sequences = _sum_kind(SequenceStatistics, total.sequences, part[name])
+            elif name == _WRITING:
+                total.writing = _sum_kind(WritingStatistics, total.writing, part[name])
             elif name not in _OWN:
                 setattr(total, name, _sum(value, part[name]))
     return totals
@@ -73,7 +79,7 @@ def _told(value: Any) -> Any:
         return [value.sum, list(value.exemplars.items()), *value.counts]
     if isinstance(value, BatchStatistics):
         return [_told(getattr(value, name)) for name in BatchStatistics.__slots__]
-    if isinstance(value, SequenceStatistics):
+    if isinstance(value, SequenceStatistics | WritingStatistics):
         return _told(vars(value))
     if value is None:
         return None
@@ -99,10 +105,11 @@ def _sum(own: Any, more: Any) -> Any:
     return own
 
 
-def _sum_sequences(own: SequenceStatistics | None, more: Mapping[str, Any] | None) -> SequenceStatistics | None:
+def _sum_kind(kind: Callable[[], _K], own: _K | None, more: Mapping[str, Any] | None) -> _K | None:
+    """Of models of one kind alone; None: no part has any."""
     if more is None:
         return own
-    own = own or SequenceStatistics()
+    own = own or kind()
     for name, value in vars(own).items():
         setattr(own, name, _sum(value, more[name]))
     return own

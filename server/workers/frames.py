@@ -36,6 +36,10 @@ class Kind(IntEnum):
     ASK = 8
     """Either way: a question that is answered by one REPLY of the same number."""
     REPLY = 9
+    PIECE = 10
+    """To a front: outputs, behind which more will come."""
+    TAKEN = 11
+    """To the engine process: the caller of that request takes another piece."""
 
 
 _KINDS = frozenset(Kind)

@@ -37,6 +37,7 @@ from server.workers.messages import (
     write_failure,
 )
 from server.workers.remote import Announced, Announcement
+from server.workers.streams import Streamed
 
 if TYPE_CHECKING:
     from server.dataplane import DataPlane
@@ -71,7 +72,7 @@ def tiny(served: Served) -> bool:
             )
         )
     )
-    if shared or config.sequence_batching is not None or set(costs) != {"cpu"}:
+    if shared or config.decoupled or config.sequence_batching is not None or set(costs) != {"cpu"}:
         return False
     measured = [ns for sizes in costs["cpu"].values() for ns in sizes.values()]
     return bool(measured) and min(measured) < HANDOFF_NS and max(measured) < _LONG_NS
@@ -129,6 +130,11 @@ class Guest:
                 request = self._requests.pop(number, None)
                 if request is not None and request.holder is not None:
                     request.holder.cancel(request)
+        elif kind == Kind.TAKEN:
+            for number in numbers_of(body):
+                request = self._requests.get(number)
+                if request is not None and isinstance(request.caller, Streamed):
+                    request.caller.taken()
         elif kind == Kind.RELEASE:
             self._release(number_of(body))
         else:
@@ -154,6 +160,11 @@ class Guest:
             caller=read.number,
         )
         self._requests[read.number] = request
+        if model.config.decoupled:
+            request.caller = Streamed(read.number, self._piece)
+            self._submit()
+            served.stream(request)
+            return
         if served is not self._arrived_for:
             self._submit()
             self._arrived_for = served
@@ -168,13 +179,17 @@ class Guest:
             served.submit(requests)
 
     def _settled(self, request: InferRequest, outcome: Outcome) -> None:
-        number: int = request.caller  # type: ignore[assignment]  # set above
+        caller = request.caller
+        number: int = caller.number if isinstance(caller, Streamed) else caller  # type: ignore[assignment]  # set above
         if self._requests.pop(number, None) is None:
             return  # It was cancelled: nobody waits for it there.
         if isinstance(outcome, InferResponse):
             self.link.send(*write_answer(self._shapes, number, request, outcome))
         else:
             self.link.send(write_failure(number, outcome))
+
+    def _piece(self, number: int, response: InferResponse) -> None:
+        self.link.send(*write_answer(self._shapes, number, None, response))
 
 
 class Host:
@@ -247,7 +262,9 @@ class Host:
         is_tiny = all(tiny(version) for version in own)
         handle, labels = self._handles[served], model.config.labels
         pipeline, manifest = model.pipeline, model.manifest
-        return Announced(handle, model.name, model.version, config, labels, pipeline, manifest, is_tiny, fingerprint)
+        return Announced(
+            handle, model.name, model.version, config, labels, pipeline, manifest, model.chat, is_tiny, fingerprint
+        )
 
     async def beat(self) -> None:
         """Tell of health, until cancelled: a front whose engine process is silent keeps the deadlines itself."""

@@ -4,6 +4,8 @@
              shape, rest, u32 place of the data in shared memory or NOWHERE, a u32 length for each input, the data
     ANSWER   u32 number, u32 bytes of the shape, u32 bytes of the rest, shape, rest, a u32 length for each output,
              the data
+    PIECE    as ANSWER
+    TAKEN    u32 number
     FAILURE  u32 number, JSON: the error's class and arguments
 
 The shape is JSON: of a request the version's handle, its inputs and the outputs that it wants; of an answer its
@@ -179,12 +181,12 @@ def read_infer(shapes: Shapes, body: memoryview, shared: memoryview | None = Non
 
 
 def write_answer(
-    shapes: Shapes, number: int, request: InferRequest, response: InferResponse
+    shapes: Shapes, number: int, request: InferRequest | None, response: InferResponse
 ) -> tuple[bytes, Sequence[Buffer]]:
-    """As `write_infer`."""
+    """As `write_infer`. Without a `request` it is one of several, behind which more will come."""
     shape = shapes.write_answer(response.outputs)
     rest: dict[str, Any] = {"parameters": dict(response.parameters)} if response.parameters else {}
-    if request.explanation is not None and response.timing is not None:
+    if request is not None and request.explanation is not None and response.timing is not None:
         rest["explained"] = [request.enqueued_ns, request.explanation.waited, *response.timing]
     more = json.dumps(rest).encode() if rest else b""
     datas = [tensor.data for tensor in response.outputs]
@@ -192,7 +194,8 @@ def write_answer(
     told = struct.pack(f"<{len(lengths)}I", *lengths)
     size = _ANSWER.size + len(shape) + len(more) + len(told) + sum(lengths)
     head = _ANSWER.pack(number, len(shape), len(more))
-    return b"".join((size.to_bytes(4, "little"), b"\4", head, shape, more, told)), datas
+    kind = Kind.PIECE if request is None else Kind.ANSWER
+    return b"".join((size.to_bytes(4, "little"), bytes((kind,)), head, shape, more, told)), datas
 
 
 class Answer(NamedTuple):

@@ -17,8 +17,17 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
+from server.chat import ChatTemplate
 from server.engine.base import Elsewhere
-from server.errors import Cancelled, DeadlineExceeded, Draining, EngineLost, ServingError, UnknownModel
+from server.errors import (
+    Cancelled,
+    DeadlineExceeded,
+    Draining,
+    EngineFailure,
+    EngineLost,
+    ServingError,
+    UnknownModel,
+)
 from server.model_control import ModelControl
 from server.observability.whose import about
 from server.proto.triton import model_config_pb2
@@ -27,7 +36,7 @@ from server.repository.loading import ServedModel
 from server.repository.model_config import from_message
 from server.scheduler.settling import CALLER_FAILED
 from server.scheduler.statistics import ModelStatistics
-from server.served import Served, absent
+from server.served import DecoupledServed, Served, absent
 from server.shared_memory.places import SMALLEST_BYTES, Places
 from server.tasks import Tasks
 from server.types import IndexEntry, InferRequest, InferResponse
@@ -68,6 +77,7 @@ class Announced:
     """Of its outputs' classes, as of `ModelConfig`."""
     pipeline: Any
     manifest: Manifest | None
+    chat: ChatTemplate | None
     tiny: bool
     """It is to be loaded in the fronts too."""
     fingerprint: object
@@ -284,6 +294,8 @@ class RemoteModels:
     def _take(self, kind: int, body: memoryview) -> None:
         if kind == Kind.ANSWER:
             self._answered(body)
+        elif kind == Kind.PIECE:
+            self._piece(body)
         elif kind == Kind.FAILURE:
             error = read_error(read_json(body))
             found = self._forget(number_of(body))
@@ -310,6 +322,25 @@ class RemoteModels:
         if request.explanation is not None:
             request.explanation.waited = answer.waited
         self._settle(request, response)
+
+    def _piece(self, body: memoryview) -> None:
+        """One of several responses."""
+        answer = read_answer(self._shapes, body)
+        number = number_of(body)
+        if (found := self._pending.get(number)) is None:
+            return  # It was cancelled meanwhile.
+        request, served, _ = found
+        response = InferResponse(served.model.name, served.model.version, answer.outputs, request.id, answer.parameters)
+        try:
+            request.send(response, partial(self._took, number))
+        except Exception as error:
+            log.exception("the caller of a request to model %s failed to take a response", request.model_name)
+            self.cancel(request)
+            request.settle(EngineFailure(request.model_name, repr(error)))
+
+    def _took(self, number: int) -> None:
+        if self._link is not None and number in self._pending:
+            self._link.send(frame(Kind.TAKEN, NUMBER.pack(number)))
 
     def _settle(self, request: InferRequest, outcome: InferResponse | ServingError) -> None:
         try:
@@ -343,10 +374,14 @@ class RemoteModels:
     def _serve(self, told: Announced) -> Served:
         message = model_config_pb2.ModelConfig.FromString(told.config)
         config = replace(from_message(message, told.name), labels=told.labels)
-        model = ServedModel(told.name, told.version, config, Elsewhere(), told.pipeline, told.manifest, {})
+        model = ServedModel(
+            told.name, told.version, config, Elsewhere(), told.pipeline, told.manifest, {}, chat=told.chat
+        )
         # A version that was here before goes on counting where it was.
         statistics = self._local.statistics_of(told.name, told.version)
         make = Served if config.sequence_batching is None and config.ensemble is None else Unchecked
+        if config.decoupled:
+            make = DecoupledServed
         return make(model, RemoteBatcher(self, told.handle), statistics)
 
     def release(self, handle: int) -> None:

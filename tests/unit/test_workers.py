@@ -38,6 +38,7 @@ from server.workers.messages import (
     write_failure,
     write_infer,
 )
+from server.workers.streams import Streamed
 
 
 def nobody(_request: InferRequest, _outcome: Outcome) -> None:
@@ -345,3 +346,27 @@ def test_settings_that_workers_can_not_have_are_refused_by_name() -> None:
     with pytest.raises(ValueError, match=r"shared_memory\.allow needs workers\.count 1"):
         load_settings({"workers": {"count": 2}, "shared_memory": {"allow": "true"}})
     assert load_settings({"workers": {"count": 2}}).workers.count == 2
+
+
+def test_pieces_on_the_way_to_a_front_are_few() -> None:
+    """Who writes is let go on at once while few are not said to be taken, and then when one is."""
+    sent: list[int] = []
+    streamed, went_on = Streamed(7, lambda number, _: sent.append(number)), 0
+
+    def go_on() -> None:
+        nonlocal went_on
+        went_on += 1
+
+    response = InferResponse("m", "1", ())
+    while went_on == len(sent):
+        streamed.take(response, go_on)
+    written = len(sent)
+    assert 2 < written < 64
+    assert set(sent) == {7}
+    streamed.taken()
+    assert went_on == written
+    streamed.take(response, go_on)
+    assert went_on == written
+    for _ in range(written):
+        streamed.taken()
+    assert went_on == written + 1
