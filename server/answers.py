@@ -73,5 +73,18 @@ class Entities:
     entities: tuple[Entity, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class Written:
+    """A piece of a text that is being written: pieces in their order are the text."""
+
+    text: str
+    finish_reason: str = ""
+    """Why the text ended, ``stop`` or ``length``; empty but for its last piece."""
+    num_input_tokens: int = 0
+    """Tokens of the prompt; 0 where the model does not tell."""
+    num_output_tokens: int = 0
+    """Of this piece; 0 likewise."""
+
+
 Prediction = Classification | Regression | Ranking | Embedding | Entities | Custom
-"""The kinds of answers; a task gives one of them."""
+"""The kinds of answers; a task gives one of them. `Written` is for streams alone."""

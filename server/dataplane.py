@@ -215,7 +215,8 @@ class DataPlane:
     def _pipeline(self, served: Served, request: PredictRequest) -> Pipeline:
         pipeline = served.model.pipeline
         if pipeline is None:
-            raise Unsupported("predict", f"model '{request.model_name}' has no processing.yaml: use infer")
+            instead = "PredictStream" if served.model.config.decoupled else "infer"
+            raise Unsupported("predict", f"model '{request.model_name}' has no processing.yaml: use {instead}")
         rows, most = len(request.inputs), max(served.model.config.max_batch_size, 1)
         if not 1 <= rows <= most:
             raise InvalidRequest(

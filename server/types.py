@@ -21,6 +21,7 @@ from server.answers import Prediction as Prediction
 from server.answers import Ranking as Ranking
 from server.answers import Regression as Regression
 from server.answers import Score as Score
+from server.answers import Written as Written
 from server.tensor import Array, Tensor, TensorSpec
 
 if TYPE_CHECKING:

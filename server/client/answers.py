@@ -9,7 +9,18 @@ from typing import Any
 from google.protobuf.json_format import MessageToDict
 
 from server.proto.forwardpass.v1 import prediction_pb2 as pb
-from server.types import Classification, Custom, Embedding, Entities, Entity, Prediction, Ranking, Regression, Score
+from server.types import (
+    Classification,
+    Custom,
+    Embedding,
+    Entities,
+    Entity,
+    Prediction,
+    Ranking,
+    Regression,
+    Score,
+    Written,
+)
 
 _SHOWN = 6
 """Numbers of a vector that people see."""
@@ -48,6 +59,14 @@ def of_message(message: pb.Prediction) -> Prediction:
         case "custom":
             return Custom(MessageToDict(message.custom))
     raise ValueError("a prediction of a kind that this client does not know")
+
+
+def written_of_message(message: pb.Prediction) -> Written:
+    """A piece of a text out of gRPC's message. Raises ValueError for an answer of another kind."""
+    if message.WhichOneof("result") != "written":
+        raise ValueError("the model writes no text: use predict")
+    one = message.written
+    return Written(one.text, one.finish_reason, one.num_input_tokens, one.num_output_tokens)
 
 
 def readable(answer: Prediction) -> list[str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -10,7 +10,7 @@ from server.client.errors import ClientError
 from server.errors import Code
 from server.explain import Explained, parse_server_timing
 from server.tensor import Array, Tensor
-from server.types import IndexEntry, ModelMetadata, PredictResponse, RawInput
+from server.types import IndexEntry, ModelMetadata, PredictResponse, RawInput, Written
 
 T = TypeVar("T")
 
@@ -44,6 +44,10 @@ class Messages(Protocol):
 
     def predict(self, model: str, version: str, inputs: Sequence[RawInput], top_k: int) -> Call[PredictResponse]: ...
 
+    def predict_stream(
+        self, model: str, version: str, prompt: str, sampling: Mapping[str, object]
+    ) -> Call[Written]: ...
+
     def infer(
         self, model: str, version: str, inputs: Sequence[Tensor], outputs: Sequence[str]
     ) -> Call[dict[str, Array]]: ...
@@ -60,10 +64,14 @@ class Transport(Protocol):
 
     def send(self, call: Call[T], timeout_s: float | None) -> T: ...
 
+    def stream(self, call: Call[T], timeout_s: float | None) -> Iterator[T]: ...
+
     def close(self) -> None: ...
 
 
 class AsyncTransport(Protocol):
     async def send(self, call: Call[T], timeout_s: float | None) -> T: ...
+
+    def stream(self, call: Call[T], timeout_s: float | None) -> AsyncGenerator[T]: ...
 
     async def close(self) -> None: ...

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
 from dataclasses import replace
 from math import inf
 from types import ModuleType, TracebackType
@@ -15,7 +15,7 @@ from server.client.errors import ClientError
 from server.client.inputs import Input, invalid, raw_inputs, tensors
 from server.errors import Code
 from server.tensor import Array
-from server.types import IndexEntry, ModelMetadata, PredictResponse
+from server.types import IndexEntry, ModelMetadata, PredictResponse, Written
 
 _SCHEMES = ("http", "https", "grpc")
 
@@ -64,6 +64,11 @@ class _Calls:
         self, model: str, version: str, inputs: Mapping[str, Any], outputs: Sequence[str], explain: OnExplained | None
     ) -> Call[dict[str, Array]]:
         return replace(self._messages.infer(_named(model), version, tensors(inputs), outputs), explain=explain)
+
+    def _predict_stream(self, model: str, version: str, prompt: str, sampling: Mapping[str, object]) -> Call[Written]:
+        if not isinstance(prompt, str):
+            raise invalid("prompt", f"must be a str, got {type(prompt).__name__}")
+        return self._messages.predict_stream(_named(model), version, prompt, sampling)
 
     def _model_metadata(self, model: str, version: str) -> Call[ModelMetadata]:
         return self._messages.model_metadata(_named(model), version)
@@ -136,6 +141,18 @@ class Client(_Calls):
         """
         return self._transport.send(self._predict(model, version, inputs, top_k, explain), _positive(timeout_s))
 
+    def predict_stream(
+        self, model: str, prompt: str, *, version: str = "", timeout_s: float | None = None, **sampling: object
+    ) -> Iterator[Written]:
+        """A text in pieces, as a model writes it behind the prompt. Over gRPC; over REST there are OpenAI's routes.
+
+        Args:
+            sampling: `max_tokens`, `temperature`, `top_p`, `seed`, `stop`, ... as the model takes them.
+
+        Closing the iterator ends the text, whose memory the server then frees.
+        """
+        return self._transport.stream(self._predict_stream(model, version, prompt, sampling), _positive(timeout_s))
+
     def infer(
         self,
         model: str,
@@ -204,6 +221,12 @@ class AsyncClient(_Calls):
     ) -> PredictResponse:
         """See `Client.predict`."""
         return await self._transport.send(self._predict(model, version, inputs, top_k, explain), _positive(timeout_s))
+
+    def predict_stream(
+        self, model: str, prompt: str, *, version: str = "", timeout_s: float | None = None, **sampling: object
+    ) -> AsyncGenerator[Written]:
+        """See `Client.predict_stream`."""
+        return self._transport.stream(self._predict_stream(model, version, prompt, sampling), _positive(timeout_s))
 
     async def infer(
         self,

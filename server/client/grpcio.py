@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 from urllib.parse import SplitResult
@@ -32,6 +32,7 @@ from server.types import (
     PredictResponse,
     RawInput,
     TextInput,
+    Written,
 )
 
 T = TypeVar("T")
@@ -39,6 +40,7 @@ T = TypeVar("T")
 DEFAULT_PORT = 8001
 V2 = "/inference.GRPCInferenceService/"
 PREDICT = "/forwardpass.v1.PredictionService/Predict"
+PREDICT_STREAM = f"{PREDICT}Stream"
 KEY_NAME = "x-api-key"
 DETAILS_KEY = "grpc-status-details-bin"
 RETRY_INFO_URL = "type.googleapis.com/google.rpc.RetryInfo"
@@ -67,6 +69,16 @@ class Messages:
             top_k=top_k,
         )
         return Call(Request(PREDICT, message, prediction_pb2.PredictResponse), _read_predict)
+
+    def predict_stream(self, model: str, version: str, prompt: str, sampling: Mapping[str, object]) -> Call[Written]:
+        message = prediction_pb2.PredictRequest(
+            model_name=model, model_version=version, inputs=[prediction_pb2.Input(text=prompt)]
+        )
+        try:
+            message.sampling.update(dict[str, Any](sampling))
+        except (TypeError, ValueError) as error:
+            raise invalid("sampling", str(error)) from error
+        return Call(Request(PREDICT_STREAM, message, prediction_pb2.PredictResponse), _read_written)
 
     def infer(
         self, model: str, version: str, inputs: Sequence[Tensor], outputs: Sequence[str]
@@ -125,6 +137,11 @@ def _check_exact(field: str, value: Any) -> None:
 def _read_predict(reply: prediction_pb2.PredictResponse) -> PredictResponse:
     predictions = [answers.of_message(one) for one in reply.predictions]
     return PredictResponse(reply.model_name, reply.model_version, predictions, reply.id)
+
+
+def _read_written(reply: Any) -> Written:
+    [one] = reply.predictions
+    return answers.written_of_message(one)
 
 
 def _read_infer(reply: Any) -> dict[str, Array]:
@@ -200,6 +217,22 @@ class Transport:
             raise _failure(error, self._url) from error
         return call.answer(reply, self._url, _server_timing(rpc.trailing_metadata()))
 
+    def stream(self, call: Call[T], timeout_s: float | None) -> Iterator[T]:
+        request: Request = call.request
+        method = self._channel.unary_stream(
+            request.method,
+            request_serializer=type(request.message).SerializeToString,
+            response_deserializer=request.reply.FromString,
+        )
+        rpc = method(request.message, timeout=timeout_s, metadata=self._shown)
+        try:
+            for reply in rpc:
+                yield call.answer(reply, self._url)
+        except grpc.RpcError as error:
+            raise _failure(error, self._url) from error
+        finally:
+            rpc.cancel()  # type: ignore[no-untyped-call]
+
     def close(self) -> None:
         self._channel.close()
 
@@ -230,6 +263,24 @@ class AsyncTransport:
         except grpc.RpcError as error:
             raise _failure(error, self._url) from error
         return call.answer(reply, self._url, _server_timing(trailers))
+
+    async def stream(self, call: Call[T], timeout_s: float | None) -> AsyncGenerator[T]:
+        if self._channel is None:
+            self._channel = grpc.aio.insecure_channel(self._target, options=self._options)
+        request: Request = call.request
+        method = self._channel.unary_stream(
+            request.method,
+            request_serializer=type(request.message).SerializeToString,
+            response_deserializer=request.reply.FromString,
+        )
+        rpc = method(request.message, timeout=timeout_s, metadata=self._shown)
+        try:
+            async for reply in rpc:
+                yield call.answer(reply, self._url)
+        except grpc.RpcError as error:
+            raise _failure(error, self._url) from error
+        finally:
+            rpc.cancel()
 
     async def close(self) -> None:
         if self._channel is not None:

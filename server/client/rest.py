@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from math import ceil, prod
@@ -30,6 +30,7 @@ from server.types import (
     PredictResponse,
     RawInput,
     RowInput,
+    Written,
 )
 
 T = TypeVar("T")
@@ -38,6 +39,10 @@ DEADLINE_HEADER = "X-Request-Timeout"
 KEY_HEADER = "X-Api-Key"
 HEADER_LENGTH = "Inference-Header-Content-Length"
 CONNECT_S = 5.0
+
+
+def _only_grpc() -> ClientError:
+    return ClientError(Code.UNSUPPORTED, "predict_stream: needs grpc://; over REST there are OpenAI's routes")
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +96,10 @@ class Messages:
         if top_k:
             body["top_k"] = top_k
         return Call(Request("POST", path, _json(body), {"Content-Type": "application/json"}), _read_predict)
+
+    def predict_stream(self, model: str, version: str, prompt: str, sampling: Mapping[str, object]) -> Call[Written]:
+        """Raises ClientError."""
+        raise _only_grpc()
 
     def infer(
         self, model: str, version: str, inputs: Sequence[Tensor], outputs: Sequence[str]
@@ -216,6 +225,10 @@ class Transport:
             base_url=self._url, trust_env=proxy, limits=_LIMITS, headers={KEY_HEADER: api_key} if api_key else None
         )
 
+    def stream(self, call: Call[T], timeout_s: float | None) -> Iterator[T]:
+        """Raises ClientError."""
+        raise _only_grpc()
+
     def send(self, call: Call[T], timeout_s: float | None) -> T:
         with _failures(self._url, timeout_s):
             response = self._http.request(**_arguments(call, timeout_s))
@@ -233,6 +246,10 @@ class AsyncTransport:
         self._http = httpx.AsyncClient(
             base_url=self._url, trust_env=proxy, limits=_LIMITS, headers={KEY_HEADER: api_key} if api_key else None
         )
+
+    def stream(self, call: Call[T], timeout_s: float | None) -> AsyncGenerator[T]:
+        """Raises ClientError."""
+        raise _only_grpc()
 
     async def send(self, call: Call[T], timeout_s: float | None) -> T:
         with _failures(self._url, timeout_s):

@@ -25,6 +25,7 @@ from server.security import roles
 from server.security.roles import CONTROLS, Need
 from server.transport import health, observing, reflection, shared_memory, stream_infer
 from server.transport.codec import management, predict_grpc, statistics, v2_grpc
+from server.transport.predict_stream import predict_stream
 from server.types import NO_DEADLINE, Metadata
 
 if TYPE_CHECKING:
@@ -208,6 +209,15 @@ METHODS: tuple[Method, ...] = (
         _predict,
         waits=True,
         explains=True,
+        needs=roles.PREDICTS,
+    ),
+    Method(
+        "/forwardpass.v1.PredictionService/PredictStream",
+        prediction_pb2.PredictRequest,
+        prediction_pb2.PredictResponse,
+        predict_stream,
+        waits=True,
+        streams=True,
         needs=roles.PREDICTS,
     ),
     _v2("ServerLive", _server_live, roles.OPEN),

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
-from google.protobuf.json_format import ParseDict
+from google.protobuf.json_format import MessageToDict, ParseDict
 from google.protobuf.struct_pb2 import Value
 
 from server.errors import InvalidRequest
@@ -27,18 +27,26 @@ from server.types import (
     RowInput,
     Score,
     TextInput,
+    Written,
 )
 
 _EXACT_INTEGER = 2**53
 """Up to here every double that has no fraction is one whole number, and not the rounding of several."""
 
 
-def decode_predict(message: pb.PredictRequest, deadline_ns: int = NO_DEADLINE) -> PredictRequest:
-    """Raises InvalidRequest for an empty name, no inputs, or an input or value that is not set."""
+def decode_predict(
+    message: pb.PredictRequest, deadline_ns: int = NO_DEADLINE, *, streams: bool = False
+) -> PredictRequest:
+    """Of Predict; of PredictStream if it `streams`.
+
+    Raises InvalidRequest for an empty name, no inputs, or an input or value that is not set.
+    """
     if not message.model_name:
         raise InvalidRequest("model_name", "is empty")
     if not message.inputs:
         raise InvalidRequest("inputs", "is empty")
+    if message.HasField("sampling") and not streams:
+        raise InvalidRequest("sampling", "is of PredictStream alone")
     return PredictRequest(
         message.model_name,
         [_input(f"inputs[{index}]", entry) for index, entry in enumerate(message.inputs)],
@@ -55,6 +63,27 @@ def encode_predict(response: PredictResponse) -> pb.PredictResponse:
         model_version=response.model_version,
         id=response.id,
         predictions=[_prediction(answer) for answer in response.predictions],
+    )
+
+
+def sampling_of(message: pb.PredictRequest) -> dict[str, Any]:
+    """By name, whole numbers as such. `top_k` of the message names labels, this one's tokens."""
+    return {name: _plain(value) for name, value in MessageToDict(message.sampling).items()}
+
+
+def _plain(value: Any) -> Any:
+    return int(value) if isinstance(value, float) and value.is_integer() and abs(value) <= _EXACT_INTEGER else value
+
+
+def encode_written(model_name: str, model_version: str, id: str, piece: Written) -> pb.PredictResponse:
+    written = pb.Written(
+        text=piece.text,
+        finish_reason=piece.finish_reason,
+        num_input_tokens=piece.num_input_tokens,
+        num_output_tokens=piece.num_output_tokens,
+    )
+    return pb.PredictResponse(
+        model_name=model_name, model_version=model_version, id=id, predictions=[pb.Prediction(written=written)]
     )
 
 

@@ -25,37 +25,39 @@ _sym_db = _symbol_database.Default()
 from google.protobuf import struct_pb2 as google_dot_protobuf_dot_struct__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n,server/proto/forwardpass/v1/prediction.proto\x12\x0e\x66orwardpass.v1\x1a\x1cgoogle/protobuf/struct.proto\"}\n\x0ePredictRequest\x12\x12\n\nmodel_name\x18\x01 \x01(\t\x12\x15\n\rmodel_version\x18\x02 \x01(\t\x12\n\n\x02id\x18\x03 \x01(\t\x12%\n\x06inputs\x18\x04 \x03(\x0b\x32\x15.forwardpass.v1.Input\x12\r\n\x05top_k\x18\x05 \x01(\r\"\x9d\x01\n\x05Input\x12&\n\x05image\x18\x01 \x01(\x0b\x32\x15.forwardpass.v1.ImageH\x00\x12\x0e\n\x04text\x18\x02 \x01(\tH\x00\x12&\n\x03row\x18\x03 \x01(\x0b\x32\x17.google.protobuf.StructH\x00\x12,\n\x06values\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.ListValueH\x00\x42\x06\n\x04kind\"+\n\x05Image\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\x12\x14\n\x0c\x63ontent_type\x18\x02 \x01(\t\"y\n\x0fPredictResponse\x12\x12\n\nmodel_name\x18\x01 \x01(\t\x12\x15\n\rmodel_version\x18\x02 \x01(\t\x12\n\n\x02id\x18\x03 \x01(\t\x12/\n\x0bpredictions\x18\x04 \x03(\x0b\x32\x1a.forwardpass.v1.Prediction\"\xb6\x02\n\nPrediction\x12\x38\n\x0e\x63lassification\x18\x01 \x01(\x0b\x32\x1e.forwardpass.v1.ClassificationH\x00\x12\x30\n\nregression\x18\x02 \x01(\x0b\x32\x1a.forwardpass.v1.RegressionH\x00\x12*\n\x07ranking\x18\x03 \x01(\x0b\x32\x17.forwardpass.v1.RankingH\x00\x12(\n\x06\x63ustom\x18\x04 \x01(\x0b\x32\x16.google.protobuf.ValueH\x00\x12.\n\tembedding\x18\x05 \x01(\x0b\x32\x19.forwardpass.v1.EmbeddingH\x00\x12,\n\x08\x65ntities\x18\x06 \x01(\x0b\x32\x18.forwardpass.v1.EntitiesH\x00\x42\x08\n\x06result\"T\n\x0e\x43lassification\x12\r\n\x05label\x18\x01 \x01(\t\x12\r\n\x05score\x18\x02 \x01(\x01\x12$\n\x05top_k\x18\x03 \x03(\x0b\x32\x15.forwardpass.v1.Score\"6\n\nRegression\x12\r\n\x05value\x18\x01 \x01(\x01\x12\x0b\n\x03low\x18\x02 \x01(\x01\x12\x0c\n\x04high\x18\x03 \x01(\x01\"/\n\x07Ranking\x12$\n\x05items\x18\x01 \x03(\x0b\x32\x15.forwardpass.v1.Score\"%\n\x05Score\x12\r\n\x05label\x18\x01 \x01(\t\x12\r\n\x05score\x18\x02 \x01(\x01\"\x1b\n\tEmbedding\x12\x0e\n\x06vector\x18\x01 \x03(\x01\"4\n\x08\x45ntities\x12(\n\x08\x65ntities\x18\x01 \x03(\x0b\x32\x16.forwardpass.v1.Entity\"P\n\x06\x45ntity\x12\r\n\x05label\x18\x01 \x01(\t\x12\r\n\x05score\x18\x02 \x01(\x01\x12\r\n\x05start\x18\x03 \x01(\r\x12\x0b\n\x03\x65nd\x18\x04 \x01(\r\x12\x0c\n\x04text\x18\x05 \x01(\t2_\n\x11PredictionService\x12J\n\x07Predict\x12\x1e.forwardpass.v1.PredictRequest\x1a\x1f.forwardpass.v1.PredictResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n,server/proto/forwardpass/v1/prediction.proto\x12\x0e\x66orwardpass.v1\x1a\x1cgoogle/protobuf/struct.proto\"\xa8\x01\n\x0ePredictRequest\x12\x12\n\nmodel_name\x18\x01 \x01(\t\x12\x15\n\rmodel_version\x18\x02 \x01(\t\x12\n\n\x02id\x18\x03 \x01(\t\x12%\n\x06inputs\x18\x04 \x03(\x0b\x32\x15.forwardpass.v1.Input\x12\r\n\x05top_k\x18\x05 \x01(\r\x12)\n\x08sampling\x18\x06 \x01(\x0b\x32\x17.google.protobuf.Struct\"\x9d\x01\n\x05Input\x12&\n\x05image\x18\x01 \x01(\x0b\x32\x15.forwardpass.v1.ImageH\x00\x12\x0e\n\x04text\x18\x02 \x01(\tH\x00\x12&\n\x03row\x18\x03 \x01(\x0b\x32\x17.google.protobuf.StructH\x00\x12,\n\x06values\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.ListValueH\x00\x42\x06\n\x04kind\"+\n\x05Image\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\x12\x14\n\x0c\x63ontent_type\x18\x02 \x01(\t\"y\n\x0fPredictResponse\x12\x12\n\nmodel_name\x18\x01 \x01(\t\x12\x15\n\rmodel_version\x18\x02 \x01(\t\x12\n\n\x02id\x18\x03 \x01(\t\x12/\n\x0bpredictions\x18\x04 \x03(\x0b\x32\x1a.forwardpass.v1.Prediction\"\xe2\x02\n\nPrediction\x12\x38\n\x0e\x63lassification\x18\x01 \x01(\x0b\x32\x1e.forwardpass.v1.ClassificationH\x00\x12\x30\n\nregression\x18\x02 \x01(\x0b\x32\x1a.forwardpass.v1.RegressionH\x00\x12*\n\x07ranking\x18\x03 \x01(\x0b\x32\x17.forwardpass.v1.RankingH\x00\x12(\n\x06\x63ustom\x18\x04 \x01(\x0b\x32\x16.google.protobuf.ValueH\x00\x12.\n\tembedding\x18\x05 \x01(\x0b\x32\x19.forwardpass.v1.EmbeddingH\x00\x12,\n\x08\x65ntities\x18\x06 \x01(\x0b\x32\x18.forwardpass.v1.EntitiesH\x00\x12*\n\x07written\x18\x07 \x01(\x0b\x32\x17.forwardpass.v1.WrittenH\x00\x42\x08\n\x06result\"T\n\x0e\x43lassification\x12\r\n\x05label\x18\x01 \x01(\t\x12\r\n\x05score\x18\x02 \x01(\x01\x12$\n\x05top_k\x18\x03 \x03(\x0b\x32\x15.forwardpass.v1.Score\"6\n\nRegression\x12\r\n\x05value\x18\x01 \x01(\x01\x12\x0b\n\x03low\x18\x02 \x01(\x01\x12\x0c\n\x04high\x18\x03 \x01(\x01\"/\n\x07Ranking\x12$\n\x05items\x18\x01 \x03(\x0b\x32\x15.forwardpass.v1.Score\"%\n\x05Score\x12\r\n\x05label\x18\x01 \x01(\t\x12\r\n\x05score\x18\x02 \x01(\x01\"\x1b\n\tEmbedding\x12\x0e\n\x06vector\x18\x01 \x03(\x01\"c\n\x07Written\x12\x0c\n\x04text\x18\x01 \x01(\t\x12\x15\n\rfinish_reason\x18\x02 \x01(\t\x12\x18\n\x10num_input_tokens\x18\x03 \x01(\r\x12\x19\n\x11num_output_tokens\x18\x04 \x01(\r\"4\n\x08\x45ntities\x12(\n\x08\x65ntities\x18\x01 \x03(\x0b\x32\x16.forwardpass.v1.Entity\"P\n\x06\x45ntity\x12\r\n\x05label\x18\x01 \x01(\t\x12\r\n\x05score\x18\x02 \x01(\x01\x12\r\n\x05start\x18\x03 \x01(\r\x12\x0b\n\x03\x65nd\x18\x04 \x01(\r\x12\x0c\n\x04text\x18\x05 \x01(\t2\xb3\x01\n\x11PredictionService\x12J\n\x07Predict\x12\x1e.forwardpass.v1.PredictRequest\x1a\x1f.forwardpass.v1.PredictResponse\x12R\n\rPredictStream\x12\x1e.forwardpass.v1.PredictRequest\x1a\x1f.forwardpass.v1.PredictResponse0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'server.proto.forwardpass.v1.prediction_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_PREDICTREQUEST']._serialized_start=94
-  _globals['_PREDICTREQUEST']._serialized_end=219
-  _globals['_INPUT']._serialized_start=222
-  _globals['_INPUT']._serialized_end=379
-  _globals['_IMAGE']._serialized_start=381
-  _globals['_IMAGE']._serialized_end=424
-  _globals['_PREDICTRESPONSE']._serialized_start=426
-  _globals['_PREDICTRESPONSE']._serialized_end=547
-  _globals['_PREDICTION']._serialized_start=550
-  _globals['_PREDICTION']._serialized_end=860
-  _globals['_CLASSIFICATION']._serialized_start=862
-  _globals['_CLASSIFICATION']._serialized_end=946
-  _globals['_REGRESSION']._serialized_start=948
-  _globals['_REGRESSION']._serialized_end=1002
-  _globals['_RANKING']._serialized_start=1004
-  _globals['_RANKING']._serialized_end=1051
-  _globals['_SCORE']._serialized_start=1053
-  _globals['_SCORE']._serialized_end=1090
-  _globals['_EMBEDDING']._serialized_start=1092
-  _globals['_EMBEDDING']._serialized_end=1119
-  _globals['_ENTITIES']._serialized_start=1121
-  _globals['_ENTITIES']._serialized_end=1173
-  _globals['_ENTITY']._serialized_start=1175
-  _globals['_ENTITY']._serialized_end=1255
-  _globals['_PREDICTIONSERVICE']._serialized_start=1257
-  _globals['_PREDICTIONSERVICE']._serialized_end=1352
+  _globals['_PREDICTREQUEST']._serialized_start=95
+  _globals['_PREDICTREQUEST']._serialized_end=263
+  _globals['_INPUT']._serialized_start=266
+  _globals['_INPUT']._serialized_end=423
+  _globals['_IMAGE']._serialized_start=425
+  _globals['_IMAGE']._serialized_end=468
+  _globals['_PREDICTRESPONSE']._serialized_start=470
+  _globals['_PREDICTRESPONSE']._serialized_end=591
+  _globals['_PREDICTION']._serialized_start=594
+  _globals['_PREDICTION']._serialized_end=948
+  _globals['_CLASSIFICATION']._serialized_start=950
+  _globals['_CLASSIFICATION']._serialized_end=1034
+  _globals['_REGRESSION']._serialized_start=1036
+  _globals['_REGRESSION']._serialized_end=1090
+  _globals['_RANKING']._serialized_start=1092
+  _globals['_RANKING']._serialized_end=1139
+  _globals['_SCORE']._serialized_start=1141
+  _globals['_SCORE']._serialized_end=1178
+  _globals['_EMBEDDING']._serialized_start=1180
+  _globals['_EMBEDDING']._serialized_end=1207
+  _globals['_WRITTEN']._serialized_start=1209
+  _globals['_WRITTEN']._serialized_end=1308
+  _globals['_ENTITIES']._serialized_start=1310
+  _globals['_ENTITIES']._serialized_end=1362
+  _globals['_ENTITY']._serialized_start=1364
+  _globals['_ENTITY']._serialized_end=1444
+  _globals['_PREDICTIONSERVICE']._serialized_start=1447
+  _globals['_PREDICTIONSERVICE']._serialized_end=1626
 # @@protoc_insertion_point(module_scope)

@@ -8,18 +8,20 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class PredictRequest(_message.Message):
-    __slots__ = ("model_name", "model_version", "id", "inputs", "top_k")
+    __slots__ = ("model_name", "model_version", "id", "inputs", "top_k", "sampling")
     MODEL_NAME_FIELD_NUMBER: _ClassVar[int]
     MODEL_VERSION_FIELD_NUMBER: _ClassVar[int]
     ID_FIELD_NUMBER: _ClassVar[int]
     INPUTS_FIELD_NUMBER: _ClassVar[int]
     TOP_K_FIELD_NUMBER: _ClassVar[int]
+    SAMPLING_FIELD_NUMBER: _ClassVar[int]
     model_name: str
     model_version: str
     id: str
     inputs: _containers.RepeatedCompositeFieldContainer[Input]
     top_k: int
-    def __init__(self, model_name: _Optional[str] = ..., model_version: _Optional[str] = ..., id: _Optional[str] = ..., inputs: _Optional[_Iterable[_Union[Input, _Mapping]]] = ..., top_k: _Optional[int] = ...) -> None: ...
+    sampling: _struct_pb2.Struct
+    def __init__(self, model_name: _Optional[str] = ..., model_version: _Optional[str] = ..., id: _Optional[str] = ..., inputs: _Optional[_Iterable[_Union[Input, _Mapping]]] = ..., top_k: _Optional[int] = ..., sampling: _Optional[_Union[_struct_pb2.Struct, _Mapping]] = ...) -> None: ...
 
 class Input(_message.Message):
     __slots__ = ("image", "text", "row", "values")
@@ -54,20 +56,22 @@ class PredictResponse(_message.Message):
     def __init__(self, model_name: _Optional[str] = ..., model_version: _Optional[str] = ..., id: _Optional[str] = ..., predictions: _Optional[_Iterable[_Union[Prediction, _Mapping]]] = ...) -> None: ...
 
 class Prediction(_message.Message):
-    __slots__ = ("classification", "regression", "ranking", "custom", "embedding", "entities")
+    __slots__ = ("classification", "regression", "ranking", "custom", "embedding", "entities", "written")
     CLASSIFICATION_FIELD_NUMBER: _ClassVar[int]
     REGRESSION_FIELD_NUMBER: _ClassVar[int]
     RANKING_FIELD_NUMBER: _ClassVar[int]
     CUSTOM_FIELD_NUMBER: _ClassVar[int]
     EMBEDDING_FIELD_NUMBER: _ClassVar[int]
     ENTITIES_FIELD_NUMBER: _ClassVar[int]
+    WRITTEN_FIELD_NUMBER: _ClassVar[int]
     classification: Classification
     regression: Regression
     ranking: Ranking
     custom: _struct_pb2.Value
     embedding: Embedding
     entities: Entities
-    def __init__(self, classification: _Optional[_Union[Classification, _Mapping]] = ..., regression: _Optional[_Union[Regression, _Mapping]] = ..., ranking: _Optional[_Union[Ranking, _Mapping]] = ..., custom: _Optional[_Union[_struct_pb2.Value, _Mapping]] = ..., embedding: _Optional[_Union[Embedding, _Mapping]] = ..., entities: _Optional[_Union[Entities, _Mapping]] = ...) -> None: ...
+    written: Written
+    def __init__(self, classification: _Optional[_Union[Classification, _Mapping]] = ..., regression: _Optional[_Union[Regression, _Mapping]] = ..., ranking: _Optional[_Union[Ranking, _Mapping]] = ..., custom: _Optional[_Union[_struct_pb2.Value, _Mapping]] = ..., embedding: _Optional[_Union[Embedding, _Mapping]] = ..., entities: _Optional[_Union[Entities, _Mapping]] = ..., written: _Optional[_Union[Written, _Mapping]] = ...) -> None: ...
 
 class Classification(_message.Message):
     __slots__ = ("label", "score", "top_k")
@@ -108,6 +112,18 @@ class Embedding(_message.Message):
     VECTOR_FIELD_NUMBER: _ClassVar[int]
     vector: _containers.RepeatedScalarFieldContainer[float]
     def __init__(self, vector: _Optional[_Iterable[float]] = ...) -> None: ...
+
+class Written(_message.Message):
+    __slots__ = ("text", "finish_reason", "num_input_tokens", "num_output_tokens")
+    TEXT_FIELD_NUMBER: _ClassVar[int]
+    FINISH_REASON_FIELD_NUMBER: _ClassVar[int]
+    NUM_INPUT_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    NUM_OUTPUT_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    text: str
+    finish_reason: str
+    num_input_tokens: int
+    num_output_tokens: int
+    def __init__(self, text: _Optional[str] = ..., finish_reason: _Optional[str] = ..., num_input_tokens: _Optional[int] = ..., num_output_tokens: _Optional[int] = ...) -> None: ...
 
 class Entities(_message.Message):
     __slots__ = ("entities",)

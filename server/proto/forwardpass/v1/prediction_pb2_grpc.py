@@ -39,6 +39,11 @@ class PredictionServiceStub:
                 request_serializer=server_dot_proto_dot_forwardpass_dot_v1_dot_prediction__pb2.PredictRequest.SerializeToString,
                 response_deserializer=server_dot_proto_dot_forwardpass_dot_v1_dot_prediction__pb2.PredictResponse.FromString,
                 _registered_method=True)
+        self.PredictStream = channel.unary_stream(
+                '/forwardpass.v1.PredictionService/PredictStream',
+                request_serializer=server_dot_proto_dot_forwardpass_dot_v1_dot_prediction__pb2.PredictRequest.SerializeToString,
+                response_deserializer=server_dot_proto_dot_forwardpass_dot_v1_dot_prediction__pb2.PredictResponse.FromString,
+                _registered_method=True)
 
 
 class PredictionServiceServicer:
@@ -51,11 +56,24 @@ class PredictionServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def PredictStream(self, request, context):
+        """Of a model that writes text its one input's text, piece by piece as it is written; of any other the one answer of
+        Predict.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_PredictionServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
             'Predict': grpc.unary_unary_rpc_method_handler(
                     servicer.Predict,
+                    request_deserializer=server_dot_proto_dot_forwardpass_dot_v1_dot_prediction__pb2.PredictRequest.FromString,
+                    response_serializer=server_dot_proto_dot_forwardpass_dot_v1_dot_prediction__pb2.PredictResponse.SerializeToString,
+            ),
+            'PredictStream': grpc.unary_stream_rpc_method_handler(
+                    servicer.PredictStream,
                     request_deserializer=server_dot_proto_dot_forwardpass_dot_v1_dot_prediction__pb2.PredictRequest.FromString,
                     response_serializer=server_dot_proto_dot_forwardpass_dot_v1_dot_prediction__pb2.PredictResponse.SerializeToString,
             ),
@@ -85,6 +103,33 @@ class PredictionService:
             request,
             target,
             '/forwardpass.v1.PredictionService/Predict',
+            server_dot_proto_dot_forwardpass_dot_v1_dot_prediction__pb2.PredictRequest.SerializeToString,
+            server_dot_proto_dot_forwardpass_dot_v1_dot_prediction__pb2.PredictResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PredictStream(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/forwardpass.v1.PredictionService/PredictStream',
             server_dot_proto_dot_forwardpass_dot_v1_dot_prediction__pb2.PredictRequest.SerializeToString,
             server_dot_proto_dot_forwardpass_dot_v1_dot_prediction__pb2.PredictResponse.FromString,
             options,
