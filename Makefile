@@ -137,7 +137,7 @@ fuzz-rest: $(VENV)/.dev ## made-up REST calls from the OpenAPI document against 
 fuzz-grpc: $(VENV)/.dev ## mutated gRPC messages against a server, some minutes (FUZZ="--seconds 3600")
 	$(BIN)/python -m tests.fuzz.grpc $(FUZZ)
 
-fuzz-bytes: $(VENV)/.fuzz ## bytes led by coverage (atheris) into what reads those of strangers (TARGET=http2, hpack, heads, http1, wire, onnx, picture, tokens, tokenizer, config, processing, keys), ten minutes (FUZZ="--seconds 60")
+fuzz-bytes: $(VENV)/.fuzz ## bytes led by coverage (atheris) into what reads those of strangers (TARGET=http2, hpack, heads, http1, json, wire, onnx, picture, tokens, tokenizer, config, processing, keys), ten minutes (FUZZ="--seconds 60")
 	$(BIN)/python -m tests.fuzz.coverage $(TARGET) $(FUZZ)
 
 bench-observing: $(VENV)/.dev ## what metrics, scrapes, the access log and spans cost a call of the tiny model, two minutes on one quiet core

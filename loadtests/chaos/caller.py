@@ -105,7 +105,7 @@ class Caller(asyncio.Protocol):
 
     @property
     def usable(self) -> bool:
-        return not self.closed.done() and self._stream < 100_000
+        return not self.closed.done() and not self._transport.is_closing() and self._stream < 100_000
 
     @property
     def idle(self) -> bool:

@@ -274,51 +274,49 @@ def alive(pid: int) -> bool:
         return False
 
 
-@pytest.mark.parametrize("which", ["engine", "front-0"])
 def test_a_process_that_hangs_is_killed_and_replaced(
-    start_server: StartServer, monkeypatch: pytest.MonkeyPatch, which: str
+    start_server: StartServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Stopped, it says nothing any more; readiness says so of the engine process, and another one serves."""
     monkeypatch.setenv("FORWARDPASS_WORKERS__HANG_S", "2")
     server = start_server("--workers", "2")
-    before = children(server)
-    os.kill(before[which], signal.SIGSTOP)
-    until(lambda: not Path(f"/proc/{before[which]}").exists())
-    until(lambda: ready(server))
-    url = f"{server.http}/v2/models/digits/predict"
-    assert httpx.post(url, content=PICTURE, headers={"content-type": "image/png"}).status_code == 200
-    assert f"{which} (process {before[which]}) hangs" in server.log.read_text()
+    for which in ("engine", "front-0"):
+        before = whole(server)
+        os.kill(before[which], signal.SIGSTOP)
+        until(lambda pid=before[which]: not Path(f"/proc/{pid}").exists())  # type: ignore[misc]
+        until(lambda: ready(server))
+        url = f"{server.http}/v2/models/digits/predict"
+        assert httpx.post(url, content=PICTURE, headers={"content-type": "image/png"}).status_code == 200
+        assert f"{which} (process {before[which]}) hangs" in server.log.read_text()
     assert server.terminate() == 0
 
 
-def test_a_supervisor_without_descriptors_goes_on(start_server: StartServer) -> None:
+def whole(server: ServerProcess) -> dict[str, int]:
+    """Its processes, once all are there and it is ready."""
+    until(lambda: bool(children_or_none(server)) and ready(server))
+    return children(server)
+
+
+def test_a_supervisor_without_descriptors_goes_on(pair: ServerProcess) -> None:
     """Nobody new gets in while there is none, nor is who died replaced; both are made up for when there are again."""
-    server = start_server("--workers", "2")
-    pid = server.process.pid
+    server, front = pair, whole(pair)["front-0"]
+    pid, said = server.process.pid, len(server.log.read_text())
     before = resource.prlimit(pid, resource.RLIMIT_NOFILE)
     resource.prlimit(pid, resource.RLIMIT_NOFILE, (len(list(Path(f"/proc/{pid}/fd").iterdir())), before[1]))
-    front = children(server)["front-0"]
     with socket.create_connection(("127.0.0.1", server.port("REST")), timeout=20) as waiting:
         waiting.sendall(b"GET /v2/health/live HTTP/1.1\r\nHost: x\r\n\r\n")
-        until(lambda: "can't accept connections" in server.log.read_text())
+        until(lambda: "can't accept connections" in server.log.read_text()[said:])
         os.kill(front, signal.SIGKILL)
-        until(lambda: "it is replaced" in server.log.read_text())
+        until(lambda: "it is replaced" in server.log.read_text()[said:])
         resource.prlimit(pid, resource.RLIMIT_NOFILE, before)
         assert b" 200 " in waiting.recv(100)
 
-    def whole() -> bool:
-        with suppress(ValueError):
-            return bool(children(server)) and ready(server)
-        return False
-
-    until(whole)
-    assert server.terminate() == 0
+    assert front not in whole(server).values()
 
 
-def test_deadlines_are_kept_while_the_engine_process_is_stopped(start_server: StartServer) -> None:
+def test_deadlines_are_kept_while_the_engine_process_is_stopped(pair: ServerProcess) -> None:
     """Whoever asks over REST, where no client library ends the call, is told in time."""
-    server = start_server("--workers", "2")
-    engine = children(server)["engine"]
+    server, engine = pair, whole(pair)["engine"]
     url = f"{server.http}/v2/models/digits/predict"
     headers = {"content-type": "image/png", "x-request-timeout": "700"}
     os.kill(engine, signal.SIGSTOP)

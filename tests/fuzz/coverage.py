@@ -25,7 +25,7 @@ _HANG_S = 10
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("target", choices=("http2", "hpack", "heads", "http1", "wire", *FILE_TARGETS))
+    parser.add_argument("target", choices=("http2", "hpack", "heads", "http1", "json", "wire", *FILE_TARGETS))
     parser.add_argument("--seconds", type=int, default=600, help="how long (600)")
     parser.add_argument("--out", type=Path, default=Path("build/fuzz"), help="where findings are written (build/fuzz)")
     parser.add_argument("--again", type=Path, help="feed this file once, and nothing else")

@@ -8,12 +8,18 @@ length: what was seen before changes the way that the next piece is read, and mu
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from math import prod
 from typing import Any
 
+import orjson
 from tritonclient.grpc import service_pb2 as pb
 
+from server.errors import InvalidRequest, Unsupported
 from server.settings import HttpSettings
+from server.tensor import DATATYPES
+from server.transport.codec.v2_rest import Call, OutputFormat, decode_infer, encode_infer
 from server.transport.codec.wire_request import Forms
 from server.transport.http1.connection import Connection, Memory
 from server.transport.http1.head import END
@@ -23,6 +29,7 @@ from server.transport.http2.frames import StreamFault
 from server.transport.http2.heads import Heads
 from server.transport.http2.hpack import FIELD_OVERHEAD, Decoder, HeaderListTooLarge, HpackError, value_spans
 from server.transport.http2.hpack_encode import encode
+from server.types import InferResponse
 from tests.support import http2_fuzz
 from tests.support.header_blocks import KNOWN_METHODS, read_anew, said, table
 from tests.support.wire import by_protobuf, by_wire
@@ -171,6 +178,63 @@ def wire(received: bytes) -> None:
         assert by_wire(forms, message) == by_protobuf(message)
 
 
+# --- v2 over REST --------------------------------------------------------------------------------------
+
+_ALL_JSON = 0xFFFF
+_BINARY = OutputFormat(True, {})
+
+
+def json(received: bytes) -> None:
+    """A body is a request whose tensors have as many bytes as their shapes say, and which reads the same again from
+    what is written of it, as JSON and as binary; or it is refused. Two octets before it are the length of its JSON."""
+    length, body = int.from_bytes(received[:2]), received[2:]
+    call = Call("m", "", lambda *_: None, _NOW_NS)
+    try:
+        request, _ = decode_infer(call, body, None if length == _ALL_JSON else length)
+    except InvalidRequest:
+        return
+    for tensor in request.inputs:
+        size = DATATYPES[tensor.datatype].size
+        assert not size or len(tensor.data) == size * prod(tensor.shape)
+    said = [(tensor.name, tensor.datatype, tuple(tensor.shape), bytes(tensor.data)) for tensor in request.inputs]
+    if request.special is not None or not said:
+        return
+    for form in (_BINARY, OutputFormat(False, {})):
+        with suppress(Unsupported):  # JSON has no infinity, and no bytes that are no text.
+            parts, header = encode_infer(InferResponse("m", "1", request.inputs), form)
+            head = orjson.loads(parts[0])
+            head["inputs"] = head.pop("outputs")
+            written = orjson.dumps(head)
+            again, _ = decode_infer(call, b"".join((written, *parts[1:])), len(written) if header is not None else None)
+            assert [(each.name, each.datatype, tuple(each.shape), bytes(each.data)) for each in again.inputs] == said
+
+
+def _body(document: dict[str, Any], *binary: bytes) -> bytes:
+    head = orjson.dumps(document)
+    return (len(head) if binary else _ALL_JSON).to_bytes(2) + b"".join((head, *binary))
+
+
+def _input(datatype: str, shape: list[int], **more: Any) -> dict[str, Any]:
+    return {"name": "x", "datatype": datatype, "shape": shape, **more}
+
+
+_BODIES = [
+    _body({"inputs": [_input("FP32", [2, 2], data=[[1.5, -0.0], [1e30, 4]])], "id": "7"}),
+    _body({"inputs": [_input("INT64", [2], data=[1, -(2**63)]), {**_input("BOOL", [1], data=[True]), "name": "y"}]}),
+    _body({"inputs": [_input("BYTES", [2], data=["a", "é\U0001f9ff"])], "parameters": {"priority": 1}}),
+    _body(
+        {
+            "inputs": [
+                _input("FP16", [1, 3], parameters={"binary_data_size": 6}),
+                {**_input("BYTES", [1], parameters={"binary_data_size": 6}), "name": "y"},
+            ],
+            "outputs": [{"name": "z", "parameters": {"binary_data": True, "classification": 3}}],
+        },
+        bytes(6),
+        b"\x02\0\0\0hi",
+    ),
+]
+
 # --- seeds --------------------------------------------------------------------------------------------
 
 _CALL = [
@@ -215,6 +279,7 @@ TARGETS = {
     "hpack": Target(hpack, [joined(block) for block in _BLOCKS] + [joined(*_BLOCKS)]),
     "heads": Target(heads, [joined(*_BLOCKS), joined(*_BLOCKS[1:5], *_BLOCKS[1:5])]),
     "http1": Target(http1, [b"\xff" + b"".join(_REQUESTS), *(b"\x06" + each for each in _REQUESTS)]),
+    "json": Target(json, _BODIES),
     "wire": Target(
         wire,
         [

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 
 import grpc
@@ -68,7 +70,11 @@ def send_all(cases: Sequence[Case], http_port: int, grpc_port: int, keys: dict[s
     options = [("grpc.max_send_message_length", -1)]
     with grpc.insecure_channel(f"127.0.0.1:{grpc_port}", options=options) as channel:
         target = Target(http_port, grpc_port, keys, channel)
-        return [_line(target, case) for case in cases]
+        lines = [_line(target, case) for case in cases if case.layer != slow.LAYER]
+        # Those that wait for the server's patience to end wait for it together.
+        late = [case for case in cases if case.layer == slow.LAYER]
+        with ThreadPoolExecutor(len(late)) as threads:
+            return [*lines, *threads.map(partial(_line, target), late)]
 
 
 def _line(target: Target, case: Case) -> Line:

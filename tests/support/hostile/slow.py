@@ -9,9 +9,11 @@ from server.transport.http2 import frames
 from tests.support.hostile.case import TIMEOUT_S, Answer, Case, Target, over_tcp
 from tests.support.hostile.rest import BC
 
+LAYER = "slow"
+
 
 def half(name: str, data: bytes) -> Case:
-    return Case("slow", name, lambda target: over_tcp(target.http, data))
+    return Case(LAYER, name, lambda target: over_tcp(target.http, data))
 
 
 def _nothing(target: Target) -> Answer:
@@ -42,6 +44,6 @@ def cases() -> list[Case]:
         half("half of a head", begin),
         half("half of a body", begin + b"Content-Length: 100\r\n\r\n{"),
         half("half of a chunk", begin + b"Transfer-Encoding: chunked\r\n\r\n5\r\n{"),
-        Case("slow", "a connection that says nothing", _nothing),
-        Case("slow", "half of a call", _half_a_call),
+        Case(LAYER, "a connection that says nothing", _nothing),
+        Case(LAYER, "half of a call", _half_a_call),
     ]
