@@ -194,6 +194,52 @@ def test_a_swap_under_load_fails_nobody(pair: ServerProcess) -> None:
     assert set(callers.seen) == {200}, callers.seen
 
 
+def children_or_none(server: ServerProcess) -> dict[str, int]:
+    try:
+        return children(server)
+    except ValueError:  # One of them is gone and its successor not there.
+        return {}
+
+
+def whole(server: ServerProcess) -> dict[str, int]:
+    """Its processes, once all are there and it is ready."""
+    until(lambda: bool(children_or_none(server)) and ready(server))
+    return children(server)
+
+
+def test_deadlines_are_kept_while_the_engine_process_is_stopped(pair: ServerProcess) -> None:
+    """Whoever asks over REST, where no client library ends the call, is told in time."""
+    server, engine = pair, whole(pair)["engine"]
+    url = f"{server.http}/v2/models/digits/predict"
+    headers = {"content-type": "image/png", "x-request-timeout": "700"}
+    os.kill(engine, signal.SIGSTOP)
+    try:
+        began = time.monotonic()
+        answer = httpx.post(url, content=PICTURE, headers=headers, timeout=20)
+        took = time.monotonic() - began
+    finally:
+        os.kill(engine, signal.SIGCONT)
+    assert (answer.status_code, took < 5) == (504, True)
+    assert httpx.post(url, content=PICTURE, headers=headers, timeout=20).status_code == 200
+
+
+def test_a_supervisor_without_descriptors_goes_on(pair: ServerProcess) -> None:
+    """Nobody new gets in while there is none, nor is who died replaced; both are made up for when there are again."""
+    server, front = pair, whole(pair)["front-0"]
+    pid, said = server.process.pid, len(server.log.read_text())
+    before = resource.prlimit(pid, resource.RLIMIT_NOFILE)
+    resource.prlimit(pid, resource.RLIMIT_NOFILE, (len(list(Path(f"/proc/{pid}/fd").iterdir())), before[1]))
+    with socket.create_connection(("127.0.0.1", server.port("REST")), timeout=20) as waiting:
+        waiting.sendall(b"GET /v2/health/live HTTP/1.1\r\nHost: x\r\n\r\n")
+        until(lambda: "can't accept connections" in server.log.read_text()[said:])
+        os.kill(front, signal.SIGKILL)
+        until(lambda: "it is replaced" in server.log.read_text()[said:])
+        resource.prlimit(pid, resource.RLIMIT_NOFILE, before)
+        assert b" 200 " in waiting.recv(100)
+
+    assert front not in whole(server).values()
+
+
 def test_a_front_that_is_killed_is_replaced(pair: ServerProcess) -> None:
     """Its connections are lost, nobody else is answered otherwise, and a new front takes its part."""
     before = children(pair)
@@ -220,13 +266,6 @@ def test_an_engine_process_that_is_killed_is_replaced(pair: ServerProcess) -> No
     # While it dies it may be given another link, which is lost as well; but nobody goes on and on about it.
     assert 2 <= len(told) < 10
     assert httpx.get(pair.metrics).status_code == 200
-
-
-def children_or_none(server: ServerProcess) -> dict[str, int]:
-    try:
-        return children(server)
-    except ValueError:  # One of them is gone and its successor not there.
-        return {}
 
 
 @contextmanager
@@ -280,7 +319,7 @@ def test_a_process_that_hangs_is_killed_and_replaced(
     """Stopped, it says nothing any more; readiness says so of the engine process, and another one serves."""
     monkeypatch.setenv("FORWARDPASS_WORKERS__HANG_S", "2")
     server = start_server("--workers", "2")
-    for which in ("engine", "front-0"):
+    for which in ("front-0", "engine"):  # Whoever is replaced starts last.
         before = whole(server)
         os.kill(before[which], signal.SIGSTOP)
         until(lambda pid=before[which]: not Path(f"/proc/{pid}").exists())  # type: ignore[misc]
@@ -289,42 +328,3 @@ def test_a_process_that_hangs_is_killed_and_replaced(
         assert httpx.post(url, content=PICTURE, headers={"content-type": "image/png"}).status_code == 200
         assert f"{which} (process {before[which]}) hangs" in server.log.read_text()
     assert server.terminate() == 0
-
-
-def whole(server: ServerProcess) -> dict[str, int]:
-    """Its processes, once all are there and it is ready."""
-    until(lambda: bool(children_or_none(server)) and ready(server))
-    return children(server)
-
-
-def test_a_supervisor_without_descriptors_goes_on(pair: ServerProcess) -> None:
-    """Nobody new gets in while there is none, nor is who died replaced; both are made up for when there are again."""
-    server, front = pair, whole(pair)["front-0"]
-    pid, said = server.process.pid, len(server.log.read_text())
-    before = resource.prlimit(pid, resource.RLIMIT_NOFILE)
-    resource.prlimit(pid, resource.RLIMIT_NOFILE, (len(list(Path(f"/proc/{pid}/fd").iterdir())), before[1]))
-    with socket.create_connection(("127.0.0.1", server.port("REST")), timeout=20) as waiting:
-        waiting.sendall(b"GET /v2/health/live HTTP/1.1\r\nHost: x\r\n\r\n")
-        until(lambda: "can't accept connections" in server.log.read_text()[said:])
-        os.kill(front, signal.SIGKILL)
-        until(lambda: "it is replaced" in server.log.read_text()[said:])
-        resource.prlimit(pid, resource.RLIMIT_NOFILE, before)
-        assert b" 200 " in waiting.recv(100)
-
-    assert front not in whole(server).values()
-
-
-def test_deadlines_are_kept_while_the_engine_process_is_stopped(pair: ServerProcess) -> None:
-    """Whoever asks over REST, where no client library ends the call, is told in time."""
-    server, engine = pair, whole(pair)["engine"]
-    url = f"{server.http}/v2/models/digits/predict"
-    headers = {"content-type": "image/png", "x-request-timeout": "700"}
-    os.kill(engine, signal.SIGSTOP)
-    try:
-        began = time.monotonic()
-        answer = httpx.post(url, content=PICTURE, headers=headers, timeout=20)
-        took = time.monotonic() - began
-    finally:
-        os.kill(engine, signal.SIGCONT)
-    assert (answer.status_code, took < 5) == (504, True)
-    assert httpx.post(url, content=PICTURE, headers=headers, timeout=20).status_code == 200

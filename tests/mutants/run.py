@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import math
 import os
 import random
 import signal
@@ -99,7 +100,7 @@ def chosen(only: str, sample: int, seed: int) -> tuple[list[Mutant], int]:
     """Of the targets whose name has `only`, and how many there are of them."""
     every = [each for module in TARGETS if only in module for each in mutants(module, _source(module))]
     if sample and sample < len(every):
-        return sorted(random.Random(seed).sample(every, sample), key=lambda one: (one.module, one.line)), len(every)
+        return random.Random(seed).sample(every, sample), len(every)
     return every, len(every)
 
 
@@ -108,6 +109,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--only", default="", help="modules whose names have this in them")
     parser.add_argument("--sample", type=int, default=200, help="so many mutants, by the seed; 0: all (200)")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seconds", type=float, default=math.inf, help="begin no mutant after so long")
     parser.add_argument("--least", type=float, default=0.85, help="the part that has to be killed (0.85)")
     options = parser.parse_args(arguments)
     os.chdir(_ROOT)
@@ -116,7 +118,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     some, of = chosen(options.only, options.sample, options.seed)
     limits: dict[tuple[str, ...], float] = {}
     fates = []
+    until_s = time.monotonic() + options.seconds
     for mutant in some:
+        if time.monotonic() > until_s:
+            break
         tests = TARGETS[mutant.module]
         if tests not in limits:
             began_s = time.monotonic()
@@ -138,7 +143,7 @@ def _table(fates: Sequence[Fate], of: int, seed: int) -> str:
     for fate in fates:
         made[fate.mutant.module] += 1
         killed[fate.mutant.module] += fate.killed
-    lines = [f"| {module} | {made[module]} | {killed[module]} |" for module in made]
+    lines = [f"| {module} | {made[module]} | {killed[module]} |" for module in sorted(made)]
     total = f"| all ({len(fates)} of {of}, seed {seed}) | {made.total()} | {killed.total()} |"
     timed = sum(fate.by_time for fate in fates)
     part = f"{killed.total() / max(1, len(fates)):.3f} killed, {timed} of them because the tests did not end"
