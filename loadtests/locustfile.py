@@ -42,7 +42,7 @@ from loadtests.slo.objectives import Objective, SloFault, read_slo
 from loadtests.slo.record import Record
 from loadtests.slo.report import publish
 from loadtests.slo.senders import GrpcSender, RestSender, Sender
-from loadtests.slo.streams import StreamPayload
+from loadtests.slo.streams import AsksStream
 from loadtests.slo.verdict import INVALID, judge
 from server import process
 from server.client import rest
@@ -70,7 +70,7 @@ _LEAD_S = 1.0
 """The first request is due so long after the start of the test, when all users are there."""
 
 try:
-    SLO = read_slo(Path(os.environ.get("SLO", str(Path(__file__).with_name("slo.yaml")))))
+    SLO = read_slo(Path(os.environ.get("SLO", str(Path(__file__).with_name("slo.yaml")))), REPOSITORY)
     ASKED = {str(one.kind): asked(one, REPOSITORY) for one in SLO.objectives}
 except (SloFault, NoPayload) as fault:
     sys.exit(str(fault))
@@ -95,11 +95,11 @@ def wire(objective: Objective) -> Wire:
     return Http1Wire(URLS["rest"], {rest.DEADLINE_HEADER: f"{TIMEOUT_S * 1000:.0f}"})
 
 
-def ask(objective: Objective, way: Sender, payload: Payload | StreamPayload, due_s: float) -> None:
+def ask(objective: Objective, way: Sender, payload: Payload | AsksStream, due_s: float) -> None:
     """Send one, and count what became of it. `due_s`: on the monotonic clock, now or before."""
     lag_s = time.monotonic() - due_s
     answered: list[float] = []
-    if isinstance(payload, StreamPayload):
+    if isinstance(payload, AsksStream):
         judged, answered = way.stream(payload, TIMEOUT_S)
     else:
         judged = way.send(payload, TIMEOUT_S)
@@ -122,12 +122,12 @@ def ended(objective: Objective, due_s: float, lag_s: float, judged: Judged, answ
     )
 
 
-def explain(objective: Objective, way: Sender, payloads: Sequence[Payload | StreamPayload]) -> None:
+def explain(objective: Objective, way: Sender, payloads: Sequence[Payload | AsksStream]) -> None:
     """Ask the server where the time goes, now and then, as long as the run lasts."""
     gevent.sleep(max(0.0, Run.began_s - time.monotonic()))
     for payload in itertools.cycle(payloads):
         gevent.sleep(_EXPLAINED_S)
-        if isinstance(payload, StreamPayload) or time.monotonic() > Run.began_s + SECONDS:
+        if isinstance(payload, AsksStream) or time.monotonic() > Run.began_s + SECONDS:
             return
         explained = way.explain(payload, TIMEOUT_S)
         if explained is not None:

@@ -8,9 +8,10 @@ from pathlib import Path
 from random import Random
 
 from loadtests.arrivals import PROCESSES
-from loadtests.slo.objectives import TRACE, Objective
+from loadtests.slo.chats import golden_chats
+from loadtests.slo.objectives import STREAMS, TRACE, Objective
 from loadtests.slo.replay import read_replay
-from loadtests.slo.streams import StreamPayload, golden_streams
+from loadtests.slo.streams import AsksStream, golden_streams
 from server.errors import ServingError
 from server.load.payloads import NoPayload, Payload, newest_golden, payloads
 
@@ -18,7 +19,7 @@ from server.load.payloads import NoPayload, Payload, newest_golden, payloads
 @dataclass(frozen=True)
 class Asked:
     objective: Objective
-    payloads: Sequence[Payload | StreamPayload]
+    payloads: Sequence[Payload | AsksStream]
     at_s: Sequence[float] = ()
     """When each payload is due, where the arrivals are a trace."""
 
@@ -55,12 +56,17 @@ def asked(objective: Objective, repository: Path) -> Asked:
         if objective.arrivals == TRACE and not replay.at_s:
             raise NoPayload(f"{kind}: {objective.replay} has no at_s, and the arrivals are a trace")
         return Asked(objective, replay.payloads, replay.at_s)
-    if kind.call == "stream":
+    if kind.call in STREAMS:
         try:
             golden = newest_golden(repository / kind.model)
         except ServingError as error:
             raise NoPayload(f"{kind}: {error.public_message}") from error
         if golden is None:
             raise NoPayload(f"{kind}: {repository / kind.model} has no golden file of its newest version")
-        return Asked(objective, golden_streams(kind.model, golden))
+        if kind.call == "stream":
+            return Asked(objective, golden_streams(kind.model, golden))
+        try:
+            return Asked(objective, golden_chats(kind.model, golden))
+        except KeyError as error:
+            raise NoPayload(f"{kind}: the model takes no {error.args[0]}") from error
     return Asked(objective, payloads(kind.transport, kind.call, kind.model, repository, objective.rows or None))

@@ -17,6 +17,11 @@ objectives:
     replay: trace.jsonl         # what is sent and what is right (replay.py), beside this file
     first_answer_ms: { p99: 50 }
     between_answers_ms: { p99: 20 }
+  - kind: rest chat tales       # OpenAI's chat with stream: true; answers are pieces of text
+    rate: 2
+    optional: true              # asked only where the models' folder has the model
+    first_answer_ms: { p95: 500 }       # to the first token
+    between_answers_ms: { p95: 100 }    # from token to token
   - kind: rest infer digits
     arrivals: trace             # when the replay file says, and in its order; it has no rate
     replay: trace.jsonl
@@ -49,7 +54,8 @@ class Kind(Strict):
 
     transport: Literal["grpc", "rest", "json"]
     """rest: with binary tensors; json: REST with tensors in JSON."""
-    call: Literal["infer", "predict", "stream"]
+    call: Literal["infer", "predict", "stream", "chat"]
+    """chat: OpenAI's, which streams."""
     model: Annotated[str, Field(min_length=1)]
 
     @classmethod
@@ -57,7 +63,8 @@ class Kind(Strict):
         """Raises ValueError."""
         words = text.split(maxsplit=2)
         if len(words) != 3:
-            raise ValueError("must be a transport (grpc, rest, json), a call (infer, predict, stream) and a model")
+            calls = "infer, predict, stream, chat"
+            raise ValueError(f"must be a transport (grpc, rest, json), a call ({calls}) and a model")
         return cls.model_validate(dict(zip(("transport", "call", "model"), words, strict=True)))
 
     @property
@@ -70,6 +77,7 @@ class Kind(Strict):
 
 Latencies = dict[Annotated[str, Field(pattern=r"^p\d{1,2}(\.\d+)?$")], Positive]
 TRACE = "trace"
+STREAMS = ("stream", "chat")
 
 
 class Objective(Strict):
@@ -80,6 +88,8 @@ class Objective(Strict):
     arrivals: str = "poisson"
     rows: dict[Annotated[int, Field(ge=1)], Positive] = {}
     replay: Path | None = None
+    optional: bool = False
+    """It is asked only where the models' folder has the model."""
     latency_ms: Latencies = {}
     first_answer_ms: Latencies = {}
     between_answers_ms: Latencies = {}
@@ -105,9 +115,11 @@ class Objective(Strict):
             raise ValueError(f"arrivals: {TRACE} needs a replay file, which says when requests are due, and no rate")
         if self.arrivals != TRACE and not self.rate:
             raise ValueError("rate: must be above 0")
-        if self.kind.call != "stream" and (self.first_answer_ms or self.between_answers_ms):
+        if self.kind.call == "chat" and (self.kind.transport != "rest" or self.replay is not None):
+            raise ValueError("kind: a chat is asked over rest, with the model's golden prompts")
+        if self.kind.call not in STREAMS and (self.first_answer_ms or self.between_answers_ms):
             raise ValueError("first_answer_ms, between_answers_ms: are of streams")
-        if self.rows and (self.replay or self.kind.call == "stream"):
+        if self.rows and (self.replay or self.kind.call in STREAMS):
             raise ValueError("rows: are of golden inputs, and of no stream")
         return self
 
@@ -119,13 +131,18 @@ class Slo(Strict):
     objectives: Annotated[tuple[Objective, ...], Field(min_length=1)]
 
 
-def read_slo(path: Path) -> Slo:
-    """A replay file is beside the SLO file. Raises SloFault."""
+def read_slo(path: Path, repository: Path | None = None) -> Slo:
+    """A replay file is beside the SLO file. With a `repository` optional objectives are there only where their models
+    are. Raises SloFault."""
     try:
         slo = Slo.model_validate(yaml.safe_load(path.read_text()))
         beside = [
-            one.model_copy(update={"replay": path.parent / one.replay}) if one.replay else one for one in slo.objectives
+            one.model_copy(update={"replay": path.parent / one.replay}) if one.replay else one
+            for one in slo.objectives
+            if not (one.optional and repository is not None and not (repository / one.kind.model).is_dir())
         ]
+        if not beside:
+            raise SloFault(f"{path}: {repository} has none of its models, and all its objectives are optional")
         return slo.model_copy(update={"objectives": tuple(beside)})
     except (OSError, yaml.YAMLError) as error:
         raise SloFault(f"{path}: {error}") from error

@@ -94,7 +94,7 @@ def _ask(options: argparse.Namespace, urls: Mapping[str, str], environment: Mapp
     try:
         with pinned(core):
             return wire.run(
-                read_slo(options.slo),
+                read_slo(options.slo, options.model_repository),
                 by_transport,
                 options.model_repository,
                 options.seconds,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from math import ceil
 from typing import Any, Protocol
@@ -12,7 +11,7 @@ import grpc
 import grpc.experimental.gevent
 from geventhttpclient import HTTPClient
 
-from loadtests.slo.streams import StreamPayload
+from loadtests.slo.streams import AsksStream, StreamPayload
 from server.client import rest
 from server.client.errors import ClientError, code_of_grpc
 from server.explain import ANSWER_KEY, REQUEST_KEY, Explained, parse_server_timing
@@ -31,7 +30,7 @@ class Sender(Protocol):
     def send(self, payload: Payload, timeout_s: float) -> Judged:
         """What became of it, and the fault's words."""
 
-    def stream(self, payload: StreamPayload, timeout_s: float) -> Streamed: ...
+    def stream(self, payload: AsksStream, timeout_s: float) -> Streamed: ...
 
     def explain(self, payload: Payload, timeout_s: float) -> Explained | None:
         """Send it, and ask the server where the time went; None where it does not say."""
@@ -71,8 +70,8 @@ class RestSender:
         except Exception:  # noqa: BLE001 - it was asked beside the run, whose requests tell what is wrong
             return None
 
-    def stream(self, payload: StreamPayload, timeout_s: float) -> Streamed:
-        """By generate_stream: an event for each answer."""
+    def stream(self, payload: AsksStream, timeout_s: float) -> Streamed:
+        """By generate_stream, or a chat of OpenAI's: an event for each answer."""
         at: list[float] = []
         given = []
         headers = {"Content-Type": "application/json", rest.DEADLINE_HEADER: str(ceil(timeout_s * 1000))}
@@ -81,8 +80,10 @@ class RestSender:
             if not 200 <= response.status_code < 300:
                 return fault(rest.Reply(response.status_code, {}, bytes(response.read())).error()), at
             while event := bytes(response.readline(b"\n\n")):
-                at.append(time.monotonic())
-                given.append(json.loads(event.removeprefix(b"data:")))
+                one, answers = payload.read(event.removeprefix(b"data:").strip())
+                given.append(one)
+                if answers:
+                    at.append(time.monotonic())
             response.release()
         except Exception as error:  # noqa: BLE001 - see above
             return ("failed", f"{type(error).__name__}: {error}"), at
@@ -118,9 +119,10 @@ class GrpcSender:
         except (grpc.RpcError, ValueError):
             return None
 
-    def stream(self, payload: StreamPayload, timeout_s: float) -> Streamed:
+    def stream(self, payload: AsksStream, timeout_s: float) -> Streamed:
         """By ModelStreamInfer, a stream for each request: one message and the end of what is sent, as a call with one
         request has it on the wire."""
+        assert isinstance(payload, StreamPayload), "a chat is asked over REST alone"
         at: list[float] = []
         given = []
         method = self._channel.unary_stream(STREAM, None, service_pb2.ModelStreamInferResponse.FromString)

@@ -19,8 +19,24 @@ from server.tensor import Array
 _ATOL, _RTOL = 1e-4, 1e-3
 
 
+class AsksStream:
+    """A request whose answers come as they are made; over REST as events."""
+
+    path: str
+    body: bytes
+    weight: float
+
+    def read(self, event: bytes) -> tuple[Any, bool]:
+        """What the data of an event say, and whether that is an answer, which is timed."""
+        raise NotImplementedError
+
+    def judge(self, given: Sequence[Mapping[str, Any]]) -> Judged:
+        """Of all that was read."""
+        raise NotImplementedError
+
+
 @dataclass(frozen=True)
-class StreamPayload:
+class StreamPayload(AsksStream):
     call: Call[Any]
     """Reads each answer of ModelStreamInfer."""
     message: bytes
@@ -30,6 +46,9 @@ class StreamPayload:
     """Of generate_stream."""
     wanted: Sequence[Mapping[str, Array]]
     weight: float = 1.0
+
+    def read(self, event: bytes) -> tuple[Any, bool]:
+        return json.loads(event), True
 
     def judge(self, given: Sequence[Mapping[str, Any]]) -> Judged:
         """`given`: arrays by output, or what JSON has in their place: one element, or a flat list of them."""

@@ -10,7 +10,7 @@ from loadtests.slo.asked import asked
 from loadtests.slo.objectives import Slo
 from loadtests.slo.record import Record
 from loadtests.slo.report import publish
-from loadtests.slo.streams import StreamPayload
+from loadtests.slo.streams import AsksStream
 from loadtests.slo.verdict import judge
 from server.load.drive import Leg, open_loop
 from server.load.grpc import GrpcWire
@@ -61,7 +61,7 @@ def run(
     return verdict.exit_code
 
 
-def _unary(kind: str, payloads: Sequence[Payload | StreamPayload]) -> list[Payload]:
+def _unary(kind: str, payloads: Sequence[Payload | AsksStream]) -> list[Payload]:
     found = [one for one in payloads if isinstance(one, Payload)]
     if len(found) < len(payloads):
         raise NoPayload(f"{kind}: this generator asks no streams; Locust does")

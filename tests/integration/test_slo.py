@@ -23,7 +23,10 @@ from loadtests.process import Server, serving
 from loadtests.scripted import scripted
 from loadtests.slo.run import main
 from server.local_triton.process import free_ports
+from server.repository.golden import write_golden
 from tests.e2e.conftest import REPOSITORY
+from tests.support.writing import alone, elements, loaded, said
+from tests.support.writing_plane import write_model
 
 pytestmark = pytest.mark.e2e
 
@@ -115,6 +118,30 @@ def test_streams_a_mix_of_sizes_and_a_trace_are_asked_together(tmp_path: Path) -
     page = (tmp_path / "load.html").read_text()
     for words in ("first answer p50", "Stages in the server", "own counts beside"):
         assert words in page
+
+
+def test_chats_are_held_to_their_first_token_and_to_the_time_between_tokens(tmp_path: Path) -> None:
+    """As OpenAI's clients ask; the golden prompts are the messages, and each has the same text every time."""
+    models = tmp_path / "models"
+    models.mkdir()
+    write_model(models)
+    asked = said("The server", stream=False)
+    del asked["stream"]
+    with loaded() as instance:
+        told = alone(instance, asked)
+    write_golden(models / "writer", "1", asked, {"text_output": elements(told.encode())})
+    limits = {"first_answer_ms": {"p50": 5_000}, "between_answers_ms": {"p50": 2_500, "p99": 0.001}}
+    chat = {"kind": "rest chat writer", "rate": 10, **limits}
+    elsewhere = {"kind": "rest chat nobody", "rate": 10, "optional": True}
+    with serving(models, tmp_path, tuple(cores())) as running:
+        flags = ["--model-repository", str(models)]
+        assert held(running, tmp_path, [chat, elsewhere], 3, *flags) == 1
+    told_of = json.loads((tmp_path / "load.json").read_text())
+    assert set(told_of["kinds"]) == {"rest chat writer"}
+    one = told_of["kinds"]["rest chat writer"]
+    assert one["right"] == one["asked"] > 5
+    assert one["first_p50_ms"] > one["between_p50_ms"] > 0
+    assert failures(tmp_path) == "1"
 
 
 def test_the_web_page_drives_two_workers_and_nothing_is_lost_on_the_way(server: Server, tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +14,13 @@ import pytest
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from loadtests.arrivals import PROCESSES
 from loadtests.slo.around import Around, Meter, Served
 from loadtests.slo.asked import asked
-from loadtests.slo.objectives import Kind, Slo, SloFault, read_slo
+from loadtests.slo.chats import golden_chats
+from loadtests.slo.objectives import Kind, Objective, Slo, SloFault, read_slo
 from loadtests.slo.page import page
 from loadtests.slo.record import Record
 from loadtests.slo.replay import read_replay
@@ -25,6 +28,7 @@ from loadtests.slo.report import costs, junit, plain, tables
 from loadtests.slo.streams import streamed
 from loadtests.slo.verdict import Verdict, judge, percentile_ms
 from server.load.payloads import NoPayload, Outcome
+from server.repository.golden import Golden
 
 KIND = "rest predict digits"
 REPOSITORY = Path(__file__).parents[2] / "model_repository"
@@ -51,11 +55,13 @@ class TestTheFile:
     """What is wrong with it is named."""
 
     def test_the_shipped_one_is_sound(self) -> None:
-        """Four kinds: REST and gRPC, infer and predict."""
-        read = read_slo(Path(__file__).parents[2] / "loadtests" / "slo.yaml")
-        assert {(one.kind.transport, one.kind.call) for one in read.objectives} == {
-            (transport, call) for transport in ("rest", "grpc") for call in ("infer", "predict")
-        }
+        """Four kinds: REST and gRPC, infer and predict; and a chat where there is a model for it."""
+        shipped = Path(__file__).parents[2] / "loadtests" / "slo.yaml"
+        four = {(transport, call) for transport in ("rest", "grpc") for call in ("infer", "predict")}
+        asked = [(one.kind.transport, one.kind.call) for one in read_slo(shipped).objectives]
+        assert set(asked) == four | {("rest", "chat")}
+        there = read_slo(shipped, shipped.parents[1] / "model_repository").objectives
+        assert {(one.kind.transport, one.kind.call) for one in there} == four
 
     @pytest.mark.parametrize(
         ("changes", "named"),
@@ -364,3 +370,32 @@ def test_a_rate_that_varies_does_so(process: str, first: float, second: float) -
     times = np.array(PROCESSES[process](200, 400, 1))
     assert (times < 200e9).mean() == pytest.approx(first, abs=0.02)
     assert (times >= 200e9).mean() == pytest.approx(second, abs=0.02)
+
+
+def test_a_chat_is_whole_and_what_it_was_before_or_wrong() -> None:
+    """Its pieces are its answers; what opens, closes or counts it is none."""
+
+    def events(*pieces: str, finish: str = "stop", done: bool = True) -> list[bytes]:
+        deltas = [{"role": "assistant"}, *({"content": piece} for piece in pieces)]
+        made = [{"choices": [{"delta": delta, "finish_reason": None}]} for delta in deltas]
+        if finish:
+            made.append({"choices": [{"delta": {}, "finish_reason": finish}]})
+        return [json.dumps(one).encode() for one in made] + [b"[DONE]"] * done
+
+    golden = Golden("1", {"text_input": np.array([b"Hello"], object)}, {"text_output": np.array([b"x"], object)})
+    [chat] = golden_chats("tales", golden)
+    assert json.loads(chat.body)["messages"] == [{"role": "user", "content": "Hello"}]
+
+    def judged(made: Sequence[bytes]) -> tuple[str, int]:
+        read = [chat.read(one) for one in made]
+        return chat.judge([one for one, _ in read])[0], sum(answers for _, answers in read)
+
+    assert judged(events("a", "b")) == ("right", 2)
+    assert judged(events("ab", finish="length")) == ("right", 1)
+    assert judged(events("a", "c")) == ("wrong", 2)
+    assert judged(events("a", "b", done=False)) == ("wrong", 2)
+    assert judged(events("a", "b", finish="")) == ("wrong", 2)
+    assert judged([json.dumps({"error": {"message": "late"}}).encode()]) == ("failed", 0)
+    for kind in ("grpc chat tales", "json chat tales"):
+        with pytest.raises(ValidationError, match="over rest"):
+            Objective.model_validate({"kind": kind, "rate": 1})
