@@ -67,8 +67,12 @@ def of_onnx(folder: Path, config: Any) -> Logits:
     options.intra_op_num_threads = 1
     options.log_severity_level = 4
     session = ort.InferenceSession(folder / config.filename, options, providers=["CPUExecutionProvider"])
-    nothing = np.empty((1, config.kv_heads, 0, config.head_size), np.float32)
-    pasts = {node.name: nothing for node in session.get_inputs() if node.name.startswith("past")}
+    shape = (1, config.kv_heads, 0, config.head_size)
+    pasts = {
+        node.name: np.empty(shape, np.float16 if node.type == "tensor(float16)" else np.float32)
+        for node in session.get_inputs()
+        if node.name.startswith("past")
+    }
 
     def logits(tokens: Array) -> Array:
         feeds = {"input_ids": tokens[None], "attention_mask": np.ones((1, len(tokens)), np.int64), **pasts}

@@ -8,13 +8,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from transformers import AutoModelForCausalLM
 from typer.testing import CliRunner
 
 from exporter.cli import commands
 from exporter.errors import DataError, UsageError, VerifyError
+from exporter.generation.build import build
+from exporter.generation.certify import certify, of_trained
 from exporter.generation.config import GenerationConfig
 from exporter.generation.corpus import read_corpus
 from exporter.generation.measure import bigram_perplexity, perplexity
+from exporter.generation.publish import stage
 from exporter.generation.run import make_config
 from exporter.recipes.base import Split
 from server.engine.genai.engine import GenaiEngine
@@ -94,6 +98,21 @@ def test_a_model_is_fine_tuned_beside_its_weights_and_published_in_int4(made: tu
     version = json.loads((place / "models" / "tuned" / "manifest.json").read_text())["versions"]["1"]
     assert version["environment"]["precision"] == "int4"
     assert version["metrics"]["perplexity"] != version["metrics"]["perplexity_trained"]
+
+
+def test_fp16_for_cuda_is_certified_on_the_cpu(made: tuple[Path, str], tmp_path: Path) -> None:
+    """By the same golden prompts and held-out text: what the trained model gives, but for the half of the digits."""
+    trained = made[0] / "run" / "trained"
+    build(trained, tmp_path / "built", "fp16")
+    folder = tmp_path / "asks"
+    folder.mkdir()
+    stage(folder, tmp_path / "built", "asks")
+    model = AutoModelForCausalLM.from_pretrained(trained)
+    held_out = np.arange(2, 200)
+    config = make_config(data="handbook", name="asks", precision="fp16", window=32, most_worse=0.01)
+    found = certify(folder, "1", config, model, ["Ada asks", "Grace"], held_out)
+    assert found.perplexity == pytest.approx(perplexity(of_trained(model), held_out, 32), rel=0.01)
+    assert found.outputs["text_output"].shape == (2,)
 
 
 def test_a_run_goes_on_only_with_its_own_texts_and_configuration(made: tuple[Path, str], texts: Path) -> None:

@@ -34,7 +34,7 @@ def test_texts_of_mixed_lengths_and_arrivals_are_those_that_each_is_alone(instan
             seed=number,
             temperature=t,
         )
-        for number in range(48)
+        for number in range(64)
         for t in [chance.choice((0, 0, 0.8, 1.5))]
     ]
     want = [alone(instance, inputs) for inputs in asked]
