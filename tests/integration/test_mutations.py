@@ -10,7 +10,7 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 import pytest
-from onnx import helper
+from onnx import helper, numpy_helper
 
 from server.engine.onnxruntime import OnnxRuntimeEngine
 from server.errors import ModelLoadFailed
@@ -48,6 +48,22 @@ def other_filter(folder: Path) -> None:
     said(folder, "filter: bilinear", "filter: bicubic")
 
 
+def permuted_labels(folder: Path) -> None:
+    first, *others = (folder / "labels.txt").read_text().splitlines()
+    (folder / "labels.txt").write_text("".join(f"{label}\n" for label in (*others, first)))
+
+
+def flipped_weight(folder: Path) -> None:
+    """The sign of the largest weight of the head."""
+    path = folder / "1" / "model.onnx"
+    model = onnx.load(path)
+    head = next(each for each in model.graph.initializer if each.name == "head.weight")
+    weights = numpy_helper.to_array(head).copy()
+    weights[np.unravel_index(np.abs(weights).argmax(), weights.shape)] *= -1
+    head.CopyFrom(numpy_helper.from_array(weights, head.name))
+    onnx.save(model, path)
+
+
 def other_opset(folder: Path) -> None:
     path = folder / "1" / "model.onnx"
     model = onnx.load(path)
@@ -60,6 +76,8 @@ def other_opset(folder: Path) -> None:
     [
         (other_mean, "processing.yaml", "processing.yaml: preprocessing of golden input 0 differs in tensor 'image'"),
         (other_filter, "processing.yaml", "processing.yaml: preprocessing of golden input 0 differs in tensor 'image'"),
+        (permuted_labels, "labels.txt", "labels.txt: golden input 0 is answered with the label"),
+        (flipped_weight, "1/model.onnx", "golden/1.npz: output 'logits' is off by"),
         (other_opset, "1/model.onnx", "1/model.onnx: "),
     ],
 )
