@@ -35,7 +35,7 @@ _ROWS = 8
 _PROMPTS = ("The server", "A request that waits", "x", "Every model has a queue, and every queue has an end", "No")
 _TOKENS = 100
 _CALLERS = 24
-_EMPTY_S = 10.0
+_EMPTY_S = 30.0
 _MIB = 2**20
 _MOST_GROWN = 24 * _MIB
 """Of the process, between the first quarter and the end: what an allocator keeps differs from run to run."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import queue
 import subprocess
@@ -15,6 +16,8 @@ import openai
 import pytest
 import tritonclient.grpc as triton
 
+from loadtests.process import Server
+from loadtests.proofs.hangups import hang_up, report
 from tests.e2e.conftest import ServerProcess, end, start
 from tests.e2e.test_console import browser, choose, opened, until, way  # noqa: F401 - browser is a fixture
 from tests.support.parts import tool
@@ -283,3 +286,12 @@ def test_the_chat_box_writes_word_by_word(writer: ServerProcess, browser: Any) -
         page.fill("#say", "The server")
         page.click("button.main")
         until(page, "document.querySelector('#say').value.length > 15")
+
+
+def test_a_hundred_callers_who_hang_up_leave_nothing_behind(writer: ServerProcess) -> None:
+    """By events, by PredictStream, by connections that are cut: a text so far is what its prompt gets alone."""
+    where = [f"127.0.0.1:{writer.port(listener)}" for listener in ("REST", "gRPC", "metrics")]
+    server = Server(writer.process.pid, where[0], where[1], f"http://{where[2]}/metrics")
+    seen = asyncio.run(hang_up(server, 120, seed=0))
+    assert seen.shown(), report(seen)
+    assert seen.ended.total() == 120

@@ -21,7 +21,7 @@ from tests.support.writing_plane import parameter, write_model
 pytestmark = pytest.mark.e2e
 
 ASK = {"model": "writer", "max_tokens": 40, "temperature": 0, "extra_body": {"ignore_eos": True}}
-PROMPTS = [f"{who} {what}" for who in ("A queue", "The server", "x", "Every") for what in ("waits", "", "is")]
+PROMPTS = [f"{who} {what}" for who in ("A queue", "The server", "x", "Every") for what in ("waits", "is")]
 
 
 @pytest.fixture(scope="module")
@@ -77,14 +77,14 @@ def test_texts_of_both_fronts_are_those_that_each_is_alone(server: ServerProcess
         with client(server) as own:
             return "".join(chunk.choices[0].text for chunk in own.completions.create(prompt=prompt, stream=True, **ASK))
 
-    with ThreadPoolExecutor(12) as pool:
+    with ThreadPoolExecutor(8) as pool:
         assert list(pool.map(streamed, PROMPTS)) == alone
     with client(server) as one:
         chat = one.chat.completions.create(messages=[{"role": "user", "content": "x"}], **ASK)
         assert chat.choices[0].message.content
     told = until(server, idle)
     assert told[label("forwardpass_text_tokens_total")] - before == 40 * (2 * len(PROMPTS) + 1)
-    assert told.get(label("forwardpass_text_finished_total", reason="length"), 0) >= 25
+    assert told.get(label("forwardpass_text_finished_total", reason="length"), 0) >= 2 * len(PROMPTS)
 
 
 def test_whoever_hangs_up_frees_its_row_in_the_engine_process(server: ServerProcess) -> None:
@@ -92,7 +92,7 @@ def test_whoever_hangs_up_frees_its_row_in_the_engine_process(server: ServerProc
     name = label("forwardpass_text_finished_total", reason="cancelled")
     before = counted(server)[name]
     ask: dict[str, Any] = {"model": "writer", "prompt": "x", "max_tokens": 200, "temperature": 0, "ignore_eos": True}
-    for _ in range(20):
+    for _ in range(10):
         with httpx.stream("POST", f"{server.http}/v1/completions", json={**ask, "stream": True}, timeout=60) as told:
             assert told.status_code == 200
             next(told.iter_lines())

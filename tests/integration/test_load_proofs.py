@@ -8,7 +8,7 @@ import pytest
 
 from loadtests import compare
 from loadtests.cores import cores
-from loadtests.proofs import gate, hangups, stall
+from loadtests.proofs import gate, stall
 from loadtests.scripted import scripted
 
 pytestmark = pytest.mark.e2e
@@ -21,11 +21,6 @@ def test_a_stall_is_seen_by_the_open_loop_alone(tmp_path: Path) -> None:
     assert "open loop" in said
     assert "closed loop" in said
     assert "<svg" in (tmp_path / "stall.svg").read_text()
-
-
-def test_whoever_hangs_up_on_a_text_leaves_nothing_behind(capsys: pytest.CaptureFixture[str]) -> None:
-    """By events, by PredictStream, by connections that are cut: a text so far is what its prompt gets alone."""
-    assert hangups.main(["--calls", "120"]) == 0, capsys.readouterr().out
 
 
 def test_the_gate_is_never_wrong_about_a_slower_server(capsys: pytest.CaptureFixture[str]) -> None:
