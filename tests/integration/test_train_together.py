@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -17,6 +18,7 @@ from exporter.recipes.base import Hyperparameters
 from tests.support.models import PointsTask
 
 ROOT = Path(__file__).parents[2]
+WHAT_TO_DO = "; go on with: train --resume, or train with --devices 1"
 
 pytestmark = pytest.mark.training
 
@@ -32,12 +34,10 @@ def test_two_processes_train_or_say_why_not(tmp_path: Path) -> None:
     found = json.loads(done.stdout.splitlines()[-1])
     assert found["finite"]
     assert [epoch["epoch"] for epoch in found["history"]] == [0, 1]
-    what_to_do = "go on with: train --resume, or train with --devices 1"
-    assert found["failed"] == (
-        f"process 1 of those that train together failed: OSError: the disk is gone; {what_to_do}"
-    )
-    assert found["still"].startswith("process 0 of those that train together failed: ")
-    assert found["still"].endswith(what_to_do)
+    # Whose end is seen first on a busy machine: that of the one that failed, or of the one that it left alone.
+    failed = r"process 1 .*: OSError: the disk is gone|process 0 .*: RuntimeError: .*"
+    assert re.fullmatch(f"({failed}){WHAT_TO_DO}", found["failed"]), found["failed"]
+    assert re.fullmatch(f"process [01] of those that train together failed: .*{WHAT_TO_DO}", found["still"])
 
 
 def test_what_can_not_be_shared_is_refused(tmp_path: Path) -> None:
