@@ -35,12 +35,13 @@ class Starved:
 
     def between(self, begin_s: float, end_s: float) -> float:
         """Seconds, of the one that waited longest each time."""
-        first, last = bisect_left(self.at_s, begin_s), bisect_right(self.at_s, end_s + _EVERY_S)
+        # Each look tells of the time since the one before, which is long where this process had no core either.
+        first, last = bisect_left(self.at_s, begin_s), bisect_right(self.at_s, end_s) + 1
         return sum(self.waited_s[first:last])
 
     def most(self, window_s: float = 1.0) -> float:
         """The longest in any such window."""
-        return max((self.between(at_s - window_s, at_s - _EVERY_S) for at_s in self.at_s), default=0.0)
+        return max((self.between(at_s - window_s, at_s - _EVERY_S / 2) for at_s in self.at_s), default=0.0)
 
 
 def _waits_ns(pid: int) -> dict[int, int]:
