@@ -1,6 +1,6 @@
 """1,000 callers of a model that writes text cancel, hang up or read to the end: no text is another's, nothing stays.
 
-    python -m loadtests.proofs.hangups
+    python -m loadtests.proofs.hangups              # --workers 2: of a server of several processes
 
 A real server of a tiny model. Callers come by OpenAI's events, by PredictStream, and by connections that are cut at any
 byte. What each has read by then must be the beginning of the text that its prompt gets alone. At the end nobody runs,
@@ -25,7 +25,7 @@ from pathlib import Path
 from random import Random
 
 from loadtests.cores import cores
-from loadtests.process import Server, rss_bytes, serving
+from loadtests.process import Server, family, rss_bytes, serving
 from loadtests.report import table
 from server.client import AsyncClient
 
@@ -38,7 +38,7 @@ _CALLERS = 24
 _EMPTY_S = 30.0
 _MIB = 2**20
 _MOST_GROWN = 24 * _MIB
-"""Of the process, between the first quarter and the end: what an allocator keeps differs from run to run."""
+"""Of its processes, between the first quarter and the end: what an allocator keeps differs from run to run."""
 
 
 @dataclass
@@ -152,7 +152,7 @@ async def hang_up(server: Server, calls: int, seed: int) -> Seen:
             each, more = divmod(part, _CALLERS)
             await asyncio.gather(*(callers.call(each + (number < more)) for number in range(_CALLERS)))
             seen.after = await _emptied(server, seen)
-            seen.early_bytes, seen.late_bytes = seen.late_bytes, rss_bytes(server.pid)
+            seen.early_bytes, seen.late_bytes = seen.late_bytes, sum(map(rss_bytes, family(server.pid)))
         seen.took_s = time.monotonic() - began
         await callers.write_alone()
         return seen
@@ -168,13 +168,13 @@ async def _emptied(server: Server, seen: Seen) -> Mapping[str, float]:
         await asyncio.sleep(0.05)
 
 
-def run(calls: int, seed: int) -> Seen:
+def run(calls: int, seed: int, workers: int = 1) -> Seen:
     with tempfile.TemporaryDirectory() as folder:
         models = Path(folder) / "models"
         shutil.copytree(_MODEL, models / _NAME)
         with (models / _NAME / "config.pbtxt").open("a") as config:
             config.write(f'parameters {{ key: "max_num_seqs" value {{ string_value: "{_ROWS}" }} }}\n')
-        with serving(models, Path(folder), tuple(cores())) as server:
+        with serving(models, Path(folder), tuple(cores()), "--workers", str(workers)) as server:
             return asyncio.run(hang_up(server, calls, seed))
 
 
@@ -192,8 +192,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--calls", type=int, default=1000)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--workers", type=int, default=1, help="of the server (default: 1)")
     options = parser.parse_args(arguments)
-    seen = run(options.calls, options.seed)
+    seen = run(options.calls, options.seed, options.workers)
     sys.stdout.write(report(seen))
     return 0 if seen.shown() else 1
 
