@@ -73,6 +73,8 @@ def _told(node: ast.AST) -> Iterator[ast.AST]:
     """The nodes whose change somebody could notice."""
     if isinstance(node, ast.JoinedStr | ast.Raise):
         return
+    if isinstance(node, ast.keyword) and node.arg == "strict":  # A guard against a bug of ours.
+        return
     if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
         return
     if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__slots__":

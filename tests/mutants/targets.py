@@ -75,7 +75,7 @@ _CODEC = {
     "shared_memory": ("unit/test_shared_memory.py", *_REST),
     "tensors": (*_GRPC, *_REST),
     "v2_grpc": _GRPC,
-    "v2_rest": _REST,
+    "v2_rest": ("unit/test_codec_v2_rest.py", "unit/test_shared_memory.py", *_REST),
     "varint": _WIRE,
     "wire_request": _WIRE,
     "wire_response": _WIRE,
