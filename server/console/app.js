@@ -49,7 +49,7 @@ function showList() {
   element("span", { class: "name" }, model.name, element("small", {}, model.version ? ` ${model.version}` : "")),
   element("span", { class: "note" }, note(model))))));
   if (focused) list.querySelector(`[data-key="${CSS.escape(focused)}"]`)?.focus();
-  if (!page.models.length) list.append(element("li", { class: "quiet" }, "The repository holds no models yet."));
+  if (!page.models.length) list.append(element("li", { class: "quiet" }, "The repository holds no models yet. One that is put there shows here once it is loaded."));
 }
 
 function note(model) {
@@ -71,7 +71,11 @@ function choose(key) {
 /** What can be typed into is made anew only when it is of something else. */
 function showChosen() {
   const model = page.models.find((each) => keyOf(each) === page.chosen);
-  if (!model) return;
+  byId("main").hidden = !model;
+  if (!model) {
+    page.shown = "";
+    return;
+  }
   const { state, reason } = model;
   const now = JSON.stringify([keyOf(model), state, reason, page.mode, model.certificate, model.inputs, model.predict]);
   if (now === page.shown) return;
@@ -120,6 +124,12 @@ function say(text) {
   away.hidden = !text;
 }
 
+/** What the page knows of the models is of before. */
+function setAway(away) {
+  page.away = away;
+  document.body.classList.toggle("away", away);
+}
+
 /** Whether it went well; what went wrong stands on top of the page until it is well again. */
 async function guarded(work) {
   try {
@@ -130,7 +140,7 @@ async function guarded(work) {
     say(error.message);
     byId("server-state").textContent = "away";
     byId("server-state").className = "badge bad";
-    page.away = true;
+    setAway(true);
     return false;
   }
 }
@@ -143,7 +153,7 @@ async function tick() {
     const well = await guarded(refreshCounts);
     page.ticks = well && page.away ? 0 : page.ticks + 1;
     if (well && page.ticks % MODELS_EACH === 0 && await guarded(refreshModels) && page.away) {
-      page.away = false;
+      setAway(false);
       say("");
     }
   } finally {

@@ -39,6 +39,9 @@ function control(model, mode, changed) {
 
 async function act(button, verb, name, changed) {
   button.disabled = true;
+  const badge = byId("model-state");
+  badge.textContent = `${verb}ing`;
+  badge.className = "badge busy";
   try {
     await ask(`v2/repository/models/${encodeURIComponent(name)}/${verb}`, post("{}"));
     await changed(null);
