@@ -151,6 +151,7 @@ class Guest:
             on_settle=self._settled,
             received_ns=read.received_ns,
             model_version=model.version,
+            id=read.id,
             outputs=read.shape.outputs,
             parameters=read.parameters,
             deadline_ns=read.deadline_ns,
@@ -159,6 +160,8 @@ class Guest:
             form=read.form,
             caller=read.number,
         )
+        if read.metadata:
+            request.metadata = read.metadata
         self._requests[read.number] = request
         if model.config.decoupled:
             request.caller = Streamed(read.number, self._piece)

@@ -11,7 +11,7 @@
 The shape is JSON: of a request the version's handle, its inputs and the outputs that it wants; of an answer its
 outputs. It repeats from request to request, so either side looks it up by what it was before, and requests of one
 shape share a `Form`, by which they are checked once. The rest is what few requests say: parameters, a tenant, an
-explanation.
+explanation; and for the log their id and trace.
 Times are those of CLOCK_MONOTONIC, which is the same in all processes of a machine.
 """
 
@@ -26,8 +26,10 @@ from typing import Any, NamedTuple
 from server import errors
 from server.errors import EngineFailure, ServingError
 from server.explain import Explanation, WaitReason
+from server.observability.trace_context import TRACEPARENT
+from server.observability.whose import shortened
 from server.tensor import DATATYPES, Buffer, Tensor
-from server.types import Form, InferRequest, InferResponse, Parameter, Timing
+from server.types import Form, InferRequest, InferResponse, Metadata, Parameter, Timing
 from server.workers.frames import BadFrame, Kind, frame
 
 _INFER = struct.Struct("<IqqIII")
@@ -127,12 +129,17 @@ def write_infer(
 
 
 def _rest_of(request: InferRequest) -> bytes:
-    if not request.parameters and not request.tenant and request.explanation is None:
-        return b""
-    rest: dict[str, Any] = {"parameters": dict(request.parameters), "tenant": request.tenant}
+    rest: dict[str, Any] = {}
+    if request.parameters or request.tenant or request.explanation is not None:
+        rest = {"parameters": dict(request.parameters), "tenant": request.tenant}
     if request.explanation is not None:
         rest["explain"] = True
-    return json.dumps(rest).encode()
+    if request.id:
+        rest["id"] = shortened(request.id)
+    for name, value in request.metadata:
+        if name == TRACEPARENT:
+            rest[name] = value
+    return json.dumps(rest).encode() if rest else b""
 
 
 class Infer(NamedTuple):
@@ -148,6 +155,9 @@ class Infer(NamedTuple):
     explanation: Explanation | None
     form: Form | None
     place: int
+    id: str = ""
+    metadata: Metadata = ()
+    """The caller's trace alone."""
 
 
 def read_infer(shapes: Shapes, body: memoryview, shared: memoryview | None = None) -> Infer:
@@ -171,10 +181,15 @@ def read_infer(shapes: Shapes, body: memoryview, shared: memoryview | None = Non
         if rest is None:
             return Infer(number, received_ns, deadline_ns, shape, inputs, {}, "", None, shape.form, place)
         explanation = Explanation(received_ns) if rest.get("explain") else None
-        parameters, tenant = rest["parameters"], rest["tenant"]
+        parameters, tenant = rest.get("parameters", {}), rest.get("tenant", "")
+        form = None if "parameters" in rest else shape.form
+        name, trace = str(rest.get("id", "")), str(rest.get(TRACEPARENT, ""))
     except (struct.error, KeyError, TypeError, ValueError) as error:
         raise BadFrame(f"no request: {error!r}") from error
-    return Infer(number, received_ns, deadline_ns, shape, inputs, parameters, tenant, explanation, None, place)
+    metadata = ((TRACEPARENT, trace),) if trace else ()
+    return Infer(
+        number, received_ns, deadline_ns, shape, inputs, parameters, tenant, explanation, form, place, name, metadata
+    )
 
 
 # --- outcomes -----------------------------------------------------------------------------------------

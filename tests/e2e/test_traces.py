@@ -185,6 +185,25 @@ def test_an_embedded_model_is_told_by_stage_over_either_wire(start_server: Start
     assert not re.findall(f"{PAYLOAD}|{SECRET}", server.log.read_text())
 
 
+def test_a_failure_is_logged_with_its_ids_by_the_engine_process_and_by_the_front(
+    start_server: StartServer, repository: Path
+) -> None:
+    """With --workers both know the request's id, and its trace where its caller names one."""
+    server = start_server("--workers", "2", "--log-format", "json", "--log-access", "1", repository=repository)
+    raise_it(server, {"id": "bad", "traceparent": CALLER}, {"id": "good"})
+    server.terminate()
+    lines = [json.loads(line) for line in server.log.read_text().splitlines()]
+    named = [line for line in lines if line["level"] in ("warning", "error")]
+    engines = [line for line in named if line["process"] == "engine"]
+    fronts = [line for line in named if line["process"].startswith("front")]
+    assert engines
+    assert fronts
+    for line in named:
+        assert line.get("request_id") == "bad" or "bad" in line["request_ids"], line
+        assert TRACE in (line.get("trace_id"), *line.get("trace_ids", ())), line
+    assert not re.findall(f"{PAYLOAD}|{SECRET}", server.log.read_text())
+
+
 def test_a_collector_that_is_not_there_keeps_nobody(start_server: StartServer, repository: Path) -> None:
     """Requests are answered, and the server ends, as if nobody had asked for spans; lines for people name requests."""
     server = start_server("--otlp-endpoint", "127.0.0.1:1", "--otlp-ratio", "1", repository=repository)

@@ -114,13 +114,19 @@ def test_a_request_arrives_as_it_was() -> None:
 
 
 def test_requests_of_one_shape_share_a_form() -> None:
-    """So that the next one need not be checked again; one that says more has none."""
+    """So that the next one need not be checked again; one that says more has none. Ids and traces are no more."""
     shapes, reader = Shapes(), Shapes()
     first, second = (read_infer(reader, whole(write_infer(shapes, n, 1, request(X)))[1]) for n in (1, 2))
     other = read_infer(reader, whole(write_infer(shapes, 3, 1, request(X, tenant="t")))[1])
 
-    assert first.form is second.form is not None
+    named = request(X, id="i" * 300)
+    named.metadata = (("x-other", "not told"), ("traceparent", "00-1-2-01"))
+    read = read_infer(reader, whole(write_infer(shapes, 4, 1, named))[1])
+
+    assert first.form is second.form is read.form is not None
     assert other.form is None
+    assert (len(read.id), read.metadata) == (256, (("traceparent", "00-1-2-01"),))
+    assert (first.id, first.metadata) == ("", ())
 
 
 def test_an_answer_arrives_as_it_was() -> None:
