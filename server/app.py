@@ -336,14 +336,17 @@ def check(settings: Settings) -> list[IndexEntry]:
 
 def run(settings: Settings) -> int:
     """Serve until SIGTERM or SIGINT; the exit status. A second signal ends the process at once."""
-    if settings.workers.count > 1:
-        # It is composed of more than is here, and imported where it is wanted only.
-        from server.workers import supervisor
+    try:
+        if settings.workers.count > 1:
+            # It is composed of more than is here, and imported where it is wanted only.
+            from server.workers import supervisor
 
-        return supervisor.run(settings)
-    logs = LogControl(settings.log)
-    logs.install()
-    return uvloop.run(_serve(settings, logs))
+            return supervisor.run(settings)
+        logs = LogControl(settings.log)
+        logs.install()
+        return uvloop.run(_serve(settings, logs))
+    finally:
+        process.end_output()
 
 
 async def _serve(settings: Settings, logs: LogControl) -> int:

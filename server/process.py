@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import gc
 import os
+import sys
 
 _THRESHOLD = 10_000
 """More objects made than freed before a look through the young ones. At Python's own 700 there are 200 looks a
@@ -34,3 +35,13 @@ def settle() -> None:
 def reclaim() -> None:
     """To be called when a model was closed: what is left of it are cycles, which nobody would look for a long time."""
     gc.collect()
+
+
+def end_output() -> None:
+    """To be called last. What could not be written, as the disk is full, Python would try once more when it ends, and
+    make of that the exit status 120."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except OSError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())

@@ -6,12 +6,12 @@ import logging
 import os
 import signal
 import socket
-import sys
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass, field
 
 import uvloop
 
+from server import process
 from server.observability.logging import configure_logging
 from server.settings import Settings
 from server.workers.control import COUNTS, LISTENERS, channel
@@ -89,8 +89,7 @@ def fork(name: str, main: Main, settings: Settings, leave: Callable[[], None]) -
         log.critical("%s failed", name, exc_info=True)
     finally:
         # Never back into the supervisor's code.
-        sys.stdout.flush()
-        sys.stderr.flush()
+        process.end_output()
         os._exit(status)
 
 

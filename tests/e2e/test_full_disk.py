@@ -14,11 +14,16 @@ pytestmark = pytest.mark.e2e
 PICTURE = (REPOSITORY / "digits" / "example.png").read_bytes()
 
 
-def test_a_full_disk_takes_the_lines_of_the_log_and_nothing_else(tmp_path: Path) -> None:
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_a_full_disk_takes_the_lines_of_the_log_and_nothing_else(
+    tmp_path: Path, workers: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Each request has a line in the access log, each action one in the audit log; none can be written."""
+    monkeypatch.delenv("PYTHONUNBUFFERED", raising=False)
     log = tmp_path / "server.log"
     log.symlink_to("/dev/full")
-    server = start(log, "--log-access", "1", "--model-control-mode", "explicit", "--load-model", "digits")
+    flags = ["--log-access", "1", "--model-control-mode", "explicit", "--load-model", "digits", "--workers", workers]
+    server = start(log, *flags)
     try:
         with httpx.Client(base_url=server.http, timeout=30) as client:
 

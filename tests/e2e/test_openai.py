@@ -8,6 +8,7 @@ import queue
 import subprocess
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import httpx
@@ -292,6 +293,7 @@ def test_a_hundred_callers_who_hang_up_leave_nothing_behind(writer: ServerProces
     """By events, by PredictStream, by connections that are cut: a text so far is what its prompt gets alone."""
     where = [f"127.0.0.1:{writer.port(listener)}" for listener in ("REST", "gRPC", "metrics")]
     server = Server(writer.process.pid, where[0], where[1], f"http://{where[2]}/metrics")
-    seen = asyncio.run(hang_up(server, 120, seed=0))
+    with ThreadPoolExecutor(1) as apart:  # the browser's loop runs on this thread
+        seen = apart.submit(lambda: asyncio.run(hang_up(server, 120, seed=0))).result()
     assert seen.shown(), report(seen)
     assert seen.ended.total() == 120

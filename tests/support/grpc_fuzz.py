@@ -57,7 +57,7 @@ def good(method: Method) -> Message:
         message.model_name = _MODELS[0]
         message.inputs.add(name="features", datatype="FP32", shape=[1, 30])
         message.raw_input_contents.append(np.zeros(30, "<f4").tobytes())
-    elif name == "Predict":
+    elif name in ("Predict", "PredictStream"):
         message.model_name = _MODELS[0]
         message.inputs.add().values.extend([0.0] * 30)
     elif name == "ServerReflectionInfo":
