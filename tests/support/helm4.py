@@ -6,17 +6,28 @@ Standard input: {"chart": folder, "cases": {name: values}, "versions": [...]}. S
 
 from __future__ import annotations
 
+import functools
 import json
 import sys
 from typing import Any
 
 import kubernetes_validate
+import kubernetes_validate.utils
 import yaml
 from helm_python import Chart
 
+# It reads the definitions of a version, some megabytes, anew for each document.
+for each in ("schema_contents", "all_versions"):
+    setattr(kubernetes_validate.utils, each, functools.cache(getattr(kubernetes_validate.utils, each)))
 
-def problems(document: dict[str, Any], versions: list[str]) -> list[str]:
-    """What the schema of each version of Kubernetes says; a kind that is not Kubernetes' own has none."""
+LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+
+
+@functools.cache
+def problems(text: str, versions: tuple[str, ...]) -> list[str]:
+    """What the schema of each version of Kubernetes says; a kind that is not Kubernetes' own has none. `text`: JSON, of
+    which many are the same in case after case."""
+    document: dict[str, Any] = json.loads(text)
     found = []
     for version in versions:
         try:
@@ -37,8 +48,9 @@ def main() -> None:
         for name, values in asked["cases"].items():
             rendered = chart.render(values=values, name="r", namespace="ns")
             texts = [text for path, text in sorted(rendered.items()) if path.endswith(".yaml")]
-            documents = [one for text in texts for one in yaml.safe_load_all(text) if one]
-            found = [problem for one in documents for problem in problems(one, asked["versions"])]
+            documents = [one for text in texts for one in yaml.load_all(text, LOADER) if one]
+            versions = tuple(asked["versions"])
+            found = [problem for one in documents for problem in problems(json.dumps(one), versions)]
             answer[name] = {"documents": documents, "problems": found}
     json.dump(answer, sys.stdout)
 
