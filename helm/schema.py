@@ -59,7 +59,9 @@ def image(**more: Schema) -> Schema:
 
 
 def monitor() -> Schema:
-    return section(enabled=FLAG, interval={"type": "string", "pattern": "^[0-9]+(ms|s|m)$"}, labels=TEXTS)
+    return section(
+        enabled=FLAG, interval={"type": "string", "pattern": "^[0-9]+(ms|s|m)$"}, labels=TEXTS, authorization=ANYTHING
+    )
 
 
 def values() -> Schema:
@@ -108,7 +110,13 @@ def values() -> Schema:
         ),
         grpcBalancing=section(
             kind=one_of("client", "envoy"),
-            envoy=section(image=IMAGE, replicas=whole(1), requireClientCertificates=FLAG, resources=ANYTHING),
+            envoy=section(
+                image=IMAGE,
+                replicas=whole(1),
+                drainSeconds=whole(1, 600),
+                requireClientCertificates=FLAG,
+                resources=ANYTHING,
+            ),
         ),
         tls=section(
             secretName=TEXT,
@@ -129,6 +137,8 @@ def values() -> Schema:
             enabled=FLAG,
             parentRefs=OBJECTS,
             hostnames=LIST_OF_TEXTS,
+            routes={"type": "array", "items": one_of("http", "grpc"), "uniqueItems": True, "minItems": 1},
+            grpc=section(parentRefs=OBJECTS, hostnames=LIST_OF_TEXTS),
             canary=section(serviceName=TEXT, weight=whole(0, 100)),
         ),
         metrics=section(
@@ -162,7 +172,7 @@ def values() -> Schema:
         extraVolumes=OBJECTS,
         extraVolumeMounts=OBJECTS,
         extraContainers=OBJECTS,
-        test=section(model=TEXT, body=TEXT),
+        test=section(model=TEXT, body=TEXT, keySecret=section(name=TEXT, key=TEXT)),
     )
 
 

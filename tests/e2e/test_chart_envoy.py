@@ -20,6 +20,8 @@ import yaml
 from tritonclient.grpc import service_pb2 as pb
 from tritonclient.grpc import service_pb2_grpc
 
+from loadtests.cores import cores
+from loadtests.scripted import scripted
 from tests.e2e.conftest import ServerProcess, StartServer
 from tests.support.certificates import Authority
 from tests.support.chart import one, render
@@ -39,9 +41,9 @@ def config(**values: Any) -> Any:
     return yaml.safe_load(one(rendered, "ConfigMap", NAME)["data"]["envoy.yaml"])
 
 
-def request() -> pb.ModelInferRequest:
-    asked = pb.ModelInferRequest(model_name="linear", raw_input_contents=[np.ones((1, 3), np.float32).tobytes()])
-    asked.inputs.add(name="x", datatype="FP32", shape=[1, 3])
+def request(model: str = "linear", size: int = 3) -> pb.ModelInferRequest:
+    asked = pb.ModelInferRequest(model_name=model, raw_input_contents=[np.ones((1, size), np.float32).tobytes()])
+    asked.inputs.add(name="x", datatype="FP32", shape=[1, size])
     return asked
 
 
@@ -68,14 +70,15 @@ async def counted(admin: httpx.AsyncClient, name: str) -> int:
 class Load:
     """Callers over one connection, which count what they are told."""
 
-    def __init__(self, channel: grpc.aio.Channel) -> None:
+    def __init__(self, channel: grpc.aio.Channel, asked: pb.ModelInferRequest | None = None) -> None:
         self.told: Counter[str] = Counter()
+        self._asked = asked or request()
         self.stopping = False
         self._stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
 
     async def ask(self) -> None:
         try:
-            await self._stub.ModelInfer(request(), timeout=20)
+            await self._stub.ModelInfer(self._asked, timeout=20)
             self.told["OK"] += 1
         except grpc.aio.AioRpcError as error:
             self.told[f"{error.code().name}: {error.details()}"] += 1
@@ -118,6 +121,8 @@ async def test_a_rolling_restart_loses_no_call_and_each_server_gets_its_part(
         for index, port in enumerate(ports):
             servers[index].process.send_signal(signal.SIGTERM)
             assert await asyncio.to_thread(servers[index].process.wait, 30) == 0
+            if index == len(ports) - 1:
+                break  # The others are new, and are all that is left.
             servers[index] = await begin(port)
             while not answered(servers[index]):  # noqa: ASYNC110 - of another process
                 await asyncio.sleep(0.1)  # As a cluster does before it ends the next one.
@@ -131,6 +136,46 @@ async def test_a_rolling_restart_loses_no_call_and_each_server_gets_its_part(
         while not await counted(admin, NONE_HEALTHY):
             await load.ask()
             await asyncio.sleep(0.05)
+
+
+async def test_an_envoy_that_ends_loses_no_call(tmp_path: Path) -> None:
+    """By the pod's own hook: callers are asked to come anew, then it is told to end; calls take long enough to be
+    under way then. To others it shows its metrics, and whether it is ready, and no more."""
+    with scripted(tmp_path, tuple(cores()), pass_ms=150) as (server, _):
+        await an_envoy_ends(server.grpc, tmp_path)
+
+
+async def an_envoy_ends(server: str, folder: Path) -> None:
+    rendered = render({"grpcBalancing": {"kind": "envoy", "envoy": {"drainSeconds": 2}}})
+    (container,) = one(rendered, "Deployment", NAME)["spec"]["template"]["spec"]["containers"]
+    *bash, script = container["lifecycle"]["preStop"]["exec"]["command"]
+    chart = config(envoy={"drainSeconds": 2})
+    there: dict[str, Any] = {"ports": [int(server.rpartition(":")[2])], "flags": container["args"][2:]}
+    round_robin = [("grpc.service_config", '{"loadBalancingConfig": [{"round_robin": {}}]}')]
+    async with envoy_of_the_chart(folder, chart, **there) as stays, asyncio.timeout(60):
+        async with envoy_of_the_chart(folder, chart, **there) as ends, httpx.AsyncClient() as others:
+            shown = f"http://127.0.0.1:{ends.stats}"
+            assert (await others.get(f"{shown}/ready")).status_code == 200
+            assert "envoy_cluster_upstream" in (await others.get(f"{shown}/stats/prometheus")).text
+            assert (await others.post(f"{shown}/quitquitquit")).status_code == 404
+
+            both = f"ipv4:127.0.0.1:{ends.grpc},127.0.0.1:{stays.grpc}"
+            channel = grpc.aio.insecure_channel(both, round_robin)
+            load = Load(channel, request("scripted", 2))
+            running = asyncio.gather(*(load.go_on() for _ in range(TOGETHER)))
+            while load.told["OK"] < 2 * TOGETHER:  # noqa: ASYNC110 - of another process
+                await asyncio.sleep(0.05)
+            hook = await asyncio.create_subprocess_exec(*bash, script.replace("9901", str(ends.admin)))
+            assert await hook.wait() == 0
+            with pytest.raises(ConnectionRefusedError):
+                await asyncio.open_connection("127.0.0.1", ends.grpc)
+        before = load.told["OK"]
+        while load.told["OK"] < before + 2 * TOGETHER:  # noqa: ASYNC110 - of another process
+            await asyncio.sleep(0.05)
+        load.stopping = True
+        await running
+        await channel.close()
+    assert set(load.told) == {"OK"}
 
 
 @pytest.mark.parametrize("mutual", [False, True], ids=["TLS", "mutual TLS"])

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import socket
+import subprocess
 from copy import deepcopy
 from typing import Any
 
@@ -15,7 +17,11 @@ from tests.support.chart import CHART, KUBERNETES, ROOT, Document, Refused, kind
 
 Values = dict[str, Any]
 
-GATEWAY = {"enabled": True, "parentRefs": [{"name": "public"}]}
+GATEWAY = {
+    "enabled": True,
+    "parentRefs": [{"name": "public", "sectionName": "rest"}],
+    "grpc": {"parentRefs": [{"name": "public", "sectionName": "grpc"}]},
+}
 CRON = {
     "type": "cron",
     "metadata": {"timezone": "UTC", "start": "0 6 * * *", "end": "0 20 * * *", "desiredReplicas": "9"},
@@ -66,7 +72,25 @@ CASES: dict[str, Values] = {
     "monitors and rules": {
         "metrics": {name: {"enabled": True} for name in ("serviceMonitor", "podMonitor", "prometheusRule")},
     },
+    "monitors that show a token": {
+        "metrics": {
+            "serviceMonitor": {
+                "enabled": True,
+                "authorization": {"credentials": {"name": "scrapers", "key": "token"}},
+            },
+        },
+        "settings": {"metrics": {"token_file": "/token/token"}},
+    },
     "a network policy": {"networkPolicy": {"enabled": True, "from": [{"podSelector": {}}]}},
+    "a network policy around Envoy and Tritons": {
+        "networkPolicy": {"enabled": True, "from": [{"podSelector": {}}], "metricsFrom": [{"namespaceSelector": {}}]},
+        "engine": "triton",
+        "grpcBalancing": {"kind": "envoy"},
+    },
+    "`helm test` with a key": {
+        "test": {"model": "digits", "keySecret": {"name": "keys", "key": "helm"}},
+        "auth": {"keysSecret": "keys"},
+    },
     "Tritons of its own": {"engine": "triton", "triton": {"replicas": 3, "flags": ["--log-verbose=1"]}},
     "a Triton in each pod": {"engine": "triton", "triton": {"placement": "sidecar"}},
     "Tritons that are there": {"engine": "triton", "triton": {"placement": "external", "urls": ["grpc://a:8001"]}},
@@ -319,6 +343,24 @@ class TestTriton:
         ports = [port["containerPort"] for each in spec["containers"] for port in each["ports"]]
         assert len(ports) == len(set(ports))
 
+    def test_a_sidecar_is_not_told_to_end_before_its_server_has(self) -> None:
+        """Both get SIGTERM at once; the server has answers to give until its last listener, of metrics, is closed."""
+        spec = server(CASES["a Triton in each pod"])
+        (triton,) = [each for each in spec["containers"] if each["name"] == "triton"]
+        (metrics,) = [port["containerPort"] for port in spec["server"]["ports"] if port["name"] == "metrics"]
+        *bash, script = triton["lifecycle"]["preStop"]["exec"]["command"]
+        assert f"/127.0.0.1/{metrics})" in script
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+            there = script.replace(str(metrics), str(listener.getsockname()[1]))
+            waiting = subprocess.Popen([*bash, there])
+            with pytest.raises(subprocess.TimeoutExpired):
+                waiting.wait(0.5)
+        assert waiting.wait(30) == 0
+        (alone,) = one(render(CASES["Tritons of its own"]), "Deployment", "r-forwardpass-triton")["spec"]["template"][
+            "spec"
+        ]["containers"]
+        assert "lifecycle" not in alone
+
 
 class TestScaling:
     """Who has the count of pods."""
@@ -345,7 +387,8 @@ class TestScaling:
         assert spec["minReplicaCount"] == 0
         assert spec["fallback"] == {"failureThreshold": 3, "replicas": 4}
         assert trigger["metadata"]["query"] == (
-            'max(sum by (model, version) (forwardpass_saturation{namespace="ns",service="r-forwardpass"}))'
+            "max(sum by (model, version) (max by (pod, model, version) "
+            '(forwardpass_saturation{namespace="ns",pod=~"r-forwardpass-[a-z0-9]+(-[a-z0-9]+)?"})))'
         )
         assert trigger["metadata"]["threshold"] == "0.7"
 
@@ -379,8 +422,8 @@ class TestScaling:
         assert settings.peers == "r-forwardpass-headless.ns.svc:8002"
         policy = one(documents, "NetworkPolicy")["spec"]
         own = {"podSelector": {"matchLabels": policy["podSelector"]["matchLabels"]}}
-        assert own in policy["ingress"][1]["from"]
-        assert {"ports": [{"port": "metrics"}], "to": [own]} in policy["egress"]
+        assert {"from": [own]} in policy["ingress"]
+        assert {"to": [own]} in policy["egress"]
 
     def test_the_charts_tritons_are_scaled_by_what_the_servers_tell_of_them(self) -> None:
         """From zero as well, for the servers stay; their count is the values', the Tritons' is KEDA's."""
@@ -407,13 +450,24 @@ class TestScaling:
             render(values | {"autoscaling": {"kind": "hpa", "maxReplicas": 12}})
 
     @pytest.mark.parametrize(
-        ("values", "there"),
-        [({}, True), ({"replicas": 1}, False), ({"replicas": 1, "autoscaling": {"kind": "hpa"}}, True)],
-        ids=["two pods", "one pod", "an autoscaler"],
+        ("values", "of"),
+        [
+            ({}, ["server"]),
+            ({"replicas": 1}, []),
+            ({"replicas": 1, "autoscaling": {"kind": "hpa"}}, ["server"]),
+            ({"replicas": 1, "capacity": CASES["as many pods as a peak takes"]["capacity"]}, ["server"]),
+            (CASES["Tritons of its own"] | {"grpcBalancing": {"kind": "envoy"}}, ["envoy", "server", "triton"]),
+            (CASES["KEDA scales Tritons to zero"] | {"replicas": 1, "triton": {"replicas": 1}}, ["triton"]),
+            ({"podDisruptionBudget": {"maxUnavailable": ""}}, []),
+        ],
+        ids=["two pods", "one pod", "an autoscaler", "a peak", "Envoys and Tritons", "Tritons by KEDA", "not wanted"],
     )
-    def test_a_disruption_budget_is_for_more_than_one_pod(self, values: Values, there: bool) -> None:
-        """With one it would keep a node from ever being drained."""
-        assert ("PodDisruptionBudget" in kinds(render(values))) is there
+    def test_a_disruption_budget_is_for_more_than_one_pod(self, values: Values, of: list[str]) -> None:
+        """Of each Deployment; with one pod it would keep a node from ever being drained."""
+        budgets = [each["spec"] for each in render(values) if each["kind"] == "PodDisruptionBudget"]
+        component = "app.kubernetes.io/component"
+        assert [each["selector"]["matchLabels"][component] for each in budgets] == of
+        assert all(each["maxUnavailable"] == 1 for each in budgets)
 
 
 class TestWaysIn:
@@ -448,11 +502,57 @@ class TestWaysIn:
                 {"name": "next", "port": port, "weight": 10},
             ]
 
+    def test_the_route_of_grpc_may_have_names_of_its_own(self) -> None:
+        """Instead of another listener; or one route is all that is wanted."""
+        names = {"enabled": True, "parentRefs": [{"name": "public"}], "hostnames": ["rest.example"]}
+        documents = render({"gateway": names | {"grpc": {"hostnames": ["grpc.example"]}}})
+        for kind, name in (("HTTPRoute", "http"), ("GRPCRoute", "grpc")):
+            spec = one(documents, kind, f"r-forwardpass-{name}")["spec"]
+            assert spec["hostnames"] == [f"{'rest' if name == 'http' else name}.example"]
+            assert spec["parentRefs"] == [{"name": "public"}]
+        found = kinds(render({"gateway": names | {"routes": ["grpc"]}}))
+        assert "GRPCRoute" in found
+        assert "HTTPRoute" not in found
+
     def test_a_policy_lets_in_those_it_names(self) -> None:
-        """And the server out to names only, where nothing more is said."""
+        """And the pods out to names and to each other only, where nothing more is said."""
         spec = one(render(CASES["a network policy"]), "NetworkPolicy")["spec"]
-        assert spec["ingress"][0] == {"ports": [{"port": "http"}, {"port": "grpc"}], "from": [{"podSelector": {}}]}
-        assert [port["port"] for rule in spec["egress"] for port in rule["ports"]] == [53, 53]
+        own = {"podSelector": spec["podSelector"]}
+        assert spec["ingress"] == [
+            {"from": [own]},
+            {"ports": [{"port": "http"}, {"port": "grpc"}], "from": [{"podSelector": {}}]},
+            {"ports": [{"port": "metrics"}]},
+        ]
+        assert spec["egress"] == [
+            {"to": [own]},
+            {"ports": [{"port": 53, "protocol": "UDP"}, {"port": 53, "protocol": "TCP"}]},
+        ]
+
+    def test_a_policys_ports_are_those_of_the_pods(self) -> None:
+        """Of whoever is scraped; Envoy's admin page, which can end it, and Triton's own ports are nobody's."""
+        documents = render(CASES["a network policy around Envoy and Tritons"])
+        spec = one(documents, "NetworkPolicy")["spec"]
+        ports = {
+            port["name"]: port["containerPort"]
+            for each in documents
+            if each["kind"] == "Deployment"
+            for container in each["spec"]["template"]["spec"]["containers"]
+            for port in container["ports"]
+        }
+        assert [port["port"] for port in spec["ingress"][2]["ports"]] == ["metrics", "triton-metrics", "stats"]
+        assert {port["port"] for rule in spec["ingress"][1:] for port in rule["ports"]} == ports.keys() - {
+            "triton-http",
+            "triton-grpc",
+        }
+        envoy = yaml.safe_load(one(documents, "ConfigMap", "r-forwardpass-envoy")["data"]["envoy.yaml"])
+        assert envoy["admin"]["address"]["socket_address"]["address"] == "127.0.0.1"
+
+    def test_helm_test_shows_a_key_of_a_secret(self) -> None:
+        """And asks the model that it was told."""
+        (container,) = one(render(CASES["`helm test` with a key"]), "Pod", "r-forwardpass-test")["spec"]["containers"]
+        *_, model, body, key = container["env"]
+        assert [model["value"], body["value"]] == ["digits", ""]
+        assert key == {"name": "KEY", "valueFrom": {"secretKeyRef": {"name": "keys", "key": "helm"}}}
 
 
 REFUSED: dict[str, tuple[Values, str]] = {
@@ -481,6 +581,31 @@ REFUSED: dict[str, tuple[Values, str]] = {
     "a volume without its name": ({"modelRepository": {"kind": "pvc"}}, "modelRepository.pvc.existingClaim"),
     "no remote repository": ({"modelRepository": {"kind": "remote"}}, "modelRepository.remote.urls"),
     "a digest that is none": ({"image": {"digest": "latest"}}, "image.digest"),
+    "routes that a Gateway takes one of": (
+        {"gateway": {"enabled": True, "parentRefs": [{"name": "a"}], "hostnames": ["a.example"]}},
+        "gateway.grpc",
+    ),
+    "an unknown route": ({"gateway": GATEWAY | {"routes": ["tcp"]}}, "gateway.routes"),
+    "probes without a certificate": (
+        {"settings": {"http_tls": {"client_ca": "/ca"}}},
+        "settings.http_tls.client_ca",
+    ),
+    "nothing is scraped": (
+        {"metrics": {"podMonitor": {"enabled": True}}, "settings": {"metrics": {"token_file": "/token"}}},
+        "metrics.podMonitor.authorization",
+    ),
+    "a policy that keeps models away": (
+        CASES["models from far away"] | {"networkPolicy": {"enabled": True}},
+        "networkPolicy.egress",
+    ),
+    "a policy that keeps Tritons away": (
+        CASES["Tritons that are there"] | {"networkPolicy": {"enabled": True}},
+        "triton.placement external",
+    ),
+    "a test without a key": (
+        {"test": {"model": "digits"}, "auth": {"keysSecret": "keys"}},
+        "test.keySecret.name",
+    ),
     "routes of no Gateway": ({"gateway": {"enabled": True}}, "gateway.parentRefs"),
     "a canary without a Service": ({"gateway": GATEWAY | {"canary": {"weight": 5}}}, "gateway.canary.serviceName"),
     "two certificates": ({"tls": {"secretName": "a", "certManager": CERT_MANAGER}}, "not both"),

@@ -40,18 +40,25 @@ def test_each_alert_fires_for_its_cause_and_not_without_it(tmp_path: Path) -> No
 
 
 def _history(metric: str, values: str, **labels: str) -> dict[str, str]:
-    told = {"namespace": "ns", "service": "r-forwardpass", **labels}
+    told = {"namespace": "ns", **labels}
     return {"series": metric + "{" + ",".join(f'{k}="{v}"' for k, v in told.items()) + "}", "values": values}
 
 
 _HISTORY = [
-    _history("forwardpass_saturation", "0.9x4", model="a", version="1", pod="p1"),
-    _history("forwardpass_saturation", "0.2x4", model="b", version="1", pod="p1"),
-    _history("forwardpass_saturation", "0.6x4", model="a", version="1", pod="p2"),
-    _history("forwardpass_saturation", "9x4", model="a", version="1", pod="p9", namespace="other"),
-    _history("forwardpass_triton_up", "1x4", triton="t1", pod="p1"),
-    _history("forwardpass_triton_up", "1x4", triton="t2", pod="p1"),
-    _history("forwardpass_triton_up", "1x4", triton="t1", pod="p2"),
+    _history("forwardpass_saturation", "0.9x4", model="a", version="1", pod="r-forwardpass-7d9f8-x2x4z"),
+    _history("forwardpass_saturation", "0.2x4", model="b", version="1", pod="r-forwardpass-7d9f8-x2x4z"),
+    _history("forwardpass_saturation", "0.6x4", model="a", version="1", pod="r-forwardpass-7d9f8cut"),
+    _history(
+        "forwardpass_saturation", "0.6x4", model="a", version="1", pod="r-forwardpass-7d9f8cut", service="scraped twice"
+    ),
+    _history("forwardpass_saturation", "9x4", model="a", version="1", pod="r-forwardpass-b-7d9f8-x2x4z"),
+    _history(
+        "forwardpass_saturation", "9x4", model="a", version="1", pod="r-forwardpass-7d9f8-other", namespace="other"
+    ),
+    _history("forwardpass_triton_up", "1x4", triton="t1", pod="r-forwardpass-7d9f8-x2x4z"),
+    _history("forwardpass_triton_up", "1x4", triton="t1", pod="r-forwardpass-7d9f8-x2x4z", service="scraped twice"),
+    _history("forwardpass_triton_up", "1x4", triton="t2", pod="r-forwardpass-7d9f8-x2x4z"),
+    _history("forwardpass_triton_up", "1x4", triton="t1", pod="r-forwardpass-7d9f8cut"),
     _history(
         "envoy_cluster_upstream_cx_none_healthy",
         "0+30x8",
@@ -69,7 +76,7 @@ def test_what_autoscalers_ask_prometheus_is_sound_and_gives_the_right_number(tmp
     for name, value in (
         ("GroupBy", "pod"),
         ("Series", "forwardpass_saturation"),
-        ("LabelMatchers", 'namespace="ns",pod=~"p1|p2"'),
+        ("LabelMatchers", 'namespace="ns",pod=~"r-forwardpass-7d9f8-x2x4z|r-forwardpass-7d9f8cut"'),
     ):
         adapted = adapted.replace(f"<<.{name}>>", value)
 
@@ -80,7 +87,7 @@ def test_what_autoscalers_ask_prometheus_is_sound_and_gives_the_right_number(tmp
     of_pods, nobody = queries(grpcBalancing={"kind": "envoy"})
     (of_tritons,) = queries(engine="triton")
     wanted: dict[str, list[tuple[str, float]]] = {
-        adapted: [('{pod="p1"}', 0.9), ('{pod="p2"}', 0.6)],
+        adapted: [('{pod="r-forwardpass-7d9f8-x2x4z"}', 0.9), ('{pod="r-forwardpass-7d9f8cut"}', 0.6)],
         of_pods: [("{}", 1.5)],
         of_tritons: [("{}", 1.5)],
         nobody: [("{}", 2)],

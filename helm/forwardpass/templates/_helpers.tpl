@@ -189,16 +189,55 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 {{- if and .Values.gateway.enabled (not .Values.gateway.parentRefs) -}}
 {{- fail "gateway.parentRefs: needed where gateway.enabled; a route belongs to a Gateway" -}}
 {{- end -}}
+{{- if eq (include "forwardpass.routesMeet" .) "true" -}}
+{{- fail "gateway.grpc: a Gateway takes the HTTPRoute or the GRPCRoute, not both, where they have a listener and a hostname in common: give gateway.grpc.hostnames, or gateway.grpc.parentRefs with another sectionName, or name one of them in gateway.routes" -}}
+{{- end -}}
 {{- if and .Values.gateway.canary.weight (not .Values.gateway.canary.serviceName) -}}
 {{- fail "gateway.canary.serviceName: needed where gateway.canary.weight is set" -}}
 {{- end -}}
 {{- if and .Values.podDisruptionBudget.minAvailable .Values.podDisruptionBudget.maxUnavailable -}}
 {{- fail "podDisruptionBudget: minAvailable or maxUnavailable, not both; set the other one to \"\"" -}}
 {{- end -}}
+{{- $auth := (include "forwardpass.settings" . | fromJson).auth | default dict -}}
+{{- if and .Values.test.model (or $auth.keys $auth.jwt_jwks) (not .Values.test.keySecret.name) -}}
+{{- fail "test.keySecret.name: needed where test.model is asked and callers have to show a key or a token" -}}
+{{- end -}}
+{{- if (default dict .Values.settings.http_tls).client_ca -}}
+{{- fail "settings.http_tls.client_ca: the kubelet has no certificate to show, and would take the pods to be dead; ask for certificates by settings.tls.client_ca (gRPC), or for keys" -}}
+{{- end -}}
+{{- range $kind := list "serviceMonitor" "podMonitor" -}}
+{{- $monitor := get $.Values.metrics $kind -}}
+{{- if and $monitor.enabled (default dict $.Values.settings.metrics).token_file (not $monitor.authorization) -}}
+{{- fail (printf "metrics.%s.authorization: needed where settings.metrics.token_file is set, or nothing is scraped" $kind) -}}
+{{- end -}}
+{{- end -}}
+{{- if and .Values.networkPolicy.enabled (not .Values.networkPolicy.egress) -}}
+{{- $far := list -}}
+{{- if eq $repository.kind "remote" -}}{{- $far = append $far "modelRepository.kind remote" -}}{{- end -}}
+{{- if and (eq .Values.engine "triton") (eq .Values.triton.placement "external") -}}{{- $far = append $far "triton.placement external" -}}{{- end -}}
+{{- if (default dict .Values.settings.otlp).endpoint -}}{{- $far = append $far "settings.otlp.endpoint" -}}{{- end -}}
+{{- if hasPrefix "http" (default "" $auth.jwt_jwks) -}}{{- $far = append $far "settings.auth.jwt_jwks" -}}{{- end -}}
+{{- if $far -}}
+{{- fail (printf "networkPolicy.egress: lets the pods out to names and to each other alone, and %s is further away" (join ", " $far)) -}}
+{{- end -}}
+{{- end -}}
 {{- range $name := list "http" "grpc" "metrics" -}}
 {{- if hasKey (default dict (get $.Values.settings $name)) "port" -}}
 {{- fail (printf "settings.%s.port: the pod's ports are fixed; those of the Service are service.httpPort and service.grpcPort" $name) -}}
 {{- end -}}
+{{- end -}}
+{{- end -}}
+
+{{/* "true" where both routes of a Gateway are for one listener and one hostname: the later one of them would be rejected.
+  Source: Gateway API, GRPCRoute, spec.hostnames. */}}
+{{- define "forwardpass.routesMeet" -}}
+{{- $gateway := .Values.gateway -}}
+{{- $mine := $gateway.grpc.hostnames | default $gateway.hostnames -}}
+{{- $apart := and $gateway.grpc.parentRefs (ne (toJson $gateway.grpc.parentRefs) (toJson $gateway.parentRefs)) -}}
+{{- if and $gateway.enabled (has "http" $gateway.routes) (has "grpc" $gateway.routes) (not $apart) -}}
+{{- $meet := or (empty $mine) (empty $gateway.hostnames) -}}
+{{- range $mine -}}{{- if has . $gateway.hostnames -}}{{- $meet = true -}}{{- end -}}{{- end -}}
+{{- $meet -}}
 {{- end -}}
 {{- end -}}
 
@@ -258,18 +297,16 @@ topologySpreadConstraints:
 {{- divf $full .Values.autoscaling.targetSaturation | ceil | int -}}
 {{- end -}}
 
-{{- define "forwardpass.asksPeers" -}}
-{{- if and (eq .Values.autoscaling.kind "keda") (eq .Values.autoscaling.keda.trigger "external") -}}true{{- end -}}
-{{- end -}}
-
 {{/* The work that is asked of all pods together, of the hottest model: over the target it is how many are needed. Each server
-  tells of the part of the Tritons' work that it may ask for: of Tritons it is the servers' mean, times their number. */}}
+  tells of the part of the Tritons' work that it may ask for: of Tritons it is the servers' mean, times their number. By the pods'
+  names (the Deployment's, and what replica sets add), so that it is the same whoever has them scraped, or if two do. */}}
 {{- define "forwardpass.saturationQuery" -}}
-{{- $where := printf "namespace=%q,service=%q" .Release.Namespace (include "forwardpass.fullname" .) -}}
+{{- $where := printf "namespace=%q,pod=~%q" .Release.Namespace (printf "%s-[a-z0-9]+(-[a-z0-9]+)?" (include "forwardpass.fullname" .)) -}}
+{{- $each := printf "max by (pod, model, version) (forwardpass_saturation{%s})" $where -}}
 {{- if eq (include "forwardpass.scales" .) "tritons" -}}
-max(avg by (model, version) (forwardpass_saturation{ {{- $where -}} })) * clamp_min(max(sum by (pod) (forwardpass_triton_up{ {{- $where -}} })), 1)
+max(avg by (model, version) ({{ $each }})) * clamp_min(max(sum by (pod) (max by (pod, triton) (forwardpass_triton_up{ {{- $where -}} }))), 1)
 {{- else -}}
-max(sum by (model, version) (forwardpass_saturation{ {{- $where -}} }))
+max(sum by (model, version) ({{ $each }}))
 {{- end -}}
 {{- end -}}
 
@@ -330,7 +367,7 @@ initContainers:
 {{- end }}
 {{- end -}}
 
-{{/* A Triton: (dict "root" $ "ports" (list HTTP GRPC METRICS)). */}}
+{{/* A Triton: (dict "root" $ "ports" (list HTTP GRPC METRICS)); with "outlives" it ends after that port of its pod is closed. */}}
 {{- define "forwardpass.tritonContainer" -}}
 {{- $triton := .root.Values.triton -}}
 - name: triton
@@ -358,6 +395,11 @@ initContainers:
   livenessProbe:
     httpGet: { path: /v2/health/live, port: triton-http }
     {{- toYaml .root.Values.probes.liveness | nindent 4 }}
+  {{- with .outlives }}
+  lifecycle:
+    preStop:
+      exec: { command: ["bash", "-c", "while (exec 3<>/dev/tcp/127.0.0.1/{{ . }}) 2>/dev/null; do sleep 0.2; done"] }
+  {{- end }}
   resources:
     {{- toYaml $triton.resources | nindent 4 }}
   securityContext:
