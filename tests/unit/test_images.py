@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 import subprocess
@@ -70,21 +71,57 @@ def test_the_environment_of_compose_is_the_servers_own(name: str, monkeypatch: p
     assert all(port.startswith("127.0.0.1:") for port in service["ports"])
 
 
+def mounted(service: str) -> dict[str, Path]:
+    """What of this folder a service sees, by where it sees it; all of it is there, and read-only."""
+    found = {}
+    for volume in COMPOSE["services"][service]["volumes"]:
+        source, target, mode = volume.split(":")
+        assert mode == "ro"
+        assert (ROOT / source).exists(), source
+        found[target] = ROOT / source
+    return found
+
+
 def test_prometheus_takes_the_configuration_of_compose(tmp_path: Path) -> None:
-    """By promtool, with the chart's own rules."""
+    """By promtool, with the chart's own rules; it asks services that are there, at the port of their metrics."""
     promtool = shutil.which("promtool")
     if promtool is None:
         pytest.skip("promtool is not installed")
-    config = COMPOSE["configs"]["prometheus"]["content"]
-    rules = ROOT / "helm" / "forwardpass" / "rules"
+    there = mounted("prometheus")
+    config = there["/etc/prometheus/prometheus.yml"].read_text()
+    rules = there["/etc/prometheus/rules"]
     (tmp_path / "prometheus.yml").write_text(config.replace("/etc/prometheus/rules", str(rules)))
     done = subprocess.run([promtool, "check", "config", tmp_path / "prometheus.yml"], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert COMPOSE["services"]["prometheus"]["volumes"] == ["./helm/forwardpass/rules:/etc/prometheus/rules:ro"]
+    assert f"{len(yaml.safe_load((rules / 'forwardpass.yaml').read_text())['groups'])}" in done.stdout
+    jobs = yaml.safe_load(config)["scrape_configs"]
+    asked = [target.split(":") for job in jobs for each in job["static_configs"] for target in each["targets"]]
+    assert {name for name, _ in asked} <= COMPOSE["services"].keys()
+    assert {port for _, port in asked} == {"8002"}
 
 
-def test_configs_of_compose_are_used_and_there() -> None:
-    """Each by one service."""
-    used = [each["source"] for service in COMPOSE["services"].values() for each in service.get("configs", [])]
-    assert sorted(used) == sorted(COMPOSE["configs"])
-    assert all(yaml.safe_load(each["content"]) for each in COMPOSE["configs"].values())
+def test_grafana_finds_prometheus_and_the_dashboards() -> None:
+    """By what is provisioned: a service and its port, and the folder that they lie in."""
+    there = mounted("grafana")
+    folder = Path("/etc/grafana/provisioning")
+    (source,) = yaml.safe_load(there[str(folder / "datasources" / "forwardpass.yaml")].read_text())["datasources"]
+    assert source["type"] == "prometheus"
+    name, _, port = source["url"].removeprefix("http://").partition(":")
+    assert COMPOSE["services"][name]["ports"] == [f"127.0.0.1:{port}:{port}"]
+    (provider,) = yaml.safe_load(there[str(folder / "dashboards" / "forwardpass.yaml")].read_text())["providers"]
+    dashboards = [json.loads(path.read_text()) for path in there[provider["options"]["path"]].iterdir()]
+    assert dashboards
+    assert all(dashboard["uid"] and dashboard["panels"] for dashboard in dashboards)
+
+
+def test_what_compose_names_is_there() -> None:
+    """Services that others wait for, models, what is built, and no port twice."""
+    services = COMPOSE["services"]
+    assert {name for each in services.values() for name in each.get("depends_on", [])} <= services.keys()
+    for name in ("server", "gateway"):
+        assert services[name]["build"] == {"context": ".", "target": "server"}
+        assert [path.name for path in mounted(name).values()] == ["model_repository"]
+    assert services["gateway"]["environment"]["FORWARDPASS_TRITON__URL"] == "grpc://triton:8001"
+    assert mounted("triton")["/models"] == ROOT / "model_repository"
+    taken = [port.split(":")[1] for each in services.values() for port in each.get("ports", [])]
+    assert len(taken) == len(set(taken))
