@@ -25,7 +25,9 @@ RUN apt-get update -q && apt-get install -q --yes --no-install-recommends binuti
  && find . -type d \( -name tests -o -name test \) -prune -exec rm -r {} + \
  && find . -type f \( -name '*.py[ix]' -o -name '*.pxd' -o -name '*.c' -o -name '*.h' -o -name '*.hpp' -o -name '*.a' \) -delete \
  && find . -name '*.so' -not -path '*.libs/*' -exec strip --strip-unneeded {} + \
- && rm -rf onnxruntime/transformers onnxruntime/tools onnxruntime/quantization onnxruntime/datasets numpy/f2py numpy/distutils
+ && rm -rf onnxruntime/transformers onnxruntime/tools onnxruntime/quantization onnxruntime/datasets numpy/f2py numpy/distutils \
+ # ONNX Runtime a second time, for programs in C: Python's module has it in itself, and of the extras genai alone looks for it.
+ && { [ -d onnxruntime_genai ] || rm -f onnxruntime/capi/libonnxruntime.so.*; }
 COPY server server
 RUN /opt/forwardpass/bin/pip install --no-deps --force-reinstall .
 # The root is read-only: what is not compiled here is compiled at every start.
