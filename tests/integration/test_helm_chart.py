@@ -275,6 +275,14 @@ class TestPods:
         startup = container["startupProbe"]
         assert startup["periodSeconds"] * startup["failureThreshold"] == 300
 
+    def test_pull_secrets_and_priority_are_every_pods(self) -> None:
+        """Of Envoys and Tritons too, whose images may lie in the same registry."""
+        values = {"imagePullSecrets": [{"name": "registry"}], "priorityClassName": "high"}
+        documents = render(CASES["Tritons of its own"] | {"grpcBalancing": {"kind": "envoy"}} | values)
+        pods = [each["spec"]["template"]["spec"] for each in documents if each["kind"] == "Deployment"]
+        assert len(pods) == 3
+        assert all(pod.items() >= values.items() for pod in pods)
+
     @pytest.mark.parametrize(
         ("values", "limits"),
         [
@@ -319,6 +327,17 @@ class TestTriton:
         settings = load_settings()
         assert settings.engine.kind == "triton"
         assert settings.triton.url == url
+
+    @pytest.mark.parametrize("case", ["Tritons of its own", "a Triton in each pod"])
+    def test_they_are_scraped_apart_from_the_servers(self, case: str) -> None:
+        """Their metrics have the same names; a monitor is a job."""
+        documents = render(CASES[case] | {"metrics": {"podMonitor": {"enabled": True}}})
+        ports = {
+            each["metadata"]["name"]: [endpoint["port"] for endpoint in each["spec"]["podMetricsEndpoints"]]
+            for each in documents
+            if each["kind"] == "PodMonitor"
+        }
+        assert ports == {"r-forwardpass": ["metrics"], "r-forwardpass-triton": ["triton-metrics"]}
 
     def test_those_of_the_chart_are_reached_one_by_one(self) -> None:
         """A headless Service over the Deployment's pods, also over those that are not ready."""
@@ -560,6 +579,12 @@ REFUSED: dict[str, tuple[Values, str]] = {
     "an unknown setting": ({"settings": {"grpc": {"max_pings": 1}}}, "max_pings"),
     "a setting out of range": ({"settings": {"grpc": {"max_connections": 0}}}, "settings.grpc.max_connections"),
     "a port of the pod": ({"settings": {"http": {"port": 80}}}, "settings.http.port"),
+    "an address of the pod": ({"settings": {"host": "127.0.0.1"}}, "settings.host"),
+    "an engine past the chart": ({"settings": {"engine": {"kind": "triton"}}}, "settings.engine.kind"),
+    "Tritons past the chart": (
+        {"engine": "triton", "settings": {"triton": {"url": "grpc://a:8001"}}},
+        "settings.triton.url",
+    ),
     "no pod": ({"replicas": 0}, "replicas"),
     "an unknown kind of scaling": ({"autoscaling": {"kind": "cpu"}}, "autoscaling.kind"),
     "more pods than at most": ({"autoscaling": {"kind": "hpa", "minReplicas": 20}}, "autoscaling.minReplicas"),

@@ -221,6 +221,16 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 {{- fail (printf "networkPolicy.egress: lets the pods out to names and to each other alone, and %s is further away" (join ", " $far)) -}}
 {{- end -}}
 {{- end -}}
+{{- $given := .Values.settings -}}
+{{- if or (hasKey $given "host") (hasKey (default dict $given.metrics) "host") -}}
+{{- fail "settings.host, settings.metrics.host: a pod listens on all its addresses; networkPolicy says who may call" -}}
+{{- end -}}
+{{- if hasKey (default dict $given.engine) "kind" -}}
+{{- fail "settings.engine.kind: is chosen by engine and triton.placement" -}}
+{{- end -}}
+{{- if hasKey (default dict $given.triton) "url" -}}
+{{- fail "settings.triton.url: is chosen by triton.placement; those that are there are triton.urls" -}}
+{{- end -}}
 {{- range $name := list "http" "grpc" "metrics" -}}
 {{- if hasKey (default dict (get $.Values.settings $name)) "port" -}}
 {{- fail (printf "settings.%s.port: the pod's ports are fixed; those of the Service are service.httpPort and service.grpcPort" $name) -}}
@@ -248,9 +258,16 @@ capabilities:
   drop: ["ALL"]
 {{- end -}}
 
-{{/* Where pods may run: (dict "component" ... "root" $). */}}
+{{/* Where pods may run, and what they come from: (dict "component" ... "root" $). */}}
 {{- define "forwardpass.placement" -}}
 {{- $values := .root.Values -}}
+{{- with $values.imagePullSecrets }}
+imagePullSecrets:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- with $values.priorityClassName }}
+priorityClassName: {{ . }}
+{{- end }}
 {{- with $values.nodeSelector }}
 nodeSelector:
   {{- toYaml . | nindent 2 }}
