@@ -17,7 +17,7 @@ from tests.support.chart import CHART, ROOT, one, render
 from tests.support.parts import tool
 
 RULES = CHART / "rules" / "forwardpass.yaml"
-CASES = ROOT / "tests" / "golden" / "rules_test.yaml"
+CASES = [ROOT / "tests" / "golden" / name for name in ("rules_test.yaml", "rules_day_test.yaml")]
 
 
 def promtool(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
@@ -30,11 +30,11 @@ def rules(kind: str) -> list[dict[str, Any]]:
 
 
 def test_each_alert_fires_for_its_cause_and_not_without_it(tmp_path: Path) -> None:
-    """The cases of tests/golden/rules_test.yaml, on a scripted history."""
-    shutil.copy(RULES, tmp_path)
-    shutil.copy(CASES, tmp_path)
+    """The cases of tests/golden/rules_test.yaml and rules_day_test.yaml, on a scripted history."""
+    for path in (RULES, *CASES):
+        shutil.copy(path, tmp_path)
 
-    done = promtool("test", "rules", tmp_path / CASES.name)
+    done = promtool("test", "rules", *(tmp_path / path.name for path in CASES))
 
     assert done.returncode == 0, done.stdout + done.stderr
 
@@ -107,7 +107,7 @@ def test_what_autoscalers_ask_prometheus_is_sound_and_gives_the_right_number(tmp
 def test_no_alert_is_without_a_case_in_which_it_fires_and_one_in_which_it_does_not() -> None:
     """A new alert needs both; of one that names its victim, the other victims of a case are the second."""
     fires, silent = set(), set()
-    for case in yaml.safe_load(CASES.read_text())["tests"]:
+    for case in (case for path in CASES for case in yaml.safe_load(path.read_text())["tests"]):
         for asked in case["alert_rule_test"]:
             (fires if asked["exp_alerts"] else silent).add(asked["alertname"])
     alerts = {rule["alert"] for rule in rules("alert")}
