@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from server.environment import load_settings
-from tests.support.chart import CHART, KUBERNETES, ROOT, Document, Refused, kinds, one, render, render_by_helm4
+from tests.support.chart import CHART, KUBERNETES, ROOT, Document, Refused, kinds, lint, one, render, render_by_helm4
 
 Values = dict[str, Any]
 
@@ -169,6 +169,14 @@ def test_a_planted_mistake_in_a_custom_resource_is_found(
         place = place[step]
     place[path[-1]] = value
     assert len(problems(document)) == 1
+
+
+@pytest.mark.parametrize(
+    "case", ["the defaults", "a network policy around Envoy and Tritons", "KEDA, to zero behind Envoy"]
+)
+def test_helm_lint_has_nothing_to_say(case: str) -> None:
+    """Strictly: warnings are errors."""
+    lint(CASES[case])
 
 
 @pytest.mark.parametrize("kubernetes", KUBERNETES)

@@ -34,24 +34,22 @@ def render(values: Mapping[str, Any] | None = None, kubernetes: str = "1.31") ->
 
 @functools.cache
 def _text(values: str, kubernetes: str) -> str:
+    version = ("--kube-version", f"{kubernetes}.0")
+    return _helm("template", "r", CHART, "--namespace", "ns", *version, "--values", "-", values=values)
+
+
+def lint(values: Mapping[str, Any]) -> None:
+    """`helm lint`, warnings as errors. Raises Refused."""
+    _helm("lint", CHART, "--strict", "--values", "-", values=json.dumps(values))
+
+
+def _helm(*arguments: str | Path, values: str) -> str:
     program = TOOLS / "helm"
     if not program.is_file():
         lacking("Helm is not there: make helm-tools installs it")
-    command = [
-        program,
-        "template",
-        "r",
-        CHART,
-        "--namespace",
-        "ns",
-        "--kube-version",
-        f"{kubernetes}.0",
-        "--values",
-        "-",
-    ]
-    done = subprocess.run(command, input=values, capture_output=True, text=True)
+    done = subprocess.run([program, *arguments], input=values, capture_output=True, text=True)
     if done.returncode:
-        raise Refused(done.stderr)
+        raise Refused(done.stderr or done.stdout)
     return done.stdout
 
 

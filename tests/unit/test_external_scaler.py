@@ -125,6 +125,18 @@ async def test_an_unknown_metric_is_refused_and_so_is_all_of_it_where_it_is_off(
     assert external_scaler(ScalingSettings(), nobody) == ()
 
 
+def test_all_of_kedas_proto_is_served() -> None:
+    """Each call by its name, its messages, and whether it streams."""
+    service = pb.DESCRIPTOR.services_by_name["ExternalScaler"]
+    rows = external_scaler(ScalingSettings(external_scaler=True), nobody)
+    served = {row.name: (row.request.DESCRIPTOR, row.response.DESCRIPTOR, row.streams) for row in rows}
+    assert served == {
+        f"/{service.full_name}/{each.name}": (each.input_type, each.output_type, each.server_streaming)
+        for each in service.methods
+    }
+    assert len(served) == 5
+
+
 async def nobody() -> bytes:
     raise AssertionError("it is asked")
 
