@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 from urllib.parse import SplitResult
@@ -206,11 +206,7 @@ class Transport:
 
     def send(self, call: Call[T], timeout_s: float | None) -> T:
         request: Request = call.request
-        method = self._channel.unary_unary(
-            request.method,
-            request_serializer=type(request.message).SerializeToString,
-            response_deserializer=request.reply.FromString,
-        )
+        method = _method(self._channel.unary_unary, request)
         try:
             reply, rpc = method.with_call(request.message, timeout=timeout_s, metadata=self._shown + _metadata(call))
         except grpc.RpcError as error:
@@ -219,11 +215,7 @@ class Transport:
 
     def stream(self, call: Call[T], timeout_s: float | None) -> Iterator[T]:
         request: Request = call.request
-        method = self._channel.unary_stream(
-            request.method,
-            request_serializer=type(request.message).SerializeToString,
-            response_deserializer=request.reply.FromString,
-        )
+        method = _method(self._channel.unary_stream, request)
         rpc = method(request.message, timeout=timeout_s, metadata=self._shown)
         try:
             for reply in rpc:
@@ -231,7 +223,7 @@ class Transport:
         except grpc.RpcError as error:
             raise _failure(error, self._url) from error
         finally:
-            rpc.cancel()  # type: ignore[no-untyped-call]
+            rpc.cancel()
 
     def close(self) -> None:
         self._channel.close()
@@ -248,14 +240,8 @@ class AsyncTransport:
         self._channel: grpc.aio.Channel | None = None
 
     async def send(self, call: Call[T], timeout_s: float | None) -> T:
-        if self._channel is None:
-            self._channel = grpc.aio.insecure_channel(self._target, options=self._options)
         request: Request = call.request
-        method = self._channel.unary_unary(
-            request.method,
-            request_serializer=type(request.message).SerializeToString,
-            response_deserializer=request.reply.FromString,
-        )
+        method = _method(self._opened().unary_unary, request)
         try:
             rpc = method(request.message, timeout=timeout_s, metadata=self._shown + _metadata(call))
             reply = await rpc
@@ -265,14 +251,8 @@ class AsyncTransport:
         return call.answer(reply, self._url, _server_timing(trailers))
 
     async def stream(self, call: Call[T], timeout_s: float | None) -> AsyncGenerator[T]:
-        if self._channel is None:
-            self._channel = grpc.aio.insecure_channel(self._target, options=self._options)
         request: Request = call.request
-        method = self._channel.unary_stream(
-            request.method,
-            request_serializer=type(request.message).SerializeToString,
-            response_deserializer=request.reply.FromString,
-        )
+        method = _method(self._opened().unary_stream, request)
         rpc = method(request.message, timeout=timeout_s, metadata=self._shown)
         try:
             async for reply in rpc:
@@ -282,9 +262,23 @@ class AsyncTransport:
         finally:
             rpc.cancel()
 
+    def _opened(self) -> grpc.aio.Channel:
+        if self._channel is None:
+            self._channel = grpc.aio.insecure_channel(self._target, options=self._options)
+        return self._channel
+
     async def close(self) -> None:
         if self._channel is not None:
             await self._channel.close(grace=None)
+
+
+def _method(make: Callable[..., Any], request: Request) -> Any:
+    """The call of a channel that `make`, one of its four kinds, has for the request's method."""
+    return make(
+        request.method,
+        request_serializer=type(request.message).SerializeToString,
+        response_deserializer=request.reply.FromString,
+    )
 
 
 def _target(url: SplitResult) -> str:
