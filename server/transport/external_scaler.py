@@ -20,11 +20,12 @@ from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from server.errors import Draining, InvalidRequest, ReplicasUnreached, Unsupported
+from server.errors import Draining, InvalidRequest, ReplicasUnreached
 from server.proto.keda import externalscaler_pb2 as pb
 from server.scaling import OwnMetrics, Replicas
 from server.security.roles import OPEN
 from server.settings import ScalingSettings
+from server.transport.messages import only
 from server.transport.methods import CallInfo, Method
 
 if TYPE_CHECKING:
@@ -70,7 +71,7 @@ class _Scaler:
         self, dataplane: DataPlane, messages: AsyncIterator[Any], _info: CallInfo
     ) -> AsyncIterator[Any]:
         """Raises Draining: the server shuts down; KEDA asks another one."""
-        metadata = await _only(messages)
+        metadata = dict((await only(messages)).scalerMetadata)
         told: bool | None = None
         while not dataplane.draining():
             # Where nobody answers, nothing is known to have changed.
@@ -92,7 +93,7 @@ class _Scaler:
 
         Raises Draining as `stream_is_active` does.
         """
-        yield self._spec(await _only(messages))
+        yield self._spec((await only(messages)).scalerMetadata)
         while not dataplane.draining():  # noqa: ASYNC110 - a state, not an event
             await asyncio.sleep(self._settings.poll_s)
         raise Draining
@@ -139,9 +140,3 @@ def _number(metadata: Mapping[str, str], name: str, default: float) -> float:
     if not 0 <= value < math.inf:
         raise InvalidRequest(f"scalerMetadata.{name}", f"is '{metadata[name]}', it must be a number, 0 or above")
     return value
-
-
-async def _only(messages: AsyncIterator[Any]) -> Mapping[str, str]:
-    async for message in messages:
-        return dict(message.scalerMetadata)
-    raise Unsupported("request", "has no message")

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from grpc_health.v1 import health_pb2 as pb
 
-from server.errors import Draining, UnknownService, Unsupported
+from server.errors import Draining, UnknownService
+from server.transport.messages import only
 
 if TYPE_CHECKING:
     from server.dataplane import DataPlane
@@ -37,7 +38,7 @@ async def watch(dataplane: DataPlane, messages: AsyncIterator[Any], _info: CallI
     Raises:
         Draining: the server shuts down; the last status before that is NOT_SERVING.
     """
-    service = await _only(messages)
+    service = str((await only(messages)).service)
     told = None
     while True:
         status = _status(dataplane, service)
@@ -47,12 +48,6 @@ async def watch(dataplane: DataPlane, messages: AsyncIterator[Any], _info: CallI
         if dataplane.draining():
             raise Draining
         await asyncio.sleep(_LOOK_S)
-
-
-async def _only(messages: AsyncIterator[Any]) -> str:
-    async for message in messages:
-        return str(message.service)
-    raise Unsupported("request", "has no message")
 
 
 def _status(dataplane: DataPlane, service: str) -> Any:

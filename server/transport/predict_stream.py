@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from server.call import Responses, each
 from server.errors import InvalidRequest
 from server.transport.codec import predict_grpc
+from server.transport.messages import only
 from server.transport.openai.dialect import Dialect, Piece, writes_text
 from server.types import InferRequest, InferResponse, PredictRequest, TextInput, Written
 
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 
 async def predict_stream(dataplane: DataPlane, messages: AsyncIterator[Any], info: CallInfo) -> AsyncGenerator[Any]:
     """The answers to the one message. Raises ServingError."""
-    message = await _only(messages)
+    message = await only(messages)
     request = predict_grpc.decode_predict(message, info.deadline_ns, streams=True)
     request.tenant, request.metadata, request.received_ns = info.tenant, info.metadata, info.received_ns
     metadata = dataplane.model_metadata(request.model_name, request.model_version)
@@ -41,12 +42,6 @@ async def predict_stream(dataplane: DataPlane, messages: AsyncIterator[Any], inf
             if response.outputs:
                 piece = _written(dialect.read(response))
                 yield predict_grpc.encode_written(response.model_name, response.model_version, request.id, piece)
-
-
-async def _only(messages: AsyncIterator[Any]) -> Any:
-    async for message in messages:
-        return message
-    raise InvalidRequest("message", "there is none")
 
 
 def _prompt(request: PredictRequest) -> str:
