@@ -286,7 +286,7 @@ class Batcher(Ticking):
     def _finish(self, runner: Runner, requests: Sequence[InferRequest], result: Pass) -> None:
         ended_ns = self._clock()
         if isinstance(result.error, DeviceLost) and self._watchdog is not None:
-            self._watchdog.lost(runner, result.error)
+            self._watchdog.lost(runner, requests, result.error)
         run = self._instances.release(runner, ended_ns)
         try:
             if run is not None:

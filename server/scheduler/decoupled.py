@@ -26,6 +26,7 @@ from server.scheduler.instances import Run
 from server.scheduler.merge import merge, split
 from server.scheduler.plan import Limits
 from server.scheduler.queue import Priorities, QueuePolicy
+from server.scheduler.settling import READER_FAILED
 from server.scheduler.share import Share
 from server.scheduler.statistics import ModelStatistics
 from server.scheduler.worker import Model, Pass, Worker, failed_pass
@@ -117,7 +118,6 @@ def _send(request: InferRequest, response: InferResponse, go_on: Callable[[], No
     try:
         request.send(response, go_on)
     except Exception as error:
-        told = "the caller of a request to model %s failed to take a response"
-        log.exception(told, response.model_name, extra=about(request))
+        log.exception(READER_FAILED, response.model_name, extra=about(request))
         request.settle(EngineFailure(response.model_name, repr(error)))
         go_on()

@@ -18,6 +18,7 @@ from server.types import InferRequest, InferResponse, Outcome, Timing
 log = logging.getLogger(__name__)
 
 CALLER_FAILED = "the caller of a request to model %s failed to take its outcome"
+READER_FAILED = "the caller of a request to model %s failed to take a response"
 
 
 class Settling:

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from server.errors import DeviceLost
 from server.observability.whose import about
 from server.scheduler.instances import Instances, Run
 from server.scheduler.worker import Runner, Worker
+from server.types import InferRequest
 
 log = logging.getLogger(__name__)
 
@@ -78,10 +79,11 @@ class Watchdog:
         self._give_up(runner, run)
         self._renew(runner)
 
-    def lost(self, runner: Runner, error: DeviceLost) -> None:
+    def lost(self, runner: Runner, requests: Sequence[InferRequest], error: DeviceLost) -> None:
         """A pass has ended so: none of this instance would go well any more. It is not alive when this returns."""
         if isinstance(runner, Worker):
-            log.error("model '%s': an instance has lost its device and is replaced: %s", self._model_name, error.detail)
+            told = "model '%s': an instance has lost its device and is replaced: %s"
+            log.error(told, self._model_name, error.detail, extra=about(*requests))
             runner.give_up()
             self._renew(runner)
 

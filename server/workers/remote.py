@@ -34,7 +34,7 @@ from server.proto.triton import model_config_pb2
 from server.repository.certificate import Manifest
 from server.repository.loading import ServedModel
 from server.repository.model_config import from_message
-from server.scheduler.settling import CALLER_FAILED
+from server.scheduler.settling import CALLER_FAILED, READER_FAILED
 from server.scheduler.statistics import ModelStatistics
 from server.served import DecoupledServed, Served, absent
 from server.shared_memory.places import SMALLEST_BYTES, Places
@@ -187,12 +187,8 @@ class RemoteModels:
         self._current.clear()
         pending, self._pending = self._pending, {}
         self._numbers.clear()
-        under_way = [request for request, _, _ in pending.values()]
-        log.warning(
-            "the link to the engine process is lost, with %d requests under way",
-            *(len(pending),),
-            extra=about(*under_way),
-        )
+        whose = about(*(request for request, _, _ in pending.values()))
+        log.warning("the link to the engine process is lost, with %d requests under way", len(pending), extra=whose)
         for request, served, _ in pending.values():
             self._fail(request, served, EngineLost())
 
@@ -334,7 +330,7 @@ class RemoteModels:
         try:
             request.send(response, partial(self._took, number))
         except Exception as error:
-            log.exception("the caller of a request to model %s failed to take a response", request.model_name)
+            log.exception(READER_FAILED, request.model_name, extra=about(request))
             self.cancel(request)
             request.settle(EngineFailure(request.model_name, repr(error)))
 
