@@ -142,9 +142,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, help="a folder for what is written")
     options = parser.parse_args(arguments)
     try:
-        slo = read_slo(options.slo)
+        slo = read_slo(options.slo, options.model_repository)
         # Of texts there is no rate: they are as long as they are.
-        asked = [one for one in slo.objectives if options.only in str(one.kind) and not one.optional]
+        asked = [one for one in slo.objectives if options.only in str(one.kind) and one.kind.call != "chat"]
         if not asked:
             parser.error(f"--only: {options.slo} has no kind with {options.only!r} in it")
         measured: list[list[Capacity]] = []

@@ -12,8 +12,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import os
-import signal
 import statistics
 import sys
 import tempfile
@@ -95,7 +93,7 @@ async def one_round(address: str, triton: LocalTriton) -> Round:
 async def kill_and_restart(triton: LocalTriton, found: Round) -> None:
     """Raises TritonFailed: it does not come up, or is not used within half a minute."""
     found.killed_at = time.monotonic()
-    _kill(triton.pid)
+    triton.kill()
     await asyncio.sleep(_DOWN_S)
     triton.stop()
     triton.start()
@@ -107,14 +105,6 @@ async def kill_and_restart(triton: LocalTriton, found: Round) -> None:
                 raise TritonFailed(f"it is not used {_AGAIN_S:.0f} s after it was ready")
             await asyncio.sleep(0.02)
     found.used_at = time.monotonic()
-
-
-def _kill(pid: int) -> None:
-    """With the processes of its models, which it can't end any more."""
-    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-    for each in (pid, *map(int, children)):
-        with suppress(ProcessLookupError):
-            os.kill(each, signal.SIGKILL)
 
 
 async def _answers(client: httpx.AsyncClient, triton: LocalTriton) -> bool:

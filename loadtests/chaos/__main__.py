@@ -20,7 +20,8 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from random import Random
 
@@ -81,16 +82,14 @@ def chaos(plan: Plan, folder: Path) -> Seen:
         if plan.over_triton:
             network, tritons = stack.enter_context(running(folder))
             flags = ["--engine", "triton", "--triton-url", addresses(tritons)]
-            make: Callable[[Server], Faults] = lambda server: TritonFaults(  # noqa: E731
-                server, folder, Random(plan.seed), kinds=TRITON_FAULTS, tritons=tritons
-            )
+            make: Callable[..., Faults] = partial(TritonFaults, kinds=TRITON_FAULTS, tritons=tritons)
         else:
             network = save(folder / "models")
             flags = ["--model-control-mode", "explicit", "--load-model", "*", "--workers", "2"]
-            make = lambda server: Faults(server, folder, Random(plan.seed))  # noqa: E731
+            make = Faults
         row = np.random.default_rng(0).normal(size=(1, *network.dims)).astype(np.float32)
         server = stack.enter_context(serving(folder / "models", folder, tuple(cores()), *pair, *flags))
-        return asyncio.run(_see(plan, make(server), _question(folder, row)))
+        return asyncio.run(_see(plan, make(server, folder, Random(plan.seed)), _question(folder, row)))
 
 
 def _question(folder: Path, row: np.ndarray) -> Question:  # type: ignore[type-arg]
@@ -180,8 +179,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--over-triton", action="store_true", help="a gateway over two Tritons, which are killed too")
     parser.add_argument("--out", type=Path, help="also write chaos.md and chaos.html into this folder")
     options = parser.parse_args(arguments)
-    plan = Plan(options.seconds, options.load, every_s=options.every, seed=options.seed, rate=options.rate)
-    plan = replace(plan, over_triton=options.over_triton)
+    plan = Plan(
+        options.seconds,
+        options.load,
+        every_s=options.every,
+        seed=options.seed,
+        rate=options.rate,
+        over_triton=options.over_triton,
+    )
     with tempfile.TemporaryDirectory() as folder:
         seen = chaos(plan, Path(folder))
     text = report(seen, plan)

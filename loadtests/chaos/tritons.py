@@ -8,7 +8,7 @@ import os
 import signal
 import time
 from collections.abc import Awaitable, Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -60,7 +60,7 @@ def running(folder: Path) -> Iterator[tuple[Network, list[LocalTriton]]]:
             yield network, tritons
         finally:
             for triton in tritons:
-                _kill(triton)
+                triton.kill()
                 triton.stop()
 
 
@@ -70,15 +70,6 @@ def addresses(tritons: Sequence[LocalTriton]) -> str:
 
 def _name(triton: LocalTriton) -> str:
     return f"127.0.0.1:{triton.ports.grpc}"
-
-
-def _kill(triton: LocalTriton) -> None:
-    """With the processes of its models, which it can't end any more."""
-    with suppress(ProcessLookupError, FileNotFoundError):
-        children = Path(f"/proc/{triton.pid}/task/{triton.pid}/children").read_text().split()
-        for each in (triton.pid, *map(int, children)):
-            with suppress(ProcessLookupError):
-                os.kill(each, signal.SIGKILL)
 
 
 async def kills_a_triton(faults: Faults) -> str:
@@ -140,7 +131,7 @@ def _one(faults: Faults) -> LocalTriton:
 async def _killed(faults: Faults, tritons: Sequence[LocalTriton]) -> None:
     at_s = time.monotonic()
     for triton in tritons:
-        _kill(triton)
+        triton.kill()
     faults.lost.append((at_s - _AROUND_S, time.monotonic() + _AROUND_S))
     await asyncio.sleep(1)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import shutil
 import signal
 import socket
@@ -131,6 +132,16 @@ class LocalTriton:
         if self._temporary is not None:
             shutil.rmtree(self._temporary, ignore_errors=True)
             self._temporary = None
+
+    def kill(self) -> None:
+        """End it at once, and the processes of its models, which it can't end any more. `stop` cleans up then."""
+        if self._process is None or self._process.poll() is not None:
+            return
+        pid = self._process.pid
+        children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+        for each in (pid, *map(int, children)):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(each, signal.SIGKILL)
 
     def __enter__(self) -> LocalTriton:
         try:

@@ -272,14 +272,6 @@ async def wait_until(true: Callable[[], Awaitable[bool]], seconds: float) -> flo
     return time.monotonic() - began
 
 
-def kill_with_children(pid: int) -> None:
-    """SIGKILL; the processes of its models, which it can't end any more, after it."""
-    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-    for each in (pid, *map(int, children)):
-        with suppress(ProcessLookupError):
-            os.kill(each, signal.SIGKILL)
-
-
 async def ready(url: str) -> bool:
     async with httpx.AsyncClient() as client:
         with suppress(httpx.HTTPError):
@@ -306,7 +298,7 @@ def test_a_triton_that_is_killed_costs_what_it_had_in_flight_and_nothing_else(tm
         async def kill_and_restart(told: Told) -> None:
             await asyncio.sleep(1)
             killed.append(time.monotonic())
-            kill_with_children(second.pid)
+            second.kill()
             await asyncio.sleep(1)
             second.stop()
             second.start()
