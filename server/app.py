@@ -33,7 +33,7 @@ from server.observability.following import following
 from server.observability.log_control import LogControl
 from server.observability.machine import Machine, Pulse
 from server.observability.metrics import Metrics, Told
-from server.observability.rollout_metrics import RolloutMetrics
+from server.observability.rollout_metrics import rollout_rows
 from server.observability.tracing import Tracing
 from server.pipeline.load import load_pipeline
 from server.repository.certificate import Vouch
@@ -118,7 +118,9 @@ class Server:
     def _told(self) -> Told:
         machine = self._machine.rows((s.name, s.version, s.busy_ns) for s in self.dataplane.statistics())
         http: Rows = {"forwardpass_http_connections": [((), len(self.rest.listener.connections))]}
-        return Told([self._pulse.rows(), machine, self.models.load_rows(), http], {"server": self._pulse.lag})
+        models = self.models
+        rows = [self._pulse.rows(), machine, models.load_rows(), rollout_rows(models.rollouts()), http]
+        return Told(rows, {"server": self._pulse.lag})
 
     async def start(self) -> None:
         """Load the models, warmed up and verified, then open the listeners, then be ready.
@@ -216,7 +218,7 @@ def _over_triton(settings: Settings, lifecycle: Lifecycle, logs: LogControl | No
 def _metrics_of(models: ModelControl | TritonModels) -> list[Collector]:
     """Beside those that every server has."""
     if isinstance(models, ModelControl):
-        return [RolloutMetrics(models.rollouts)]
+        return []
     from server.over_triton.metrics import TritonMetrics
 
     return [TritonMetrics(models)]
@@ -260,7 +262,6 @@ def open_repository(settings: Settings) -> Repository:
         ByBackend(OnnxRuntimeEngine(threads), {TEXT_BACKEND: lambda: _text_engine(settings)}),
         load_pipeline=lambda folder: load_pipeline(folder, settings.pipeline.max_pixels, settings.pipeline.custom_code),
         warmup_s=settings.repository.warmup_s,
-        rollouts=settings.workers.count == 1,
         vouch=trusted(settings.repository),
     )
 

@@ -101,12 +101,11 @@ class RolloutServed(Served):
                 continue
             chosen = self._chosen()
             if self.rollout.shadow:
-                if chosen:
-                    copy = self._copied(request, now_ns)
-                    if copy is not None:
-                        copies.append(copy)
-                        stable.append(request)
-                        continue
+                copy = self._copied(request, now_ns) if chosen else None
+                if copy is not None:
+                    copies.append(copy)
+                    stable.append(request)
+                    continue
                 chosen = False
             (candidate if chosen else stable).append(request)
             tell = request.divert(_nobody)
@@ -143,8 +142,10 @@ class RolloutServed(Served):
     # --- a shadow ------------------------------------------------------------------------------------
 
     def _copied(self, request: InferRequest, now_ns: int) -> InferRequest | None:
-        """The same for the shadow, nobody's; None: it has enough. What comes of both is compared."""
-        if self._copies >= _MOST_COPIES:
+        """The same for the shadow, nobody's; None: it has enough. What comes of both is compared.
+
+        Not what a Triton is to classify: of its texts nobody can say how far apart they are."""
+        if self._copies >= _MOST_COPIES or request.special is not None:
             self.counts["skipped"] += 1
             return None
         self._copies += 1
@@ -162,6 +163,8 @@ class RolloutServed(Served):
             deadline_ns=NO_DEADLINE if request.deadline_ns >= NO_DEADLINE else request.deadline_ns,
             tenant=request.tenant,
         )
+        if request.metadata:
+            copy.metadata = request.metadata
         copy.rows, copy.signature = request.rows, request.signature
         tell = request.divert(_nobody)
         request.divert(partial(pair.ours, tell, now_ns))

@@ -1,7 +1,8 @@
 """Whether a candidate is worse than the version that serves. No clock, no I/O.
 
-What is judged is a rate or a quantile over the limit, and not by chance: the lower end of Wilson's interval of a rate
-is compared, and a quantile only with enough answers on both sides. Counts are of a sliding window of requests.
+What is judged is a rate over its limit, and not by chance: the lower end of Wilson's interval is compared. Of latency
+it is the rate of answers that take longer than so many times the other version's 95 % quantile, which is to be 5 % at
+most, with enough answers on both sides. Counts are of a sliding window of requests.
 Source: Wilson, "Probable inference, the law of succession, and statistical inference", 1927.
 """
 
@@ -21,6 +22,8 @@ from server.types import InferResponse, Outcome
 _Z = 1.96
 _LOOK_EVERY = 8
 """Outcomes of the candidate between two looks."""
+_SLOW = 0.05
+"""Of the candidate's answers, beyond the limit that is of the other version's 95 % quantile."""
 _LEAST_NS = 1_000_000
 """A quantile of the version that serves is taken to be this at least: ratios of microseconds say nothing."""
 _NOT_ITS_FAULT = (Code.CANCELLED, Code.INVALID_ARG, Code.TOO_LARGE)
@@ -64,7 +67,11 @@ class Side:
         return sum(self._failed)
 
     def p95_ns(self) -> float:
-        return float(np.quantile(self._ns, 0.95)) if self._ns else 0.0
+        return float(np.quantile(self._ns, 1 - _SLOW)) if self._ns else 0.0
+
+    def slower(self, than_ns: float) -> int:
+        """Answers that took longer."""
+        return sum(ns > than_ns for ns in self._ns)
 
 
 class Verdict:
@@ -93,8 +100,10 @@ class Verdict:
         if at_least(sum(self._differed), len(self._differed)) > limits.max_disagreement:
             return Cause.DISAGREEMENT
         enough = min(stable.answers, candidate.answers) >= limits.min_requests
-        if enough and candidate.p95_ns() > limits.max_latency_ratio * max(stable.p95_ns(), _LEAST_NS):
-            return Cause.LATENCY
+        if enough:
+            slow = candidate.slower(limits.max_latency_ratio * max(stable.p95_ns(), _LEAST_NS))
+            if at_least(slow, candidate.answers) > _SLOW:
+                return Cause.LATENCY
         return None
 
 

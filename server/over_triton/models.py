@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Coroutine, Iterator, Mapping
 from contextlib import suppress
 from typing import Any
 
@@ -23,6 +23,7 @@ from server.over_triton.pipelines import Pipelines
 from server.over_triton.version import Version
 from server.proto.triton import model_config_pb2
 from server.proto.triton import service_pb2 as pb
+from server.rollout import RolloutServed, rolled_out
 from server.scheduler.statistics import ModelStatistics
 from server.served import Served, absent
 from server.settings import TritonSettings
@@ -57,6 +58,8 @@ class TritonModels:
         self._default_max_queue_size = default_max_queue_size
         self._max_override_bytes = max_override_bytes
         self._versions: dict[ModelKey, Version] = {}
+        self._defaults: dict[str, Served] = {}
+        """Who gets the requests that name no version, of each model in service."""
         self._configs: dict[Told, bytes] = {}
         """What each Triton said of each version that it serves."""
         self._refused: dict[ModelKey, tuple[bytes, str]] = {}
@@ -71,20 +74,32 @@ class TritonModels:
     # --- as of `Models` ---------------------------------------------------------------------------
 
     def resolve(self, name: str, version: str = "") -> Served:
-        """The version in service that a request means; the highest number where it names none.
+        """The version in service that a request means; the highest number, or a rollout, where it names none.
 
         Raises:
             UnknownModel: no Triton has such a model, or none of them serves that version.
             ModelNotReady: it is there, and not in service; says why.
         """
-        found = self._versions.get((name, version)) if version else self._newest(name)
+        if not version and (served := self._defaults.get(name)) is not None:
+            return served
+        found = self._versions.get((name, version))
         if found is None:
-            others = self._newest(name) is not None
-            raise absent(name, version, self.index(), others_serve=others)
+            raise absent(name, version, self.index(), others_serve=name in self._defaults)
         return found.served
 
-    def _newest(self, name: str) -> Version | None:
-        return next(reversed(self._of(name)), None)
+    def rollouts(self) -> list[RolloutServed]:
+        """Of the models whose config asks for one."""
+        return [served for served in self._defaults.values() if isinstance(served, RolloutServed)]
+
+    def _choose(self, name: str) -> None:
+        """Say anew who gets the requests that name no version: which versions there are is another matter than it was.
+        A candidate that was rolled back is on trial again."""
+        old = self._defaults.pop(name, None)
+        versions = {version.key[1]: version.served for version in self._of(name)}
+        if versions:
+            self._defaults[name] = rolled_out(versions)
+        if isinstance(old, RolloutServed):
+            self._retire_soon(old.drain(time.monotonic_ns() + _DRAIN_NS))
 
     def _of(self, name: str) -> list[Version]:
         """Lowest first."""
@@ -197,7 +212,9 @@ class TritonModels:
                 await self._renew(key)
             for key in [key for key in self._versions if not self._is_there(key)]:
                 log.info("model %s version %s is gone from the Tritons", *key)
-                self._retire(self._versions.pop(key))
+                gone = self._versions.pop(key)
+                self._choose(key[0])
+                self._retire(gone)
             self._refused = {key: why for key, why in self._refused.items() if self._is_there(key)}
             self._place()
 
@@ -228,6 +245,7 @@ class TritonModels:
         if new is None:
             return
         self._versions[key] = new
+        self._choose(key[0])
         self._place()
         if known is not None:
             self._retire(known)
@@ -277,8 +295,10 @@ class TritonModels:
         return self._statistics.setdefault((name, version), ModelStatistics(name, version))
 
     def _retire(self, version: Version) -> None:
-        finishing = self._finish(version, time.monotonic_ns() + _DRAIN_NS)
-        task = asyncio.get_running_loop().create_task(finishing)
+        self._retire_soon(self._finish(version, time.monotonic_ns() + _DRAIN_NS))
+
+    def _retire_soon(self, work: Coroutine[None, None, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
         self._retiring.add(task)
         task.add_done_callback(self._retiring.discard)
 
@@ -303,6 +323,7 @@ class TritonModels:
         """
         message = load_message(name, parameters or {}, repository_name, self._max_override_bytes)
         await self._on_all(LOAD, message, name)
+        self._choose(name)
 
     async def unload(self, name: str, *, with_composing: bool = False) -> None:
         """Have every Triton unload a model. Raises as `load`."""
@@ -332,7 +353,7 @@ class TritonModels:
 
     async def drain(self, until_ns: int) -> None:
         """Answer what every version has admitted; what is left at `until_ns` is settled as UNAVAILABLE."""
-        await asyncio.gather(*(served.drain(until_ns) for served in self))
+        await asyncio.gather(*(served.drain(until_ns) for served in (*self, *self.rollouts())))
 
     async def close(self) -> None:
         """Take everything out of service. Requests that still wait are settled as UNAVAILABLE."""
@@ -344,4 +365,5 @@ class TritonModels:
             *self._retiring, *(version.relay.close() for version in self._versions.values()), return_exceptions=True
         )
         self._versions.clear()
+        self._defaults.clear()
         await self.pool.close()

@@ -14,7 +14,7 @@ from server.proto.triton import model_config_pb2 as pb
 from server.repository.batching import read_dynamic_batching
 from server.repository.model_config import ModelConfig, read_fair_by_tenant, read_slo_ms
 from server.repository.refuse import Refuse
-from server.repository.rollout import ROLLOUT
+from server.repository.rollout import read_rollout
 from server.repository.sequence_batching import DEFAULT_IDLE_US, read_controls
 from server.repository.tensor_specs import read_tensors
 from server.sequences import SequenceBatching
@@ -29,9 +29,6 @@ def read_foreign(message: pb.ModelConfig) -> ModelConfig:
     refuse = partial(_refuse, message.name)
     if any(one.is_shape_tensor for one in (*message.input, *message.output)):
         refuse("is_shape_tensor", "shape tensors are not passed through; ask Triton itself")
-    for key in message.parameters:
-        if key in ROLLOUT:
-            refuse(f'parameters["{key}"]', "is for models that run in this server: give a Triton's versions by name")
     return ModelConfig(
         name=message.name,
         platform=message.platform or message.backend,
@@ -45,6 +42,7 @@ def read_foreign(message: pb.ModelConfig) -> ModelConfig:
         decoupled=message.model_transaction_policy.decoupled,
         slo_ms=read_slo_ms(message, refuse),
         fair_by_tenant=read_fair_by_tenant(message, refuse),
+        rollout=read_rollout(message, refuse),
     )
 
 

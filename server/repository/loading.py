@@ -31,10 +31,8 @@ from server.repository.golden import Golden, golden_file, read_golden, read_raw
 from server.repository.load_counts import Stopwatch
 from server.repository.model_config import All, ModelConfig, Specific, from_message, read_model_config, with_files
 from server.repository.override import WHERE as OVERRIDING_CONFIG
-from server.repository.refuse import refuse_field
 from server.repository.replay import replay, replay_answers, replay_padded, replay_preprocessing
 from server.repository.reshape import reshaped
-from server.repository.rollout import CANARY_VERSION, SHADOW_VERSION
 from server.repository.tensors import misfit
 from server.repository.trial import check_postprocessing, example_tensors
 from server.repository.warmup import Costs, WarmUp, warm_up
@@ -131,8 +129,6 @@ class Loader:
     engine: Engine
     load_pipeline: Callable[[Path], Pipeline]
     warmup_s: float
-    rollouts: bool = True
-    """Requests can be parted between versions here."""
     vouch: Vouch | None = None
     """Who must have signed a model; None: nobody."""
 
@@ -157,9 +153,6 @@ class Loader:
             )
         manifest = self._manifest(folder)
         config = self._config(folder, overriding)
-        if config.rollout is not None and not self.rollouts:
-            key = SHADOW_VERSION if config.rollout.shadow else CANARY_VERSION
-            refuse_field(config.name, f'parameters["{key}"]', "needs --workers 1: fronts choose versions themselves")
         pipeline = self._pipeline(folder)
         if config.ensemble is not None:
             check_composition(config)

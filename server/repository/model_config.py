@@ -241,7 +241,7 @@ def from_message(message: pb.ModelConfig, folder_name: str) -> ModelConfig:
         fair_by_tenant=read_fair_by_tenant(message, refuse),
         model_warmup=read_model_warmup(message, inputs, sequences, refuse),
         response_cache=_response_cache(message, refuse),
-        rollout=read_rollout(parameters, alone=_alone(message), refuse=refuse),
+        rollout=read_rollout(message, refuse),
         default_model_filename=_inside(
             "default_model_filename", message.default_model_filename or _filename(message), refuse
         ),
@@ -313,13 +313,6 @@ def _decoupled(message: pb.ModelConfig, parameters: Mapping[str, str], refuse: R
         if there:
             refuse("model_transaction_policy.decoupled", f"is true, which does not go together with {other}")
     return True
-
-
-def _alone(message: pb.ModelConfig) -> str:
-    """What of a config is between one version and its callers."""
-    if message.HasField("sequence_batching"):
-        return "sequence_batching"
-    return "model_transaction_policy.decoupled" if message.model_transaction_policy.decoupled else ""
 
 
 def _check_parameters(message: pb.ModelConfig, refuse: Refuse) -> None:

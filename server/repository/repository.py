@@ -84,12 +84,11 @@ class Repository:
         *,
         load_pipeline: Callable[[Path], Pipeline],
         warmup_s: float,
-        rollouts: bool = True,
         vouch: Vouch | None = None,
     ) -> None:
-        """`rollouts`: requests can be parted between versions here. `vouch`: who must have signed a model, if any."""
+        """`vouch`: who must have signed a model, if any."""
         self._sources: Sequence[Source] = (LocalSource(sources),) if isinstance(sources, Path) else sources
-        self._loader = Loader(engine, load_pipeline, warmup_s, rollouts, vouch)
+        self._loader = Loader(engine, load_pipeline, warmup_s, vouch)
         self._scratch = Scratch()
         self._entries: dict[str, dict[str, IndexEntry]] = {}
         self._lock = threading.Lock()

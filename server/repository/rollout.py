@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+from server.proto.triton import model_config_pb2 as pb
 from server.repository.refuse import Refuse
 
 Compare = Literal["values", "top"]
@@ -49,9 +50,9 @@ class Rollout:
     """Of values, of the largest one of the output."""
 
 
-def read_rollout(parameters: Mapping[str, str], *, alone: str, refuse: Refuse) -> Rollout | None:
-    """None: all requests are for the newest version. `alone`: the part of the config that does not go together with
-    two versions at a time; empty: there is none."""
+def read_rollout(message: pb.ModelConfig, refuse: Refuse) -> Rollout | None:
+    """None: all requests are for the newest version."""
+    parameters = {key: value.string_value for key, value in message.parameters.items()}
     given = [key for key in ROLLOUT if key in parameters]
     if not given:
         return None
@@ -62,6 +63,7 @@ def read_rollout(parameters: Mapping[str, str], *, alone: str, refuse: Refuse) -
     for other in (CANARY_VERSION, CANARY_WEIGHT) if shadow else (SHADOW_SHARE,):
         if other in parameters:
             refuse(_field(other), f"does not go together with {key}: one candidate at a time")
+    alone = _alone(message)
     if alone:
         refuse(_field(key), f"does not go together with {alone}")
     compare = parameters.get(_COMPARE, "top")
@@ -82,6 +84,13 @@ def read_rollout(parameters: Mapping[str, str], *, alone: str, refuse: Refuse) -
         "values" if compare == "values" else "top",
         number(_TOLERANCE, 1e-3, 0, 1),
     )
+
+
+def _alone(message: pb.ModelConfig) -> str:
+    """What of a config is between one version and its callers; empty: nothing."""
+    if message.HasField("sequence_batching"):
+        return "sequence_batching"
+    return "model_transaction_policy.decoupled" if message.model_transaction_policy.decoupled else ""
 
 
 def _version(parameters: Mapping[str, str], key: str, refuse: Refuse) -> str:

@@ -19,6 +19,7 @@ from itertools import count
 from typing import TYPE_CHECKING, Any
 
 from server.errors import EngineLost, ServingError
+from server.observability.rollout_metrics import rollout_rows
 from server.scheduler.handoff import HANDOFF_NS
 from server.scheduler.statistics import ModelStatistics
 from server.served import Served
@@ -56,12 +57,14 @@ _REPORT_S = 2.0
 
 def tiny(served: Served) -> bool:
     """Whether a version is better run in each front: a small pass is shorter than the way to a thread and back, which a
-    process is further away than, and no pass is a long one; and nothing in its config is between all of its callers."""
+    process is further away than, and no pass is a long one; and nothing in its config is between all of its callers,
+    as the verdict on a candidate is."""
     config, costs = served.model.config, served.model.costs_ns
     batching = config.dynamic_batching
     shared = (
         config.fair_by_tenant
         or config.response_cache
+        or config.rollout is not None
         or bool(
             batching
             and (
@@ -245,9 +248,10 @@ class Host:
     def announce(self) -> None:
         """Tell every front which versions are in service."""
         self._index = self._dataplane.repository_index()
-        serving = list(self._models)
+        rollouts: list[Served] = [*self._models.rollouts()]
+        serving = [*self._models, *rollouts]
         self._handles = {served: self._handles.get(served) or next(self._next) for served in serving}
-        versions = [self._announced(served) for served in serving]
+        versions = [self._announced(served, chooses=served in rollouts) for served in serving]
         body = pickle.dumps(Announcement(versions, self._index))
         self._announcement = frame(Kind.MODELS, body)
         for guest in self._guests:
@@ -256,7 +260,7 @@ class Host:
     def _by_handle(self) -> dict[int, Served]:
         return {handle: served for served, handle in self._handles.items()}
 
-    def _announced(self, served: Served) -> Announced:
+    def _announced(self, served: Served, *, chooses: bool) -> Announced:
         model = served.model
         fingerprint = self._models.fingerprint(model.name)
         config = model.config.message.SerializeToString()
@@ -266,7 +270,8 @@ class Host:
         handle, labels = self._handles[served], model.config.labels
         pipeline, manifest = model.pipeline, model.manifest
         return Announced(
-            handle, model.name, model.version, config, labels, pipeline, manifest, model.chat, is_tiny, fingerprint
+            *(handle, model.name, model.version, chooses, config, labels, pipeline),
+            *(manifest, model.chat, is_tiny, fingerprint),
         )
 
     async def beat(self) -> None:
@@ -363,7 +368,7 @@ class Host:
             "models": [told(total, now_ns) for total in serving.values()],
             "fronts": known,
             "cache": self._models.cache_counts(),
-            "rows": {**self._models.load_rows(), **machine},
+            "rows": {**self._models.load_rows(), **rollout_rows(self._models.rollouts()), **machine},
             "pulses": [told_pulse(self._pulse), *(report["pulse"] for report in known)],
         }
 

@@ -11,7 +11,7 @@
 The shape is JSON: of a request the version's handle, its inputs and the outputs that it wants; of an answer its
 outputs. It repeats from request to request, so either side looks it up by what it was before, and requests of one
 shape share a `Form`, by which they are checked once. The rest is what few requests say: parameters, a tenant, an
-explanation; and for the log their id and trace.
+explanation; and for the log their id and trace. Of an answer: its version, where that is not the one that was asked.
 Times are those of CLOCK_MONOTONIC, which is the same in all processes of a machine.
 """
 
@@ -201,6 +201,8 @@ def write_answer(
     """As `write_infer`. Without a `request` it is one of several, behind which more will come."""
     shape = shapes.write_answer(response.outputs)
     rest: dict[str, Any] = {"parameters": dict(response.parameters)} if response.parameters else {}
+    if request is not None and response.model_version != request.model_version:
+        rest["version"] = response.model_version
     if request is not None and request.explanation is not None and response.timing is not None:
         rest["explained"] = [request.enqueued_ns, request.explanation.waited, *response.timing]
     more = json.dumps(rest).encode() if rest else b""
@@ -219,6 +221,8 @@ class Answer(NamedTuple):
     enqueued_ns: int
     waited: WaitReason
     timing: Timing | None
+    version: str = ""
+    """That answered; empty: the one that was asked."""
 
 
 def read_answer(shapes: Shapes, body: memoryview) -> Answer:
@@ -234,7 +238,9 @@ def read_answer(shapes: Shapes, body: memoryview) -> Answer:
             return Answer(outputs, None, 0, WaitReason.NONE, None)
         enqueued_ns, waited, *timing = rest.get("explained") or (0, WaitReason.NONE)
         timed = Timing(*timing) if timing else None
-        return Answer(outputs, rest.get("parameters"), enqueued_ns, WaitReason(waited), timed)
+        return Answer(
+            outputs, rest.get("parameters"), enqueued_ns, WaitReason(waited), timed, str(rest.get("version", ""))
+        )
     except (struct.error, KeyError, TypeError, ValueError) as error:
         raise BadFrame(f"no answer: {error!r}") from error
 

@@ -66,11 +66,13 @@ _LOOK_S = 0.02
 
 @dataclass(frozen=True, slots=True)
 class Announced:
-    """One version in service, as the engine process tells of it."""
+    """One version in service, or a rollout of two, as the engine process tells of it."""
 
     handle: int
     name: str
     version: str
+    chooses: bool
+    """It is a rollout: it takes the requests that name no version, and may answer by another one than `version`."""
     config: bytes
     """The message that config.pbtxt is."""
     labels: Mapping[str, Sequence[str]]
@@ -147,6 +149,8 @@ class RemoteModels:
         self._current: dict[int, tuple[Announced, Served]] = {}
         """Those of them that were told last; the others are let go of when nobody here is at them any more."""
         self._served: dict[str, dict[str, Served]] = {}
+        self._newest: dict[str, Served] = {}
+        """Who gets the requests that name no version, of each model."""
         self._index: list[IndexEntry] = []
         self._tiny: dict[str, frozenset[int]] = {}
         """Models that run here, with the handles of the versions that they stand for."""
@@ -312,7 +316,7 @@ class RemoteModels:
         request, served = found
         model = served.model
         response = InferResponse(
-            model.name, model.version, answer.outputs, request.id, answer.parameters, answer.timing
+            model.name, answer.version or model.version, answer.outputs, request.id, answer.parameters, answer.timing
         )
         request.enqueued_ns = answer.enqueued_ns
         if request.explanation is not None:
@@ -388,8 +392,12 @@ class RemoteModels:
     def _place_in_service(self) -> None:
         """By what is held: each model's versions here where all of them are, else there."""
         there: dict[str, dict[str, Served]] = {}
+        rollouts: dict[str, Served] = {}
         handles: dict[str, set[int]] = {}
         for told, served in sorted(self._current.values(), key=lambda held: int(held[0].version)):
+            if told.chooses:
+                rollouts[told.name] = served
+                continue
             there.setdefault(told.name, {})[told.version] = served
             handles.setdefault(told.name, set()).add(told.handle)
         for name in [name for name in self._tiny if self._tiny[name] != frozenset(handles.get(name, ()))]:
@@ -398,6 +406,7 @@ class RemoteModels:
         for name in self._tiny:
             there[name] = {served.model.version: served for served in self._local.versions(name)}
         self._served = there
+        self._newest = {name: next(reversed(versions.values())) for name, versions in there.items()} | rollouts
 
     async def _unload_here(self, name: str) -> None:
         with suppress(UnknownModel):
@@ -435,11 +444,10 @@ class RemoteModels:
 
     def resolve(self, name: str, version: str = "") -> Served:
         """Raises UnknownModel, ModelNotReady; EngineLost where nothing is known yet."""
-        versions = self._served.get(name)
-        if versions:
-            served = versions.get(version) if version else next(reversed(versions.values()))
-            if served is not None:
-                return served
+        versions = self._served.get(name, {})
+        served = versions.get(version) if version else self._newest.get(name)
+        if served is not None:
+            return served
         if not versions and not self.told.is_set():
             raise EngineLost
         raise absent(name, version, self._index, others_serve=bool(versions))

@@ -52,11 +52,13 @@ def pictures() -> list[bytes]:
     return found
 
 
+@pytest.mark.parametrize("workers", ["1", "2"])
 def test_wrong_preprocessing_is_caught_under_load_and_nobody_is_told_its_answers(
-    start_server: StartServer, tmp_path: Path
+    start_server: StartServer, tmp_path: Path, workers: str
 ) -> None:
-    """Rolled back within 30 s, for its disagreement; every answer is version 1's, to the last digit."""
-    server = start_server(repository=with_a_worse_version(tmp_path / "models"))
+    """Rolled back within 30 s, for its disagreement; every answer is version 1's, to the last digit. With several
+    processes too: the fronts decode the pictures, the verdict is one."""
+    server = start_server("--workers", workers, repository=with_a_worse_version(tmp_path / "models"))
     asked = pictures()
     headers = {"content-type": "image/png"}
     with httpx.Client(base_url=server.http, headers=headers) as client, ThreadPoolExecutor(4) as pool:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
 import grpc
+import httpx
 import numpy as np
 import pytest
 import tritonclient.grpc as triton
@@ -24,6 +26,13 @@ X = np.arange(6, dtype=np.float32).reshape(2, 3)
 OWN_CONNECTION = [("grpc.use_local_subchannel_pool", 1)]
 """Channels of one process share a connection otherwise."""
 
+CANARY = """
+dynamic_batching {}
+version_policy { all {} }
+parameters { key: "canary_version" value { string_value: "2" } }
+parameters { key: "canary_weight" value { string_value: "0.25" } }
+"""
+
 Pair = tuple[triton.InferenceServerClient, triton.InferenceServerClient]
 
 
@@ -32,6 +41,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
     root = tmp_path_factory.mktemp("workers")
     models = root / "models"
     linear_folder(models, "linear", more="dynamic_batching {}")
+    linear_folder(models, "canary", versions=(1, 2), more=CANARY)
     for name, strategy in (("direct", "direct {}"), ("oldest", "oldest { max_candidate_sequences: 16 }")):
         accumulator_folder(models, name, strategy=f"{strategy} max_sequence_idle_microseconds: 60000000")
     flags = ("--workers", "2", "--model-control-mode", "explicit", "--load-model", "*")
@@ -106,6 +116,56 @@ def test_files_given_with_a_load_are_served_by_every_front(pair: Pair, tmp_path:
     first.load_model("linear")
     for _ in range(20):
         assert [rows(client, X) for client in pair] == [(X @ WEIGHTS).tolist()] * 2
+
+
+def versions(clients: Pair, model: str, count: int) -> Counter[str]:
+    """Who answered, asked over each client in turn; each answer is that of its version."""
+    tensor = triton.InferInput("x", list(X.shape), "FP32")
+    tensor.set_data_from_numpy(X)
+    found: Counter[str] = Counter()
+    for turn in range(count):
+        result = clients[turn % 2].infer(model, [tensor])
+        version = result.get_response().model_version
+        assert result.as_numpy("y").tolist() == (X @ WEIGHTS * int(version)).tolist()
+        found[version] += 1
+    return found
+
+
+def test_a_canary_gets_its_part_of_what_all_fronts_bring(pair: Pair, server: ServerProcess) -> None:
+    """The engine process chooses, so that every fourth is every fourth of all; an answer says of which version it is. A
+    load over one front changes the weight; without the keys the newest version has all, in the fronts themselves."""
+    first, second = pair
+    assert versions(pair, "canary", 40) == {"1": 30, "2": 10}
+    told = httpx.get(server.metrics).text
+    labels = 'kind="canary",model="canary"'
+    assert f'forwardpass_rollout_requests_total{{{labels},outcome="answered",version="2"}} 10.0' in told
+    assert f'forwardpass_rollout_asked{{{labels},version="2"}} 1.0' in told
+
+    config = first.get_model_config("canary", as_json=True)["config"]
+    config["parameters"]["canary_weight"]["string_value"] = "0.5"
+    first.load_model("canary", config=json.dumps(config))
+    assert versions(pair, "canary", 20) == {"1": 10, "2": 10}
+    del config["parameters"]
+    second.load_model("canary", config=json.dumps(config))
+    assert versions(pair, "canary", 20) == {"2": 20}
+    assert "forwardpass_rollout_asked{" not in httpx.get(server.metrics).text
+
+
+def test_a_shadow_of_all_fronts_is_judged_once(pair: Pair, server: ServerProcess) -> None:
+    """Its answers are twice as large: it is rolled back, and no front has sent one of them."""
+    first, second = pair
+    config = first.get_model_config("canary", as_json=True)["config"]
+    keys = {"shadow_version": "2", "rollout_compare": "values", "rollout_min_requests": "30"}
+    config["parameters"] = {key: {"string_value": value} for key, value in keys.items()}
+    second.load_model("canary", config=json.dumps(config))
+    rolled_back = 'forwardpass_rollout_rolled_back{cause="disagreement",kind="shadow",model="canary",version="2"} 1.0'
+    for _ in range(10):
+        assert versions(pair, "canary", 20) == {"1": 20}
+        if rolled_back in httpx.get(server.metrics).text:
+            break
+    else:
+        pytest.fail("it was not rolled back")
+    first.load_model("canary")
 
 
 def test_grpc_over_tls(start_server: StartServer, tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -57,6 +58,10 @@ def tensor(array: Any) -> triton_grpc.InferInput:
 def infer(sides: Sides, model: str, array: Any, **more: Any) -> Any:
     with triton_grpc.InferenceServerClient(sides.over.grpc) as client:
         return client.infer(model, [tensor(array)], **more).as_numpy("y")
+
+
+def told(sides: Sides) -> str:
+    return httpx.get(sides.over.metrics).text
 
 
 def until(true: Callable[[], bool], seconds: float = 20) -> None:
@@ -127,6 +132,49 @@ def test_several_responses_come_through_a_stream(sides: Sides) -> None:
 
     with pytest.raises(InferenceServerException, match="decoupled"):
         infer(sides, "several", np.array([3.0], np.float32))
+
+
+def versions(sides: Sides, count: int) -> Counter[str]:
+    """Who answered for the model of two versions; each answer is that of its version."""
+    found: Counter[str] = Counter()
+    with triton_grpc.InferenceServerClient(sides.over.grpc) as client:
+        for _ in range(count):
+            result = client.infer("parted", [tensor(np.array([[3.0]], np.float32))])
+            version = result.get_response().model_version
+            assert result.as_numpy("y").tolist() == [[3.0 * int(version)]]
+            found[version] += 1
+    return found
+
+
+def test_a_canary_is_chosen_in_front_of_the_tritons(sides: Sides) -> None:
+    """Every fourth of those that name no version, of all Tritons together; an answer says of which version it is."""
+    assert versions(sides, 40) == {"1": 30, "2": 10}
+    labels = 'kind="canary",model="parted"'
+    assert f'forwardpass_rollout_requests_total{{{labels},outcome="answered",version="2"}} 10.0' in told(sides)
+
+
+def test_a_worse_shadow_on_tritons_is_rolled_back(sides: Sides) -> None:
+    """A load with another config makes the candidate a shadow, whose answers are twice as large: nobody saw one. A load
+    puts it on trial again. What the Tritons are to classify is not compared."""
+    with triton_grpc.InferenceServerClient(sides.over.grpc) as client:
+        config = client.get_model_config("parted", as_json=True)["config"]
+        keys = {"shadow_version": "2", "rollout_compare": "values", "rollout_min_requests": "20"}
+        config["parameters"] = {key: {"string_value": value} for key, value in keys.items()}
+        client.load_model("parted", config=json.dumps(config))
+        labels = 'kind="shadow",model="parted"'
+        asked = f'forwardpass_rollout_asked{{{labels},version="2"}}'
+        until(lambda: f"{asked} 1.0" in told(sides))
+
+        wanted = [triton_grpc.InferRequestedOutput("y", class_count=1)]
+        assert infer(sides, "parted", np.array([[3.0]], np.float32), outputs=wanted).tolist() == [[b"3.000000:0"]]
+        assert f'forwardpass_rollout_requests_total{{{labels},outcome="skipped",version="2"}} 1.0' in told(sides)
+        for _ in range(10):
+            assert versions(sides, 20) == {"1": 20}
+            if f"{asked} 0.0" in told(sides):
+                break
+        assert f'forwardpass_rollout_rolled_back{{cause="disagreement",{labels},version="2"}} 1.0' in told(sides)
+        client.load_model("parted", config=json.dumps(config))
+        assert f"{asked} 1.0" in told(sides)
 
 
 def test_loads_and_unloads_reach_every_triton(sides: Sides) -> None:

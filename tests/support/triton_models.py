@@ -36,6 +36,25 @@ _MODELS = {
         return answers
 """,
     ),
+    "parted": (
+        _NUMBERS
+        + """
+version_policy { all {} }
+parameters { key: "canary_version" value { string_value: "2" } }
+parameters { key: "canary_weight" value { string_value: "0.25" } }
+""",
+        """
+    def initialize(self, args):
+        self._version = int(args["model_version"])
+
+    def execute(self, requests):
+        answers = []
+        for request in requests:
+            x = pb_utils.get_input_tensor_by_name(request, "x").as_numpy()
+            answers.append(pb_utils.InferenceResponse([pb_utils.Tensor("y", x * self._version)]))
+        return answers
+""",
+    ),
     "counter": (
         _NUMBERS
         + """
@@ -94,6 +113,8 @@ sequence_batching {
     ),
 }
 
+_TWO_VERSIONS = ("parted",)
+
 _ENSEMBLE = """
 platform: "ensemble" max_batch_size: 8
 input { name: "x" data_type: TYPE_FP32 dims: 1 }
@@ -108,10 +129,11 @@ ensemble_scheduling {
 def write_models(repository: Path, packages: Path | None) -> list[str]:
     """Write them all, and an ensemble, `fourfold`; returns their names. `packages`: where numpy is."""
     for name, (config, code) in _MODELS.items():
-        version = repository / name / "1"
-        version.mkdir(parents=True)
+        for number in "12" if name in _TWO_VERSIONS else "1":
+            version = repository / name / number
+            version.mkdir(parents=True)
+            (version / "model.py").write_text(_HEAD.format(packages=str(packages)) + code)
         (repository / name / "config.pbtxt").write_text(f'name: "{name}"\n{config}')
-        (version / "model.py").write_text(_HEAD.format(packages=str(packages)) + code)
     (repository / "fourfold" / "1").mkdir(parents=True)
     (repository / "fourfold" / "config.pbtxt").write_text(f'name: "fourfold"\n{_ENSEMBLE}')
     (repository / "fourfold" / "labels.txt").write_text("whole\n")

@@ -20,7 +20,6 @@ from server.observability.catalog import Rows
 from server.observability.certificates import Certificates
 from server.observability.definitions import CATALOG, Definition
 from server.observability.metrics import Metrics, Told
-from server.observability.rollout_metrics import RolloutMetrics
 from server.over_triton.metrics import TritonMetrics
 from server.scheduler.load import WINDOW_NS
 from server.scheduler.statistics import DURATION_BOUNDS_NS, Histogram, ModelStatistics
@@ -49,7 +48,7 @@ def exposed(counts: ModelStatistics) -> dict[str, tuple[str, list[Sample]]]:
     server = Http2Server(Counted(counts), "127.0.0.1", GrpcSettings(), TlsSettings())  # type: ignore[arg-type]
     tritons: Any = SimpleNamespace(pool=SimpleNamespace(servers=[]), placed=list)
     closed = {"grpc": server.connections.closed}
-    more = [TritonMetrics(tritons), RolloutMetrics(list), Certificates({})]
+    more = [TritonMetrics(tritons), Certificates({})]
     text = Metrics(Counted(counts), closed, server, more=more).expose()[0].decode()  # type: ignore[arg-type]
     families = {family.name: family for family in text_string_to_metric_families(text)}
     found = {}

@@ -140,7 +140,11 @@ def test_an_answer_arrives_as_it_was() -> None:
 
     assert (kind, number_of(body)) == (Kind.ANSWER, 9)
     assert [bytes(tensor.data) for tensor in read.outputs] == [X.data]
-    assert (read.enqueued_ns, read.waited, read.timing) == (42, WaitReason.WINDOW, timing)
+    assert (read.enqueued_ns, read.waited, read.timing, read.version) == (42, WaitReason.WINDOW, timing, "1")
+
+    asked.model_version, asked.explanation = "1", None
+    read = read_answer(Shapes(), whole(write_answer(Shapes(), 9, asked, InferResponse("m", "1", [X])))[1])
+    assert read.version == ""  # It is the one that was asked.
 
 
 @pytest.mark.parametrize(
