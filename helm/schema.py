@@ -30,6 +30,9 @@ AMOUNT: Schema = {"anyOf": [{"type": "integer", "minimum": 0}, {"type": "string"
 """A number of pods, a percentage, or nothing."""
 
 
+BYTES: Schema = {"type": "string", "pattern": "^[1-9][0-9]*(Ki|Mi|Gi|Ti)$"}
+
+
 def one_of(*values: str) -> Schema:
     return {"type": "string", "enum": list(values)}
 
@@ -91,7 +94,7 @@ def values() -> Schema:
             kind=one_of("image", "pvc", "remote"),
             image=image(path=TEXT),
             pvc=section(existingClaim=TEXT, subPath=TEXT),
-            remote=section(urls=LIST_OF_TEXTS, cacheSize=TEXT),
+            remote=section(urls=LIST_OF_TEXTS, cacheSize=BYTES),
         ),
         resourcesPreset=one_of("cpu-small", "cpu-medium", "cpu-large", "gpu", "none"),
         resources=ANYTHING,

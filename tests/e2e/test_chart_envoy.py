@@ -7,7 +7,9 @@ import re
 import shutil
 import signal
 import socket
+import ssl
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,6 @@ import grpc.aio
 import httpx
 import numpy as np
 import pytest
-import yaml
 from tritonclient.grpc import service_pb2 as pb
 from tritonclient.grpc import service_pb2_grpc
 
@@ -36,9 +37,11 @@ EACH = 700
 TOGETHER = 8
 
 
-def config(**values: Any) -> Any:
+def config(**values: Any) -> dict[str, str]:
+    """What is mounted at /etc/envoy."""
     rendered = render({"grpcBalancing": {"kind": "envoy", "envoy": values.pop("envoy", {})}, **values})
-    return yaml.safe_load(one(rendered, "ConfigMap", NAME)["data"]["envoy.yaml"])
+    found: dict[str, str] = one(rendered, "ConfigMap", NAME)["data"]
+    return found
 
 
 def request(model: str = "linear", size: int = 3) -> pb.ModelInferRequest:
@@ -65,6 +68,24 @@ async def counted(admin: httpx.AsyncClient, name: str) -> int:
     found = re.search(rf'^envoy_cluster_{name}{{envoy_cluster_name="forwardpass"}} (\d+)', text, re.MULTILINE)
     assert found, name
     return int(found[1])
+
+
+def mounted(folder: Path, files: Mapping[str, Path]) -> None:
+    """A Secret's files in `folder` as the kubelet puts them there, all of them in the place of others in one step."""
+    folder.mkdir(exist_ok=True)
+    there = folder / f"..{len(list(folder.iterdir()))}"
+    there.mkdir()
+    for name, file in files.items():
+        shutil.copy(file, there / name)
+        if not (folder / name).is_symlink():
+            (folder / name).symlink_to(Path("..data") / name)
+    (folder / "..next").symlink_to(there.name)
+    (folder / "..next").rename(folder / "..data")
+
+
+def presented(port: int) -> bytes:
+    """The certificate of whoever listens there."""
+    return ssl.PEM_cert_to_DER_cert(ssl.get_server_certificate(("127.0.0.1", port)))
 
 
 class Load:
@@ -180,11 +201,12 @@ async def an_envoy_ends(server: str, folder: Path) -> None:
 
 @pytest.mark.parametrize("mutual", [False, True], ids=["TLS", "mutual TLS"])
 async def test_tls_from_the_caller_to_the_server(start_server: StartServer, tmp_path: Path, mutual: bool) -> None:
-    """Both ways by the Secret's certificate. With mutual TLS a caller without one of its authority is not let in."""
+    """Both ways by the Secret's certificate. With mutual TLS a caller without one of its authority is not let in. A new
+    certificate in the Secret is shown without a restart."""
     authority = Authority(tmp_path)
     certificate, key = authority.issue("server", "localhost", "r-forwardpass-headless.ns.svc")
-    shutil.copy(certificate, tmp_path / "tls.crt")
-    shutil.copy(key, tmp_path / "tls.key")
+    secret = tmp_path / "secret"
+    mounted(secret, {"tls.crt": certificate, "tls.key": key, "ca.crt": tmp_path / "ca.crt"})
     client, client_key = authority.issue("client")
     models = linear_folder(tmp_path / "models", "linear").parent
     flags = ("--grpc-tls-certificate", str(certificate), "--grpc-tls-key", str(key))
@@ -193,9 +215,19 @@ async def test_tls_from_the_caller_to_the_server(start_server: StartServer, tmp_
     known = grpc.ssl_channel_credentials(root, client_key.read_bytes(), client.read_bytes())
     stranger = grpc.ssl_channel_credentials(root)
     values = {"envoy": {"requireClientCertificates": mutual}, "tls": {"secretName": "certificate"}}
-    async with envoy_of_the_chart(tmp_path, config(**values), [server.port("gRPC")], tmp_path) as there:
+    async with envoy_of_the_chart(tmp_path, config(**values), [server.port("gRPC")], secret) as there:
         for credentials, told in ((known, "OK"), (stranger, "UNAVAILABLE" if mutual else "OK")):
             async with grpc.aio.secure_channel(f"localhost:{there.grpc}", credentials) as channel:
                 load = Load(channel)
                 await load.ask()
                 assert [said.partition(":")[0] for said in load.told] == [told]
+        newer, newer_key = authority.issue("newer", "localhost", "r-forwardpass-headless.ns.svc")
+        mounted(secret, {"tls.crt": newer, "tls.key": newer_key, "ca.crt": tmp_path / "ca.crt"})
+        wanted = ssl.PEM_cert_to_DER_cert(newer.read_text())
+        async with asyncio.timeout(20):
+            while await asyncio.to_thread(presented, there.grpc) != wanted:  # noqa: ASYNC110 - of another process
+                await asyncio.sleep(0.05)
+        async with grpc.aio.secure_channel(f"localhost:{there.grpc}", known) as channel:
+            load = Load(channel)
+            await load.ask()
+            assert load.told == {"OK": 1}

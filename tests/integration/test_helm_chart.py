@@ -59,9 +59,20 @@ CASES: dict[str, Values] = {
         "networkPolicy": {"enabled": True, "metricsFrom": [{"podSelector": {}}]},
         "tls": {"secretName": "certificate"},
     },
+    "KEDA asks the servers how busy the Tritons are": {
+        "engine": "triton",
+        "autoscaling": {"kind": "keda", "keda": {"trigger": "external"}},
+    },
     "KEDA scales Tritons to zero": {
         "engine": "triton",
-        "autoscaling": {"kind": "keda", "minReplicas": 0, "keda": {"trigger": "external"}},
+        "autoscaling": {"kind": "keda", "minReplicas": 0},
+        "grpcBalancing": {"kind": "envoy"},
+        "metrics": {"podMonitor": {"enabled": True}},
+    },
+    "load balancers": {
+        "service": {"type": "LoadBalancer", "annotations": {"example.com/internal": "true"}},
+        "grpcBalancing": {"kind": "envoy"},
+        "metrics": {"serviceMonitor": {"enabled": True}},
     },
     "models from a volume": {"modelRepository": {"kind": "pvc", "pvc": {"existingClaim": "models", "subPath": "a"}}},
     "models from far away": {"modelRepository": {"kind": "remote", "remote": {"urls": ["s3://bucket/models"]}}},
@@ -95,6 +106,11 @@ CASES: dict[str, Values] = {
     "a Triton in each pod": {"engine": "triton", "triton": {"placement": "sidecar"}},
     "Tritons that are there": {"engine": "triton", "triton": {"placement": "external", "urls": ["grpc://a:8001"]}},
     "a certificate of cert-manager": {"tls": {"certManager": CERT_MANAGER}},
+    "a certificate of cert-manager, behind Envoy": {
+        "tls": {"certManager": CERT_MANAGER},
+        "grpcBalancing": {"kind": "envoy", "envoy": {"requireClientCertificates": True}},
+        "settings": {"tls": {"client_ca": "/tls/ca.crt"}},
+    },
     "callers with keys": {"auth": {"keysSecret": "keys"}, "settings": {"auth": {"insecure": False}}},
     "everything that may be added to a pod": {
         "extraEnv": [{"name": "AWS_REGION", "value": "x"}],
@@ -224,6 +240,13 @@ class TestSettings:
         assert settings.host == "0.0.0.0"  # noqa: S104 - of a pod
         assert settings.log.format == "json"
 
+    @pytest.mark.parametrize("case", CASES)
+    def test_the_server_would_start_with_what_it_is_given(self, case: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        """All of its own checks of settings pass, those between two of them too."""
+        for name, value in environment(server(CASES[case])["server"]).items():
+            monkeypatch.setenv(name, value)
+        assert load_settings().http.port == 8000
+
     def test_another_setting_makes_new_pods(self) -> None:
         """The checksum of the settings is in the pod's annotations."""
         marks = {
@@ -255,6 +278,17 @@ class TestSettings:
         assert json.loads(found["FORWARDPASS_REPOSITORY__PATH"]) == ["s3://bucket/models"]
         assert found["FORWARDPASS_REPOSITORY__CONTROL_MODE"] == "poll"
 
+    def test_what_is_downloaded_fits_in_its_volume(self) -> None:
+        """The server keeps it there, and less than would have the pod evicted."""
+        spec = server(CASES["models from far away"])
+        found = environment(spec["server"])
+        (volume,) = [each for each in spec["volumes"] if each["name"] == "cache"]
+        (mount,) = [each for each in spec["server"]["volumeMounts"] if each["name"] == "cache"]
+
+        assert volume["emptyDir"] == {"sizeLimit": "10Gi"}
+        assert found["FORWARDPASS_REMOTE__CACHE_FOLDER"] == mount["mountPath"]
+        assert int(found["FORWARDPASS_REMOTE__CACHE_MAX_BYTES"]) == 7.5 * 2**30
+
 
 class TestPods:
     """What every pod is held to."""
@@ -282,6 +316,14 @@ class TestPods:
         assert container["readinessProbe"]["httpGet"]["path"] == "/v2/health/ready"
         startup = container["startupProbe"]
         assert startup["periodSeconds"] * startup["failureThreshold"] == 300
+        assert startup["httpGet"]["path"] == "/v2/health/ready"
+
+    @pytest.mark.parametrize("case", ["Tritons of its own", "a Triton in each pod", "Tritons that are there"])
+    def test_a_server_is_not_restarted_for_the_start_of_a_triton(self, case: str) -> None:
+        """It takes what it takes, and may be scaled to zero."""
+        container = server(CASES[case])["server"]
+        assert container["startupProbe"]["httpGet"]["path"] == "/v2/health/live"
+        assert container["readinessProbe"]["httpGet"]["path"] == "/v2/health/ready"
 
     def test_pull_secrets_and_priority_are_every_pods(self) -> None:
         """Of Envoys and Tritons too, whose images may lie in the same registry."""
@@ -453,13 +495,22 @@ class TestScaling:
         assert {"to": [own]} in policy["egress"]
 
     def test_the_charts_tritons_are_scaled_by_what_the_servers_tell_of_them(self) -> None:
-        """From zero as well, for the servers stay; their count is the values', the Tritons' is KEDA's."""
-        documents = render(CASES["KEDA scales Tritons to zero"])
+        """The servers' count is the values', the Tritons' is KEDA's."""
+        documents = render(CASES["KEDA asks the servers how busy the Tritons are"])
         spec = one(documents, "ScaledObject")["spec"]
         assert spec["scaleTargetRef"]["name"] == "r-forwardpass-triton"
         assert spec["triggers"][0]["metadata"]["scales"] == "tritons"
         assert one(documents, "Deployment", "r-forwardpass")["spec"]["replicas"] == 2
         assert "replicas" not in one(documents, "Deployment", "r-forwardpass-triton")["spec"]
+
+    def test_envoy_wakes_the_first_triton(self) -> None:
+        """Servers without one are not ready, so that its calls find nobody; how many there are is the saturation's."""
+        documents = render(CASES["KEDA scales Tritons to zero"])
+        spec = one(documents, "ScaledObject")["spec"]
+        busy, nobody = (each["metadata"]["query"] for each in spec["triggers"])
+        assert spec["scaleTargetRef"]["name"] == "r-forwardpass-triton"
+        assert "forwardpass_triton_up" in busy
+        assert "envoy_cluster_upstream_cx_none_healthy" in nobody
 
     def test_the_adapters_rule_is_the_file_that_promtool_sees(self) -> None:
         """As a ConfigMap with the key that prometheus-adapter's chart reads."""
@@ -484,7 +535,10 @@ class TestScaling:
             ({"replicas": 1, "autoscaling": {"kind": "hpa"}}, ["server"]),
             ({"replicas": 1, "capacity": CASES["as many pods as a peak takes"]["capacity"]}, ["server"]),
             (CASES["Tritons of its own"] | {"grpcBalancing": {"kind": "envoy"}}, ["envoy", "server", "triton"]),
-            (CASES["KEDA scales Tritons to zero"] | {"replicas": 1, "triton": {"replicas": 1}}, ["triton"]),
+            (
+                CASES["KEDA asks the servers how busy the Tritons are"] | {"replicas": 1, "triton": {"replicas": 1}},
+                ["triton"],
+            ),
             ({"podDisruptionBudget": {"maxUnavailable": ""}}, []),
         ],
         ids=["two pods", "one pod", "an autoscaler", "a peak", "Envoys and Tritons", "Tritons by KEDA", "not wanted"],
@@ -518,6 +572,46 @@ class TestWaysIn:
     def test_each_pod_can_be_reached_by_itself(self) -> None:
         """The headless Service, for clients that balance."""
         assert one(render(), "Service", "r-forwardpass-headless")["spec"]["clusterIP"] == "None"
+
+    def test_metrics_are_for_the_inside_of_the_cluster(self) -> None:
+        """A load balancer has REST and gRPC alone; the monitor finds each pod's metrics once."""
+        documents = render(CASES["load balancers"])
+        services = [each for each in documents if each["kind"] == "Service"]
+        ports = {each["metadata"]["name"]: [port["name"] for port in each["spec"]["ports"]] for each in services}
+        assert ports == {
+            "r-forwardpass": ["http", "grpc"],
+            "r-forwardpass-headless": ["http", "grpc", "metrics"],
+            "r-forwardpass-envoy": ["grpc"],
+        }
+        monitor = one(documents, "ServiceMonitor")["spec"]
+        found = [
+            each["metadata"]["name"]
+            for each in services
+            if monitor["selector"]["matchLabels"].items() <= each["metadata"]["labels"].items()
+            and monitor["endpoints"][0]["port"] in ports[each["metadata"]["name"]]
+        ]
+        assert found == ["r-forwardpass-headless"]
+        assert [port["name"] for port in one(render(), "Service")["spec"]["ports"]] == ["http", "grpc"]
+
+    def test_what_makes_a_load_balancer_internal_is_said_of_each(self) -> None:
+        """Envoy's is one as well."""
+        documents = render(CASES["load balancers"])
+        for name in ("r-forwardpass", "r-forwardpass-envoy"):
+            service = one(documents, "Service", name)
+            assert service["metadata"]["annotations"] == {"example.com/internal": "true"}
+            assert service["spec"]["type"] == "LoadBalancer"
+        headless = one(documents, "Service", "r-forwardpass-headless")
+        assert headless["spec"]["type"] == "ClusterIP"
+        assert "annotations" not in headless["metadata"]
+
+    def test_a_certificate_is_for_every_name_that_callers_use(self) -> None:
+        """Of the Services; and Envoy shows it to the servers, as a client's."""
+        names = {"": "r-forwardpass", ", behind Envoy": "r-forwardpass-envoy"}
+        for more, name in names.items():
+            spec = one(render(CASES[f"a certificate of cert-manager{more}"]), "Certificate")["spec"]
+            assert {f"{name}.ns.svc", "r-forwardpass.ns.svc", "r-forwardpass-headless.ns.svc"} <= set(spec["dnsNames"])
+            assert ("client auth" in spec["usages"]) is bool(more)
+            assert "server auth" in spec["usages"]
 
     def test_routes_part_the_requests_with_a_second_release(self) -> None:
         """By weight, REST and gRPC."""
@@ -611,6 +705,20 @@ REFUSED: dict[str, tuple[Values, str]] = {
         {"autoscaling": {"kind": "keda", "minReplicas": 0, "keda": {"trigger": "external"}}},
         "autoscaling.keda.trigger",
     ),
+    "nobody to be asked of Tritons": (
+        {"engine": "triton", "autoscaling": {"kind": "keda", "minReplicas": 0, "keda": {"trigger": "external"}}},
+        "autoscaling.keda.trigger",
+    ),
+    "nobody to wake a Triton": (
+        {"engine": "triton", "autoscaling": {"kind": "keda", "minReplicas": 0}},
+        "grpcBalancing.kind envoy",
+    ),
+    "pods that show each other no token": (
+        CASES["KEDA asks the server"] | {"settings": {"metrics": {"token_file": "/token"}}},
+        "settings.metrics.token_file",
+    ),
+    "a GPU for a gateway": ({"engine": "triton", "resourcesPreset": "gpu"}, "triton.resources"),
+    "an amount of no known unit": ({"modelRepository": {"remote": {"cacheSize": "10G"}}}, "cacheSize"),
     "a volume without its name": ({"modelRepository": {"kind": "pvc"}}, "modelRepository.pvc.existingClaim"),
     "no remote repository": ({"modelRepository": {"kind": "remote"}}, "modelRepository.remote.urls"),
     "a digest that is none": ({"image": {"digest": "latest"}}, "image.digest"),

@@ -9,7 +9,7 @@ import re
 import socket
 import subprocess
 import tempfile
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -69,13 +69,16 @@ async def envoy(
 
 @contextlib.asynccontextmanager
 async def envoy_of_the_chart(
-    folder: Path, config: Any, ports: Sequence[int], tls: Path | None = None, *, flags: Sequence[str] = ()
+    folder: Path, files: Mapping[str, str], ports: Sequence[int], tls: Path | None = None, *, flags: Sequence[str] = ()
 ) -> AsyncIterator[Proxy]:
-    """Envoy by the chart's own configuration; for its cluster's name, and for the files of its Secret, stand the
+    """Envoy by the `files` of the chart's ConfigMap; for its cluster's name, and for the files of its Secret, stand the
     servers at `ports` of this machine, and those in `tls`."""
     grpc, admin, stats = _free(3)
     proxy = Proxy(grpc, 0, admin, stats)
-    config = yaml.safe_load(yaml.safe_dump(config).replace("/tls/", f"{tls}/"))
+    for name, text in files.items():
+        here = re.sub(r"(?<= )/tls(?=[/ ])", str(tls), text).replace("/etc/envoy", str(folder))
+        (folder / name).write_text(here)
+    config = yaml.safe_load((folder / "envoy.yaml").read_text())
     config["admin"]["address"]["socket_address"]["port_value"] = admin
     resources = config["static_resources"]
     for listener, port in zip(resources["listeners"], (grpc, stats), strict=True):

@@ -2,6 +2,8 @@
 {{- define "forwardpass.envoyConfig" -}}
 {{- $tls := include "forwardpass.tlsSecret" . -}}
 {{- $host := printf "%s-headless.%s.svc" (include "forwardpass.fullname" .) .Release.Namespace -}}
+# Who it is: without that it takes no secrets of files that may change.
+node: { id: envoy, cluster: {{ include "forwardpass.fullname" . }} }
 admin:
   # It can also end Envoy: what others may ask is passed on by the listener `stats`.
   address: { socket_address: { address: 127.0.0.1, port_value: 9901 } }
@@ -53,12 +55,9 @@ static_resources:
               {{- end }}
               common_tls_context:
                 alpn_protocols: ["h2"]
-                tls_certificates:
-                  - certificate_chain: { filename: /tls/tls.crt }
-                    private_key: { filename: /tls/tls.key }
+                tls_certificate_sds_secret_configs: [{{ include "forwardpass.envoySecret" "certificate" }}]
                 {{- if .Values.grpcBalancing.envoy.requireClientCertificates }}
-                validation_context:
-                  trusted_ca: { filename: /tls/ca.crt }
+                validation_context_sds_secret_config: {{ include "forwardpass.envoySecret" "authorities" }}
                 {{- end }}
           {{- end }}
     - name: stats
@@ -119,11 +118,8 @@ static_resources:
           common_tls_context:
             alpn_protocols: ["h2"]
             # Shown to servers that ask for one.
-            tls_certificates:
-              - certificate_chain: { filename: /tls/tls.crt }
-                private_key: { filename: /tls/tls.key }
-            validation_context:
-              trusted_ca: { filename: /tls/ca.crt }
+            tls_certificate_sds_secret_configs: [{{ include "forwardpass.envoySecret" "certificate" }}]
+            validation_context_sds_secret_config: {{ include "forwardpass.envoySecret" "authorities" }}
       {{- end }}
     - name: admin
       type: STATIC
@@ -134,6 +130,30 @@ static_resources:
           - lb_endpoints:
               - endpoint:
                   address: { socket_address: { address: 127.0.0.1, port_value: 9901 } }
+{{- end -}}
+
+{{/* The Secret's files, by files of Envoy that have one secret each. It reads them anew when the kubelet has put new ones in
+  the folder's place, as a cert-manager has it do long before the old ones end; what envoy.yaml itself names it reads once. */}}
+{{- define "forwardpass.envoySecrets" -}}
+certificate.yaml: |
+  resources:
+    - "@type": type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.Secret
+      name: certificate
+      tls_certificate:
+        certificate_chain: { filename: /tls/tls.crt }
+        private_key: { filename: /tls/tls.key }
+        watched_directory: { path: /tls }
+authorities.yaml: |
+  resources:
+    - "@type": type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.Secret
+      name: authorities
+      validation_context:
+        trusted_ca: { filename: /tls/ca.crt }
+        watched_directory: { path: /tls }
+{{- end -}}
+
+{{- define "forwardpass.envoySecret" -}}
+{ name: {{ . }}, sds_config: { resource_api_version: V3, path_config_source: { path: /etc/envoy/{{ . }}.yaml } } }
 {{- end -}}
 
 {{/* Ask the admin page for a drain, wait for it, then for what is still under way: the pod's grace ends that wait. */}}

@@ -61,6 +61,9 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 {{- if eq .Values.modelRepository.kind "remote" -}}
 {{- $_ := set $repository "path" .Values.modelRepository.remote.urls -}}
 {{- $_ := set $repository "control_mode" "poll" -}}
+{{- /* A version that is being replaced is there beside what is kept: a pod with more than the volume's size is evicted. */ -}}
+{{- $bytes := include "forwardpass.bytes" .Values.modelRepository.remote.cacheSize | int64 -}}
+{{- $_ := set $own "remote" (dict "cache_folder" "/cache" "cache_max_bytes" (div (mul $bytes 3) 4)) -}}
 {{- end -}}
 {{- $_ := set $own "repository" $repository -}}
 {{- if eq .Values.engine "triton" -}}
@@ -85,6 +88,12 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 {{- $_ := set $own "auth" (dict "keys" "/keys") -}}
 {{- end -}}
 {{- mergeOverwrite $own (deepCopy .Values.settings) | toJson -}}
+{{- end -}}
+
+{{/* An amount of Ki, Mi, Gi or Ti. */}}
+{{- define "forwardpass.bytes" -}}
+{{- $shift := index (dict "Ki" 1024 "Mi" 1048576 "Gi" 1073741824 "Ti" 1099511627776) (regexFind "[A-Za-z]+$" .) -}}
+{{- mul (regexFind "^[0-9]+" . | int64) $shift -}}
 {{- end -}}
 
 {{/* The settings as FORWARDPASS_ variables, sorted; lists are JSON, as the server reads them. */}}
@@ -171,8 +180,17 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 {{- if and (ne $scaling.kind "none") (eq .Values.engine "triton") (eq .Values.triton.placement "external") -}}
 {{- fail "autoscaling.kind: servers in front of triton.placement external tell how busy those Tritons are, which more servers would not change" -}}
 {{- end -}}
-{{- if and (eq $scaling.kind "keda") (eq $scaling.keda.trigger "external") (eq (int $scaling.minReplicas) 0) (ne (include "forwardpass.scales" .) "tritons") -}}
-{{- fail "autoscaling.keda.trigger: external can't wake the first pod (autoscaling.minReplicas 0), for nobody is there to be asked; use prometheus" -}}
+{{- if and (eq $scaling.kind "keda") (eq $scaling.keda.trigger "external") (eq (int $scaling.minReplicas) 0) -}}
+{{- fail "autoscaling.keda.trigger: external can't wake the first pod (autoscaling.minReplicas 0), for nobody is ready to be asked, as servers without a Triton are not; use prometheus" -}}
+{{- end -}}
+{{- if and (eq $scaling.kind "keda") (eq (int $scaling.minReplicas) 0) (eq (include "forwardpass.scales" .) "tritons") (ne .Values.grpcBalancing.kind "envoy") (not $scaling.keda.extraTriggers) -}}
+{{- fail "autoscaling.minReplicas: 0 needs grpcBalancing.kind envoy or autoscaling.keda.extraTriggers; servers without a Triton are not ready, so that no call gets to them and none is counted" -}}
+{{- end -}}
+{{- if and (eq $scaling.kind "keda") (eq $scaling.keda.trigger "external") (default dict .Values.settings.metrics).token_file -}}
+{{- fail "settings.metrics.token_file: goes without autoscaling.keda.trigger external, for the pods show each other no token; use prometheus" -}}
+{{- end -}}
+{{- if and (eq .Values.engine "triton") (or (eq .Values.resourcesPreset "gpu") (gt (int .Values.gpu.count) 0)) (not .Values.resources) -}}
+{{- fail "gpu.count, resourcesPreset: a server in front of Tritons has no use of a GPU; give them theirs by triton.resources" -}}
 {{- end -}}
 {{- if and (ne $scaling.kind "none") (gt (include "forwardpass.atPeak" . | int) (int $scaling.maxReplicas)) -}}
 {{- fail (printf "autoscaling.maxReplicas: is %d, and capacity.peak takes %s pods" (int $scaling.maxReplicas) (include "forwardpass.atPeak" .)) -}}
