@@ -97,8 +97,8 @@ def _tokens(instance: Any, text: Text) -> tuple[list[int], str]:
     while instance.busy:
         step = instance.step()
         tokens += [one.last for one in step.wrote]
-        for _, outputs in step.pieces:
-            told += outputs["text_output"][0].decode()
+        for _, [output] in step.pieces:
+            told += output.numpy()[0].decode()
     return tokens, told
 
 

@@ -4,8 +4,10 @@
 
 Llamas of random weights, a toy and a bigger one, built by onnxruntime-genai's builder. Each side writes the same texts
 greedily: as many tokens to each of as many prompts. `bare Engine` is onnxruntime-genai's `Engine` on the same folder,
-all requests begun together, which is the best that it does on a CPU: it takes in nobody before a batch is over. The
-sides take turns.
+all requests begun together, which is the best that it does on a CPU: it takes in nobody before a batch is over, and
+makes no text of its tokens. Here each token is a response, taken up by a coroutine. `one after another` is the same
+server in the same state, with the same mix of prompts. The sides take turns, a round is one turn of each: what is told
+is the median of the rounds, of a ratio that of the rounds' own, with the least and the most.
 """
 
 from __future__ import annotations
@@ -17,9 +19,11 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 import numpy as np
 import uvloop
@@ -35,12 +39,15 @@ from server.scheduler.queue import QueuePolicy
 from server.scheduler.statistics import ModelStatistics
 from server.scheduler.writing import WritingBatcher
 from server.tensor import Tensor
-from server.types import InferRequest
+from server.types import NO_DEADLINE, InferRequest
 
-_PROMPT = "The quick brown fox jumps over the lazy dog and goes on. "
-_THREADS = 1
+PROMPT = "The quick brown fox jumps over the lazy dog and goes on. "
+THREADS = 1
 _LONGER = 128
-_MODELS = ((64, 2), (512, 8))
+_VOCABULARY = 4096
+_MIX = 3
+"""Prompts are of so many lengths, in turn."""
+MODELS = ((64, 2), (512, 8))
 """A toy, whose pass takes less than what stands around it, and one whose weights do not fit into a core's caches."""
 
 
@@ -54,10 +61,11 @@ def make(folder: Path, width: int, layers: int, rows: int) -> Path:
     tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.ByteLevel(), decoders.ByteLevel()
     trainer = trainers.BpeTrainer(vocab_size=260, special_tokens=["<|end|>"], show_progress=False)
     trainer.initial_alphabet = pre_tokenizers.ByteLevel.alphabet()
-    tokenizer.train_from_iterator([_PROMPT], trainer)
+    tokenizer.train_from_iterator([PROMPT], trainer)
+    tokenizer = _filled(tokenizer)
     torch.manual_seed(0)
     config = LlamaConfig(
-        vocab_size=4096,
+        vocab_size=_VOCABULARY,
         hidden_size=width,
         intermediate_size=3 * width,
         num_hidden_layers=layers,
@@ -75,11 +83,22 @@ def make(folder: Path, width: int, layers: int, rows: int) -> Path:
     model = folder / "writer"
     model.mkdir()
     stage(model, folder / "built", "writer")
-    extra = {"max_num_seqs": rows, "intra_op_thread_count": _THREADS}
+    extra = {"max_num_seqs": rows, "intra_op_thread_count": THREADS}
     with (model / "config.pbtxt").open("a") as config_file:
         for key, value in extra.items():
             config_file.write(f'parameters {{ key: "{key}" value {{ string_value: "{value}" }} }}\n')
     return model
+
+
+def _filled(tokenizer: Any) -> Any:
+    """With a word for each token that the model knows, so that each is a response: a token without text is none."""
+    from tokenizers import Tokenizer
+
+    document = json.loads(tokenizer.to_str())
+    vocabulary = document["model"]["vocab"]
+    for token in range(len(vocabulary), _VOCABULARY):
+        vocabulary[f"Ġ{token}"] = token
+    return Tokenizer.from_str(json.dumps(document))
 
 
 def library(model: Path, prompts: Sequence[Sequence[int]], tokens: int) -> Callable[[], int]:
@@ -89,7 +108,7 @@ def library(model: Path, prompts: Sequence[Sequence[int]], tokens: int) -> Calla
     folder = model.parent / "library"
     shutil.copytree(model / "1", folder)
     config = json.loads((folder / "genai_config.json").read_text())
-    config["model"]["decoder"]["session_options"]["intra_op_num_threads"] = _THREADS
+    config["model"]["decoder"]["session_options"]["intra_op_num_threads"] = THREADS
     config["engine"] = {"static_batching": {"max_batch_size": len(prompts)}}
     (folder / "genai_config.json").write_text(json.dumps(config))
     loaded = og.Model(str(folder))
@@ -121,8 +140,10 @@ class Ours:
             "writer", "1", instance, QueuePolicy(), ModelStatistics("writer", "1"), asyncio.get_running_loop()
         )
 
-    async def write(self, prompt: str, tokens: int, seen: list[int] | None = None) -> int:
-        """Responses of one stream; `seen`: when each came."""
+    async def write(
+        self, prompt: str, tokens: int, seen: list[int] | None = None, deadline_ns: int = NO_DEADLINE
+    ) -> InferRequest:
+        """One stream to its end; `seen`: how many nanoseconds after its begin each response came."""
         arrived = asyncio.Event()
         responses = Responses(arrived.set)
         inputs = {"text_input": prompt.encode(), "sampling_parameters": _sampling(tokens)}
@@ -132,53 +153,69 @@ class Ours:
             + [Tensor.from_numpy("stream", np.array([True]))],
             on_settle=responses.settle,
             received_ns=time.monotonic_ns(),
+            deadline_ns=deadline_ns,
             caller=responses,
         )
         self.batcher.submit((request,))
-        count = 0
         async for _ in each(request, responses, arrived, self.batcher.cancel):
-            count += 1
             if seen is not None:
                 seen.append(time.monotonic_ns() - request.received_ns)
-        return count
+        return request
 
 
 def _sampling(tokens: int) -> bytes:
     return json.dumps({"max_tokens": tokens, "temperature": 0, "ignore_eos": True}).encode()
 
 
+@dataclass
+class Turns:
+    """Of one side: seconds that each took, and those of the process's cores; for as many tokens."""
+
+    took: list[float] = field(default_factory=list)
+    cpu: list[float] = field(default_factory=list)
+
+    async def take(self, write: Callable[[], Awaitable[int]], tokens: int) -> None:
+        """`write` writes a part of them, and returns how many."""
+        began, began_cpu = time.perf_counter(), time.process_time()
+        part = tokens / await write()
+        self.took.append((time.perf_counter() - began) * part)
+        self.cpu.append((time.process_time() - began_cpu) * part)
+
+
 async def measure(model: Path, streams: int, tokens: int, rounds: int) -> list[list[str]]:
     spec = read_model_config(model).engine_spec(model, "1")
-    loaded = GenaiEngine(_THREADS).load(spec)
+    loaded = GenaiEngine(THREADS).load(spec)
     [instance] = loaded.instances
-    prompts = [_PROMPT * (1 + number % 3) for number in range(streams)]
+    prompts = [PROMPT * (1 + number % _MIX) for number in range(streams)]
     ids = [list(instance.prepare({"text_input": np.array([text.encode()], object)}, {}).prompt) for text in prompts]
     bare = library(model, ids, tokens)
     ours = Ours(instance)
-    took: dict[str, list[float]] = {"bare": [], "together": [], "one by one": []}
+    sides = {"bare": Turns(), "together": Turns(), "one by one": Turns()}
     first: dict[str, list[float]] = {"idle": [], "busy": []}
-    # Once each, to warm up.
-    bare()
-    await ours.write(prompts[0], 2)
-    for _ in range(rounds):
-        began = time.perf_counter()
-        written = await asyncio.to_thread(bare)
-        assert written == streams * tokens, written
-        took["bare"].append(time.perf_counter() - began)
-        began = time.perf_counter()
+    total = streams * tokens
+
+    async def together() -> int:
         before = ours.batcher.writing.tokens
         await asyncio.gather(*(ours.write(prompt, tokens) for prompt in prompts))
-        took["together"].append(time.perf_counter() - began)
-        assert ours.batcher.writing.tokens - before == streams * tokens
-        began = time.perf_counter()
-        few = max(1, streams // 4)
-        for prompt in prompts[:few]:
+        return ours.batcher.writing.tokens - before
+
+    async def one_by_one() -> int:
+        before = ours.batcher.writing.tokens
+        for prompt in prompts[: 2 * _MIX]:
             await ours.write(prompt, tokens)
-        took["one by one"].append((time.perf_counter() - began) * streams / few)
+        return ours.batcher.writing.tokens - before
+
+    # Once each, to warm up.
+    assert bare() == total
+    assert await together() == total
+    for _ in range(rounds):
+        await sides["bare"].take(lambda: asyncio.to_thread(bare), total)
+        await sides["together"].take(together, total)
+        await sides["one by one"].take(one_by_one, total)
         await newcomer(ours, prompts, tokens, first)
     await ours.batcher.close()
     loaded.close()
-    return report({name: streams * tokens / median(values) for name, values in took.items()}, first, streams)
+    return report(sides, total, first, streams)
 
 
 async def newcomer(ours: Ours, prompts: Sequence[str], tokens: int, first: dict[str, list[float]]) -> None:
@@ -200,14 +237,22 @@ async def newcomer(ours: Ours, prompts: Sequence[str], tokens: int, first: dict[
     await asyncio.gather(*running)
 
 
-def report(rates: dict[str, float], first: dict[str, list[float]], streams: int) -> list[list[str]]:
+def report(sides: Mapping[str, Turns], total: int, first: dict[str, list[float]], streams: int) -> list[list[str]]:
+    def line(told: str, name: str) -> list[str]:
+        took, cpu = sides[name].took, sides[name].cpu
+        return [told, f"{total / median(took):.0f}", f"{median(cpu) / total * 1e6:.0f}", ratio("bare", name)]
+
+    def ratio(over: str, name: str) -> str:
+        values = sorted(one / other for one, other in zip(sides[over].took, sides[name].took, strict=True))
+        return f"{median(values):.2f} ({values[0]:.2f} to {values[-1]:.2f})"
+
     return [
-        [f"bare Engine, {streams} at once", f"{rates['bare']:.0f}", "1.00"],
-        [f"here, {streams} streams", f"{rates['together']:.0f}", f"{rates['together'] / rates['bare']:.2f}"],
-        ["here, one after another", f"{rates['one by one']:.0f}", f"{rates['one by one'] / rates['bare']:.2f}"],
-        ["streams over one after another", "", f"{rates['together'] / rates['one by one']:.2f}"],
-        ["first token, idle, ms", f"{median(first['idle']):.1f}", ""],
-        [f"first token, {streams - 1} running, ms", f"{median(first['busy']):.1f}", ""],
+        line(f"bare Engine, {streams} at once", "bare"),
+        line(f"here, {streams} streams", "together"),
+        line("here, one after another", "one by one"),
+        ["streams over one after another", "", "", ratio("one by one", "together")],
+        ["first token, idle, ms", f"{median(first['idle']):.1f}", "", ""],
+        [f"first token, {streams - 1} running, ms", f"{median(first['busy']):.1f}", "", ""],
     ]
 
 
@@ -215,9 +260,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--streams", type=int, default=16)
     parser.add_argument("--tokens", type=int, default=64, help="of each text (default: 64)")
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument(
-        "--models", nargs="+", type=_size, default=_MODELS, metavar="WIDTHxLAYERS", help="(default: 64x2 512x8)"
+        "--models", nargs="+", type=size, default=MODELS, metavar="WIDTHxLAYERS", help="(default: 64x2 512x8)"
     )
     options = parser.parse_args(arguments)
     for width, layers in options.models:
@@ -226,11 +271,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
             # The server's loop, too.
             with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
                 lines = runner.run(measure(model, options.streams, options.tokens, options.rounds))
-        sys.stdout.write(table((f"{layers} layers of {width}", "tokens/s", "over the bare Engine"), lines) + "\n")
+        sys.stdout.write(
+            table((f"{layers} layers of {width}", "tokens/s", "CPU µs a token", "over the bare Engine"), lines) + "\n"
+        )
     return 0
 
 
-def _size(text: str) -> tuple[int, int]:
+def size(text: str) -> tuple[int, int]:
     width, layers = text.split("x")
     return int(width), int(layers)
 

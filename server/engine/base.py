@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from server.tensor import Array, TensorSpec
+from server.tensor import Array, Tensor, TensorSpec
 from server.types import Batch, Parameter
 
 
@@ -100,6 +100,8 @@ class Job(Protocol):
 
     max_tokens: int
     """Of the text, at most."""
+    length: int
+    """Tokens of the prompt and the text that were taken in, until the text is over."""
     made: int
     """Tokens of the text so far."""
     finish: str
@@ -113,7 +115,7 @@ class WritingStep(Protocol):
     """What one step of a `WritingInstance` did. Whoever is in `failed`, or has a `finish`, has left."""
 
     @property
-    def pieces(self) -> Sequence[tuple[Any, Mapping[str, Array]]]:
+    def pieces(self) -> Sequence[tuple[Any, Sequence[Tensor]]]:
         """Jobs, at most once each, and the outputs of a response; of an ended one those of its last."""
 
     @property
@@ -143,8 +145,9 @@ class WritingInstance(Instance, Protocol):
     """Jobs that may be in it at the same time."""
     kv_tokens: int
     """Tokens of all their prompts and texts together; whoever joins keeps to it."""
-    chunk: int
-    """Tokens of prompts that a step takes in."""
+
+    def takes_in(self, waiting: int, running: int) -> int:
+        """Tokens of prompts, 1 or more, that a step takes in, while so many wait to be taken in and so many run."""
 
     def prepare(
         self, inputs: Mapping[str, Array], parameters: Mapping[str, Parameter], outputs: Sequence[str] = ()

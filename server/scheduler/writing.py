@@ -73,7 +73,7 @@ class WritingBatcher(Ticking):
         self._runs: dict[Job, Run] = {}
         self._tokenizing = Offload(1, f"tokens of {model_name}")
         self._preparing: set[InferRequest] = set()
-        room = Room(instance.rows, instance.kv_tokens, instance.chunk)
+        room = Room(instance.rows, instance.kv_tokens, instance.takes_in)
         self._door = WritingDoor(model_name, self._queue, self._runs, self._jobs, room, statistics)
         self._shut = False
         self._spared: set[InferRequest] = set()
@@ -253,13 +253,13 @@ class WritingBatcher(Ticking):
     def _count(self, written: Written) -> None:
         step, now_ns, writing = written.step, written.ended_ns, self.writing
         assert step is not None
-        ran = False
+        ran = 0
         for job in step.wrote:
             run = self._runs.get(job)
             if run is None:
                 continue
             if run.last_ns:
-                ran = True
+                ran += 1
                 writing.between_tokens.observe(now_ns - run.last_ns)
             else:
                 writing.first_token.observe(now_ns - run.request.received_ns)
@@ -268,7 +268,7 @@ class WritingBatcher(Ticking):
         writing.prompt_tokens += step.prefilled
         writing.tokens += len(step.wrote)
         self._door.costs.learn_step(
-            written.ended_ns - written.began_ns, wrote=ran, prefilled=step.prefilled, prefill_ns=step.prefill_ns
+            written.ended_ns - written.began_ns, ran=ran, prefilled=step.prefilled, prefill_ns=step.prefill_ns
         )
 
     def _send(self, run: Run, response: InferResponse) -> None:
@@ -296,7 +296,7 @@ class WritingBatcher(Ticking):
 
     def _finish(self, run: Run, response: InferResponse, finish: str, now_ns: int) -> None:
         self._drop(run)
-        self._door.costs.learn_end(run.job.made)
+        self._door.costs.lengths.learn(run.job.made, by_itself=finish == Finish.STOP)
         self.writing.finished[Finish(finish)] += 1
         whole = Pass(1, run.begun_ns, [response], compute_infer_ns=now_ns - run.begun_ns)
         self._settling.answer([run.request], whole, now_ns)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from server.engine.base import Job
@@ -92,8 +92,9 @@ class WritingDoor:
 
     def _late(self, request: InferRequest, job: Job, now_ns: int) -> Overloaded | None:
         """The refusal of a request whose first token would come after its deadline."""
-        ahead = [self._part(self._waiting[one][0]) for one in self._before(request)]
-        foreseen_ns = first_token_ns(self._running(), ahead, self._part(job), self._room, self.costs)
+        running, ahead = self._running(), self._ahead(self._before(request))
+        own = Part(job.prompt_tokens, job.max_tokens, reserved(job))
+        foreseen_ns = first_token_ns(running, ahead, own, self._room, self.costs)
         if foreseen_ns is None:
             return None
         request.predicted_ns = now_ns + foreseen_ns
@@ -115,24 +116,31 @@ class WritingDoor:
         yield from (one for one in level.waiting if one.deadline_ns <= request.deadline_ns)
 
     def _running(self) -> list[Part]:
+        expected = self.costs.expected
         return [
             Part(
-                0 if run.last_ns else run.job.prompt_tokens,
-                self.costs.expected(run.job.made, run.job.max_tokens),
+                0 if run.last_ns else max(0, run.job.prompt_tokens - run.job.length),
+                expected(run.job.made, run.job.max_tokens, number),
                 run.reserved,
             )
-            for run in self._runs.values()
+            for number, run in enumerate(self._runs.values())
         ]
 
-    def _part(self, job: Job) -> Part:
-        return Part(job.prompt_tokens, self.costs.expected(0, job.max_tokens), reserved(job))
+    def _ahead(self, requests: Iterable[InferRequest]) -> list[Part]:
+        """Of those who wait."""
+        jobs, expected = [self._waiting[one][0] for one in requests], self.costs.expected
+        first = len(self._runs)
+        return [
+            Part(job.prompt_tokens, expected(0, job.max_tokens, first + number), reserved(job))
+            for number, job in enumerate(jobs)
+        ]
 
     def _retry_after_ms(self) -> int:
-        ahead = [self._part(self._waiting[one][0]) for one in self._queue]
-        work_ns = done_ns(self._running(), ahead, self._room, self.costs)
+        work_ns = done_ns(self._running(), self._ahead(self._queue), self._room, self.costs)
         return max(1, work_ns // 1_000_000) if work_ns else 0
 
     def _work_ns(self, job: Job) -> int:
-        """The engine's time for it: of a step, its part."""
-        steps = self.costs.expected(0, job.max_tokens) * self.costs.step_ns / self._room.rows
-        return int(job.prompt_tokens * self.costs.prefill_ns + steps)
+        """The engine's time for it: of full steps, its part."""
+        rows = self._room.rows
+        steps_ns = self.costs.expected(0, job.max_tokens, 0) * self.costs.step_ns(rows) / rows
+        return int(job.prompt_tokens * self.costs.prefill_ns + steps_ns)

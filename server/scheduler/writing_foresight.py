@@ -1,18 +1,29 @@
 """When a text that comes now would have its first token: what was learned of steps, and a look ahead. No clock.
 
-The look ahead plays what is known: who runs leaves when its text is as long as texts were of late, or may be, and then
-those who wait take its place, in their order. Unknown is what others will ask for, and who goes away early.
+The look ahead plays what is known, step by step: who runs leaves when its text is over, those who wait take its place
+in their order, and their prompts are taken in one behind the other. How long texts are is told by those that ended of
+late, each taken for a different one of them: of many that run, the first is over long before the mean. Unknown is what
+others will ask for, and who goes away early.
 """
 
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterable
+from bisect import bisect_right, insort
+from collections import deque
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from math import ceil
 from typing import NamedTuple
+
+from server.scheduler.cost import CostModel
 
 _WEIGHT = 0.1
 """Of what was seen last, in the means."""
+_ENDED = 64
+"""Texts whose lengths are remembered."""
+_GOLDEN = 0.6180339887498949
+"""The fraction of its multiples is spread evenly, however many are taken."""
 
 
 class Part(NamedTuple):
@@ -26,35 +37,60 @@ class Part(NamedTuple):
     """Of the budget of tokens, for all that it may come to."""
 
 
-@dataclass(slots=True)
+class Lengths:
+    """Of the texts that ended of late."""
+
+    def __init__(self) -> None:
+        self._of_late: deque[tuple[int, bool]] = deque()
+        self._sorted: list[tuple[int, bool]] = []
+        """With whether it came to its end by itself: else no more is known than that it was not shorter."""
+
+    def learn(self, tokens: int, *, by_itself: bool) -> None:
+        """A text had so many."""
+        if len(self._of_late) == _ENDED:
+            self._sorted.remove(self._of_late.popleft())
+        self._of_late.append((tokens, by_itself))
+        insort(self._sorted, (tokens, by_itself))
+
+    def left(self, made: int, most: int, place: float) -> int:
+        """Tokens, 1 or more, that a text with `made` will still have. `place`: from 0 to 1, which of those that were
+        longer it is taken for, by their lengths."""
+        first = bisect_right(self._sorted, (made, True))
+        longer = len(self._sorted) - first
+        if not longer:
+            return max(1, most - made)
+        tokens, by_itself = self._sorted[first + int(place * longer)]
+        return max(1, (min(tokens, most) if by_itself else most) - made)
+
+
 class WritingCosts:
-    """Means of late. 0: not known yet."""
+    """What steps took of late."""
 
-    step_ns: float = 0.0
-    """Of a step that gave texts a token, without what it took in of prompts."""
-    prefill_ns: float = 0.0
-    """Of one token of a prompt."""
-    tokens: float = 0.0
-    """Of a text that ended by itself."""
+    def __init__(self) -> None:
+        self.steps = CostModel()
+        """Of those that gave texts a token, by how many, without what they took in of prompts."""
+        self.prefill_ns = 0.0
+        """Of one token of a prompt; 0: not known."""
+        self.lengths = Lengths()
 
-    def learn_step(self, step_ns: int, *, wrote: bool, prefilled: int, prefill_ns: int) -> None:
-        """`wrote`: it gave tokens to texts that ran before it."""
-        if wrote:
-            self.step_ns = _mean(self.step_ns, step_ns - prefill_ns)
+    def learn_step(self, step_ns: int, *, ran: int, prefilled: int, prefill_ns: int) -> None:
+        """`ran`: texts to which it gave a token and that had one before."""
+        if ran:
+            self.steps.observe(ran, step_ns - prefill_ns)
         if prefilled:
-            self.prefill_ns = _mean(self.prefill_ns, prefill_ns / prefilled)
+            seen = prefill_ns / prefilled
+            self.prefill_ns += (_WEIGHT if self.prefill_ns else 1) * (seen - self.prefill_ns)
 
-    def learn_end(self, tokens: int) -> None:
-        self.tokens = _mean(self.tokens, tokens)
+    def step_ns(self, running: int) -> float:
+        """Of a step that gives so many texts a token. Of one size alone nothing is known of others: it stands for all,
+        so that ignorance refuses nobody."""
+        if not running:
+            return 0.0
+        return self.steps.mean_ns(running if len(self.steps.sizes) > 1 else 1)
 
-    def expected(self, made: int, most: int) -> float:
-        """Tokens that a text of `made` will still have."""
-        left = most - made
-        return min(left, max(1.0, self.tokens - made)) if self.tokens else left
-
-
-def _mean(before: float, seen: float) -> float:
-    return before + _WEIGHT * (seen - before) if before else seen
+    def expected(self, made: int, most: int, number: int) -> int:
+        """Tokens that a text with `made` will still have; `number`: which one it is of those in a look ahead."""
+        return self.lengths.left(made, most, (0.5 + number * _GOLDEN) % 1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,59 +99,84 @@ class Room:
 
     rows: int
     tokens: int
-    chunk: int
+    takes_in: Callable[[int, int], int]
+    """Tokens of prompts that a step takes in, while so many wait to be taken in and so many run."""
 
 
 def first_token_ns(
-    running: Iterable[Part], waiting: Iterable[Part], own: Part, room: Room, costs: WritingCosts
+    running: Sequence[Part], waiting: Sequence[Part], own: Part, room: Room, costs: WritingCosts
 ) -> int | None:
     """From now to the first token of a text that goes behind those who wait; None where no cost is known."""
     if not costs.prefill_ns:
         return None
-    look = _Look(running, room)
-    for part in waiting:
+    look = _Look(running, room, costs, len(waiting) + 1)
+    for part in (*waiting, own):
         look.begin(part)
-    steps = look.begin(own)
-    return int(steps * costs.step_ns + (look.prompt_tokens) * costs.prefill_ns)
+    return int(look.told_ns())
 
 
-def done_ns(running: Iterable[Part], waiting: Iterable[Part], room: Room, costs: WritingCosts) -> int:
+def done_ns(running: Sequence[Part], waiting: Sequence[Part], room: Room, costs: WritingCosts) -> int:
     """From now until everybody's text has ended; 0 where no cost is known."""
-    look = _Look(running, room)
+    look = _Look(running, room, costs, len(waiting))
     for part in waiting:
         look.begin(part)
-    return int(look.last * costs.step_ns + look.prompt_tokens * costs.prefill_ns)
+    look.end()
+    return int(look.now_ns)
 
 
 class _Look:
-    """Time is counted in steps; what is taken in of prompts comes on top."""
-
-    def __init__(self, running: Iterable[Part], room: Room) -> None:
+    def __init__(self, running: Sequence[Part], room: Room, costs: WritingCosts, coming: int) -> None:
+        """`coming`: how many will begin behind those who have begun."""
         self._room = room
-        self._now = 0.0
+        self._costs = costs
+        self._step = 0.0
         self._ends: list[tuple[float, int]] = []
-        self._reserved = 0
-        self.prompt_tokens = 0
-        """Taken in until now."""
-        self.last = 0.0
-        """When the last text ends."""
+        """Of those that write: in which step, and what becomes free."""
+        self._reserved = sum([part.reserved for part in running])
+        begun = [part for part in running if part.prompt_tokens]
+        self._coming = len(begun) + coming
+        self.now_ns = 0.0
         for part in running:
-            self._add(part)
+            if not part.prompt_tokens:
+                heapq.heappush(self._ends, (part.tokens, part.reserved))
+        # A step is under way; by now half of it is over.
+        self.now_ns += costs.step_ns(len(self._ends)) / 2
+        for part in begun:
+            self._take_in(part)
 
-    def begin(self, part: Part) -> float:
-        """It begins as soon as there is room. The step in which it has its first token."""
-        while len(self._ends) >= self._room.rows or self._reserved + part.reserved > self._room.tokens:
-            if not self._ends:
-                break
-            end, reserved = heapq.heappop(self._ends)
-            self._now = max(self._now, end)
-            self._reserved -= reserved
-        self._add(part)
-        return self._now + part.prompt_tokens / self._room.chunk
-
-    def _add(self, part: Part) -> None:
-        self.prompt_tokens += part.prompt_tokens
+    def begin(self, part: Part) -> None:
+        """It begins as soon as there is room; then it has its first token."""
+        while self._ends and (len(self._ends) >= self._room.rows or self._reserved + part.reserved > self._room.tokens):
+            self._go_on(self._ends[0][0])
         self._reserved += part.reserved
-        end = self._now + part.prompt_tokens / self._room.chunk + part.tokens
-        self.last = max(self.last, end)
-        heapq.heappush(self._ends, (end, part.reserved))
+        self._take_in(part)
+
+    def told_ns(self) -> float:
+        """When who began last has its first token: in a step those who write have theirs first."""
+        return self.now_ns + (ceil(self._step) - self._step) * self._costs.step_ns(len(self._ends) - 1)
+
+    def end(self) -> None:
+        """Everybody writes to the end."""
+        while self._ends:
+            self._go_on(self._ends[0][0])
+
+    def _take_in(self, part: Part) -> None:
+        write = len(self._ends)
+        size = self._room.takes_in(max(1, min(self._coming, self._room.rows - write)), write)
+        self._coming -= 1
+        self._go_on(self._step + part.prompt_tokens / size)
+        self.now_ns += part.prompt_tokens * self._costs.prefill_ns
+        heapq.heappush(self._ends, (self._step + part.tokens, part.reserved))
+
+    def _go_on(self, step: float) -> None:
+        """To that step; who ends until then leaves."""
+        while self._ends and self._ends[0][0] <= step:
+            end, reserved = heapq.heappop(self._ends)
+            self._pass(end, len(self._ends) + 1)
+            self._reserved -= reserved
+        self._pass(step, len(self._ends))
+
+    def _pass(self, step: float, running: int) -> None:
+        if step > self._step:
+            self.now_ns += (step - self._step) * self._costs.step_ns(running)
+            self._step = step

@@ -11,13 +11,13 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from server.engine.base import Job, WritingInstance, WritingStep
 from server.errors import EngineFailure, ServingError
-from server.tensor import Array, Tensor, pack_bytes
+from server.tensor import Tensor
 
 log = logging.getLogger(__name__)
 
@@ -144,7 +144,7 @@ class WritingWorker:
             told.__cause__ = error if told is not error else None
             return Written(None, (), began_ns, self._clock(), told)
         self._inside.difference_update(step.failed, [job for job in step.wrote if job.finish])
-        responses = [(job, _tensors(outputs), job.finish) for job, outputs in step.pieces]
+        responses = [(job, outputs, job.finish) for job, outputs in step.pieces]
         return Written(step, responses, began_ns, self._clock())
 
     def _post(self, callback: Callable[..., None], *arguments: object) -> None:
@@ -162,12 +162,3 @@ class WritingWorker:
             with self._news:
                 self._ahead -= 1
                 self._news.notify()
-
-
-def _tensors(outputs: Mapping[str, Array]) -> list[Tensor]:
-    return [
-        Tensor(name, "BYTES", array.shape, pack_bytes(array.tolist()))
-        if array.dtype == object
-        else Tensor.from_numpy(name, array)
-        for name, array in outputs.items()
-    ]

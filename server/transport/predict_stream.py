@@ -37,11 +37,17 @@ async def predict_stream(dataplane: DataPlane, messages: AsyncIterator[Any], inf
     prompt = _prompt(request)
     dialect = Dialect(metadata)
     tensors = dialect.ask(prompt, predict_grpc.sampling_of(message), stream=True, logprobs=None, templated=False)
+    finish = ""
     async with aclosing(_responses(dataplane, request, tensors)) as responses:
         async for response in responses:
+            piece = _written(dialect.read(response))
+            finish = piece.finish_reason or finish
             if response.outputs:
-                piece = _written(dialect.read(response))
                 yield predict_grpc.encode_written(response.model_name, response.model_version, request.id, piece)
+    if not finish:
+        # Of a model that tells no reason: it came to an end by itself, as over OpenAI's routes.
+        piece = Written("", "stop", 0, 0)
+        yield predict_grpc.encode_written(response.model_name, response.model_version, request.id, piece)
 
 
 def _prompt(request: PredictRequest) -> str:

@@ -1,21 +1,28 @@
-"""OpenAI's routes over decoupled models of a real Triton, with the tensors of its vLLM and TensorRT-LLM backends."""
+"""OpenAI's routes, generate and PredictStream over decoupled models of a real Triton, with the tensors of its vLLM and
+TensorRT-LLM backends."""
 
 from __future__ import annotations
 
+import asyncio
 import json
-from collections.abc import Iterator
-from contextlib import ExitStack
+import re
+from collections.abc import AsyncGenerator, Iterator
+from contextlib import ExitStack, aclosing
 from pathlib import Path
 
 import httpx
 import openai
 import pytest
 
+from server.client import AsyncClient, Client, ClientError
+from server.errors import Code
 from server.local_triton.program import TritonMissing, find
+from server.types import Written
 from tests.e2e.conftest import ROOT, ServerProcess
 from tests.support.parts import lacking
 from tests.support.tritons import in_front_of, triton
 
+TRANSPORTS = ("http2", "grpcio")
 _POLICY = 'backend: "python" model_transaction_policy { decoupled: true } instance_group { kind: KIND_CPU count: 1 }\n'
 
 
@@ -60,13 +67,15 @@ MODEL = """import sys
 sys.path[:0] = [{packages!r}]
 
 import json
+import time
 
 import numpy as np
 import triton_python_backend_utils as pb_utils
 
 
 class TritonPythonModel:
-    '''Says the words of its prompt backwards: no more than max_tokens of them, and none from a stop word on.'''
+    '''Says the words of its prompt backwards: no more than max_tokens of them, and none from a stop word on. Takes its
+    time for "well", breaks down at "fail", and says no more to a caller who went away.'''
 
     def initialize(self, args):
         self.batched = json.loads(args["model_config"])["max_batch_size"] > 0
@@ -88,6 +97,13 @@ class TritonPythonModel:
             pieces = [word + " " for word in told] if bool(given("stream", [False])[0]) else [" ".join(told) + " "]
             sender = request.get_response_sender()
             for number, piece in enumerate(pieces):
+                if sender.is_cancelled():
+                    break
+                if piece == "well ":
+                    time.sleep(0.02)
+                if piece == "fail ":
+                    sender.send(pb_utils.InferenceResponse([], pb_utils.TritonError("no word comes to mind")))
+                    break
                 last = number == len(pieces) - 1
                 tensors = [self.tensor("text_output", piece.encode(), object)]
                 if given("return_finish_reason") is not None:
@@ -103,8 +119,8 @@ class TritonPythonModel:
 
 
 @pytest.fixture(scope="module")
-def over(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
-    """A Triton with both, and this server in front of it, which has a chat template for one."""
+def gateways(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, ServerProcess]]:
+    """A Triton with both, and this server in front of it by each gRPC transport. It has a chat template for one."""
     folder = tmp_path_factory.mktemp("openai_over_triton")
     try:
         packages = find(folder=ROOT / "build" / "triton").packages
@@ -117,7 +133,17 @@ def over(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
     (folder / "here" / "vllm" / "tokenizer_config.json").write_text(json.dumps({"chat_template": template}))
     with ExitStack() as stack:
         behind = triton(stack, folder, folder / "models")
-        yield stack.enter_context(in_front_of(folder, behind, repository=folder / "here"))
+        yield {
+            transport: stack.enter_context(
+                in_front_of(folder, behind, flags=("--grpc-transport", transport), repository=folder / "here")
+            )
+            for transport in TRANSPORTS
+        }
+
+
+@pytest.fixture
+def over(gateways: dict[str, ServerProcess]) -> ServerProcess:
+    return gateways["http2"]
 
 
 def write(folder: Path, config: str, packages: str) -> None:
@@ -127,8 +153,8 @@ def write(folder: Path, config: str, packages: str) -> None:
 
 
 @pytest.fixture(scope="module")
-def client(over: ServerProcess) -> Iterator[openai.OpenAI]:
-    with openai.OpenAI(base_url=f"{over.http}/v1", api_key="none", max_retries=0) as client:
+def client(gateways: dict[str, ServerProcess]) -> Iterator[openai.OpenAI]:
+    with openai.OpenAI(base_url=f"{gateways['http2'].http}/v1", api_key="none", max_retries=0) as client:
         yield client
 
 
@@ -184,3 +210,72 @@ def test_generate_and_generate_stream_pass_it_on(over: ServerProcess) -> None:
     assert [json.loads(line[6:])["text_output"] for line in lines if line] == ["three ", "two "]
     told = httpx.post(f"{over.http}/v2/models/vllm/generate", json={**ask, "stream": False}).json()
     assert told["text_output"] == "three two "
+
+
+@pytest.mark.parametrize("transport", TRANSPORTS)
+def test_predict_stream_tells_a_text_piece_by_piece(gateways: dict[str, ServerProcess], transport: str) -> None:
+    """With what the backend counts; of one that tells no reason the end is told as OpenAI's routes do."""
+    with Client(f"grpc://{gateways[transport].grpc}") as client:
+        pieces = list(client.predict_stream("vllm", "one two three", max_tokens=2, temperature=0.5, seed=3))
+        assert pieces == [Written("three ", "", 3, 1), Written("two ", "length", 3, 1)]
+        pieces = list(client.predict_stream("trtllm", "one two three", max_tokens=9, stop="one", timeout_s=60))
+        assert pieces == [Written("three ", "", 0, 0), Written("two ", "", 0, 0), Written("", "stop", 0, 0)]
+        many = " ".join(map(str, range(300)))
+        told = [piece.text for piece in client.predict_stream("vllm", many, max_tokens=300)]
+        assert told == [f"{number} " for number in reversed(range(300))]
+
+
+@pytest.mark.parametrize("transport", TRANSPORTS)
+def test_predict_stream_ends_as_the_backend_does(gateways: dict[str, ServerProcess], transport: str) -> None:
+    """An error after a piece, an option that it has no input for, a version or a model that there is not."""
+    with Client(f"grpc://{gateways[transport].grpc}") as client:
+        told: list[str] = []
+        with pytest.raises(ClientError) as broken:
+            told.extend(piece.text for piece in client.predict_stream("vllm", "one fail three"))
+        assert told == ["three "]
+        assert broken.value.code is Code.INTERNAL
+        for model, said, code, problem in (
+            ("trtllm", {"logprobs": 2}, Code.UNSUPPORTED, "logprobs"),
+            ("trtllm", {"max_tokens": "many"}, Code.INVALID_ARG, "max_tokens"),
+            ("vllm", {"version": "7"}, Code.NOT_FOUND, "vllm"),
+            ("nobody", {}, Code.NOT_FOUND, "nobody"),
+        ):
+            with pytest.raises(ClientError, match=problem) as refused:
+                list(client.predict_stream(model, "one", **said))  # type: ignore[arg-type]
+            assert refused.value.code is code
+
+
+@pytest.mark.parametrize("transport", TRANSPORTS)
+async def test_a_caller_of_predict_stream_that_goes_away_ends_its_call(
+    gateways: dict[str, ServerProcess], transport: str
+) -> None:
+    """Triton hears of it, and is free for others long before the text would have been over. Also where time is up."""
+    server = gateways[transport]
+    endless = "well " * 100_000
+    async with httpx.AsyncClient() as http, AsyncClient(f"grpc://{server.grpc}") as client:
+        before = await _failed(http, server, "CANCELED")
+        async with aclosing(client.predict_stream("vllm", endless, max_tokens=100_000)) as pieces:
+            await anext(pieces)
+            other = [piece.text async for piece in client.predict_stream("trtllm", "one two", max_tokens=5)]
+            assert other == ["two ", "one ", ""]
+        async with asyncio.timeout(30):
+            while await _failed(http, server, "CANCELED") == before:  # noqa: ASYNC110 - counts make no event
+                await asyncio.sleep(0.05)
+            assert [piece.text async for piece in client.predict_stream("vllm", "one")] == ["one "]
+            with pytest.raises(ClientError) as late:
+                await _read(client.predict_stream("vllm", endless, max_tokens=100_000, timeout_s=0.3))
+            assert late.value.code is Code.DEADLINE
+            assert [piece.text async for piece in client.predict_stream("vllm", "one")] == ["one "]
+
+
+async def _read(pieces: AsyncGenerator[Written]) -> None:
+    async for _ in pieces:
+        pass
+
+
+async def _failed(http: httpx.AsyncClient, server: ServerProcess, reason: str) -> float:
+    text = (await http.get(server.metrics)).text
+    counts = re.findall(
+        rf'^nv_inference_request_failure{{model="vllm",reason="{reason}",.*}} (\S+)$', text, re.MULTILINE
+    )
+    return sum(map(float, counts))

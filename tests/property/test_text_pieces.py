@@ -7,9 +7,12 @@ from itertools import accumulate
 
 from hypothesis import given
 from hypothesis import strategies as st
+from tokenizers import AddedToken, Tokenizer
+from tokenizers.models import WordLevel
 
-from server.engine.genai.detokenize import Detokenizer
+from server.engine.genai.detokenize import Lookup, Window, detokenizers
 from server.engine.genai.stops import StopStrings
+from tests.support.writing import FOLDER
 
 ALPHABET = "abé→😀 "
 
@@ -30,7 +33,7 @@ sizes = st.lists(st.integers(1, 5), min_size=40, max_size=60)
 def test_valid_text_cut_anywhere_comes_whole_and_in_whole_characters(text: str, sizes: list[int]) -> None:
     """Tokens are any pieces of the UTF-8; no piece of text has a broken character."""
     parts = cut(text.encode(), sizes)
-    detokenizer = Detokenizer(decode(parts))
+    detokenizer = Window(decode(parts))
     told = [detokenizer.push(token) for token in range(len(parts))]
     assert all("\ufffd" not in piece for piece in told)
     assert "".join(told) == text
@@ -40,11 +43,40 @@ def test_valid_text_cut_anywhere_comes_whole_and_in_whole_characters(text: str, 
 def test_bytes_that_make_no_text_are_told_as_a_decoder_tells_them(data: bytes, sizes: list[int]) -> None:
     """But for what is not whole at the very end."""
     parts = cut(data, sizes)
-    detokenizer = Detokenizer(decode(parts))
+    detokenizer = Window(decode(parts))
     told = "".join([detokenizer.push(token) for token in range(len(parts))])
     whole = data.decode(errors="replace")
     assert whole.startswith(told)
     assert whole[len(told) :] in ("", "\ufffd")
+
+
+def _byte_level() -> Tokenizer:
+    tokenizer = Tokenizer.from_file(str(FOLDER / "1" / "tokenizer.json"))
+    tokenizer.add_tokens(["→ added", AddedToken("é\u0120", normalized=False)])
+    tokenizer.add_special_tokens(["<|special|>"])
+    return tokenizer
+
+
+TOKENIZER = _byte_level()
+SIZE = TOKENIZER.get_vocab_size()
+
+
+@given(st.lists(st.integers(0, SIZE + 2), max_size=60), st.booleans())
+def test_tokens_that_are_bytes_are_told_as_their_tokenizer_tells_them(tokens: list[int], skip: bool) -> None:
+    """In any order: parts of characters, tokens that were added, special ones, and some that there are not."""
+    detokenizer = detokenizers(TOKENIZER, skip_special_tokens=skip)()
+    assert isinstance(detokenizer, Lookup)
+    told = "".join([detokenizer.push(token) for token in tokens])
+    whole = TOKENIZER.decode(tokens, skip_special_tokens=skip)
+    assert whole.startswith(told)
+    assert whole[len(told) :] in ("", "\ufffd")
+
+
+def test_other_tokens_are_decoded_beside_those_before_them() -> None:
+    """As of a vocabulary of words, where a space stands between two."""
+    tokenizer = Tokenizer(WordLevel({"a": 0, "b": 1}))
+    detokenizer = detokenizers(tokenizer, skip_special_tokens=True)()
+    assert [detokenizer.push(token) for token in (0, 1, 1)] == ["a", " b", " b"]
 
 
 @given(st.lists(st.text("ab", max_size=3), max_size=20), st.lists(st.text("ab", min_size=1, max_size=4), max_size=3))

@@ -15,6 +15,7 @@ from server.engine.genai.instance import GenaiInstance
 from server.engine.genai.text import Text
 from server.repository.config_text import parse_text
 from server.repository.model_config import from_message
+from server.tensor import Tensor
 
 FOLDER = Path(__file__).parents[1] / "golden" / "writer"
 PROMPTS = (
@@ -41,6 +42,11 @@ def said(prompt: str, *, stream: bool = True, **sampling: object) -> dict[str, A
         "exclude_input_in_output": elements(True, dtype=np.bool_),
         "sampling_parameters": elements(orjson.dumps(sampling)),
     }
+
+
+def arrays(outputs: Sequence[Tensor]) -> Mapping[str, Any]:
+    """Of a response."""
+    return {tensor.name: tensor.numpy() for tensor in outputs}
 
 
 @contextmanager
@@ -72,7 +78,7 @@ class Written:
         step = self.instance.step()
         assert not step.failed
         for text, outputs in step.pieces:
-            self.told[text] += outputs["text_output"][0].decode()
+            self.told[text] += arrays(outputs)["text_output"][0].decode()
 
     def finish(self) -> Sequence[str]:
         while self.instance.busy:

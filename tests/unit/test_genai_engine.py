@@ -15,7 +15,7 @@ from server.engine.genai.instance import GenaiInstance
 from server.errors import InvalidRequest, ModelLoadFailed
 from server.repository.config_text import parse_text
 from server.repository.model_config import from_message
-from tests.support.writing import FOLDER, PROMPTS, Written, alone, elements, loaded, said
+from tests.support.writing import FOLDER, PROMPTS, Written, alone, arrays, elements, loaded, said
 
 
 @pytest.fixture(scope="module")
@@ -143,7 +143,7 @@ def test_what_is_asked_for_is_told(instance: GenaiInstance, stream: bool) -> Non
     instance.join(text)
     told = []
     while instance.busy:
-        told += [outputs for _, outputs in instance.step().pieces]
+        told += [arrays(outputs) for _, outputs in instance.step().pieces]
     assert len(told) > 1 if stream else len(told) == 1
     assert [outputs["finish_reason"][0] for outputs in told][-1] == b"length"
     assert all(outputs["num_input_tokens"][0] == text.prompt_tokens for outputs in told)

@@ -21,7 +21,8 @@ from server.errors import (
     QueueFull,
 )
 from server.repository.model_config import read_model_config
-from server.scheduler.writing_foresight import Part, Room, WritingCosts, done_ns, first_token_ns
+from server.scheduler.cost import CostModel
+from server.scheduler.writing_foresight import Lengths, Part, Room, WritingCosts, done_ns, first_token_ns
 from server.scheduler.writing_statistics import Finish
 from tests.support.writing import PROMPTS
 from tests.support.writing_plane import parameter, text_of, write_model, writing_plane
@@ -131,7 +132,7 @@ async def test_whoever_would_come_too_late_is_refused_at_once(tmp_path: Path) ->
     """By the time to its first token that is foreseen; an idle model refuses nobody."""
     async with writing_plane(tmp_path, SLOW) as plane:
         costs = plane.batcher._door.costs
-        costs.step_ns, costs.prefill_ns, costs.tokens = 50_000_000.0, 1_000_000.0, 200.0
+        costs.steps, costs.prefill_ns = CostModel({1: 50_000_000}), 1_000_000.0
         _, running = plane.ask("x", max_tokens=250, ignore_eos=True)
         await anext(running)
         _, late = plane.ask("x", deadline_ns=time.monotonic_ns() + 500_000_000)
@@ -273,22 +274,51 @@ async def test_what_is_wrong_is_said_before_anything_runs(tmp_path: Path) -> Non
 
 
 def test_the_first_token_is_foreseen_by_who_goes_before() -> None:
-    """Rows and the budget become free as texts end; prompts ahead take their time."""
-    costs = WritingCosts(step_ns=10, prefill_ns=1, tokens=50)
-    room = Room(rows=2, tokens=1000, chunk=100)
-    own = Part(20, 50, 70)
-    assert first_token_ns([], [], own, room, WritingCosts()) is None
-    assert first_token_ns([], [], own, room, costs) == 22
-    assert first_token_ns([Part(0, 30, 50), Part(0, 10, 50)], [], own, room, costs) == 10 * 10 + 22
-    assert first_token_ns([Part(0, 30, 50), Part(0, 10, 50)], [Part(100, 19, 50)], own, room, costs) == 422
+    """Rows and the budget become free as texts end; prompts ahead take their time; steps cost by who takes part."""
+    costs, room, own = WritingCosts(), Room(2, 1000, lambda waiting, running: 100), Part(20, 50, 70)
+    assert first_token_ns([], [], own, room, costs) is None
+    costs.steps, costs.prefill_ns = CostModel({1: 10, 2: 14}), 1.0
+    one, other = Part(0, 30, 50), Part(0, 10, 50)
+    assert first_token_ns([], [], own, room, costs) == 20
+    # The rest of the step under way, and the one in which its prompt is taken in.
+    assert first_token_ns([one], [], own, room, costs) == 5 + 10 + 20
+    assert first_token_ns([one, other], [], own, room, costs) == 7 + 10 * 14 + 10 + 20
+    assert first_token_ns([one, other], [Part(100, 19, 50)], own, room, costs) == 7 + 10 * 14 + 110 + 19 * 14 + 20
     # Rows are free, the budget is not.
-    assert first_token_ns([Part(0, 30, 950)], [], own, room, costs) == 30 * 10 + 22
-    assert done_ns([Part(0, 30, 50)], [own], room, costs) == int(50.2 * 10 + 20)
-    costs.learn_end(10)
-    assert costs.tokens == 46
-    assert costs.expected(40, 60) == 6
-    assert costs.expected(40, 42) == 2
-    assert costs.expected(90, 100) == 1
+    assert first_token_ns([Part(0, 30, 950)], [], own, room, costs) == 5 + 30 * 10 + 20
+    # Who has a row and not all of its prompt goes before those who wait.
+    assert first_token_ns([Part(200, 30, 50)], [], own, room, costs) == 200 + 0.2 * 10 + 20 + 0.8 * 10
+    assert done_ns([one], [own], room, costs) == int(5 + 2 + 20 + 29.8 * 14 + 20.2 * 10)
+    assert done_ns([], [], room, costs) == 0
+
+
+def test_steps_of_one_size_alone_refuse_nobody() -> None:
+    """What more texts would cost is not known, and not made up; then it is learned."""
+    costs = WritingCosts()
+    costs.learn_step(100, ran=1, prefilled=0, prefill_ns=0)
+    assert [costs.step_ns(running) for running in (0, 1, 16)] == [0, 100, 100]
+    for _ in range(30):
+        costs.learn_step(500, ran=16, prefilled=50, prefill_ns=250)
+    assert costs.step_ns(16) == pytest.approx(250, rel=0.1)
+    assert 100 < costs.step_ns(8) < costs.step_ns(16)
+    assert costs.prefill_ns == 5
+
+
+def test_texts_are_expected_to_be_as_long_as_those_of_late() -> None:
+    """Each as another one of those that were longer than it is by now; one that was cut says no more than that."""
+    lengths = Lengths()
+    assert lengths.left(10, 100, 0.5) == 90
+    for tokens in (40, 20, 30, 10):
+        lengths.learn(tokens, by_itself=True)
+    assert [lengths.left(0, 100, place) for place in (0, 0.3, 0.6, 0.9)] == [10, 20, 30, 40]
+    assert [lengths.left(20, 100, place) for place in (0, 0.6)] == [10, 20]
+    assert lengths.left(0, 15, 0.9) == 15
+    assert lengths.left(40, 100, 0.5) == 60
+    lengths.learn(50, by_itself=False)
+    assert lengths.left(40, 100, 0.5) == 60
+    for _ in range(64):
+        lengths.learn(7, by_itself=True)
+    assert {lengths.left(0, 100, place) for place in (0, 0.5, 0.99)} == {7}
 
 
 def test_a_config_with_fields_for_other_models_is_refused(tmp_path: Path) -> None:

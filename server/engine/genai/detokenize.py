@@ -1,13 +1,17 @@
 """Tokens to text as they come, never in the middle of a character. Pure.
 
-A token of a byte-level vocabulary may hold a part of a UTF-8 character, or what it says may depend on the tokens
-before it (a space in front). So a token is decoded together with those since the last whole character, and its text is
-what that adds, but for a replacement character at the end: more may be needed there. At a text's end it is left out.
+A token of a byte-level vocabulary is some bytes of UTF-8, whatever stands around it: these are looked up. What others
+say may depend on those before them (a space in front). So there a token is decoded together with those since the last
+whole character, and its text is what that adds, but for a replacement character at the end: more may be needed there.
+At a text's end what makes no whole character is left out.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import codecs
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any, Protocol
 
 Decode = Callable[[Sequence[int]], str]
 """Text of a list of tokens; bytes that make no character as U+FFFD."""
@@ -17,8 +21,69 @@ _WINDOW, _KEPT = 32, 8
 """Where no token ends with a whole character for so many, the last ones are decoded without those before them."""
 
 
-class Detokenizer:
-    """Of one text. All that `push` returned, joined, is the text of all tokens, to the last whole character."""
+class Detokenizer(Protocol):
+    """Of one text."""
+
+    def push(self, token: int) -> str:
+        """The text that this token completes; empty while a character is not whole."""
+
+
+def detokenizers(tokenizer: Any, *, skip_special_tokens: bool) -> Callable[[], Detokenizer]:
+    """What makes one for each text of a tokenizer (of `tokenizers`)."""
+    if type(tokenizer.decoder).__name__ == "ByteLevel":
+        return partial(Lookup, TokenBytes(tokenizer, skip_special_tokens=skip_special_tokens))
+    return partial(Window, partial(tokenizer.decode, skip_special_tokens=skip_special_tokens))
+
+
+def _byte_of_character() -> Mapping[str, int]:
+    """Byte-level vocabularies are written in characters that can be seen. Source: GPT-2's bytes_to_unicode."""
+    seen = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
+    others = [byte for byte in range(256) if byte not in seen]
+    return {**{chr(byte): byte for byte in seen}, **{chr(256 + at): byte for at, byte in enumerate(others)}}
+
+
+_BYTE_OF = _byte_of_character()
+
+
+class TokenBytes(dict[int, bytes]):
+    """What each token of a byte-level vocabulary says, found out when it is first asked for. One that is none, or is
+    left out, says nothing."""
+
+    def __init__(self, tokenizer: Any, *, skip_special_tokens: bool) -> None:
+        super().__init__()
+        self._name_of = tokenizer.id_to_token
+        added = tokenizer.get_added_tokens_decoder().values() if skip_special_tokens else ()
+        self._skipped = {token.content for token in added if token.special}
+
+    def __missing__(self, token: int) -> bytes:
+        name = self._name_of(token)
+        if name is None or name in self._skipped:
+            said = b""
+        else:
+            try:
+                said = bytes([_BYTE_OF[character] for character in name])
+            except KeyError:  # one that was added, as it is written
+                said = name.encode()
+        self[token] = said
+        return said
+
+
+class Lookup:
+    """Of tokens that are bytes."""
+
+    __slots__ = ("_bytes_of", "_decode")
+
+    def __init__(self, bytes_of: Mapping[int, bytes]) -> None:
+        self._bytes_of = bytes_of
+        self._decode = codecs.getincrementaldecoder("utf-8")("replace").decode
+
+    def push(self, token: int) -> str:
+        """See `Detokenizer`."""
+        return self._decode(self._bytes_of[token])
+
+
+class Window:
+    """Of any tokens. All that `push` returned, joined, is the text of all tokens, to the last whole character."""
 
     __slots__ = ("_decode", "_fresh", "_told", "_window")
 
@@ -32,7 +97,7 @@ class Detokenizer:
         """What was told of the window's text."""
 
     def push(self, token: int) -> str:
-        """The text that this token completes; empty while a character is not whole."""
+        """See `Detokenizer`."""
         self._window.append(token)
         self._fresh += 1
         text = self._decode(self._window)

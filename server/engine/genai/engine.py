@@ -19,6 +19,7 @@ from server.engine.cores import available_cores
 from server.engine.genai.cache import KvCache
 from server.engine.genai.folder import TOKENIZER, GenaiConfig, read_folder
 from server.engine.genai.forward import Forward
+from server.engine.genai.graph import with_chosen_logits
 from server.engine.genai.instance import GenaiInstance
 from server.engine.genai.options import Options, check_spec, read_options
 from server.engine.genai.writer import Writer
@@ -106,15 +107,19 @@ class GenaiEngine:
         # Lengths differ with every pass: a plan of memory for each would never be used again.
         options.enable_mem_pattern = False
         path = spec.path.parent / config.filename
+        # Weights beside the file are not found by what was changed.
+        options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(path.parent))
+        where = f"{spec.model_version}/{path.name}"
         try:
-            return self._ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"], enable_fallback=0)
+            model = with_chosen_logits(path.read_bytes(), config.outputs["logits"])
+        except ValueError as error:
+            raise ModelLoadFailed(spec.model_name, where, f"can't be served: {error}") from error
+        try:
+            return self._ort.InferenceSession(model, options, providers=["CPUExecutionProvider"], enable_fallback=0)
         except Exception as error:
             problem = str(error).replace(f"{path.parent}/", "")
-            raise ModelLoadFailed(
-                spec.model_name,
-                f"{spec.model_version}/{path.name}",
-                f"is no model that ONNX Runtime can load on a CPU: {problem}",
-            ) from error
+            problem = f"is no model that ONNX Runtime can load on a CPU: {problem}"
+            raise ModelLoadFailed(spec.model_name, where, problem) from error
 
 
 class GenaiModel:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import prod
 from typing import Any
 
 import numpy as np
@@ -17,13 +16,14 @@ from numpy.typing import NDArray
 
 from server.engine.genai.cache import KvCache
 from server.engine.genai.folder import GenaiConfig
+from server.engine.genai.graph import LOGITS_AT
 
 _CPU = "cpu"
-_KEPT_BYTES = 8 * 1024 * 1024
-"""Fresh memory costs the system a fault for each page: of a small model about as much as the pass."""
 _MASK = 64
 """Tokens by which a decoding pass's mask grows: it is bound anew no more often. More of it than there are tokens is
 read by nobody."""
+_MOST_BEGUN = 256
+"""Bindings that are kept for prompts: of many rows there are more pairs of a first one and a number."""
 Tokens = NDArray[np.int64]
 Logits = NDArray[np.float32]
 
@@ -52,13 +52,15 @@ class Forward:
         """Bindings for prompts by the first row and how many: the cache's part of it stays."""
         self._fed: dict[int, _Fed] = {}
         """By how many rows a decoding pass is over."""
+        self._ids, self._places = np.zeros((2, cache.rows, 1), np.int64)
+        self._mask = np.empty(cache.rows * cache.context, np.int64)
+        self._first = np.arange(cache.rows)[:, None]
         self._logits = np.empty((cache.rows, 1, config.vocab_size), logits_type)
-        """Of decoding passes."""
-        self._kept: NDArray[Any] = np.empty(0, logits_type)
+        """For as many rows as there may be, as the mask: memory that is not used yet is only reserved."""
 
     def prefill(self, row: int, pieces: Sequence[Sequence[int]], before: int) -> Logits:
         """Take in a piece of each prompt of as many rows from `row` on: several only where they have nothing `before`
-        it. The logits behind each one's last token."""
+        it. The logits behind each one's last token; they are gone with the next pass."""
         rows, counts = len(pieces), np.fromiter(map(len, pieces), np.int64, len(pieces))
         longest = int(counts.max())
         ids = np.zeros((rows, longest), np.int64)
@@ -67,54 +69,47 @@ class Forward:
         # What is behind a shorter piece is written where its next tokens will be, and looked at by nobody.
         mask = (self._counted[: before + longest] < before + counts[:, None]).astype(np.int64)
         positions = np.tile(self._counted[before : before + longest], (rows, 1))
-        logits = self._room((rows, longest, self._config.vocab_size))
+        ends = (np.arange(rows) * longest + counts - 1)[:, None]
         binding = self._begun.get((row, rows))
         if binding is None:
+            if len(self._begun) == _MOST_BEGUN:
+                self._begun.clear()
             binding = self._begun[row, rows] = self._over(row, rows)
-        self._bind(binding, ids, mask, positions, logits)
+        self._bind(binding, ids, mask, positions, ends)
         self._session.run_with_iobinding(binding)
-        return logits[np.arange(rows), counts - 1].astype(np.float32, copy=False)
+        return self._logits[:rows, 0].astype(np.float32, copy=False)
 
     def decode(self, tokens: Tokens, lengths: Tokens) -> Logits:
         """Take in one token of each of the first rows, which have `lengths` tokens. The logits by row; they are gone
         with the next pass."""
         rows, longest = len(tokens), int(lengths.max()) + 1
+        width = min(-(-longest // _MASK) * _MASK, self._cache.context)
         fed = self._fed.get(rows)
-        if fed is None or fed.mask.shape[1] < longest or fed.mask.shape[1] >= longest + _MASK:
-            fed = self._fed[rows] = self._feed(rows, min(-(-longest // _MASK) * _MASK, self._cache.context))
+        if fed is None or fed.mask.shape[1] != width:
+            fed = self._fed[rows] = self._feed(rows, width)
         fed.ids[:, 0] = tokens
         fed.positions[:, 0] = lengths
-        np.copyto(fed.mask, self._counted[: fed.mask.shape[1]] <= lengths[:, None])
+        np.less_equal(self._counted[:width], lengths[:, None], out=fed.mask)
         self._session.run_with_iobinding(fed.binding)
         return self._logits[:rows, 0].astype(np.float32, copy=False)
 
     def _feed(self, rows: int, width: int) -> _Fed:
         known = self._fed.get(rows)
-        ids, positions = np.zeros((rows, 1), np.int64), np.zeros((rows, 1), np.int64)
-        fed = _Fed(known.binding if known else self._over(0, rows), ids, np.zeros((rows, width), np.int64), positions)
-        self._bind(fed.binding, fed.ids, fed.mask, fed.positions, self._logits[:rows])
+        mask = self._mask[: rows * width].reshape(rows, width)
+        fed = _Fed(known.binding if known else self._over(0, rows), self._ids[:rows], mask, self._places[:rows])
+        self._bind(fed.binding, fed.ids, fed.mask, fed.positions, self._first[:rows])
         return fed
 
-    def _bind(self, binding: Any, ids: Tokens, mask: Tokens, positions: Tokens, logits: NDArray[Any]) -> None:
+    def _bind(self, binding: Any, ids: Tokens, mask: Tokens, positions: Tokens, logits_at: Tokens) -> None:
         """What a pass reads and writes beside the cache. `binding` keeps none of it alive."""
-        names = self._config.inputs
-        feeds = {names["input_ids"]: ids, names["attention_mask"]: mask}
+        names, logits = self._config.inputs, self._logits[: len(ids)]
+        feeds = {names["input_ids"]: ids, names["attention_mask"]: mask, LOGITS_AT: logits_at}
         if self._positions is not None:
             feeds[self._positions] = positions
         for name, array in feeds.items():
             binding.bind_input(name, _CPU, 0, np.int64, array.shape, array.ctypes.data)
         name = self._config.outputs["logits"]
         binding.bind_output(name, _CPU, 0, self._logits_type, logits.shape, logits.ctypes.data)
-
-    def _room(self, shape: tuple[int, ...]) -> NDArray[Any]:
-        """For a prompt's logits: the same memory as before, unless it is much."""
-        size = prod(shape)
-        if size > self._kept.size:
-            made = np.empty(size, self._logits_type)
-            if made.nbytes > _KEPT_BYTES:
-                return made.reshape(shape)
-            self._kept = made
-        return self._kept[:size].reshape(shape)
 
     def _over(self, row: int, rows: int) -> Any:
         """A binding to so many rows of the cache from `row` on."""

@@ -10,7 +10,7 @@ import numpy as np
 
 from server.engine.base import EngineSpec
 from server.engine.genai.cache import KvCache
-from server.engine.genai.detokenize import Decode, Detokenizer
+from server.engine.genai.detokenize import Decode, detokenizers
 from server.engine.genai.folder import GenaiConfig
 from server.engine.genai.forward import Forward
 from server.engine.genai.options import EXCLUDE, PROMPT, RETURNS, SAMPLING, STREAM, Options
@@ -44,15 +44,14 @@ class GenaiInstance:
         self.threads = threads
         self.rows = options.rows
         self.kv_tokens = options.kv_tokens
-        self.chunk = options.chunk
+        self._chunk = options.chunk
         self._model_name = spec.model_name
         self._outputs = frozenset(tensor.name for tensor in spec.outputs)
         self._config = config
         self._context = options.context
         self._tokenizer = tokenizer
-        self._decoders: Mapping[bool, Decode] = {
-            skip: partial(tokenizer.decode, skip_special_tokens=skip) for skip in (True, False)
-        }
+        self._decode: Decode = partial(tokenizer.decode, skip_special_tokens=False)
+        self._detokenizers = {skip: detokenizers(tokenizer, skip_special_tokens=skip) for skip in (True, False)}
         self._forward = forward
         self._cache = cache
         self._writer = writer
@@ -79,17 +78,16 @@ class GenaiInstance:
             raise InvalidRequest(PROMPT, f"is not UTF-8: byte {error.start}") from error
         tokens: list[int] = self._tokenizer.encode(prompt, add_special_tokens=sampling.add_special_tokens).ids
         most = self._most(tokens, sampling)
-        decode = self._decoders[sampling.skip_special_tokens]
         return Text(
             tokens,
             most,
             sampling,
             self._wanted(inputs, outputs, prompt),
             Sampler(sampling, tokens, self._config.vocab_size, self._config.end_tokens),
-            Detokenizer(decode),
+            self._detokenizers[sampling.skip_special_tokens](),
             StopStrings(sampling.stop, include=sampling.include_stop_str_in_output),
             self._config.end_tokens,
-            self._decoders[False],
+            self._decode,
         )
 
     def _most(self, tokens: Sequence[int], sampling: Sampling) -> int:
@@ -144,6 +142,10 @@ class GenaiInstance:
     def go_on(self, text: Text) -> None:
         self._writer.go_on(text)
 
+    def takes_in(self, waiting: int, running: int) -> int:
+        """See `WritingInstance`."""
+        return self._writer.takes_in(waiting, running)
+
     def step(self) -> Step:
         """Raises EngineFailure: a pass failed."""
         try:
@@ -169,11 +171,11 @@ class GenaiInstance:
     def warm_up(self) -> None:
         """A piece of a prompt, and two tokens behind it."""
         sampling = Sampling(max_tokens=2, temperature=0, ignore_eos=True)
-        prompt = [0] * min(self.chunk, self._context - 2)
-        decode = self._decoders[True]
+        prompt = [0] * min(self._chunk, self._context - 2)
         sampler = Sampler(sampling, prompt, self._config.vocab_size, ())
         wanted = Wanted(frozenset({TEXT}), stream=False, prompt="")
-        self._write(Text(prompt, 2, sampling, wanted, sampler, Detokenizer(decode), StopStrings(()), (), decode))
+        detokenizer = self._detokenizers[True]()
+        self._write(Text(prompt, 2, sampling, wanted, sampler, detokenizer, StopStrings(()), (), self._decode))
 
     def _write(self, text: Text) -> Mapping[str, Array]:
         self.join(text)
@@ -183,7 +185,7 @@ class GenaiInstance:
                 if text in step.failed:
                     raise EngineFailure(self._model_name, "the model's logits are no numbers")
                 for _, outputs in step.pieces:
-                    return outputs
+                    return {tensor.name: tensor.numpy() for tensor in outputs}
         finally:
             self.leave(text)
 

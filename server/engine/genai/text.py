@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+import struct
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 
-import numpy as np
 import orjson
 
 from server.engine.genai.detokenize import Decode, Detokenizer
 from server.engine.genai.parameters import Sampling
 from server.engine.genai.sampling import Likely, Sampler
 from server.engine.genai.stops import StopStrings
-from server.tensor import Array
+from server.tensor import Tensor
 
 TEXT = "text_output"
 FINISH = "finish_reason"
@@ -23,6 +23,9 @@ TOKENS = "num_output_tokens"
 
 STOP, LENGTH = "stop", "length"
 """Why a text ends: an end token or a stop string, or as many tokens as it may have. Names: vLLM's, and OpenAI's."""
+
+_ONE = (1,)
+_COUNT, _FLOAT = struct.Struct("<I"), struct.Struct("<f")
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,29 +107,30 @@ class Text:
         self._untold.append(self.stops.flush())
         self.finish = reason
 
-    def tell(self) -> Mapping[str, Array] | None:
+    def tell(self) -> list[Tensor] | None:
         """The outputs of the next response; None: there is nothing to tell yet."""
         if not self.finish and (not self.wanted.stream or not any(self._untold)):
             return None
         text, self._untold = "".join(self._untold), []
         if self.wanted.prompt and not self._told:
             text = self.wanted.prompt + text
-        outputs = {name: self._make(name, text) for name in self.wanted.outputs}
+        outputs = [self._make(name, text) for name in self.wanted.outputs]
         self._told, self._logprobs = self.made, []
         return outputs
 
-    def _make(self, name: str, text: str) -> Array:
+    def _make(self, name: str, text: str) -> Tensor:
         if name == TEXT:
-            return _strings(text.encode())
+            return _string(name, text.encode())
         if name == FINISH:
-            return _strings(self.finish.encode())
+            return _string(name, self.finish.encode())
         if name == LOGPROBS:
-            return self._tell_logprobs()
+            return _string(name, self._tell_logprobs())
         if name == CUMULATIVE:
-            return np.array([self._logprob], np.float32)
-        return np.array([len(self.prompt) if name == PROMPT_TOKENS else self.made - self._told], np.uint32)
+            return Tensor(name, "FP32", _ONE, _FLOAT.pack(self._logprob))
+        count = len(self.prompt) if name == PROMPT_TOKENS else self.made - self._told
+        return Tensor(name, "UINT32", _ONE, _COUNT.pack(count))
 
-    def _tell_logprobs(self) -> Array:
+    def _tell_logprobs(self) -> bytes:
         """As Triton's vLLM backend: for each token an object by token, the chosen one first."""
         told = [
             {
@@ -135,10 +139,8 @@ class Text:
             }
             for likely in self._logprobs
         ]
-        return _strings(orjson.dumps(told))
+        return orjson.dumps(told)
 
 
-def _strings(*values: bytes) -> Array:
-    array = np.empty(len(values), object)
-    array[:] = values
-    return array
+def _string(name: str, value: bytes) -> Tensor:
+    return Tensor(name, "BYTES", _ONE, _COUNT.pack(len(value)) + value)

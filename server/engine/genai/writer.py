@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -21,7 +21,7 @@ from server.engine.genai.forward import Forward
 from server.engine.genai.rows import Rows
 from server.engine.genai.sampling import Likely, likely
 from server.engine.genai.text import LOGPROBS, Text
-from server.tensor import Array
+from server.tensor import Tensor
 
 _MOST_PIECES = 4
 """A step takes in, where all wait and nobody runs."""
@@ -31,7 +31,7 @@ _MOST_PIECES = 4
 class Step:
     """What one step did."""
 
-    pieces: list[tuple[Text, Mapping[str, Array]]] = field(default_factory=list)
+    pieces: list[tuple[Text, Sequence[Tensor]]] = field(default_factory=list)
     """Responses, one of a text at most."""
     wrote: list[Text] = field(default_factory=list)
     """Those that came to have a token more."""
@@ -112,7 +112,7 @@ class Writer:
         self._choose(texts, logits, step)
 
     def _prefill(self, step: Step) -> None:
-        left = self._chunk * self._pieces()
+        left = self.takes_in(len(self._prompts), len(self._rows.active))
         while self._prompts and (group := self._group(left)):
             before = group[0].length
             pieces = [text.prompt[before : before + self._chunk] for text in group]
@@ -130,10 +130,9 @@ class Writer:
             if whole:
                 self._choose([group[number] for number in whole], logits[whole], step)
 
-    def _pieces(self) -> int:
-        """That this step takes in: by how many wait, of all who are there."""
-        waiting = len(self._prompts)
-        return max(1, round(_MOST_PIECES * waiting / (waiting + len(self._rows.active))))
+    def takes_in(self, waiting: int, running: int) -> int:
+        """See `WritingInstance`."""
+        return self._chunk * max(1, round(_MOST_PIECES * waiting / (waiting + running)))
 
     def _group(self, most: int) -> Sequence[Text]:
         """Whose next piece the next pass takes in: the oldest's, and of those behind it in the cache who begin with it,
