@@ -29,7 +29,7 @@ import numpy as np
 
 from loadtests.chaos import verdict
 from loadtests.chaos.caller import Question, load
-from loadtests.chaos.faults import Faults, certificate, harm
+from loadtests.chaos.faults import FAULTS, Fault, Faults, certificate, harm, named
 from loadtests.chaos.page import page
 from loadtests.chaos.readiness import Readiness
 from loadtests.chaos.starved import Starved
@@ -61,6 +61,8 @@ class Plan:
     """Requests a second; 0: `load` of what the server is seen to answer."""
     over_triton: bool = False
     """A gateway over two Tritons, which are killed, in place of two workers."""
+    only: str = ""
+    """Of the faults, those with this text in their names."""
 
 
 @dataclass
@@ -82,14 +84,20 @@ def chaos(plan: Plan, folder: Path) -> Seen:
         if plan.over_triton:
             network, tritons = stack.enter_context(running(folder))
             flags = ["--engine", "triton", "--triton-url", addresses(tritons)]
-            make: Callable[..., Faults] = partial(TritonFaults, kinds=TRITON_FAULTS, tritons=tritons)
+            make: Callable[..., Faults] = partial(TritonFaults, tritons=tritons)
         else:
             network = save(folder / "models")
             flags = ["--model-control-mode", "explicit", "--load-model", "*", "--workers", "2"]
             make = Faults
+        kinds = of_kind(plan)
         row = np.random.default_rng(0).normal(size=(1, *network.dims)).astype(np.float32)
         server = stack.enter_context(serving(folder / "models", folder, tuple(cores()), *pair, *flags))
-        return asyncio.run(_see(plan, make(server, folder, Random(plan.seed)), _question(folder, row)))
+        return asyncio.run(_see(plan, make(server, folder, Random(plan.seed), kinds=kinds), _question(folder, row)))
+
+
+def of_kind(plan: Plan) -> tuple[Fault, ...]:
+    """What is done; empty: no name has that text in it."""
+    return tuple(one for one in (TRITON_FAULTS if plan.over_triton else FAULTS) if plan.only in named(one))
 
 
 def _question(folder: Path, row: np.ndarray) -> Question:  # type: ignore[type-arg]
@@ -176,6 +184,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--rate", type=float, default=0.0, help="requests a second, instead of a part of the capacity")
     parser.add_argument("--every", type=float, default=Plan.every_s, help="seconds between faults (default: 8)")
     parser.add_argument("--seed", type=int, default=0, help="of the order of the faults")
+    parser.add_argument("--only", default="", help='faults with this text in their names, as "the engine"')
     parser.add_argument("--over-triton", action="store_true", help="a gateway over two Tritons, which are killed too")
     parser.add_argument("--out", type=Path, help="also write chaos.md and chaos.html into this folder")
     options = parser.parse_args(arguments)
@@ -186,7 +195,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         seed=options.seed,
         rate=options.rate,
         over_triton=options.over_triton,
+        only=options.only,
     )
+    if not of_kind(plan):
+        parser.error(f"--only: no fault has {options.only!r} in its name")
     with tempfile.TemporaryDirectory() as folder:
         seen = chaos(plan, Path(folder))
     text = report(seen, plan)

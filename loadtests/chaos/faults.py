@@ -42,18 +42,15 @@ class Faults:
     server: Server
     folder: Path
     rng: Random
+    kinds: tuple[Fault, ...]
+    """What is done."""
     bomb: bytes = field(default_factory=lambda: _bomb(), repr=False)
     events: list[Event] = field(default_factory=list)
     wrong: list[str] = field(default_factory=list)
     """What the server did not do as it must."""
-    kinds: tuple[Fault, ...] = ()
-    """What is done; by default all that can be done to a server and its workers."""
     lost: list[tuple[float, float]] = field(default_factory=list)
     """Between which times a server behind this one was harmed: what it had then may have been executed, and is told
     UNAVAILABLE by a gateway that is ready."""
-
-    def __post_init__(self) -> None:
-        self.kinds = self.kinds or FAULTS
 
     @property
     def rest(self) -> str:
@@ -240,6 +237,12 @@ FAULTS: tuple[Fault, ...] = (
     takes_the_descriptors,
     hangs_the_engine,
 )
+"""All that can be done to a server and its workers."""
+
+
+def named(fault: Fault) -> str:
+    """In words."""
+    return fault.__name__.replace("_", " ")
 
 
 async def harm(faults: Faults, every_s: float, until_s: float) -> None:
@@ -254,7 +257,7 @@ async def harm(faults: Faults, every_s: float, until_s: float) -> None:
             faults.rng.shuffle(left)
         fault = left.pop()
         begun_s = time.monotonic()
-        name = fault.__name__.replace("_", " ")
+        name = named(fault)
         try:
             told = await fault(faults)
         except Unexpected as error:

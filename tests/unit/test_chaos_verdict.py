@@ -33,7 +33,7 @@ def broken(
     """The rules that are not kept. `down`: it says that it is not ready between these times."""
     readiness = Readiness([n / 10 for n in range(400)], [not down[0] <= n / 10 < down[1] for n in range(400)])
     readiness.ready[-1] = ready
-    faults = Faults(Server(1, "", "", ""), Path(), Random(0), b"")
+    faults = Faults(Server(1, "", "", ""), Path(), Random(0), (), b"")
     faults.lost += [lost] if lost else []
     faults.events.append(Event("kills", 10, 11, ""))
     samples = [replace(SAMPLE, at_s=float(n), resident_bytes=10**8 + (grown if n > 30 else 0)) for n in range(60)]
