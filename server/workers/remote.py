@@ -11,6 +11,7 @@ import logging
 import pickle
 import time
 from base64 import b64encode
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -62,6 +63,8 @@ _SILENCE_NS = 5_000_000_000
 _SILENT_NS = 300_000_000
 """From here on the deadlines of what it was asked are kept in its place."""
 _LOOK_S = 0.02
+_AT_ONCE = 64
+"""Requests that are told of a loss in one turn of the loop, at whose end their answers are written."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,6 +147,8 @@ class RemoteModels:
         self._numbers: dict[InferRequest, int] = {}
         """Of those who wait."""
         self._number = 0
+        self._untold: deque[tuple[InferRequest, Served]] = deque()
+        """Whom an engine process that is lost can't answer any more."""
         self._held: dict[int, tuple[Announced, Served]] = {}
         """By handle, what the engine process keeps for this front."""
         self._current: dict[int, tuple[Announced, Served]] = {}
@@ -183,7 +188,7 @@ class RemoteModels:
             tell()
 
     def _give_up(self) -> None:
-        """Everybody who waits is told at once; what is known of the models stays, to say the same of each of them."""
+        """Everybody who waits is told; what is known of the models stays, to say the same of each of them."""
         self._link = None
         self._well = False
         self.told.clear()
@@ -193,11 +198,18 @@ class RemoteModels:
         self._numbers.clear()
         whose = about(*(request for request, _, _ in pending.values()))
         log.warning("the link to the engine process is lost, with %d requests under way", len(pending), extra=whose)
-        for request, served, _ in pending.values():
-            self._fail(request, served, EngineLost())
+        self._untold += ((request, served) for request, served, _ in pending.values())
+        self._tasks.start(self._tell())
+
+    async def _tell(self) -> None:
+        """Not all in one turn of the loop: of thousands, the first would wait for the last."""
+        while self._untold:
+            for _ in range(min(_AT_ONCE, len(self._untold))):
+                self._fail(*self._untold.popleft(), EngineLost())
+            await asyncio.sleep(0)
 
     def _fail(self, request: InferRequest, served: Served, error: ServingError) -> None:
-        if request.settle(error):
+        if self._settle(request, error):
             served.statistics.count_failure(error, time.monotonic_ns() - request.received_ns)
 
     @property
@@ -342,11 +354,13 @@ class RemoteModels:
         if self._link is not None and number in self._pending:
             self._link.send(frame(Kind.TAKEN, NUMBER.pack(number)))
 
-    def _settle(self, request: InferRequest, outcome: InferResponse | ServingError) -> None:
+    def _settle(self, request: InferRequest, outcome: InferResponse | ServingError) -> bool:
+        """Whether it had no outcome before."""
         try:
-            request.settle(outcome)
+            return request.settle(outcome)
         except Exception:
             log.exception(CALLER_FAILED, request.model_name, extra=about(request))
+            return True
 
     # --- models -----------------------------------------------------------------------------------
 
@@ -480,7 +494,7 @@ class RemoteModels:
     async def drain(self, until_ns: int) -> None:
         """Wait for what is under way; what is left at `until_ns` is settled as UNAVAILABLE."""
         await self._local.drain(until_ns)
-        while self._pending and time.monotonic_ns() < until_ns:  # noqa: ASYNC110 - of a registry
+        while (self._pending or self._untold) and time.monotonic_ns() < until_ns:  # noqa: ASYNC110 - of a registry
             await asyncio.sleep(0.01)
         for number in list(self._pending):
             found = self._forget(number)
