@@ -14,6 +14,7 @@ import argparse
 import json
 import sys
 import tempfile
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -83,12 +84,12 @@ def measure(target: Target, objective: Objective, slo: Slo, options: argparse.Na
     # A queue that grows shows only in a window that is longer than what it may make a caller wait.
     window_s = max(options.window, _WINDOW * max(latency.values(), default=0) / 1e3)
     warm_s = window_s / 4
-    seed = 0
+    tried: Counter[float] = Counter()
 
     def probe(rate: float, seconds: float = window_s) -> Probe:
-        nonlocal seed
-        seed += 1
-        found = open_loop([Leg(wire, made, poisson(rate, warm_s + seconds, seed))])
+        # The same arrivals at each rate, closer together or further apart: no rate is broken by its luck.
+        tried[rate] += 1
+        found = open_loop([Leg(wire, made, poisson(rate, warm_s + seconds, tried[rate]))])
         return judged(rate, found.between(warm_s, warm_s + seconds), limits, slo.max_lag_ms, _PERCENTILES)
 
     try:
