@@ -178,7 +178,6 @@ class DataPlane:
         """Let the request settle with its outputs as the classes that it asks for."""
         config = served.model.config
         classify(request, Classes(special.classes, config.labels, config.max_batch_size > 0), self._pipelines)
-        request.special = None
 
     def decoupled(self, name: str, version: str = "") -> bool:
         """Whether the model may give several responses, or none, to a request; False if it is not in service."""

@@ -16,6 +16,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
+from server.engine.base import Elsewhere
 from server.errors import ServingError
 from server.repository.rollout import Rollout
 from server.rollout_verdict import Cause, Verdict, differ
@@ -40,6 +41,7 @@ class RolloutServed(Served):
 
     __slots__ = (
         "_copies",
+        "_elsewhere",
         "_loop",
         "_number",
         "_verdict",
@@ -63,6 +65,8 @@ class RolloutServed(Served):
         self._number = 0
         """Of the requests so far."""
         self._copies = 0
+        self._elsewhere = isinstance(stable.model.engine_model, Elsewhere)
+        """A Triton runs the versions, and classifies their outputs itself."""
         self._loop = asyncio.get_running_loop()
 
     def __enter__(self) -> RolloutServed:
@@ -145,7 +149,7 @@ class RolloutServed(Served):
         """The same for the shadow, nobody's; None: it has enough. What comes of both is compared.
 
         Not what a Triton is to classify: of its texts nobody can say how far apart they are."""
-        if self._copies >= _MOST_COPIES or request.special is not None:
+        if self._copies >= _MOST_COPIES or (request.special is not None and self._elsewhere):
             self.counts["skipped"] += 1
             return None
         self._copies += 1
