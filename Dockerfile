@@ -48,7 +48,7 @@ HEALTHCHECK --interval=10s --timeout=3s --start-period=60s CMD ["python3", "-c",
 ENTRYPOINT ["forwardpass"]
 CMD ["serve"]
 
-# --- server-gpu: the same on CUDA ------------------------------------------------------------------------------
+# --- server-gpu: the same on CUDA, of a base with cuDNN and Python 3.11 or later: Ubuntu 24.04 has 3.12, 22.04 has 3.10 ---
 FROM ${CUDA} AS python-gpu
 RUN apt-get update && apt-get install -y --no-install-recommends python3 && rm -rf /var/lib/apt/lists/*
 
@@ -60,11 +60,18 @@ RUN python3 -m venv /opt/forwardpass
 COPY constraints.txt pyproject.toml README.md ./
 COPY server server
 ARG EXTRAS_GPU=gpu,text,auth,tracing,http
+# From 1.27 on its wheels are for CUDA 13, those before for CUDA 12.
+ARG ONNXRUNTIME=onnxruntime-gpu>=1.27
 # One module `onnxruntime`, of one package: the constraints name the CPU's.
-RUN grep -v '^onnxruntime==' constraints.txt > gpu.txt \
+RUN { grep -v '^onnxruntime==' constraints.txt; echo "${ONNXRUNTIME}"; } > gpu.txt \
  && /opt/forwardpass/bin/pip install --only-binary :all: --no-binary forwardpass -c gpu.txt ".[${EXTRAS_GPU}]" \
  && /opt/forwardpass/bin/pip uninstall --yes --quiet setuptools pip \
  && PYTHONDONTWRITEBYTECODE= /opt/forwardpass/bin/python3 -m compileall -q -j 0 /opt/forwardpass/lib
+# Of another CUDA or cuDNN than the base's it would find no libraries, which no server says before it has a GPU.
+RUN /opt/forwardpass/bin/python3 -c "import os, re, sys; from importlib.metadata import requires; \
+wanted = re.search(r'nvidia-cudnn-cu(\d+)~=(\d+)', ' '.join(requires('onnxruntime-gpu'))).groups(); \
+base = tuple(os.environ.get(name, '').split('.')[0] for name in ('CUDA_VERSION', 'NV_CUDNN_VERSION')); \
+base in (wanted, ('', '')) or sys.exit('ONNX Runtime is for CUDA %s and cuDNN %s, the base has %s and %s: another CUDA or ONNXRUNTIME' % (*wanted, *base))"
 
 FROM python-gpu AS server-gpu
 COPY --from=installed-gpu /opt/forwardpass /opt/forwardpass

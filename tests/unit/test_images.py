@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,30 @@ def test_bases_are_arguments_so_that_they_can_be_pinned() -> None:
     named = set(stages())
     bases = re.findall(r"^FROM (\S+)", DOCKERFILE, re.MULTILINE)
     assert all(base in named or re.fullmatch(r"\$\{(PYTHON|CUDA)\}", base) for base in bases)
+
+
+@pytest.mark.parametrize(
+    ("cuda", "cudnn", "said"),
+    [
+        ("13.0.1", "9.13.0.50-1", ""),
+        ("", "", ""),
+        ("12.9.1", "9.10.2.21-1", "for CUDA 13 and cuDNN 9, the base has 12 and 9"),
+        ("13.0.1", "", "the base has 13 and "),
+    ],
+    ids=["the same", "no CUDA at all", "an older CUDA", "no cuDNN"],
+)
+def test_an_onnx_runtime_for_another_cuda_ends_the_build(cuda: str, cudnn: str, said: str, tmp_path: Path) -> None:
+    """By what its package says, and what NVIDIA's images say of themselves in their environment."""
+    known = tmp_path / "onnxruntime_gpu-1.28.0.dist-info"
+    known.mkdir()
+    wants = 'Requires-Dist: nvidia-cudnn-cu13~=9.0; extra == "cudnn"'
+    (known / "METADATA").write_text(f"Metadata-Version: 2.1\nName: onnxruntime-gpu\nVersion: 1.28.0\n{wants}\n")
+    (step,) = re.findall(r"^RUN \S+/python3 (-c .*(?:\n.*)*?)\n\n", stages()["installed-gpu"], re.MULTILINE)
+    environment = {"PYTHONPATH": str(tmp_path), "CUDA_VERSION": cuda, "NV_CUDNN_VERSION": cudnn}
+    command = ["sh", "-c", f"{sys.executable} {step}"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert (done.returncode == 0) is (not said), done.stderr
+    assert said in done.stderr
 
 
 def test_the_builder_gets_what_it_copies_and_hardly_more() -> None:
