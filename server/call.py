@@ -62,7 +62,8 @@ class Responses:
     def __init__(self, news: Callable[[], None]) -> None:
         """`news` is called when there is something to pop."""
         self._news = news
-        self._waiting: deque[tuple[Outcome, bool]] = deque()
+        self._waiting: deque[tuple[Outcome, bool, int]] = deque()
+        """With whether it is the last, and what it weighs."""
         self._bytes = 0
         self._go_on: Callable[[], None] | None = None
         self.over = False
@@ -70,17 +71,20 @@ class Responses:
 
     def take(self, response: InferResponse, go_on: Callable[[], None]) -> None:
         """One of several. As `Taker.take`."""
-        self._waiting.append((response, False))
-        self._bytes += _weight(response)
-        self._go_on = go_on
-        self._make_room()
+        weight = _weight(response)
+        self._waiting.append((response, False, weight))
+        self._bytes += weight
+        if self._bytes < MOST_WAITING_BYTES:
+            go_on()
+        else:
+            self._go_on = go_on
         self._news()
 
     def settle(self, request: InferRequest | None, outcome: Outcome) -> None:
         """The last one, or the error that ends them."""
         if request is not None and not isinstance(outcome, InferResponse):
             of(outcome, request)
-        self._waiting.append((outcome, True))
+        self._waiting.append((outcome, True, 0))
         self._bytes = 0  # Nobody is held up any more.
         self._make_room()
         self._news()
@@ -89,9 +93,9 @@ class Responses:
         """The next one, and whether it is the last; None: it is not here yet."""
         if not self._waiting:
             return None
-        outcome, self.over = self._waiting.popleft()
-        if isinstance(outcome, InferResponse) and not self.over:
-            self._bytes = max(0, self._bytes - _weight(outcome))
+        outcome, self.over, weight = self._waiting.popleft()
+        self._bytes = max(0, self._bytes - weight)
+        if self._go_on is not None:
             self._make_room()
         return outcome, self.over
 

@@ -263,12 +263,12 @@ class WritingBatcher(Ticking):
                 writing.between_tokens.observe(now_ns - run.last_ns)
             else:
                 writing.first_token.observe(now_ns - run.request.received_ns)
-                self._door.learn_first(run, now_ns, written.ended_ns - written.began_ns)
+                self._door.learn_first(run, self._clock(), written)
             run.last_ns = now_ns
         writing.prompt_tokens += step.prefilled
         writing.tokens += len(step.wrote)
         self._door.costs.learn_step(
-            written.ended_ns - written.began_ns, ran=ran, prefilled=step.prefilled, prefill_ns=step.prefill_ns
+            now_ns - written.since_ns, ran=ran, prefilled=step.prefilled, prefill_ns=step.prefill_ns
         )
 
     def _send(self, run: Run, response: InferResponse) -> None:

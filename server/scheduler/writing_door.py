@@ -11,6 +11,7 @@ from server.scheduler.admission import Margin
 from server.scheduler.queue import RequestQueue
 from server.scheduler.statistics import ModelStatistics
 from server.scheduler.writing_foresight import Part, Room, WritingCosts, done_ns, first_token_ns
+from server.scheduler.writing_worker import Written
 from server.types import NO_DEADLINE, InferRequest
 
 _LARGEST_MARGIN = 0.25
@@ -85,10 +86,12 @@ class WritingDoor:
         taken = sum([run.reserved for run in self._runs.values()])
         return len(self._runs) < self._room.rows and taken + reserved(job) <= self._room.tokens
 
-    def learn_first(self, run: Run, now_ns: int, step_ns: int) -> None:
-        """It has its first token."""
+    def learn_first(self, run: Run, now_ns: int, written: Written) -> None:
+        """Its first token is told now."""
+        alone = len(self._runs) == 1 and written.began_ns > run.begun_ns and written.since_ns == written.began_ns
+        self.costs.learn_around(now_ns - written.ended_ns, written.began_ns - run.begun_ns if alone else None)
         if run.request.predicted_ns:
-            self.margin.learn(now_ns - run.request.predicted_ns, step_ns)
+            self.margin.learn(now_ns - run.request.predicted_ns, written.ended_ns - written.began_ns)
 
     def _late(self, request: InferRequest, job: Job, now_ns: int) -> Overloaded | None:
         """The refusal of a request whose first token would come after its deadline."""

@@ -71,15 +71,25 @@ class WritingCosts:
         """Of those that gave texts a token, by how many, without what they took in of prompts."""
         self.prefill_ns = 0.0
         """Of one token of a prompt; 0: not known."""
+        self.hand_over = CostModel()
+        """From a step's end until its tokens are told: as of one row."""
+        self.wake = CostModel()
+        """From a text's begin to its first step, where no other text kept it waiting; of one row, too."""
         self.lengths = Lengths()
 
     def learn_step(self, step_ns: int, *, ran: int, prefilled: int, prefill_ns: int) -> None:
-        """`ran`: texts to which it gave a token and that had one before."""
+        """`step_ns`: since the one before. `ran`: texts to which it gave a token and that had one before."""
         if ran:
             self.steps.observe(ran, step_ns - prefill_ns)
         if prefilled:
             seen = prefill_ns / prefilled
             self.prefill_ns += (_WEIGHT if self.prefill_ns else 1) * (seen - self.prefill_ns)
+
+    def learn_around(self, hand_over_ns: int, wake_ns: int | None) -> None:
+        """`wake_ns`: None where others kept it waiting."""
+        self.hand_over.observe(1, hand_over_ns)
+        if wake_ns is not None:
+            self.wake.observe(1, wake_ns)
 
     def step_ns(self, running: int) -> float:
         """Of a step that gives so many texts a token. Of one size alone nothing is known of others: it stands for all,
@@ -140,7 +150,7 @@ class _Look:
             if not part.prompt_tokens:
                 heapq.heappush(self._ends, (part.tokens, part.reserved))
         # A step is under way; by now half of it is over.
-        self.now_ns += costs.step_ns(len(self._ends)) / 2
+        self.now_ns += costs.step_ns(len(self._ends)) / 2 if running else costs.wake.mean_ns(1)
         for part in begun:
             self._take_in(part)
 
@@ -153,7 +163,9 @@ class _Look:
 
     def told_ns(self) -> float:
         """When who began last has its first token: in a step those who write have theirs first."""
-        return self.now_ns + (ceil(self._step) - self._step) * self._costs.step_ns(len(self._ends) - 1)
+        costs = self._costs
+        told_ns = self.now_ns + (ceil(self._step) - self._step) * costs.step_ns(len(self._ends) - 1)
+        return told_ns + costs.hand_over.mean_ns(1)
 
     def end(self) -> None:
         """Everybody writes to the end."""

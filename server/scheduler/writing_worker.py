@@ -32,6 +32,8 @@ class Written:
     """None: it failed, and everybody has left."""
     responses: Sequence[tuple[Job, Sequence[Tensor], str]]
     """With why it is the last one of its job, if it is: by the time the loop sees it the job may be further."""
+    since_ns: int
+    """When the step before it ended, where there was something to do ever since; else as `began_ns`."""
     began_ns: int
     ended_ns: int
     error: ServingError | None = None
@@ -59,6 +61,8 @@ class WritingWorker:
         self._news = threading.Condition()
         self._orders: deque[tuple[Callable[[Any], None], Job]] = deque()
         self._ahead = 0
+        self._since_ns = 0
+        """When the last step ended; 0: there was nothing to do since."""
         self._ending = False
         self._ended = asyncio.Event()
         self.alive = True
@@ -106,7 +110,7 @@ class WritingWorker:
             self.alive = False
             failure = EngineFailure(self._model_name, repr(error))
             now_ns = self._clock()
-            self._post(self._hand_over, Written(None, (), now_ns, now_ns, failure, died=True))
+            self._post(self._hand_over, Written(None, (), now_ns, now_ns, now_ns, failure, died=True))
         self._post(self._ended.set)
 
     def _obey(self) -> bool:
@@ -114,6 +118,8 @@ class WritingWorker:
         while True:
             with self._news:
                 while not self._ending and not self._orders and (self._ahead >= _AHEAD or not self._instance.busy):
+                    if not self._instance.busy:
+                        self._since_ns = 0
                     self._news.wait()
                 if self._ending:
                     return False
@@ -135,6 +141,7 @@ class WritingWorker:
 
     def _step(self) -> Written:
         began_ns = self._clock()
+        since_ns = self._since_ns or began_ns
         try:
             step = self._instance.step()
         except Exception as error:  # noqa: BLE001 - told, and logged, on the loop
@@ -142,10 +149,11 @@ class WritingWorker:
                 self._leave(job)
             told = error if isinstance(error, ServingError) else EngineFailure(self._model_name, repr(error))
             told.__cause__ = error if told is not error else None
-            return Written(None, (), began_ns, self._clock(), told)
+            return Written(None, (), since_ns, began_ns, self._clock(), told)
         self._inside.difference_update(step.failed, [job for job in step.wrote if job.finish])
         responses = [(job, outputs, job.finish) for job, outputs in step.pieces]
-        return Written(step, responses, began_ns, self._clock())
+        ended_ns = self._since_ns = self._clock()
+        return Written(step, responses, since_ns, began_ns, ended_ns)
 
     def _post(self, callback: Callable[..., None], *arguments: object) -> None:
         try:

@@ -48,6 +48,7 @@ class Forward:
         self._logits_type = logits_type
         self._positions = config.inputs.get("position_ids")
         self._counted = np.arange(cache.context)
+        self._ones = np.ones(cache.context, np.int64)
         self._begun: dict[tuple[int, int], Any] = {}
         """Bindings for prompts by the first row and how many: the cache's part of it stays."""
         self._fed: dict[int, _Fed] = {}
@@ -58,26 +59,30 @@ class Forward:
         self._logits = np.empty((cache.rows, 1, config.vocab_size), logits_type)
         """For as many rows as there may be, as the mask: memory that is not used yet is only reserved."""
 
-    def prefill(self, row: int, pieces: Sequence[Sequence[int]], before: int) -> Logits:
+    def prefill(self, row: int, pieces: Sequence[Tokens], before: int) -> Logits:
         """Take in a piece of each prompt of as many rows from `row` on: several only where they have nothing `before`
         it. The logits behind each one's last token; they are gone with the next pass."""
+        rows = len(pieces)
+        binding = self._begun.get((row, rows))
+        if binding is None:
+            if len(self._begun) == _MOST_BEGUN:
+                self._begun.clear()
+            binding = self._begun[row, rows] = self._over(row, rows)
+        feeds = _of_one(pieces[0], before, self._counted, self._ones) if rows == 1 else self._of_several(pieces)
+        self._bind(binding, *feeds)
+        self._session.run_with_iobinding(binding)
+        return self._logits[:rows, 0].astype(np.float32, copy=False)
+
+    def _of_several(self, pieces: Sequence[Tokens]) -> tuple[Tokens, Tokens, Tokens, Tokens]:
         rows, counts = len(pieces), np.fromiter(map(len, pieces), np.int64, len(pieces))
         longest = int(counts.max())
         ids = np.zeros((rows, longest), np.int64)
         for own, piece in zip(ids, pieces, strict=True):
             own[: len(piece)] = piece
         # What is behind a shorter piece is written where its next tokens will be, and looked at by nobody.
-        mask = (self._counted[: before + longest] < before + counts[:, None]).astype(np.int64)
-        positions = np.tile(self._counted[before : before + longest], (rows, 1))
-        ends = (np.arange(rows) * longest + counts - 1)[:, None]
-        binding = self._begun.get((row, rows))
-        if binding is None:
-            if len(self._begun) == _MOST_BEGUN:
-                self._begun.clear()
-            binding = self._begun[row, rows] = self._over(row, rows)
-        self._bind(binding, ids, mask, positions, ends)
-        self._session.run_with_iobinding(binding)
-        return self._logits[:rows, 0].astype(np.float32, copy=False)
+        mask = (self._counted[:longest] < counts[:, None]).astype(np.int64)
+        positions = np.tile(self._counted[:longest], (rows, 1))
+        return ids, mask, positions, (np.arange(rows) * longest + counts - 1)[:, None]
 
     def decode(self, tokens: Tokens, lengths: Tokens) -> Logits:
         """Take in one token of each of the first rows, which have `lengths` tokens. The logits by row; they are gone
@@ -129,3 +134,10 @@ class Forward:
         self._begun.clear()
         self._fed.clear()
         self._session = None
+
+
+def _of_one(piece: Tokens, before: int, counted: Tokens, ones: Tokens) -> tuple[Tokens, Tokens, Tokens, Tokens]:
+    """Views alone."""
+    end = before + len(piece)
+    last = len(piece) - 1
+    return piece[None], ones[None, :end], counted[None, before:end], counted[last : last + 1, None]

@@ -79,7 +79,7 @@ class GenaiInstance:
         tokens: list[int] = self._tokenizer.encode(prompt, add_special_tokens=sampling.add_special_tokens).ids
         most = self._most(tokens, sampling)
         return Text(
-            tokens,
+            np.array(tokens, np.int64),
             most,
             sampling,
             self._wanted(inputs, outputs, prompt),
@@ -171,7 +171,7 @@ class GenaiInstance:
     def warm_up(self) -> None:
         """A piece of a prompt, and two tokens behind it."""
         sampling = Sampling(max_tokens=2, temperature=0, ignore_eos=True)
-        prompt = [0] * min(self._chunk, self._context - 2)
+        prompt = np.zeros(min(self._chunk, self._context - 2), np.int64)
         sampler = Sampler(sampling, prompt, self._config.vocab_size, ())
         wanted = Wanted(frozenset({TEXT}), stream=False, prompt="")
         detokenizer = self._detokenizers[True]()

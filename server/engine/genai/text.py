@@ -6,7 +6,9 @@ import struct
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
 import orjson
+from numpy.typing import NDArray
 
 from server.engine.genai.detokenize import Decode, Detokenizer
 from server.engine.genai.parameters import Sampling
@@ -43,7 +45,7 @@ class Wanted:
 class Text:
     """`prompt` has 1 token or more, and with `max_tokens` no more than the context."""
 
-    prompt: Sequence[int]
+    prompt: NDArray[np.int64]
     max_tokens: int
     sampling: Sampling
     wanted: Wanted
@@ -62,6 +64,7 @@ class Text:
     finish: str = ""
     """Why it ended; empty while it goes on."""
     tells_logprobs: bool = field(init=False)
+    _ends: Collection[int] = field(init=False)
     _untold: list[str] = field(default_factory=list)
     _logprobs: list[list[Likely]] = field(default_factory=list)
     _logprob: float = 0.0
@@ -74,6 +77,7 @@ class Text:
 
     def __post_init__(self) -> None:
         self.tells_logprobs = bool({LOGPROBS, CUMULATIVE} & self.wanted.outputs)
+        self._ends = () if self.sampling.ignore_eos else self.ends
 
     def add(self, token: int, likely: Sequence[Likely]) -> None:
         """It goes on with this token. `likely`: itself first; empty if that is not told."""
@@ -82,20 +86,19 @@ class Text:
         if likely:
             self._logprob += likely[0].logprob
             self._logprobs.append(list(likely))
-        ended = token in self.ends and not self.sampling.ignore_eos
+        ended = token in self._ends
         piece = "" if ended and self.sampling.skip_special_tokens else self.detokenizer.push(token)
-        self._pass_on(piece)
-        if self.finish:
-            return
+        if piece:
+            self._pass_on(piece)
+            if self.finish:
+                return
         if ended:
             self._end(STOP)
         elif self.made >= self.max_tokens:
             self._end(LENGTH)
 
     def _pass_on(self, piece: str) -> None:
-        if not piece:
-            return
-        if self.made < self.sampling.min_tokens:
+        if not self.sampling.stop or self.made < self.sampling.min_tokens:
             self._untold.append(piece)
             return
         told = self.stops.push(piece)
@@ -115,7 +118,9 @@ class Text:
         if self.wanted.prompt and not self._told:
             text = self.wanted.prompt + text
         outputs = [self._make(name, text) for name in self.wanted.outputs]
-        self._told, self._logprobs = self.made, []
+        self._told = self.made
+        if self._logprobs:
+            self._logprobs = []
         return outputs
 
     def _make(self, name: str, text: str) -> Tensor:
