@@ -63,6 +63,7 @@ _SILENCE_NS = 5_000_000_000
 _SILENT_NS = 300_000_000
 """From here on the deadlines of what it was asked are kept in its place."""
 _LOOK_S = 0.02
+_NONE: Mapping[str, Served] = {}
 _AT_ONCE = 64
 """Requests that are told of a loss in one turn of the loop, at whose end their answers are written."""
 
@@ -458,7 +459,7 @@ class RemoteModels:
 
     def resolve(self, name: str, version: str = "") -> Served:
         """Raises UnknownModel, ModelNotReady; EngineLost where nothing is known yet."""
-        versions = self._served.get(name, {})
+        versions = self._served.get(name, _NONE)
         served = versions.get(version) if version else self._newest.get(name)
         if served is not None:
             return served

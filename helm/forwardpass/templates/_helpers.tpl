@@ -90,6 +90,13 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 {{- mergeOverwrite $own (deepCopy .Values.settings) | toJson -}}
 {{- end -}}
 
+{{/* A limit of CPU in whole cores, 1 at least: "500m" is 1, 2.5 are 3. */}}
+{{- define "forwardpass.cores" -}}
+{{- $text := toString . -}}
+{{- $cores := ternary (divf (trimSuffix "m" $text | float64) 1000) (float64 $text) (hasSuffix "m" $text) -}}
+{{- max 1 (ceil $cores | int) -}}
+{{- end -}}
+
 {{/* An amount of Ki, Mi, Gi or Ti. */}}
 {{- define "forwardpass.bytes" -}}
 {{- $shift := index (dict "Ki" 1024 "Mi" 1048576 "Gi" 1073741824 "Ti" 1099511627776) (regexFind "[A-Za-z]+$" .) -}}
