@@ -431,9 +431,9 @@ async def test_a_stream_of_messages_is_held_up_by_its_windows() -> None:
 def test_message_reader_limits() -> None:
     """An empty message is one; the reader's own limit holds at its edge."""
     reader = MessageReader(3)
-    assert reader.feed(message(b"") + message(b"abc") + message(b"")) == [(False, b""), (False, b"abc"), (False, b"")]
+    assert reader.feed([message(b"") + message(b"abc") + message(b"")]) == [(False, b""), (False, b"abc"), (False, b"")]
     reader.end()
-    assert reader.feed(b"\0") == []
+    assert reader.feed([b"\0"]) == []
     with pytest.raises(InvalidRequest):
         reader.end()
 

@@ -263,7 +263,7 @@ def test_6_1_padding_is_not_data() -> None:
     """Padded DATA is what is in front of the padding, to the last byte."""
     peer = Peer()
     peer.send(headers(1, call_fields(LIVE)), frame(frames.DATA, frames.PADDED, 1, b"\x03" + MESSAGE + b"\0\0\0"))
-    assert [payload for kind, _, payload in peer.events if kind is Kind.DATA] == [MESSAGE]
+    assert [payload for kind, _, payload in peer.events if kind is Kind.DATA] == [[MESSAGE]]
     assert peer.send(frame(frames.DATA, frames.PADDED | END_STREAM, 1, b"\x00")) == []
     assert peer.kinds == [Kind.ENDED]
 
@@ -536,6 +536,21 @@ def test_6_9_windows_are_given_back() -> None:
     peer.connection.consumed(stream, 10_000)
     [update] = peer.sent()
     assert (update.stream_id, int.from_bytes(update.payload)) == (1, 40_000)
+
+
+def test_6_1_data_of_one_read_is_one_event_for_each_stream() -> None:
+    """Frames of two streams in turns: each is told once what came, in order, and anew with the next read."""
+    peer = Peer()
+    peer.send(
+        *(headers(stream_id, call_fields(LIVE)) for stream_id in (1, 3)),
+        *(data(stream_id, bytes([number])) for number in range(3) for stream_id in (1, 3)),
+        data(1, b"\x09", END_STREAM),
+    )
+    told = [(kind, stream.id, payload) for kind, stream, payload in peer.events if kind is not Kind.OPENED]
+    parts = [b"\0", b"\1", b"\2"]
+    assert told == [(Kind.DATA, 1, [*parts, b"\x09"]), (Kind.DATA, 3, parts), (Kind.ENDED, 1, b"")]
+    peer.send(data(3, b"\3", END_STREAM))
+    assert [payload for kind, _, payload in peer.events if kind is Kind.DATA] == [[b"\3"]]
 
 
 # --- 6.10 CONTINUATION ----------------------------------------------------------------------------

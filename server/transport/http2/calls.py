@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol, cast
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from server.errors import Draining, Overloaded, PayloadTooLarge
 from server.explain import ANSWER_KEY, Explanation, asked_by, decoded
@@ -44,7 +44,7 @@ _COMPRESSED_FROM_BYTES = 1024
 class Call(Protocol):
     """A call that takes more than one event. Whatever fails in it ends the call, never the connection."""
 
-    def data(self, data: bytes) -> None: ...
+    def data(self, parts: list[bytes]) -> None: ...
     def ended(self) -> None: ...
     def sent(self) -> None: ...
     def late(self) -> None: ...
@@ -155,7 +155,7 @@ class Calls:
 
     # --- every other way --------------------------------------------------------------------------
 
-    def _act(self, kind: Kind, stream: Stream, data: bytes) -> None:
+    def _act(self, kind: Kind, stream: Stream, data: Any) -> None:
         call = stream.call
         if kind is Kind.RESET:
             self.cancel(stream)
@@ -178,7 +178,7 @@ class Calls:
         self._begin(stream)
         call = cast("Call | None", stream.call)
         if call is not None:
-            call.data(data)
+            call.data([data])
         if stream.state is _HALF_CLOSED_REMOTE and stream.call is call is not None:
             call.ended()
 

@@ -33,7 +33,8 @@ if TYPE_CHECKING:
 
 _ALIVE_PING = b"alive..?"
 _HEADERS, _END_STREAM, _END_HEADERS = frames.HEADERS, frames.END_STREAM, frames.END_HEADERS
-_HALF_CLOSED_REMOTE, _CALL, _OPENED = State.HALF_CLOSED_REMOTE, Kind.CALL, Kind.OPENED
+_OPEN, _HALF_CLOSED_REMOTE = State.OPEN, State.HALF_CLOSED_REMOTE
+_CALL, _OPENED, _DATA = Kind.CALL, Kind.OPENED, Kind.DATA
 _FRAME_BYTES = frames.DEFAULT_FRAME_BYTES
 _LARGEST_STREAM_ID = frames.LARGEST_STREAM_ID
 _UPDATE_BYTES = 1024 * 1024
@@ -65,7 +66,10 @@ class Connection(ControlFrames):
         self._partial = b""
         self._window = self._full_window = settings.connection_window_bytes
         self._low_window = max(self._full_window - _UPDATE_BYTES, self._full_window // 2)
+        self._stream_window = settings.stream_window_bytes
         self._request_timeout_ns = int(settings.request_timeout_s * 1e9)
+        self._parts: dict[Stream, list[bytes]] = {}
+        """DATA of this read, by stream: what the event of each has."""
         self._block: _Block | None = None
         self._greet()
 
@@ -86,6 +90,8 @@ class Connection(ControlFrames):
     def receive(self, data: bytes, now_ns: int) -> list[Event]:
         """What `data`, read at `now_ns`, makes happen. After a `fault` nothing does."""
         events = self._events = []
+        if self._parts:
+            self._parts = {}
         if self.fault is not None:
             return events
         self.now_ns = self.heard_ns = self.sender.now_ns = now_ns
@@ -136,10 +142,10 @@ class Connection(ControlFrames):
                         else:
                             self._begin(stream_id, opening)
                         continue
-                elif kind == 0 and flags == _END_STREAM:
+                elif kind == 0 and flags <= _END_STREAM:
                     stream = self.streams.get(stream_id)
-                    if stream is not None and stream.silent and length <= _FRAME_BYTES:
-                        self._take_whole(stream, payload)
+                    if stream is not None and length <= _FRAME_BYTES:
+                        self._take_data(stream, payload, flags)
                         continue
             self._dispatch(kind, flags, stream_id & 0x7FFFFFFF, payload)
         return offset
@@ -158,18 +164,27 @@ class Connection(ControlFrames):
         else:
             self._events.append((_OPENED, stream, b""))
 
-    def _take_whole(self, stream: Stream, data: bytes) -> None:
-        """All DATA of a stream in one frame, in front of which there was none."""
+    def _take_data(self, stream: Stream, data: bytes, flags: int) -> None:
+        """DATA without padding: all of a stream that nobody has heard of, which makes one event, or a part."""
         length = len(data)
+        if not length or stream.state is not _OPEN:
+            self._dispatch(frames.DATA, flags, stream.id, data)
+            return
         self._window -= length
         if self._window < self._low_window:
             self._replenish()
-        expected = stream.head.content_length
-        if expected >= 0 and expected != length:
-            self._stream_fault(stream.id, _content_length(expected, length))
-            return
-        stream.state = _HALF_CLOSED_REMOTE
-        self._events.append((_CALL, stream, data))
+        try:
+            if flags and stream.silent:
+                if 0 <= stream.head.content_length != length:
+                    raise _content_length(stream.head.content_length, length)
+                stream.state = _HALF_CLOSED_REMOTE
+                self._events.append((_CALL, stream, data))
+                return
+            self._add(stream, data, length)
+            if flags:
+                self._end(stream)
+        except StreamFault as fault:
+            self._stream_fault(stream.id, fault)
 
     def _dispatch(self, kind: int, flags: int, stream_id: int, payload: bytes) -> None:
         """Any frame, by its type. Unknown types are ignored (section 5.5)."""
@@ -201,20 +216,28 @@ class Connection(ControlFrames):
         stream = self._step(stream_id, Step.RECV_DATA)
         if stream is None:
             return
-        stream.unread_bytes += len(payload)
-        if stream.unread_bytes > self.settings.stream_window_bytes:
-            raise StreamFault(ErrorCode.FLOW_CONTROL_ERROR, "more DATA than the stream's window")
-        self._announce(stream)
-        stream.received_bytes += len(data)
-        expected = stream.head.content_length
-        if 0 <= expected < stream.received_bytes:
-            raise _content_length(expected, stream.received_bytes)
-        if len(data) < len(payload):
-            self.consumed(stream, len(payload) - len(data))
-        if data:
-            self._events.append((Kind.DATA, stream, data))
+        self._add(stream, data, len(payload))
         if flags & _END_STREAM:
             self._end(stream)
+
+    def _add(self, stream: Stream, data: bytes, length: int) -> None:
+        """DATA of an open stream; `length`: with its padding. One event tells of all that comes with a read."""
+        stream.unread_bytes += length
+        if stream.unread_bytes > self._stream_window:
+            raise StreamFault(ErrorCode.FLOW_CONTROL_ERROR, "more DATA than the stream's window")
+        if stream.silent:
+            self._announce(stream)
+        received = stream.received_bytes = stream.received_bytes + len(data)
+        if 0 <= stream.head.content_length < received:
+            raise _content_length(stream.head.content_length, received)
+        if len(data) < length:
+            self.consumed(stream, length - len(data))
+        parts = self._parts.get(stream)
+        if parts is not None:
+            parts.append(data)
+        elif data:
+            parts = self._parts[stream] = [data]
+            self._events.append((_DATA, stream, parts))
 
     def _replenish(self) -> None:
         """Give the client its connection window back: what holds one call's bytes up must not hold up the others."""

@@ -34,15 +34,15 @@ class MessageReader:
         self._compressed: bool | None = None
         """None while the prefix is read."""
 
-    def feed(self, data: bytes) -> list[tuple[bool, bytes]]:
-        """The messages that are whole now, each with whether it is compressed.
+    def feed(self, parts: list[bytes]) -> list[tuple[bool, bytes]]:
+        """The messages that are whole now, with these parts of DATA, each with whether it is compressed.
 
         Raises:
             PayloadTooLarge: a message says that it is over the limit.
             InvalidRequest: the flag in front of a message is neither 0 nor 1.
         """
-        self._parts.append(data)
-        self.buffered_bytes += len(data)
+        self._parts += parts
+        self.buffered_bytes += sum(map(len, parts))
         if self.buffered_bytes < self._wanted:
             return []
         return self._take(b"".join(self._parts))

@@ -27,8 +27,8 @@ class RefusedCall:
         self._block = block
         stream.due_ns = calls.connection.now_ns + _PATIENCE_NS
 
-    def data(self, data: bytes) -> None:
-        self._calls.connection.consumed(self._stream, len(data))
+    def data(self, parts: list[bytes]) -> None:
+        self._calls.connection.consumed(self._stream, sum(map(len, parts)))
         if self._stream.received_bytes > _PATIENCE_BYTES:
             self.ended()
 

@@ -57,16 +57,17 @@ class StreamsCall:
 
     # --- from the client --------------------------------------------------------------------------
 
-    def data(self, data: bytes) -> None:
+    def data(self, parts: list[bytes]) -> None:
+        size = sum(map(len, parts))
         try:
-            self._calls.hold(len(data))
-            self._held_bytes += len(data)
+            self._calls.hold(size)
+            self._held_bytes += size
             waiting = bool(self._messages)
-            self._messages += self._reader.feed(data)
+            self._messages += self._reader.feed(parts)
         except Exception as error:  # noqa: BLE001 - the boundary where every error becomes a status
             self._abort(error)
             return
-        self._owed_bytes += len(data)
+        self._owed_bytes += size
         if not waiting:
             self._give_back()
         self._wake.set()

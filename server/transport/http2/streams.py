@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections import Counter, deque
 from enum import IntEnum, auto
+from typing import Any
 
 from server.settings import GrpcSettings
 from server.transport.http2 import answers, frames
@@ -33,7 +34,8 @@ class Kind(IntEnum):
     OPENED = auto()
     """It was opened, more will follow; nothing."""
     DATA = auto()
-    """Bytes of it. They count against the stream's window until `Connection.consumed` gives them back."""
+    """A list of its bytes: all that came with one read. They count against the stream's window until
+    `Connection.consumed` gives them back."""
     ENDED = auto()
     """The client has said all; nothing."""
     RESET = auto()
@@ -44,7 +46,7 @@ class Kind(IntEnum):
     """The client has not said all by `Stream.due_ns`; nothing."""
 
 
-Event = tuple[Kind, Stream, bytes]
+Event = tuple[Kind, Stream, Any]
 
 
 class Streams:

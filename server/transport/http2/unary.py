@@ -28,11 +28,13 @@ class UnaryCall:
         self._timer: asyncio.TimerHandle | None = None
         stream.due_ns = calls.connection.now_ns + int(calls.service.settings.request_timeout_s * 1e9)
 
-    def data(self, data: bytes) -> None:
+    def data(self, parts: list[bytes]) -> None:
         try:
-            self._hold(len(data))
-            self._calls.connection.consumed(self._stream, len(data))
-            for message in self._reader.feed(data):
+            size = sum(map(len, parts))
+            self._held_bytes += size
+            self._calls.hold(size)
+            self._calls.connection.consumed(self._stream, size)
+            for message in self._reader.feed(parts):
                 if self._message is not None:
                     raise Unsupported("request", "has more than one message")
                 self._message = message
@@ -101,10 +103,6 @@ class UnaryCall:
         if isinstance(error, Overloaded):
             self._calls.refused_ns = self._stream.timeout_ns
         self._calls.fail(self._stream, error)
-
-    def _hold(self, size: int) -> None:
-        self._held_bytes += size
-        self._calls.hold(size)
 
     def _release(self) -> None:
         self._calls.hold(-self._held_bytes)
