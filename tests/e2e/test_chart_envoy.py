@@ -201,15 +201,17 @@ async def an_envoy_ends(server: str, folder: Path) -> None:
 
 @pytest.mark.parametrize("mutual", [False, True], ids=["TLS", "mutual TLS"])
 async def test_tls_from_the_caller_to_the_server(start_server: StartServer, tmp_path: Path, mutual: bool) -> None:
-    """Both ways by the Secret's certificate. With mutual TLS a caller without one of its authority is not let in. A new
-    certificate in the Secret is shown without a restart."""
+    """Both ways by the Secret's certificate. With mutual TLS a caller without one of its authority is not let in by
+    Envoy, nor would Envoy be by the server. A new certificate in the Secret is shown without a restart."""
     authority = Authority(tmp_path)
     certificate, key = authority.issue("server", "localhost", "r-forwardpass-headless.ns.svc")
     secret = tmp_path / "secret"
     mounted(secret, {"tls.crt": certificate, "tls.key": key, "ca.crt": tmp_path / "ca.crt"})
     client, client_key = authority.issue("client")
     models = linear_folder(tmp_path / "models", "linear").parent
-    flags = ("--grpc-tls-certificate", str(certificate), "--grpc-tls-key", str(key))
+    flags = ["--grpc-tls-certificate", str(secret / "tls.crt"), "--grpc-tls-key", str(secret / "tls.key")]
+    if mutual:
+        flags += ["--grpc-tls-client-ca", str(secret / "ca.crt")]
     server = await asyncio.to_thread(start_server, *flags, repository=models)
     root = (tmp_path / "ca.crt").read_bytes()
     known = grpc.ssl_channel_credentials(root, client_key.read_bytes(), client.read_bytes())
