@@ -127,7 +127,7 @@ async def test_a_rolling_restart_loses_no_call_and_each_server_gets_its_part(
         envoy_of_the_chart(tmp_path, config(), ports) as there,
         grpc.aio.insecure_channel(f"127.0.0.1:{there.grpc}") as channel,
         httpx.AsyncClient(base_url=f"http://127.0.0.1:{there.admin}") as admin,
-        asyncio.timeout(60),
+        asyncio.timeout(180),
     ):
         load = Load(channel)
         while not all(map(answered, servers)):  # Each was found healthy.
@@ -173,7 +173,7 @@ async def an_envoy_ends(server: str, folder: Path) -> None:
     chart = config(envoy={"drainSeconds": 2})
     there: dict[str, Any] = {"ports": [int(server.rpartition(":")[2])], "flags": container["args"][2:]}
     round_robin = [("grpc.service_config", '{"loadBalancingConfig": [{"round_robin": {}}]}')]
-    async with envoy_of_the_chart(folder, chart, **there) as stays, asyncio.timeout(60):
+    async with envoy_of_the_chart(folder, chart, **there) as stays, asyncio.timeout(180):
         async with envoy_of_the_chart(folder, chart, **there) as ends, httpx.AsyncClient() as others:
             shown = f"http://127.0.0.1:{ends.stats}"
             assert (await others.get(f"{shown}/ready")).status_code == 200
