@@ -85,7 +85,8 @@ def test_what_autoscalers_ask_prometheus_is_sound_and_gives_the_right_number(tmp
         return [each["metadata"]["query"] for each in one(render(keda), "ScaledObject")["spec"]["triggers"]]
 
     of_pods, nobody = queries(grpcBalancing={"kind": "envoy"})
-    (of_tritons,) = queries(engine="triton")
+    of_tritons, nobody_again = queries(engine="triton", grpcBalancing={"kind": "envoy"})
+    assert nobody_again == nobody
     wanted: dict[str, list[tuple[str, float]]] = {
         adapted: [('{pod="r-forwardpass-7d9f8-x2x4z"}', 0.9), ('{pod="r-forwardpass-7d9f8cut"}', 0.6)],
         of_pods: [("{}", 1.5)],
