@@ -19,12 +19,12 @@ from server.settings import GrpcSettings
 from server.transport.http2 import frames, times
 from server.transport.http2.control import ControlFrames
 from server.transport.http2.fields import check_trailers
-from server.transport.http2.frames import ConnectionFault, ErrorCode, StreamFault, read_header
+from server.transport.http2.frames import ConnectionFault, ErrorCode, StreamFault, read_header, without_padding
 from server.transport.http2.head import Opening
 from server.transport.http2.heads import ForwardingHeads, Heads
 from server.transport.http2.hpack import Decoder, HeaderListTooLarge, HpackError
 from server.transport.http2.states import State, Step
-from server.transport.http2.stream import Stream
+from server.transport.http2.stream import Block, Stream
 from server.transport.http2.streams import Event, Kind
 from server.transport.methods import Method
 
@@ -36,6 +36,7 @@ _HEADERS, _END_STREAM, _END_HEADERS = frames.HEADERS, frames.END_STREAM, frames.
 _OPEN, _HALF_CLOSED_REMOTE = State.OPEN, State.HALF_CLOSED_REMOTE
 _CALL, _OPENED, _DATA = Kind.CALL, Kind.OPENED, Kind.DATA
 _FRAME_BYTES = frames.DEFAULT_FRAME_BYTES
+_HEADER_BYTES = frames.FRAME_HEADER_BYTES
 _LARGEST_STREAM_ID = frames.LARGEST_STREAM_ID
 _UPDATE_BYTES = 1024 * 1024
 """The client gets its connection window back whenever it has used so much of it, or a half."""
@@ -43,6 +44,22 @@ _UPDATE_BYTES = 1024 * 1024
 
 class Connection(ControlFrames):
     """`refused` counts streams that were not served, by cause."""
+
+    __slots__ = (
+        "_block",
+        "_full_window",
+        "_heads",
+        "_known_heads",
+        "_low_window",
+        "_partial",
+        "_parts",
+        "_preface_left",
+        "_request_timeout_ns",
+        "_stream_window",
+        "_window",
+        "heard_ns",
+        "opened_ns",
+    )
 
     def __init__(
         self,
@@ -70,7 +87,7 @@ class Connection(ControlFrames):
         self._request_timeout_ns = int(settings.request_timeout_s * 1e9)
         self._parts: dict[Stream, list[bytes]] = {}
         """DATA of this read, by stream: what the event of each has."""
-        self._block: _Block | None = None
+        self._block: Block | None = None
         self._greet()
 
     def _greet(self) -> None:
@@ -98,9 +115,9 @@ class Connection(ControlFrames):
         try:
             if self._preface_left:
                 data = self._read_preface(data)
-            if self._partial:
-                data = self._partial + data
-            self._partial = data[self._read_frames(data) :]
+            start = self._read_cut_frame(data) if self._partial else 0
+            if not self._partial:
+                self._partial = data[self._read_frames(data, start) :]
         except ConnectionFault as fault:
             self.fail(fault)
         return events
@@ -113,9 +130,21 @@ class Connection(ControlFrames):
         self._preface_left = wanted[len(data) :]
         return data[len(wanted) :]
 
-    def _read_frames(self, data: bytes) -> int:
-        """Reads all whole frames and returns where the rest begins (section 4.1)."""
-        offset, end = 0, len(data)
+    def _read_cut_frame(self, data: bytes) -> int:
+        """Reads the frame that an earlier read has begun, if all of it is here, and returns where the next one begins.
+        Of `data`, in which there may be much more, nothing else is copied."""
+        partial, taken = self._partial, 0
+        if len(partial) < _HEADER_BYTES:
+            taken = _HEADER_BYTES - len(partial)
+            partial += data[:taken]
+        missing = _HEADER_BYTES + int.from_bytes(partial[:3]) - len(partial)
+        whole = partial + data[taken : taken + missing]
+        self._partial = whole[self._read_frames(whole, 0) :]
+        return taken + missing
+
+    def _read_frames(self, data: bytes, offset: int) -> int:
+        """Reads all whole frames from there on and returns where the rest begins (section 4.1)."""
+        end = len(data)
         while end - offset >= 9:
             high, low, kind, flags, stream_id = read_header(data, offset)
             length = high << 8 | low
@@ -210,7 +239,7 @@ class Connection(ControlFrames):
         self._window -= len(payload)
         if self._window < self._low_window:
             self._replenish()
-        data = _without_padding(payload) if flags & frames.PADDED else payload
+        data = without_padding(payload) if flags & frames.PADDED else payload
         if not data and not flags & _END_STREAM:
             self._spend(self._empty_frames, "empty_frame_flood")
         stream = self._step(stream_id, Step.RECV_DATA)
@@ -260,7 +289,7 @@ class Connection(ControlFrames):
     def _on_headers(self, flags: int, stream_id: int, payload: bytes) -> None:
         if not stream_id:
             raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "HEADERS on stream 0")
-        block = _without_padding(payload) if flags & frames.PADDED else payload
+        block = without_padding(payload) if flags & frames.PADDED else payload
         if flags & frames.WITH_PRIORITY:
             if len(block) < 5:
                 raise ConnectionFault(ErrorCode.FRAME_SIZE_ERROR, "HEADERS without the priority that its flag says")
@@ -268,7 +297,7 @@ class Connection(ControlFrames):
         if flags & _END_HEADERS:
             self._on_block(stream_id, block, bool(flags & _END_STREAM))
         else:
-            self._block = _Block(stream_id, bool(flags & _END_STREAM), block)
+            self._block = Block(stream_id, bool(flags & _END_STREAM), block)
 
     def _on_continuation(self, flags: int, stream_id: int, payload: bytes) -> None:
         block = self._block
@@ -366,27 +395,6 @@ _HANDLERS: Mapping[int, Callable[[Connection, int, int, bytes], None]] = {
     frames.CONTINUATION: Connection._on_continuation,
 }
 """By the type of the frame. Not bound to a connection, which would then hold itself."""
-
-
-class _Block:
-    """A header block of which more is to come."""
-
-    __slots__ = ("end_stream", "parts", "size", "stream_id")
-
-    def __init__(self, stream_id: int, end_stream: bool, start: bytes) -> None:
-        self.stream_id = stream_id
-        self.end_stream = end_stream
-        self.parts = [start]
-        self.size = len(start)
-
-
-def _without_padding(payload: bytes) -> bytes:
-    """Sections 6.1, 6.2: the padding's length stands in front, the padding behind."""
-    if not payload:
-        raise ConnectionFault(ErrorCode.FRAME_SIZE_ERROR, "PADDED, and no length of the padding")
-    if payload[0] >= len(payload):
-        raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "more padding than payload")
-    return payload[1 : len(payload) - payload[0]]
 
 
 def _compression_fault(error: HpackError) -> ConnectionFault:

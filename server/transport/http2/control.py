@@ -19,6 +19,15 @@ from server.transport.http2.streams import DRAIN_PING, Kind, Streams
 class ControlFrames(Streams):
     """All but DATA, HEADERS and CONTINUATION. A handler takes a frame's flags, its stream's number and its payload."""
 
+    __slots__ = (
+        "_empty_frames",
+        "_pings",
+        "_settings_frames",
+        "acknowledged",
+        "greeted",
+        "pinged_ns",
+    )
+
     def __init__(self, settings: GrpcSettings, refused: Counter[str], now_ns: int) -> None:
         super().__init__(settings, refused, now_ns)
         self.greeted = False

@@ -117,3 +117,12 @@ def headers(stream_id: int, block: bytes, end_stream: bool, max_frame_bytes: int
         last = END_HEADERS if start + max_frame_bytes >= len(block) else 0
         parts.append(frame(CONTINUATION, last, stream_id, block[start : start + max_frame_bytes]))
     return b"".join(parts)
+
+
+def without_padding(payload: bytes) -> bytes:
+    """Sections 6.1, 6.2: the padding's length stands in front, the padding behind."""
+    if not payload:
+        raise ConnectionFault(ErrorCode.FRAME_SIZE_ERROR, "PADDED, and no length of the padding")
+    if payload[0] >= len(payload):
+        raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "more padding than payload")
+    return payload[1 : len(payload) - payload[0]]

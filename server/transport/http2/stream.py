@@ -41,3 +41,15 @@ class Stream:
     def __init__(self, id: int, head: Head) -> None:
         self.id = id
         self.head = head
+
+
+class Block:
+    """A header block of which more is to come."""
+
+    __slots__ = ("end_stream", "parts", "size", "stream_id")
+
+    def __init__(self, stream_id: int, end_stream: bool, start: bytes) -> None:
+        self.stream_id = stream_id
+        self.end_stream = end_stream
+        self.parts = [start]
+        self.size = len(start)

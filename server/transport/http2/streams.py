@@ -52,6 +52,26 @@ Event = tuple[Kind, Stream, Any]
 class Streams:
     """`refused` counts streams that were not served, by cause."""
 
+    __slots__ = (  # An instance's dictionary shares its keys up to 30 attributes; all together these are more.
+        "_accepted_until",
+        "_events",
+        "_gaps",
+        "_last_id",
+        "_max_streams",
+        "_not_opened",
+        "_reset_ids",
+        "_resets",
+        "drain_until_ns",
+        "drained_ns",
+        "fault",
+        "idle_since_ns",
+        "now_ns",
+        "refused",
+        "sender",
+        "settings",
+        "streams",
+    )
+
     def __init__(self, settings: GrpcSettings, refused: Counter[str], now_ns: int) -> None:
         self.settings = settings
         self.refused = refused
