@@ -207,6 +207,17 @@ class DataPlane:
             of(error, request)
             raise
 
+    def hopeless(self, model_name: str, size: int, received_ns: int, deadline_ns: int) -> ServingError | None:
+        """Why a prediction of the model, whose one input has about `size` bytes, is refused before it is read; it is
+        counted then. None: it has to be read, and asked for by `predict`."""
+        if self.tracing.following is not None:
+            return None  # Somebody is to hear of each, and of all that it says.
+        try:
+            preparing = self._models.resolve(model_name).preparing
+        except ServingError:
+            return None
+        return None if preparing is None else preparing.hopeless(size, received_ns, deadline_ns)
+
     async def _predict(self, request: PredictRequest, call: Call | None = None) -> PredictResponse:
         """`call`: by which it is followed."""
         with self._models.resolve(request.model_name, request.model_version) as served:

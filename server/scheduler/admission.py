@@ -47,6 +47,19 @@ class Known(NamedTuple):
     """What a row takes of an instance's time in such a batch; 0: not known."""
 
 
+class Edge(NamedTuple):
+    """What the last request that was asked tells of the next one like it."""
+
+    signature: object
+    deadline_ns: int
+    predicted_ns: int
+    """When the next one would be answered, behind the last if that was admitted."""
+    until_ns: int
+    """The same with the margin: whoever has an earlier deadline is late."""
+    step_ns: int
+    """How much later each is than the one before."""
+
+
 @dataclass(slots=True)
 class Outlook:
     """What the batcher says of itself to those who arrive together."""
@@ -67,7 +80,7 @@ class Outlook:
 class Admission:
     """The door of one model version's queue."""
 
-    __slots__ = ("_costs", "_known", "_limits", "_queue", "_statistics", "_uniform", "margin")
+    __slots__ = ("_costs", "_edge", "_known", "_limits", "_queue", "_statistics", "_tells", "_uniform", "margin")
 
     def __init__(self, queue: RequestQueue, costs: Costs, limits: Limits, statistics: ModelStatistics) -> None:
         self._queue = queue
@@ -79,6 +92,9 @@ class Admission:
         """All signatures cost the same."""
         self._known: dict[object, Known] = {}
         """By signature, until the next pass has taught something."""
+        self._edge: Edge | None = None
+        self._tells = False
+        """Somebody wants to know the edge."""
 
     def learn_pass(self, requests: Sequence[InferRequest], pass_ns: int, ended_ns: int) -> None:
         """A pass succeeded and was learned by its cost model: what is known is known anew, and how well foreseen."""
@@ -142,6 +158,33 @@ class Admission:
             return Foreseen(refusal)
         return Foreseen(None, self.known(request.signature).cost.high_ns(request.rows) or 0)
 
+    def hopeless(self, model_name: str, signature: object, deadline_ns: int, now_ns: int) -> Overloaded | None:
+        """The refusal of a request of one row, where the last one like it tells that it would be late; it counts as
+        arrived then. None: it has to be asked. Ask it only while no instance is idle."""
+        edge, self._tells = self._edge, True
+        if edge is None or edge.signature != signature or deadline_ns < edge.deadline_ns:
+            return None
+        if deadline_ns >= edge.until_ns:
+            # It will be asked in a moment, and tell better; until then others may come.
+            predicted_ns, until_ns = edge.predicted_ns + edge.step_ns, edge.until_ns + edge.step_ns
+            self._edge = Edge(signature, deadline_ns, predicted_ns, until_ns, edge.step_ns)
+            return None
+        row_ns = self.known(signature).row_ns
+        if row_ns:
+            self._statistics.load.arrive(row_ns, now_ns)
+        wait_ms = max(1, -((now_ns - edge.predicted_ns) // 1_000_000))
+        return Overloaded(model_name, wait_ms, wait_ms)
+
+    def _tell(self, request: InferRequest, outlook: Outlook, in_time: bool) -> None:
+        """Of the next request, after this one. Not where others may go before it than those with earlier deadlines."""
+        queue, self._edge = self._queue, None
+        if request.rows != 1 or not queue.plain or queue.slo_ns or queue.fair:
+            return
+        step_ns = int(self.known(request.signature).row_ns * outlook.slowdown / (outlook.instances or 1))
+        predicted_ns = request.predicted_ns + (step_ns if in_time else 0)
+        until_ns = int(predicted_ns + self._margin_ns(request, outlook.now_ns))
+        self._edge = Edge(request.signature, request.deadline_ns, predicted_ns, until_ns, step_ns)
+
     def _count_arrival(self, request: InferRequest, now_ns: int) -> None:
         row_ns = self.known(request.signature).row_ns
         if row_ns:
@@ -157,7 +200,12 @@ class Admission:
             return QueueFull(request.model_name, limit, self.retry_after_ms(outlook), held)
         if request.deadline_ns < NO_DEADLINE:
             wait_ns = foresee_ns(queue, request, self.known, outlook, coming)
-            if wait_ns is not None and not self._in_time(request, wait_ns, outlook, coming):
+            if wait_ns is None:
+                return None
+            in_time = self._in_time(request, wait_ns, outlook, coming)
+            if self._tells:
+                self._tell(request, outlook, in_time)
+            if not in_time:
                 coming_ns = coming * self.known(request.signature).row_ns
                 return Overloaded(request.model_name, -(-wait_ns // 1_000_000), self.retry_after_ms(outlook, coming_ns))
         return None
@@ -178,12 +226,14 @@ class Admission:
     def _in_time(self, request: InferRequest, wait_ns: int, outlook: Outlook, coming: int) -> bool:
         now_ns = outlook.now_ns
         request.predicted_ns = now_ns + wait_ns
-        # Bounded, or one bad second could teach a margin that refuses everybody, and nothing would unteach it.
-        margin_ns = min(self.margin.ns, (request.deadline_ns - now_ns) * _LARGEST_MARGIN)
-        if request.predicted_ns + margin_ns <= request.deadline_ns:
+        if request.predicted_ns + self._margin_ns(request, now_ns) <= request.deadline_ns:
             return True
         # Others are not to blame for what is late by itself: an idle instance refuses nobody.
         return outlook.free and not len(self._queue) and not coming
+
+    def _margin_ns(self, request: InferRequest, now_ns: int) -> float:
+        """Bounded, or one bad second could teach a margin that refuses everybody, and nothing would unteach it."""
+        return min(self.margin.ns, (request.deadline_ns - now_ns) * _LARGEST_MARGIN)
 
     def retry_after_ms(self, outlook: Outlook, coming_ns: int = 0) -> int:
         """How long what was admitted, and what is coming, will take, spread over the living instances; 0: unknown."""

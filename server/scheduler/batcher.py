@@ -17,7 +17,7 @@ from weakref import WeakMethod
 
 from server.buckets import Buckets
 from server.engine.base import Instance
-from server.errors import Cancelled, DeadlineExceeded, DeviceLost, Draining, EngineFailure
+from server.errors import Cancelled, DeadlineExceeded, DeviceLost, Draining, EngineFailure, Overloaded
 from server.observability.whose import about
 from server.scheduler.admission import Admission, Foreseen
 from server.scheduler.backlog import Backlog
@@ -135,6 +135,12 @@ class Batcher(Ticking):
     def foresee(self, request: InferRequest, coming: int) -> Foreseen:
         """What a request that is still made ready must expect, behind `coming` rows of such; it gets its deadline."""
         return self._door.foresee(request, self._clock(), coming)
+
+    def hopeless(self, signature: object, deadline_ns: int) -> Overloaded | None:
+        """See `Admission.hopeless`. An idle instance refuses nobody."""
+        if self._instances.idle:
+            return None
+        return self._admission.hopeless(self.model_name, signature, deadline_ns, self._clock())
 
     @property
     def queue(self) -> RequestQueue:

@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Sequence
 from functools import partial
 
+from server.errors import Overloaded
 from server.observability.whose import about
 from server.scheduler.admission import Foreseen
 from server.scheduler.batcher import Batcher
@@ -77,6 +78,10 @@ class CachingBatcher:
     def foresee(self, request: InferRequest, coming: int) -> Foreseen:
         """As of `Batcher`: whether it will be answered from the cache, only its tensors tell."""
         return self._batcher.foresee(request, coming)
+
+    def hopeless(self, signature: object, deadline_ns: int) -> Overloaded | None:
+        """As of `Batcher`."""
+        return self._batcher.hopeless(signature, deadline_ns)
 
     @property
     def queue(self) -> RequestQueue:

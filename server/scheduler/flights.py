@@ -127,8 +127,13 @@ class Flights:
 
         `answer_ns`: what an answer takes.
         """
-        room = any(self._windows[server].fits(1) for server in self.servers)
+        room = self.has_room
         return Outlook(now_ns, 0 if room else answer_ns, self.requests, room and not reruns)
+
+    @property
+    def has_room(self) -> bool:
+        """Some server takes one more."""
+        return any(self._windows[server].fits(1) for server in self.servers)
 
     async def close(self, _clock: Callable[[], int]) -> None:
         """Give up what is under way; returns when it has ended."""

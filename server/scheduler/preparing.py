@@ -27,7 +27,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, cast, runtime_checkable
 
-from server.errors import Cancelled, Code, DeadlineExceeded, ServingError
+from server.errors import Cancelled, Code, DeadlineExceeded, Overloaded, ServingError
 from server.offload import Offload
 from server.scheduler.admission import Foreseen
 from server.scheduler.batcher import Batcher
@@ -55,6 +55,7 @@ class Foresees(Protocol):
     """A batcher that can say beforehand whom it would admit."""
 
     def foresee(self, request: InferRequest, coming: int) -> Foreseen: ...
+    def hopeless(self, signature: object, deadline_ns: int) -> Overloaded | None: ...
     @property
     def queue(self) -> RequestQueue: ...
 
@@ -90,7 +91,11 @@ class Work(InferRequest):
 def size_class(raw: Sequence[RawInput]) -> int:
     """Bytes of an input, in the mean, rounded up to a power of two: by that costs are learned. 0: it has none."""
     total = sum([_bytes(item) for item in raw])
-    return 1 << (total // len(raw)).bit_length() if total else 0
+    return _class_of(total // len(raw)) if total else 0
+
+
+def _class_of(size: int) -> int:
+    return 1 << size.bit_length()
 
 
 def _bytes(item: RawInput) -> int:
@@ -249,6 +254,8 @@ class Preparing:
         self._under_way: dict[InferRequest, Work] = {}
         self._signatures: dict[object, object] = {}
         """What the tensors made of inputs of one size had for a signature, the last time."""
+        self._own_ns = 0
+        """What the last request's own pass was foreseen to take."""
         own = statistics.preparing = _Statistics(statistics)
         if together is None:
             together = _TOGETHER if threads.most == 1 else 1
@@ -281,11 +288,30 @@ class Preparing:
                 if request.settle(refusal):
                     self._model_statistics.count_failure(refusal, now_ns - request.received_ns)
                 return
+            self._own_ns = own_ns
             work.deadline_ns = request.deadline_ns
             if work.deadline_ns < NO_DEADLINE:
-                work.deadline_ns -= int(min(own_ns, (work.deadline_ns - now_ns) * _MOST_BEHIND))
+                work.deadline_ns -= self._kept_ns(work.deadline_ns - now_ns)
         self._under_way[request] = work
         self._batcher.submit((work,))
+
+    def _kept_ns(self, left_ns: int) -> int:
+        """Of the time that a request has left: what its own pass needs."""
+        return int(min(self._own_ns, left_ns * _MOST_BEHIND))
+
+    def hopeless(self, size: int, received_ns: int, deadline_ns: int) -> Overloaded | None:
+        """The refusal of a request of one input of `size` bytes, where the last one like it tells that there is no time
+        for it. None: submit it. It costs next to nothing, so that many can be refused."""
+        behind = self._behind
+        if behind is None:
+            return None
+        signature, kept_ns = _class_of(size), self._kept_ns(deadline_ns - received_ns)
+        refusal = self._batcher.hopeless(signature, deadline_ns - kept_ns)
+        if refusal is None:
+            refusal = behind.hopeless(self._signatures.get(signature), deadline_ns)
+        if refusal is not None:
+            self._model_statistics.count_failure(refusal, self._clock() - received_ns)
+        return refusal
 
     def cancel(self, request: InferRequest) -> None:
         """The caller went away: its place is free at once; if it is being prepared that comes to nothing."""

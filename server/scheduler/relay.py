@@ -25,6 +25,7 @@ from server.errors import (
     DeadlineExceeded,
     Draining,
     EngineFailure,
+    Overloaded,
     QueueFull,
     ServingError,
     TritonUnreached,
@@ -129,6 +130,12 @@ class Relay(Ticking):
             return Foreseen(refusal)
         coming += sum([other.rows for other in self._backlog.arrived])
         return self._admission.foresee(request, self._clock(), partial(self._look_out, request), coming)
+
+    def hopeless(self, signature: object, deadline_ns: int) -> Overloaded | None:
+        """As of `Batcher`, where no server has room for more."""
+        if self._flights.has_room:
+            return None
+        return self._admission.hopeless(self.model_name, signature, deadline_ns, self._clock())
 
     @property
     def queue(self) -> RequestQueue:

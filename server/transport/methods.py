@@ -17,7 +17,7 @@ from google.protobuf.message import DecodeError, Message
 from grpc_health.v1 import health_pb2
 
 from server.call import Settled, answer, settle_into
-from server.errors import InvalidRequest, UnknownModel
+from server.errors import InvalidRequest, ServingError, UnknownModel
 from server.explain import Explanation, decoded
 from server.proto.forwardpass.v1 import prediction_pb2
 from server.proto.triton import service_pb2 as pb
@@ -63,6 +63,10 @@ Handler = Callable[["DataPlane", Any, CallInfo], Any]
 streams it takes an async iterator of request messages, and is an async generator of response messages."""
 
 
+Hopeless = Callable[["DataPlane", bytes, int, int, int], ServingError | None]
+"""Takes the first bytes of the request message, its size, when it was received and its deadline, both in ns."""
+
+
 class Method(NamedTuple):
     name: str
     """The path of the call, for example ``/inference.GRPCInferenceService/ModelInfer``."""
@@ -79,6 +83,8 @@ class Method(NamedTuple):
     """Any number of messages either way."""
     needs: Need = CONTROLS
     """What a caller must have, where callers are asked."""
+    hopeless: Hopeless | None = None
+    """Says of a large message by its begin that there is no time for it."""
 
     def parse(self, data: bytes) -> Message:
         """Raises InvalidRequest if `data` is no such message."""
@@ -135,6 +141,13 @@ async def _predict(dataplane: DataPlane, message: Any, info: CallInfo) -> Any:
     response = await dataplane.predict(request)
     info.explanation = request.explanation
     return predict_grpc.encode_predict(response)
+
+
+def _predict_hopeless(
+    dataplane: DataPlane, start: bytes, size: int, received_ns: int, deadline_ns: int
+) -> ServingError | None:
+    name = predict_grpc.model_in_front(start)
+    return dataplane.hopeless(name, size, received_ns, deadline_ns) if name else None
 
 
 def _server_live(dataplane: DataPlane, _message: Any, _info: CallInfo) -> Any:
@@ -210,6 +223,7 @@ METHODS: tuple[Method, ...] = (
         waits=True,
         explains=True,
         needs=roles.PREDICTS,
+        hopeless=_predict_hopeless,
     ),
     Method(
         "/forwardpass.v1.PredictionService/PredictStream",

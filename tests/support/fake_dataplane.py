@@ -10,7 +10,7 @@ import numpy as np
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
 
-from server.errors import Cancelled, ModelLoadFailed, UnknownModel, UnknownRepository
+from server.errors import Cancelled, ModelLoadFailed, ServingError, UnknownModel, UnknownRepository
 from server.observability.log_control import LogControl
 from server.observability.tracing import Tracing
 from server.pipeline.base import Pipeline
@@ -68,6 +68,10 @@ class FakeDataPlane:
     predictions: list[Prediction] = field(default_factory=list)
     cancelled: list[InferRequest] = field(default_factory=list)
     cancelled_predicts: int = 0
+    refusal: ServingError | None = None
+    """Of every prediction that is looked at by its begin."""
+    looked_at: list[tuple[str, int]] = field(default_factory=list)
+    """The model and the size of each."""
     parameters: dict[str, object] = field(default_factory=dict)
     control: list[tuple[str, str]] = field(default_factory=list)
     shared_memory: SharedMemory = field(default_factory=lambda: SharedMemory(SharedMemorySettings(), enabled=True))
@@ -120,6 +124,11 @@ class FakeDataPlane:
             request.holder.cancel(request)
         request.settle(Cancelled())
         self.gone.set()
+
+    def hopeless(self, model_name: str, size: int, received_ns: int, deadline_ns: int) -> ServingError | None:
+        assert received_ns < deadline_ns
+        self.looked_at.append((model_name, size))
+        return self.refusal
 
     async def predict(self, request: PredictRequest) -> PredictResponse:
         self.predicts.append(request)

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from server.errors import InvalidRequest
+from server.errors import InvalidRequest, Overloaded
 from server.scheduler.preparing import OnThread, Preparing, Work
 from server.scheduler.worker import Done, Model
 from server.tensor import Array
@@ -104,6 +104,10 @@ class PreparingBench:
     @property
     def busy(self) -> list[ManualThread]:
         return [thread for thread in self.threads if thread.job is not None]
+
+    def hopeless(self, within_ns: int, size: int = SMALL) -> Overloaded | None:
+        """Of one picture, by its size alone."""
+        return self.preparing.hopeless(size, self.clock(), self.clock() + within_ns)
 
     def ask(
         self,

@@ -95,6 +95,17 @@ async def test_predict_goes_through_the_pipeline_and_back(plane: Plane) -> None:
     assert (answer.model_name, answer.model_version, answer.id) == ("m", "1", "7")
 
 
+async def test_what_is_not_known_of_a_model_refuses_nobody_unread(plane: Plane) -> None:
+    """Neither a model that there is not, nor one that was never asked, nor one that is idle."""
+    (plane.root / "m" / "processing.yaml").write_text("task: test")
+    await plane.start()
+    now_ns = time.monotonic_ns()
+    for name in ("nobody", "m"):
+        assert plane.dataplane.hopeless(name, 1000, now_ns, now_ns + 1) is None
+    await plane.dataplane.predict(PredictRequest("m", [RowInput([1, 2])]))
+    assert plane.dataplane.hopeless("m", 1000, now_ns, now_ns + 1) is None
+
+
 async def test_a_prediction_is_explained_from_its_preprocessing_to_its_answer(plane: Plane) -> None:
     """Every step marks its part; they sum to the total, and the pass's rows are told."""
     (plane.root / "m" / "processing.yaml").write_text("task: test")

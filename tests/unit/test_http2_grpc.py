@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from tritonclient.grpc import service_pb2 as pb
 
-from server.errors import InvalidRequest, QueueFull
+from server.errors import InvalidRequest, Overloaded, QueueFull
 from server.proto.forwardpass.v1 import prediction_pb2 as ours
 from server.settings import GrpcSettings
 from server.tensor import Tensor
@@ -51,6 +51,12 @@ def request(id: str = "x", model: str = MODEL, elements: int = 4) -> bytes:
     for name in ("a", "b"):
         asked.inputs.add(name=name, datatype="FP32", shape=[1, elements])
         asked.raw_input_contents.append(np.arange(elements, dtype="<f4").tobytes())
+    return bytes(asked.SerializeToString())
+
+
+def predict_message(picture: bytes, model_name: str = "photos", model_version: str = "") -> bytes:
+    inputs = [ours.Input(image=ours.Image(data=picture))]
+    asked = ours.PredictRequest(model_name=model_name, model_version=model_version, inputs=inputs)
     return bytes(asked.SerializeToString())
 
 
@@ -360,6 +366,60 @@ async def test_metadata(session: Session) -> None:
     assert b"total;dur=" in session.fields(sent[-1])[b"server-timing"]
     sent = session.call(INFER, whole, (b"x-explain", b"perhaps"), stream_id=7) + await session.settled()
     assert session.status(sent) == (3, "X-Explain: must be 1 or 0")
+
+
+@pytest.mark.parametrize("in_one_read", [True, False])
+async def test_a_picture_there_is_no_time_for_is_dropped_as_it_comes(session: Session, in_one_read: bool) -> None:
+    """Its model is read of the message's begin; nothing of it is held, and the status comes behind its last byte."""
+    session.dataplane.refusal = Overloaded("photos", 120, 30)
+    body = message(predict_message(bytes(40_000)))
+    read = [headers(1, call_fields(PREDICT, (b"grpc-timeout", b"100m")))]
+    read += [data(1, body[at : at + 16_384]) for at in range(0, 32_768, 16_384)]
+    last = data(1, body[32_768:], END_STREAM)
+    if in_one_read:
+        sent = session.send(*read, last)
+    else:
+        assert session.send(*read) == []
+        assert session.calls.held_bytes == 0
+        sent = session.send(last)
+    code, text = session.status(sent)
+    assert (code, "overloaded" in text) == (8, True)
+    assert session.calls.refused_ns == 100_000_000
+    assert session.dataplane.looked_at == [("photos", len(body) - 5)]
+    assert session.dataplane.predicts == []
+    assert session.connection.streams == {}
+    assert session.calls.held_bytes == 0
+
+
+async def test_a_client_that_stops_amid_a_dropped_picture_is_told_when_its_time_is_over(session: Session) -> None:
+    session.dataplane.refusal = Overloaded("photos", 120, 30)
+    body = message(predict_message(bytes(40_000)))
+    assert session.send(headers(1, call_fields(PREDICT, (b"grpc-timeout", b"5S"))), data(1, body[:16_384])) == []
+    begun_ns = session.connection.now_ns
+    assert session.connection.tick(begun_ns + 4_900_000_000) == []
+    session.calls.handle(session.connection.tick(begun_ns + 5_100_000_000))
+    assert session.status(session.sent())[0] == 8
+
+
+@pytest.mark.parametrize(
+    ("fields", "body"),
+    [
+        ((), message(predict_message(b"x"))),
+        (((b"grpc-timeout", b"1S"), (b"x-explain", b"1")), message(predict_message(b"x"))),
+        (((b"grpc-timeout", b"1S"), (b"grpc-encoding", b"gzip")), message(gzip.compress(predict_message(b"x")), 1)),
+        (((b"grpc-timeout", b"1S"),), message(predict_message(b"x", model_version="3"))),
+        (((b"grpc-timeout", b"1S"),), message(predict_message(b"x", model_name="m" * 128))),
+    ],
+    ids=["without a deadline", "explained", "compressed", "of a version", "of a very long name"],
+)
+async def test_what_is_not_plain_is_read_and_asked_for(
+    session: Session, fields: tuple[Field, ...], body: bytes
+) -> None:
+    session.dataplane.refusal = Overloaded("photos", 120, 30)
+    session.call(PREDICT, body, *fields)
+    await session.settled()
+    assert session.dataplane.looked_at == []
+    assert len(session.dataplane.predicts) == 1
 
 
 async def test_errors_carry_text_and_details(session: Session) -> None:

@@ -17,7 +17,7 @@ from server.scheduler.preparing import size_class
 from server.scheduler.queue import Priorities, QueuePolicy
 from server.scheduler.statistics import Refusal
 from server.types import ImageInput, InferRequest, InferResponse, Outcome, RowInput, TextInput
-from tests.support.preparing import PreparingBench
+from tests.support.preparing import SMALL, PreparingBench
 from tests.support.scheduler import MS, StillCost
 
 HANDOVER_NS = MS
@@ -65,6 +65,72 @@ def test_who_would_be_late_for_its_pass_is_refused_before_it_is_prepared() -> No
         bench.prepared()
     assert isinstance(bench.outcome(bench.ask("late", within_ns=90 * MS)), Overloaded)
     assert "late" not in bench.begun
+
+
+def test_the_last_one_that_was_asked_tells_of_the_next() -> None:
+    """Whoever would be late behind it is refused without being asked; others have to be."""
+    bench = PreparingBench()
+    bench.learn(10 * MS)
+    assert bench.hopeless(1 * MS) is None, "nobody runs"
+    bench.ask("running", within_ns=100 * MS)
+    assert bench.hopeless(100 * MS) is None, "nobody was asked"
+    for number in range(2):
+        assert bench.outcome(bench.ask(f"b{number}", within_ns=34 * MS)) is None
+    late = bench.outcome(bench.ask("late", within_ns=35 * MS))
+    assert isinstance(late, Overloaded)
+    again = bench.hopeless(36 * MS)
+    assert isinstance(again, Overloaded)
+    assert again.public_message == late.public_message
+    assert again.retry_after_ms >= late.retry_after_ms
+    assert bench.statistics.refused[Refusal.OVERLOAD] == bench.statistics.fail.count == 2
+    assert bench.hopeless(34 * MS) is None, "it would go before the one that was late"
+    assert bench.hopeless(36 * MS, 10 * SMALL) is None
+    bench.clock.now_ns += 2 * MS
+    again = bench.hopeless(36 * MS)
+    assert isinstance(again, Overloaded)
+    assert again.predicted_ms == late.predicted_ms - 2
+    assert bench.hopeless(late.predicted_ms * MS) is None
+    assert isinstance(bench.hopeless(late.predicted_ms * MS), Overloaded), "it would come behind the one before"
+
+
+def test_who_was_admitted_tells_of_the_next_too() -> None:
+    """It would come behind, a row later; where a thread is idle nobody is refused."""
+    bench = PreparingBench()
+    bench.learn(10 * MS)
+    bench.ask("running", within_ns=100 * MS)
+    assert bench.hopeless(100 * MS) is None
+    for number in range(2):
+        assert bench.outcome(bench.ask(f"b{number}", within_ns=34 * MS)) is None
+    assert isinstance(bench.hopeless(35 * MS), Overloaded)
+    assert isinstance(bench.outcome(bench.ask("asked", within_ns=35 * MS)), Overloaded)
+    for _ in range(3):
+        bench.prepared(1 * MS)
+    assert bench.hopeless(35 * MS) is None
+
+
+def test_who_would_be_late_for_its_pass_is_told_by_the_last_one() -> None:
+    """The load counts it, as one that was asked."""
+    bench = PreparingBench(threads=8, max_batch_size=1, cost=StillCost(20 * MS))
+    bench.learn(1 * MS)
+    bench.ask("first", within_ns=85 * MS)
+    bench.prepared(1 * MS)
+    assert bench.hopeless(85 * MS) is None
+    for number in range(3):
+        bench.ask(f"b{number}", within_ns=85 * MS)
+    assert isinstance(bench.outcome(bench.ask("late", within_ns=90 * MS)), Overloaded)
+    before = bench.statistics.load.work(bench.clock())
+    assert isinstance(bench.hopeless(91 * MS), Overloaded)
+    assert bench.statistics.load.work(bench.clock()) > before
+    assert bench.hopeless(140 * MS) is None
+
+
+def test_where_others_may_go_first_everybody_is_asked() -> None:
+    bench = PreparingBench(priorities=Priorities(2, 2))
+    bench.learn(10 * MS)
+    for number in range(3):
+        bench.ask(f"b{number}", within_ns=34 * MS)
+    assert isinstance(bench.outcome(bench.ask("late", within_ns=35 * MS)), Overloaded)
+    assert bench.hopeless(36 * MS) is None
 
 
 def test_an_idle_server_refuses_nobody() -> None:

@@ -30,8 +30,21 @@ from server.types import (
     Written,
 )
 
+_MODEL_NAME, _MODEL_VERSION = b"\x0a", b"\x12"
+"""The keys of the two fields, whose lengths follow."""
+_SHORT_NAME = 2 + 127
+"""A length up to here is one byte."""
 _EXACT_INTEGER = 2**53
 """Up to here every double that has no fraction is one whole number, and not the rounding of several."""
+
+
+def model_in_front(start: bytes) -> str:
+    """The model's name, of the first bytes of a PredictRequest, as every writer orders them; empty: it is not there,
+    or too long to be looked for, or a version stands behind it."""
+    end = 2 + start[1] if start[:1] == _MODEL_NAME and len(start) > 1 else 0
+    if not 2 < end < len(start) or end > _SHORT_NAME or start[end : end + 1] == _MODEL_VERSION:
+        return ""
+    return start[2:end].decode(errors="replace")
 
 
 def decode_predict(

@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
-from server.errors import Draining, Overloaded, PayloadTooLarge
+from server.errors import Draining, Overloaded, PayloadTooLarge, ServingError
 from server.explain import ANSWER_KEY, Explanation, asked_by, decoded
 from server.observability.whose import of
 from server.settings import GrpcSettings
@@ -198,11 +198,17 @@ class Calls:
         call = StreamsCall(self, stream, head.method) if head.method.streams else UnaryCall(self, stream, head.method)
         stream.call = call
 
-    def _turn_away(self, stream: Stream, block: bytes) -> None:
+    def give_up(self, stream: Stream, error: ServingError) -> None:
+        """There is no time for this call: what is still to come of its body is not kept."""
+        self.refused_ns = stream.timeout_ns
+        self._turn_away(stream, answers.trailers_only(failure_of(error)), whole=True)
+
+    def _turn_away(self, stream: Stream, block: bytes, *, whole: bool = False) -> None:
+        stream.call = None
         if stream.state is _HALF_CLOSED_REMOTE:
             self.connection.send_trailers(stream, block)
         else:
-            stream.call = RefusedCall(self, stream, block)
+            stream.call = RefusedCall(self, stream, block, whole=whole)
 
     def plane(self, stream: Stream) -> DataPlane:
         """The data plane as the caller may use it. Raises Unauthenticated, PermissionDenied."""

@@ -1,4 +1,4 @@
-"""A call that is refused by its header already: its body is read, for a moment, before it is told so.
+"""A call that is refused by its header or the begin of its message: it is told so when its body was read, and dropped.
 
 An answer amid the body, with the reset that follows it, is allowed; but curl reports that as a failed transfer, and
 grpcio as an internal error if it comes while a message is being written.
@@ -6,6 +6,7 @@ grpcio as an internal error if it comes while a message is being written.
 
 from __future__ import annotations
 
+from math import inf
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -18,18 +19,19 @@ _PATIENCE_NS = 100_000_000
 
 
 class RefusedCall:
-    __slots__ = ("_block", "_calls", "_stream")
+    __slots__ = ("_block", "_calls", "_most_bytes", "_stream")
 
-    def __init__(self, calls: Calls, stream: Stream, block: bytes) -> None:
-        """`block` is the answer's, its only one."""
+    def __init__(self, calls: Calls, stream: Stream, block: bytes, *, whole: bool = False) -> None:
+        """`block` is the answer's, its only one. `whole`: its body is one message, read as long as its client waits."""
         self._calls = calls
         self._stream = stream
         self._block = block
-        stream.due_ns = calls.connection.now_ns + _PATIENCE_NS
+        self._most_bytes = inf if whole else _PATIENCE_BYTES
+        stream.due_ns = calls.connection.now_ns + (stream.timeout_ns if whole else _PATIENCE_NS)
 
     def data(self, parts: list[bytes]) -> None:
         self._calls.connection.consumed(self._stream, sum(map(len, parts)))
-        if self._stream.received_bytes > _PATIENCE_BYTES:
+        if self._stream.received_bytes > self._most_bytes:
             self.ended()
 
     def ended(self) -> None:

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from server.errors import CallExpired, Overloaded, RequestTooSlow, Unsupported
-from server.transport.http2.messages import MessageReader, inflated
+from server.transport.http2.messages import PREFIX_BYTES, MessageReader, inflated
 
 if TYPE_CHECKING:
-    from server.transport.http2.calls import Calls
+    from server.transport.http2.calls import Call, Calls
     from server.transport.http2.stream import Stream
     from server.transport.methods import CallInfo, Method
+
+_BEGIN_BYTES = 256
+"""Of a message, in which its model is looked for."""
 
 
 class UnaryCall:
@@ -29,6 +32,11 @@ class UnaryCall:
         stream.due_ns = calls.connection.now_ns + int(calls.service.settings.request_timeout_s * 1e9)
 
     def data(self, parts: list[bytes]) -> None:
+        if not self._held_bytes and self._stream.timeout_ns and self._is_hopeless(parts[0]):
+            call = cast("Call | None", self._stream.call)
+            if call is not None:
+                call.data(parts)
+            return
         try:
             size = sum(map(len, parts))
             self._held_bytes += size
@@ -40,6 +48,26 @@ class UnaryCall:
                 self._message = message
         except Exception as error:  # noqa: BLE001 - the boundary where every error becomes a status
             self._fail(error)
+
+    def _is_hopeless(self, start: bytes) -> bool:
+        """It can be told by the begin of the message that there is no time for it: then the call is another's."""
+        stream, calls, hopeless = self._stream, self._calls, self._method.hopeless
+        head = stream.head
+        if (
+            hopeless is None
+            or head.entry is not None
+            or head.explain
+            or start[:1] != b"\0"
+            or len(start) < PREFIX_BYTES
+        ):
+            return False
+        now_ns, size = calls.connection.now_ns, int.from_bytes(start[1:PREFIX_BYTES])
+        begin = start[PREFIX_BYTES : PREFIX_BYTES + _BEGIN_BYTES]
+        refusal = hopeless(calls.service.dataplane, begin, size, now_ns, now_ns + stream.timeout_ns)
+        if refusal is None:
+            return False
+        calls.give_up(stream, refusal)
+        return True
 
     def ended(self) -> None:
         """The request is here as a whole."""
