@@ -139,33 +139,33 @@ class _Look:
         """`coming`: how many will begin behind those who have begun."""
         self._room = room
         self._costs = costs
+        self._step_ns = [costs.step_ns(number) for number in range(room.rows + 1)]
+        """By how many write."""
         self._step = 0.0
         self._ends: list[tuple[float, int]] = []
         """Of those that write: in which step, and what becomes free."""
         self._reserved = sum([part.reserved for part in running])
         begun = [part for part in running if part.prompt_tokens]
         self._coming = len(begun) + coming
-        self.now_ns = 0.0
-        for part in running:
-            if not part.prompt_tokens:
-                heapq.heappush(self._ends, (part.tokens, part.reserved))
+        self._ends += [(part.tokens, part.reserved) for part in running if not part.prompt_tokens]
+        heapq.heapify(self._ends)
         # A step is under way; by now half of it is over.
-        self.now_ns += costs.step_ns(len(self._ends)) / 2 if running else costs.wake.mean_ns(1)
+        self.now_ns = self._step_ns[len(self._ends)] / 2 if running else costs.wake.mean_ns(1)
         for part in begun:
             self._take_in(part)
 
     def begin(self, part: Part) -> None:
         """It begins as soon as there is room; then it has its first token."""
-        while self._ends and (len(self._ends) >= self._room.rows or self._reserved + part.reserved > self._room.tokens):
+        room = self._room
+        while self._ends and (len(self._ends) >= room.rows or self._reserved + part.reserved > room.tokens):
             self._go_on(self._ends[0][0])
         self._reserved += part.reserved
         self._take_in(part)
 
     def told_ns(self) -> float:
         """When who began last has its first token: in a step those who write have theirs first."""
-        costs = self._costs
-        told_ns = self.now_ns + (ceil(self._step) - self._step) * costs.step_ns(len(self._ends) - 1)
-        return told_ns + costs.hand_over.mean_ns(1)
+        rest_ns = (ceil(self._step) - self._step) * self._step_ns[len(self._ends) - 1]
+        return self.now_ns + rest_ns + self._costs.hand_over.mean_ns(1)
 
     def end(self) -> None:
         """Everybody writes to the end."""
@@ -182,13 +182,13 @@ class _Look:
 
     def _go_on(self, step: float) -> None:
         """To that step; who ends until then leaves."""
-        while self._ends and self._ends[0][0] <= step:
-            end, reserved = heapq.heappop(self._ends)
-            self._pass(end, len(self._ends) + 1)
+        ends, step_ns = self._ends, self._step_ns
+        while ends and ends[0][0] <= step:
+            writing = len(ends)
+            end, reserved = heapq.heappop(ends)
+            if end > self._step:
+                self.now_ns += (end - self._step) * step_ns[writing]
+                self._step = end
             self._reserved -= reserved
-        self._pass(step, len(self._ends))
-
-    def _pass(self, step: float, running: int) -> None:
-        if step > self._step:
-            self.now_ns += (step - self._step) * self._costs.step_ns(running)
-            self._step = step
+        self.now_ns += (step - self._step) * step_ns[len(ends)]
+        self._step = step
