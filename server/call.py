@@ -110,7 +110,10 @@ class Responses:
 
 
 def _weight(response: InferResponse) -> int:
-    return _RESPONSE_BYTES + sum([memoryview(tensor.data).nbytes for tensor in response.outputs])
+    weight = _RESPONSE_BYTES
+    for tensor in response.outputs:  # one mostly, for each token of a text
+        weight += memoryview(tensor.data).nbytes
+    return weight
 
 
 async def each(

@@ -253,22 +253,22 @@ class WritingBatcher(Ticking):
     def _count(self, written: Written) -> None:
         step, now_ns, writing = written.step, written.ended_ns, self.writing
         assert step is not None
-        ran = 0
+        ran: list[int] = []
         for job in step.wrote:
             run = self._runs.get(job)
             if run is None:
                 continue
             if run.last_ns:
-                ran += 1
-                writing.between_tokens.observe(now_ns - run.last_ns)
+                ran.append(run.last_ns)
             else:
                 writing.first_token.observe(now_ns - run.request.received_ns)
                 self._door.learn_first(run, self._clock(), written)
             run.last_ns = now_ns
+        writing.between_tokens.observe_since(ran, now_ns)
         writing.prompt_tokens += step.prefilled
         writing.tokens += len(step.wrote)
         self._door.costs.learn_step(
-            now_ns - written.since_ns, ran=ran, prefilled=step.prefilled, prefill_ns=step.prefill_ns
+            now_ns - written.since_ns, ran=len(ran), prefilled=step.prefilled, prefill_ns=step.prefill_ns
         )
 
     def _send(self, run: Run, response: InferResponse) -> None:

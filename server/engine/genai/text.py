@@ -66,6 +66,7 @@ class Text:
     tells_logprobs: bool = field(init=False)
     _ends: Collection[int] = field(init=False)
     _untold: list[str] = field(default_factory=list)
+    """None of them empty, while the text goes on."""
     _logprobs: list[list[Likely]] = field(default_factory=list)
     _logprob: float = 0.0
     _told: int = 0
@@ -102,7 +103,8 @@ class Text:
             self._untold.append(piece)
             return
         told = self.stops.push(piece)
-        self._untold.append(told.text)
+        if told.text:
+            self._untold.append(told.text)
         if told.stopped is not None:
             self.finish = STOP
 
@@ -112,15 +114,20 @@ class Text:
 
     def tell(self) -> list[Tensor] | None:
         """The outputs of the next response; None: there is nothing to tell yet."""
-        if not self.finish and (not self.wanted.stream or not any(self._untold)):
+        wanted = self.wanted
+        if not self.finish and not (wanted.stream and self._untold):
             return None
-        text, self._untold = "".join(self._untold), []
-        if self.wanted.prompt and not self._told:
-            text = self.wanted.prompt + text
-        outputs = [self._make(name, text) for name in self.wanted.outputs]
+        text = "".join(self._untold)
+        self._untold.clear()
+        if wanted.prompt and not self._told:
+            text = wanted.prompt + text
+        if len(wanted.outputs) == 1 and TEXT in wanted.outputs:
+            # As most streams are: what they are told of each token is half of what it costs beside the pass.
+            outputs = [_string(TEXT, text.encode())]
+        else:
+            outputs = [self._make(name, text) for name in wanted.outputs]
+            self._logprobs.clear()
         self._told = self.made
-        if self._logprobs:
-            self._logprobs = []
         return outputs
 
     def _make(self, name: str, text: str) -> Tensor:

@@ -156,17 +156,17 @@ class Writer:
         best = logits.argmax(axis=1)
         # Of all rows together: a call of numpy for each would take longer than a pass of a small model.
         finite = np.isfinite(logits[np.arange(len(texts)), best]).tolist()
-        for text, token, sound, scores in zip(texts, best.tolist(), finite, logits, strict=True):
-            if not sound:
+        for index, (text, token) in enumerate(zip(texts, best.tolist(), strict=True)):
+            if not finite[index]:
                 step.failed.append(text)
                 self.leave(text)
                 continue
             if not text.sampler.plain:
-                token = text.sampler.choose(scores, text.made)
+                token = text.sampler.choose(logits[index], text.made)
             told: Sequence[Likely] = ()
             if text.tells_logprobs:
                 count = (text.sampling.logprobs or 0) if LOGPROBS in text.wanted.outputs else 0
-                told = likely(scores, token, count)
+                told = likely(logits[index], token, count)
             text.add(token, told)
             step.wrote.append(text)
             outputs = text.tell()
