@@ -103,27 +103,40 @@ def test_an_expired_key_is_refused_also_where_it_was_known(tmp_path: Path) -> No
         entry.admit(a_request(received_ns=time.monotonic_ns()))
 
 
+class Clock:
+    """Of the day, which somebody sets."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.ahead = timedelta()
+        clock = self
+
+        class Moved(datetime):
+            @classmethod
+            def now(cls, tz: Any = None) -> datetime:
+                return datetime.now(tz) + clock.ahead
+
+        for where in ("server.security.gate.datetime", "jwt.api_jwt.datetime"):
+            monkeypatch.setattr(where, Moved)
+        monkeypatch.setattr("server.security.gate.time", Mock(time=lambda: time.time() + clock.ahead.total_seconds()))
+
+
 def test_a_clock_that_jumps_is_followed_within_a_minute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """An hour ahead a key of half an hour is over, back again it holds: no answer is kept for longer, however far the
     clock of the day has moved."""
     shown = a_file(tmp_path / "keys.yaml", expires=datetime.now(UTC) + timedelta(minutes=30)).encode()
-    gate, now_ns = gate_of(tmp_path / "keys.yaml"), time.monotonic_ns()
-    ahead = timedelta()
+    _follows_the_clock(gate_of(tmp_path / "keys.yaml"), shown, Clock(monkeypatch))
 
-    class Moved(datetime):
-        @classmethod
-        def now(cls, tz: Any = None) -> datetime:
-            return datetime.now(tz) + ahead
 
-    monkeypatch.setattr("server.security.gate.datetime", Moved)
-    monkeypatch.setattr("server.security.gate.time", Mock(time=lambda: time.time() + ahead.total_seconds()))
+def _follows_the_clock(gate: Gate, shown: bytes, clock: Clock) -> None:
+    """What is shown is good for half an hour."""
+    now_ns = time.monotonic_ns()
     _, until_ns = gate.caller(shown, PREDICTS, now_ns)
     assert until_ns <= now_ns + 60 * 10**9
 
-    ahead = timedelta(hours=1)
+    clock.ahead = timedelta(hours=1)
     with pytest.raises(Unauthenticated, match="expired"):
         gate.caller(shown, PREDICTS, until_ns)
-    ahead = timedelta(hours=-1)
+    clock.ahead = timedelta(hours=-1)
     _, until_ns = gate.caller(shown, PREDICTS, until_ns + 5 * 10**9)
     assert until_ns <= now_ns + 125 * 10**9
 
@@ -437,6 +450,19 @@ def test_the_clock_of_who_issues_may_be_off_by_a_little(tokens: Gate, private: A
     admit(tokens, a_token(private, exp=time.time() - 20), a_request())
     with pytest.raises(Unauthenticated, match="expired"):
         admit(tokens, a_token(private, exp=time.time() - 40), a_request())
+
+
+def test_a_clock_that_jumps_is_followed_for_tokens_too(
+    tokens: Gate, private: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where a token says from when on it holds: an hour too early it does not."""
+    clock, now = Clock(monkeypatch), time.time()
+    _follows_the_clock(tokens, a_token(private, exp=now + 1800).encode(), clock)
+    early = a_token(private, nbf=now - 5, exp=now + 1800).encode()
+    with pytest.raises(Unauthenticated, match="not yet valid"):
+        tokens.caller(early, PREDICTS, time.monotonic_ns())
+    clock.ahead = timedelta()
+    tokens.caller(early, PREDICTS, time.monotonic_ns() + 5 * 10**9)
 
 
 def test_a_token_must_be_signed_with_the_private_key(tokens: Gate, private: Any) -> None:
