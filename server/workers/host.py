@@ -37,8 +37,8 @@ from server.workers.messages import (
     write_answer,
     write_failure,
 )
-from server.workers.remote import Announced, Announcement
 from server.workers.streams import Streamed
+from server.workers.versions import Announced, Announcement
 
 if TYPE_CHECKING:
     from server.dataplane import DataPlane

@@ -1,7 +1,7 @@
 """What a front knows of the models that the engine process serves, and how their requests get there.
 
 `RemoteModels` stands where in a single process `ModelControl` stands, and `RemoteBatcher` where a model's `Batcher`
-does. A model whose passes are shorter than the way to the engine process is loaded in the front too, and runs there.
+does. Which versions there are, and which of them run here, is in `versions.py`.
 """
 
 from __future__ import annotations
@@ -13,13 +13,9 @@ import time
 from base64 import b64encode
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import suppress
-from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
-from server.chat import ChatTemplate
-from server.engine.base import Elsewhere
 from server.errors import (
     Cancelled,
     DeadlineExceeded,
@@ -27,17 +23,12 @@ from server.errors import (
     EngineFailure,
     EngineLost,
     ServingError,
-    UnknownModel,
 )
 from server.model_control import ModelControl
 from server.observability.whose import about
-from server.proto.triton import model_config_pb2
-from server.repository.certificate import Manifest
-from server.repository.loading import ServedModel
-from server.repository.model_config import from_message
 from server.scheduler.settling import CALLER_FAILED, READER_FAILED
 from server.scheduler.statistics import ModelStatistics
-from server.served import DecoupledServed, Served, absent
+from server.served import Served, absent
 from server.shared_memory.places import SMALLEST_BYTES, Places
 from server.tasks import Tasks
 from server.types import IndexEntry, InferRequest, InferResponse
@@ -53,59 +44,17 @@ from server.workers.messages import (
     read_json,
     write_infer,
 )
+from server.workers.versions import Announcement, Versions
 
 log = logging.getLogger(__name__)
 
-_RETIRING_NS = 30_000_000_000
-"""How long a prediction may hold a version that is out of service."""
 _SILENCE_NS = 5_000_000_000
 """The engine process tells of its health ten times a second; one that is silent for so long hangs."""
 _SILENT_NS = 300_000_000
 """From here on the deadlines of what it was asked are kept in its place."""
 _LOOK_S = 0.02
-_NONE: Mapping[str, Served] = {}
 _AT_ONCE = 64
 """Requests that are told of a loss in one turn of the loop, at whose end their answers are written."""
-
-
-@dataclass(frozen=True, slots=True)
-class Announced:
-    """One version in service, or a rollout of two, as the engine process tells of it."""
-
-    handle: int
-    name: str
-    version: str
-    chooses: bool
-    """It is a rollout: it takes the requests that name no version, and may answer by another one than `version`."""
-    config: bytes
-    """The message that config.pbtxt is."""
-    labels: Mapping[str, Sequence[str]]
-    """Of its outputs' classes, as of `ModelConfig`."""
-    pipeline: Any
-    manifest: Manifest | None
-    chat: ChatTemplate | None
-    tiny: bool
-    """It is to be loaded in the fronts too."""
-    fingerprint: object
-
-
-@dataclass(frozen=True, slots=True)
-class Announcement:
-    """Everything that a front must know. Pickled, by a process of this server for another, over a socket that nobody
-    else has: a pipeline is what its class makes of files that may have changed since."""
-
-    versions: list[Announced]
-    entries: list[IndexEntry]
-
-
-class Unchecked(Served):
-    """A version that batches sequences, or an ensemble, which may: a request that is refused is a gap in one, which its
-    scheduler must see."""
-
-    def submit(self, requests: Sequence[InferRequest]) -> None:
-        for request in requests:
-            request.holder = self.batcher
-        self.batcher.submit(requests)
 
 
 class RemoteBatcher:
@@ -150,18 +99,8 @@ class RemoteModels:
         self._number = 0
         self._untold: deque[tuple[InferRequest, Served]] = deque()
         """Whom an engine process that is lost can't answer any more."""
-        self._held: dict[int, tuple[Announced, Served]] = {}
-        """By handle, what the engine process keeps for this front."""
-        self._current: dict[int, tuple[Announced, Served]] = {}
-        """Those of them that were told last; the others are let go of when nobody here is at them any more."""
-        self._served: dict[str, dict[str, Served]] = {}
-        self._newest: dict[str, Served] = {}
-        """Who gets the requests that name no version, of each model."""
-        self._index: list[IndexEntry] = []
-        self._tiny: dict[str, frozenset[int]] = {}
-        """Models that run here, with the handles of the versions that they stand for."""
-        self._loading: dict[str, asyncio.Task[None]] = {}
         self._tasks = Tasks()
+        self._versions = Versions(local, partial(RemoteBatcher, self), self._tasks)
         self._heard_ns = 0
         self._well = False
         self.told = asyncio.Event()
@@ -193,8 +132,7 @@ class RemoteModels:
         self._link = None
         self._well = False
         self.told.clear()
-        self._held.clear()
-        self._current.clear()
+        self._versions.lost()
         pending, self._pending = self._pending, {}
         self._numbers.clear()
         whose = about(*(request for request, _, _ in pending.values()))
@@ -233,11 +171,11 @@ class RemoteModels:
     # --- requests ---------------------------------------------------------------------------------
 
     def submit(self, handle: int, requests: Sequence[InferRequest]) -> None:
-        link, held = self._link, self._held.get(handle)
-        if link is None or held is None or link.unsent_bytes > self._max_unsent_bytes:
+        link, served = self._link, self._versions.held(handle)
+        if link is None or served is None or link.unsent_bytes > self._max_unsent_bytes:
             self._refuse(requests)
             return
-        served, shapes, pending = held[1], self._shapes, self._pending
+        shapes, pending = self._shapes, self._pending
         for request in requests:
             if request.settled:
                 continue
@@ -366,117 +304,37 @@ class RemoteModels:
     # --- models -----------------------------------------------------------------------------------
 
     def _announced(self, body: memoryview) -> None:
-        """Put in service what is told; what is not told any more is let go of once nobody here is at it."""
         told: Announcement = pickle.loads(body)  # nosec B301 # noqa: S301 - of our own process
-        self._index = told.entries
-        old, self._current = self._current, {}
-        for version in told.versions:
-            handle = version.handle
-            known = old.pop(handle) if handle in old else (version, self._serve(version))
-            self._current[handle] = self._held[handle] = known
-        self._place_in_service()
-        for _, served in old.values():
-            self._tasks.start(served.drain(time.monotonic_ns() + _RETIRING_NS))
-        for name in {version.name for version in told.versions if version.tiny} - self._loading.keys():
-            self._loading[name] = task = asyncio.get_running_loop().create_task(self._load_here(name))
-            task.add_done_callback(partial(self._loaded, name))
+        self._versions.announced(told)
         self._heard_ns, self._well = time.monotonic_ns(), True
         self.told.set()
 
-    def _loaded(self, name: str, _task: asyncio.Task[None]) -> None:
-        del self._loading[name]
-
-    def _serve(self, told: Announced) -> Served:
-        message = model_config_pb2.ModelConfig.FromString(told.config)
-        config = replace(from_message(message, told.name), labels=told.labels)
-        model = ServedModel(
-            told.name, told.version, config, Elsewhere(), told.pipeline, told.manifest, {}, chat=told.chat
-        )
-        # A version that was here before goes on counting where it was.
-        statistics = self._local.statistics_of(told.name, told.version)
-        make = Served if config.sequence_batching is None and config.ensemble is None else Unchecked
-        if config.decoupled:
-            make = DecoupledServed
-        return make(model, RemoteBatcher(self, told.handle), statistics)
-
     def release(self, handle: int) -> None:
         """Nothing more will be asked of that version."""
-        if self._held.pop(handle, None) is not None and self._link is not None:
+        if self._versions.release(handle) and self._link is not None:
             self._link.send(frame(Kind.RELEASE, NUMBER.pack(handle)))
-
-    def _place_in_service(self) -> None:
-        """By what is held: each model's versions here where all of them are, else there."""
-        there: dict[str, dict[str, Served]] = {}
-        rollouts: dict[str, Served] = {}
-        handles: dict[str, set[int]] = {}
-        for told, served in sorted(self._current.values(), key=lambda held: int(held[0].version)):
-            if told.chooses:
-                rollouts[told.name] = served
-                continue
-            there.setdefault(told.name, {})[told.version] = served
-            handles.setdefault(told.name, set()).add(told.handle)
-        for name in [name for name in self._tiny if self._tiny[name] != frozenset(handles.get(name, ()))]:
-            del self._tiny[name]
-            self._tasks.start(self._unload_here(name))
-        for name in self._tiny:
-            there[name] = {served.model.version: served for served in self._local.versions(name)}
-        self._served = there
-        self._newest = {name: next(reversed(versions.values())) for name, versions in there.items()} | rollouts
-
-    async def _unload_here(self, name: str) -> None:
-        with suppress(UnknownModel):
-            await self._local.unload(name)
-
-    async def _load_here(self, name: str) -> None:
-        """Load a model here too; until that is done, and where it can't be, its requests go to the engine process."""
-        while (told := self._tiny_versions(name)) and self._tiny.get(name) != told.keys():
-            try:
-                await self._local.load(name)
-            except ServingError as error:
-                log.warning("%s; it runs in the engine process alone", error.public_message)
-                return
-            now = self._tiny_versions(name)
-            if now.keys() != told.keys():
-                continue  # There is another one in service meanwhile.
-            here = {served.model.version for served in self._local.versions(name)}
-            prints = {version.fingerprint for version in told.values()}
-            same = here == {v.version for v in told.values()} and all(self._is_here(v) for v in told.values())
-            if not same or prints != {self._local.fingerprint(name)}:
-                log.warning("model '%s' changed since it was loaded; it runs in the engine process alone", name)
-                return
-            self._tiny[name] = frozenset(told)
-            self._place_in_service()
-
-    def _is_here(self, told: Announced) -> bool:
-        """By the config too, which may have come with a request instead of from the model's folder."""
-        config = self._local.resolve(told.name, told.version).model.config.message
-        return bool(config == model_config_pb2.ModelConfig.FromString(told.config))
-
-    def _tiny_versions(self, name: str) -> dict[int, Announced]:
-        return {handle: told for handle, (told, _) in self._current.items() if told.name == name and told.tiny}
 
     # --- as ModelControl --------------------------------------------------------------------------
 
     def resolve(self, name: str, version: str = "") -> Served:
         """Raises UnknownModel, ModelNotReady; EngineLost where nothing is known yet."""
-        versions = self._served.get(name, _NONE)
-        served = versions.get(version) if version else self._newest.get(name)
+        served = self._versions.find(name, version)
         if served is not None:
             return served
-        if not versions and not self.told.is_set():
+        others = self.versions(name)
+        if not others and not self.told.is_set():
             raise EngineLost
-        raise absent(name, version, self._index, others_serve=bool(versions))
+        raise absent(name, version, self.index(), others_serve=bool(others))
 
     def __iter__(self) -> Iterator[Served]:
-        for versions in self._served.values():
-            yield from versions.values()
+        return iter(self._versions)
 
     def versions(self, name: str) -> list[Served]:
-        return list(self._served.get(name, {}).values())
+        return self._versions.of(name)
 
     def index(self, repository_name: str = "") -> list[IndexEntry]:
         """As it was told last, of all repositories; `FrontPlane` asks for that of one."""
-        return self._index
+        return self._versions.index
 
     async def load(self, name: str, parameters: Mapping[str, object] | None = None, repository_name: str = "") -> None:
         """Raises ServingError as the engine process does."""

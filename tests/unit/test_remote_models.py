@@ -18,7 +18,8 @@ from server.scheduler.statistics import ModelStatistics
 from server.tensor import Tensor
 from server.types import InferRequest, Outcome
 from server.workers.frames import Kind, frame
-from server.workers.remote import Announced, Announcement, RemoteModels
+from server.workers.remote import RemoteModels
+from server.workers.versions import Announced, Announcement
 
 HANDLE = 3
 ROW = Tensor("features", "FP32", (1, 30), bytes(120))
