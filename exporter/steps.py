@@ -37,6 +37,7 @@ from exporter.recipes import find
 from exporter.recipes.base import (
     Arrays,
     Configured,
+    Decides,
     Dropped,
     Evaluation,
     Fits,
@@ -168,26 +169,42 @@ class Run:
         folder = self.folder / "verify"
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir()
-        self._write_processing(folder)
+        self.task.write_processing(folder, self.evaluation)
         self._certify(folder, self.task.golden_inputs())
 
     def publish(self, repository: Path, *, replace: bool) -> Published:
         """Verify once more, in the folder to be, and publish. Raises PublishError, VerifyError."""
-        return self._publish(self._to_publish(self.config.name, self.model_file, self._certify), repository, replace)
+        return self._publish(
+            self._to_publish(self.config.name, self.model_file, self._certify, self.evaluation), repository, replace
+        )
 
-    def publish_copy(self, file: Path, precision: str, repository: Path, *, name: str, replace: bool) -> Published:
+    def publish_copy(
+        self, file: Path, precision: str, repository: Path, *, name: str, replace: bool, max_drop: float
+    ) -> Published:
         """Publish `file`, a copy of the model in another precision, with its own answers as the golden ones.
 
+        A model of its own has a threshold or a margin of its own, by the copy's answers to the validation rows. A
+        version of the run's model shares that of all its versions: then what hangs on it may fall by `max_drop`.
+
         Raises:
-            PublishError, VerifyError: as `publish`.
+            PublishError: as `publish`.
+            VerifyError: as `publish`; or with the shared threshold or margin the copy loses more than `max_drop`.
         """
+        evaluation = self.evaluation
+        shared: Mapping[str, float] = {}
+        if isinstance(self.task, Decides):
+            predict = checks.predictor_of(checks.session_of(file), self.task)
+            if name == self.config.name:
+                shared = _shared(self.task.decided(predict, evaluation), evaluation, max_drop)
+            else:
+                evaluation = self.task.decide(predict, evaluation)
 
         def certify(folder: Path, raw: Sequence[RawInput]) -> Certificate:
-            return self._certify_copy(folder, raw, file, precision)
+            return self._certify_copy(folder, raw, file, precision, shared)
 
-        return self._publish(self._to_publish(name, file, certify), repository, replace)
+        return self._publish(self._to_publish(name, file, certify, evaluation), repository, replace)
 
-    def _to_publish(self, name: str, file: Path, certify: Certify) -> Model:
+    def _to_publish(self, name: str, file: Path, certify: Certify, evaluation: Evaluation) -> Model:
         task = self.task
         return Model(
             name=name,
@@ -197,7 +214,7 @@ class Run:
             outputs=task.outputs,
             max_batch_size=task.max_batch_size,
             model_file=file,
-            write_processing=self._write_processing,
+            write_processing=lambda folder: task.write_processing(folder, evaluation),
             golden_inputs=task.golden_inputs(),
             certify=certify,
             parameters=task.parameters if isinstance(task, Configured) else {},
@@ -230,9 +247,6 @@ class Run:
         network = run.train(self.task, config.training, config.seed, self.folder, threads=config.threads)
         return onnx.TrainedNetwork(self.task, network)
 
-    def _write_processing(self, folder: Path) -> None:
-        self.task.write_processing(folder, self.evaluation)
-
     def _certify(self, folder: Path, raw: Sequence[RawInput]) -> Certificate:
         pipeline, inputs = self._preprocessed(folder, raw)
         trained = self._trained
@@ -253,7 +267,9 @@ class Run:
         record = self._record(errors, records, labels_of(pipeline, raw, verified.outputs))
         return Certificate(verified.inputs, verified.outputs, record)
 
-    def _certify_copy(self, folder: Path, raw: Sequence[RawInput], file: Path, precision: str) -> Certificate:
+    def _certify_copy(
+        self, folder: Path, raw: Sequence[RawInput], file: Path, precision: str, shared: Mapping[str, float]
+    ) -> Certificate:
         pipeline, inputs = self._preprocessed(folder, raw)
         predict = checks.predictor_of(checks.session_of(file), self.task)
         outputs = predict(inputs)
@@ -263,7 +279,7 @@ class Run:
         self._report("check", [checks.told(record, self.evaluation.metrics, trained) for record in records])
         golden, held_out = records[0], records[1]
         record = self._record(golden.errors, records, labels_of(pipeline, raw, outputs)).model_copy(
-            update={"precision": precision, "tolerances": tolerances, "metrics": held_out.metrics}
+            update={"precision": precision, "tolerances": tolerances, "metrics": {**held_out.metrics, **shared}}
         )
         return Certificate(inputs, outputs, record)
 
@@ -319,6 +335,18 @@ class Run:
 
 def _environment() -> dict[str, str]:
     return environment() | {"revision": revision()}
+
+
+def _shared(found: Mapping[str, float], evaluation: Evaluation, max_drop: float) -> Mapping[str, float]:
+    """What was found. Raises VerifyError where it is less than the run's by more than `max_drop`."""
+    for name, value in found.items():
+        before = evaluation.metrics[name]
+        if before - value > max_drop + 1e-12:
+            raise VerifyError(
+                f"{name} falls from {before:.4f} to {value:.4f} with what was chosen for the model, which all its "
+                "versions share; as a model of its own (--as) it has its own"
+            )
+    return found
 
 
 def _listed(kind: str, dropped: Sequence[Dropped]) -> list[str]:

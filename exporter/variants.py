@@ -46,6 +46,8 @@ class Comparison:
     rows: tuple[Row, ...]
     failed: Mapping[str, str]
     """Copies that could not be made or run, and why."""
+    max_drop: float = 0.01
+    """How much may be lost."""
 
     def best(self) -> Row | None:
         """Of the copies within the allowed loss, the one with the most rows a second in the largest batches."""
@@ -91,7 +93,7 @@ def compare(run: Run, names: Sequence[str], max_metric_drop: float) -> Compariso
         drop = found[ORIGINAL][quality] - found[name][quality]
         within = drop <= max_metric_drop + 1e-12
         rows.append(Row(name, files[name].stat().st_size, found[name][quality], drop, within, speeds[name]))
-    comparison = Comparison(quality, tuple(rows), failed)
+    comparison = Comparison(quality, tuple(rows), failed, max_metric_drop)
     (folder / REPORT_FILE).write_text(json.dumps(asdict(comparison), indent=2) + "\n", encoding="utf-8")
     (folder / TABLE_FILE).write_text("\n".join(table(comparison)) + "\n", encoding="utf-8")
     plot(comparison, folder / PLOT_FILE)
@@ -118,7 +120,7 @@ def publish(run: Run, comparison: Comparison, wanted: str, repository: Path, *, 
 
     Raises:
         UsageError: it was not made, or it loses more than was allowed; or `best`, and none is within that.
-        PublishError, VerifyError: see `exporter.publish`.
+        PublishError, VerifyError: see `Run.publish_copy`.
     """
     rows = {row.name: row for row in comparison.rows[1:]}
     chosen = comparison.best() if wanted == BEST else rows.get(wanted)
@@ -136,6 +138,7 @@ def publish(run: Run, comparison: Comparison, wanted: str, repository: Path, *, 
         repository,
         name=name or f"{run.config.name}-{chosen.name}",
         replace=replace,
+        max_drop=comparison.max_drop,
     )
 
 

@@ -264,6 +264,17 @@ class Measured(Protocol):
 
 
 @runtime_checkable
+class Decides(Protocol):
+    """A `Task` whose answers hang on what the validation rows have decided by a model's own outputs."""
+
+    def decide(self, predict: Predict, evaluation: Evaluation) -> Evaluation:
+        """`evaluation` with a threshold or a margin chosen anew, by `predict`'s outputs on the validation rows."""
+
+    def decided(self, predict: Predict, evaluation: Evaluation) -> Mapping[str, float]:
+        """The metrics that hang on it, of `predict` with what `evaluation` has decided; of each, more is better."""
+
+
+@runtime_checkable
 class Configured(Protocol):
     """A `Task` whose config.pbtxt has `parameters` of its own, length buckets for example."""
 

@@ -10,6 +10,7 @@ Shapes: B rows.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from math import ceil
 from pathlib import Path
 
@@ -131,6 +132,16 @@ class RegressionTask:
     def metrics(self, predict: Predict) -> Mapping[str, float]:
         """Those of `evaluate`, with the margin that `predict`'s own validation rows give."""
         return self._measured(predict)[0]
+
+    def decide(self, predict: Predict, evaluation: Evaluation) -> Evaluation:
+        """With the margin that these quantiles of the validation rows give."""
+        return replace(evaluation, chosen={MARGIN: self._measured(predict)[1]})
+
+    def decided(self, predict: Predict, evaluation: Evaluation) -> Mapping[str, float]:
+        """The share of the test rows within the interval, with the margin."""
+        interval = self.spec.interval.model_copy(update={MARGIN: evaluation.chosen[MARGIN]})
+        served = bounds(interval, self._quantiles_of(predict, Split.TEST))
+        return {"coverage": measured(served, self._targets(Split.TEST), self.quantiles)["coverage"]}
 
     def _measured(self, predict: Predict) -> tuple[dict[str, float], float]:
         """The metrics on the test rows, and the margin of the bounds."""

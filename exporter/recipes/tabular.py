@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from itertools import chain, islice, zip_longest
 from math import isnan
 from pathlib import Path
@@ -29,7 +30,14 @@ from exporter.recipes.base import (
     Split,
     Tolerance,
 )
-from exporter.recipes.tabular_metrics import Scored, balanced_metrics, chance_metrics, rare_label, rare_metrics
+from exporter.recipes.tabular_metrics import (
+    Scored,
+    balanced_metrics,
+    chance_metrics,
+    rare_label,
+    rare_metrics,
+    threshold_metrics,
+)
 from exporter.recipes.tabular_network import TabularNetwork
 from exporter.recipes.weights import weights_of
 from server.pipeline.classification import LABELS, ClassificationSpec, Classifier, DecisionThreshold
@@ -149,6 +157,21 @@ class TabularTask:
         if self._rare is None:
             return balanced_metrics(found[Split.TEST])
         return rare_metrics(found[Split.VALIDATION], found[Split.TEST], self._rare)[0]
+
+    def decide(self, predict: Predict, evaluation: Evaluation) -> Evaluation:
+        """With the threshold that these scores of the validation rows choose, where there is one."""
+        if self._rare is None or evaluation.decision is None:
+            return evaluation
+        found = self._score_network(predict)
+        _, threshold = rare_metrics(found[Split.VALIDATION], found[Split.TEST], self._rare)
+        return replace(evaluation, decision=evaluation.decision.model_copy(update={"threshold": threshold}))
+
+    def decided(self, predict: Predict, evaluation: Evaluation) -> Mapping[str, float]:
+        """Precision and recall at the threshold, where there is one."""
+        if self._rare is None or evaluation.decision is None:
+            return {}
+        found = self._score_network(predict)
+        return threshold_metrics(found[Split.TEST], self._rare, evaluation.decision.threshold)
 
     def write_processing(self, folder: Path, evaluation: Evaluation) -> None:
         classification = self.spec.classification.model_copy(update={"decision": evaluation.decision})

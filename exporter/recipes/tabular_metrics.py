@@ -60,16 +60,23 @@ def rare_metrics(validation: Scored, test: Scored, positive: int) -> tuple[dict[
     threshold = choose_threshold(validation.targets == positive, validation.probabilities[:, positive])
     wanted = test.targets == positive
     scores = test.probabilities[:, positive]
-    chosen = scores >= threshold
-    hits = int((chosen & wanted).sum())
     precision, recall, _ = precision_recall_curve(wanted, scores)
     metrics = {
         "pr_auc": float(average_precision_score(wanted, scores)),
         f"recall_at_precision_{TARGET_PRECISION:.2f}": float(recall[precision >= TARGET_PRECISION].max()),
+    }
+    return metrics | threshold_metrics(test, positive, threshold), threshold
+
+
+def threshold_metrics(test: Scored, positive: int, threshold: float) -> dict[str, float]:
+    """Precision and recall at a threshold, whoever chose it."""
+    wanted = test.targets == positive
+    chosen = test.probabilities[:, positive] >= threshold
+    hits = int((chosen & wanted).sum())
+    return {
         "precision_at_threshold": hits / max(1, int(chosen.sum())),
         "recall_at_threshold": hits / max(1, int(wanted.sum())),
     }
-    return metrics, threshold
 
 
 def choose_threshold(wanted: NDArray[np.bool_], scores: Floats) -> float:

@@ -10,11 +10,13 @@ import numpy as np
 import onnxruntime as ort
 import pandas as pd
 import pytest
+import yaml
 
 from exporter import variants
+from exporter.checks import predictor_of, session_of
 from exporter.data import interactions
 from exporter.errors import DataError
-from exporter.recipes.base import Hyperparameters, RunConfig, Split
+from exporter.recipes.base import Decides, Hyperparameters, RunConfig, Split
 from exporter.recipes.recommendation import RecommendationTask
 from exporter.recipes.regression import RegressionTask, margin_for, measured
 from exporter.steps import Run
@@ -154,6 +156,14 @@ def test_copies_of_numbers_and_of_rankings_are_measured(
         manifest = read_manifest(tmp_path / "copy")
         assert manifest is not None
         assert manifest.versions["1"].metrics[metric] == pytest.approx(found.rows[1].metric)
+        if metric == "r2":
+            served = manifest.versions["1"].metrics["coverage"]
+            predict = predictor_of(session_of(variants.file_of(run, "int8-dynamic")), run.task)
+            assert isinstance(run.task, Decides)
+            own = run.task.decide(predict, run.evaluation)
+            assert dict(run.task.decided(predict, own)) == {"coverage": served}
+            margin = yaml.safe_load((tmp_path / "copy" / "processing.yaml").read_text())["interval"]["margin"]
+            assert margin == own.chosen["margin"]
 
 
 # --- recommendation ------------------------------------------------------------------------------

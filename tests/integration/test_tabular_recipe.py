@@ -10,13 +10,18 @@ import onnxruntime as ort
 import pytest
 import torch
 import yaml
+from onnx import load, numpy_helper
 
 from exporter import onnx, run, verify
-from exporter.errors import UsageError
+from exporter.errors import UsageError, VerifyError
+from exporter.folder import write_evaluation
 from exporter.recipes.base import Evaluation, Hyperparameters, RunConfig, Split
 from exporter.recipes.tabular import TabularRecipe, TabularTask
 from exporter.recipes.tabular_metrics import choose_threshold
+from exporter.steps import Run
+from server.pipeline.load import read_spec
 from server.pipeline.tabular import TabularPipeline, TabularSpec
+from server.repository.certificate import read_manifest
 from server.tensor import Array
 from server.types import Classification, RowInput
 from tests.support.tables import write_csv
@@ -73,6 +78,42 @@ def test_a_rare_label_is_found(published: tuple[TabularTask, torch.nn.Module, Ev
     assert evaluation.decision is not None
     assert evaluation.decision.positive_label == "big"
     assert task.report.notes[-1].endswith("pr_auc 0.0500")
+
+
+@pytest.mark.training
+def test_a_copy_is_served_with_a_threshold_of_its_own(
+    published: tuple[TabularTask, torch.nn.Module, Evaluation, Path], tmp_path: Path
+) -> None:
+    """A copy that ranks as the model but scores lower: the old threshold would miss what its own finds."""
+    task, network, evaluation, folder = published
+    assert evaluation.decision is not None
+    opened = Run.start(tmp_path / "run", task.config, lambda *_: None, resume=False)
+    write_evaluation(opened.folder, evaluation)
+    opened.__dict__["_trained"] = onnx.TrainedNetwork(task, network)
+    opened.export()
+    lower = load(opened.model_file)
+    [bias] = [each for each in lower.graph.initializer if each.name == "_shortcut.bias"]
+    shift = np.where(np.array(task.labels) == "big", -3, 0).astype(np.float32)
+    bias.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(bias) + shift, bias.name))
+    copy = tmp_path / "copy.onnx"
+    copy.write_bytes(lower.SerializeToString())
+
+    with pytest.raises(VerifyError, match=r"recall_at_threshold falls from .* all its versions share"):
+        opened.publish_copy(copy, "int8-static", tmp_path / "root", name="model", replace=True, max_drop=0.01)
+    assert not (tmp_path / "root" / "model").exists()
+
+    place = opened.publish_copy(copy, "int8-static", tmp_path / "root", name="own", replace=True, max_drop=0.01).folder
+    manifest, spec = read_manifest(place), read_spec(place)
+    assert manifest is not None
+    assert isinstance(spec, TabularSpec)
+    assert spec.classification.decision is not None
+    assert 0 < spec.classification.decision.threshold < evaluation.decision.threshold
+    for name, value in evaluation.metrics.items():
+        assert manifest.versions["1"].metrics[name] == pytest.approx(value, abs=0.02), name
+    same = opened.publish_copy(
+        opened.model_file, "fp32", tmp_path / "root", name="model", replace=True, max_drop=0.01
+    ).folder
+    assert (same / "processing.yaml").read_bytes() == (folder / "processing.yaml").read_bytes()
 
 
 @pytest.mark.training
