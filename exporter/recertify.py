@@ -1,12 +1,14 @@
 """A model that was published before, with all that a certificate has by now: its files stay as they are, byte for byte.
 
-Who trained it is gone. So the golden outputs, which are the trained model's, stand for it; of the held-out rows, which
-are read again and must be those of then, the file's own metrics are measured and must be those that were told.
+The checkpoint is gone. But the file holds the weights: the network is built from them in PyTorch again, must give the
+golden outputs, which are the trained model's, and is what the file is compared with on the held-out rows of then. Of
+another precision, or of trees, the golden outputs alone stand for who trained it. The file's metrics must be those
+that were told.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -15,8 +17,9 @@ from exporter import checks
 from exporter.card import write_card
 from exporter.config import make_config
 from exporter.errors import DataError, UsageError, VerifyError
+from exporter.rebuilt import network_of
 from exporter.recipes import find
-from exporter.recipes.base import Measured, Task
+from exporter.recipes.base import Fits, Measured, Predict, Task
 from server.errors import ServingError
 from server.pipeline.load import load_pipeline
 from server.repository import certificate
@@ -83,13 +86,17 @@ def _checked(task: Task, file: Path, golden: Golden, record: VersionRecord) -> t
     if not isinstance(task, Measured):
         raise UsageError("the recipe can't measure a file by itself")
     limits = checks.Limits(record.tolerances)
+    if record.precision == checks.FULL_PRECISION and not isinstance(task, Fits):
+        trained = _trained(task, file, golden, record)
+        found = checks.check(task, trained, file, golden.inputs, limits, record.precision)
+        for each in found:
+            _demand_metrics(each.metrics, record, file)
+        return found
     checked = checks.check(
         task, lambda _: golden.outputs, file, golden.inputs, limits, record.precision, held_out=False
     )
     metrics = dict(task.metrics(checks.predictor_of(checks.session_of(file), task)))
-    for name, value in metrics.items():
-        if not np.isclose(value, record.metrics[name], rtol=0, atol=METRIC_TOLERANCE):
-            raise VerifyError(f"{name} of {file} is {value:.4f}, the manifest says {record.metrics[name]:.4f}")
+    _demand_metrics(metrics, record, file)
     held_out = CheckRecord(
         provider=checks.CPU.removesuffix("ExecutionProvider"),
         precision=record.precision,
@@ -99,3 +106,19 @@ def _checked(task: Task, file: Path, golden: Golden, record: VersionRecord) -> t
         metrics=metrics,
     )
     return (*checked, held_out)
+
+
+def _trained(task: Task, file: Path, golden: Golden, record: VersionRecord) -> Predict:
+    """In PyTorch, with the file's weights. Raises VerifyError where that is not who gave the golden outputs."""
+    trained = network_of(task, file)
+    for name, array in trained.predict(golden.inputs).items():
+        problem = certificate.compare(array, golden.outputs[name], record.tolerances[name])
+        if problem:
+            raise VerifyError(f"output {name!r}: PyTorch's {problem} with the weights of {file}")
+    return trained.predict
+
+
+def _demand_metrics(metrics: Mapping[str, float], record: VersionRecord, file: Path) -> None:
+    for name, value in metrics.items():
+        if not np.isclose(value, record.metrics[name], rtol=0, atol=METRIC_TOLERANCE):
+            raise VerifyError(f"{name} of {file} is {value:.4f}, the manifest says {record.metrics[name]:.4f}")

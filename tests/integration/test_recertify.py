@@ -5,7 +5,10 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+import numpy as np
+import onnx
 import pytest
+from onnx import numpy_helper
 from typer.testing import CliRunner
 
 from exporter.cli import commands
@@ -36,7 +39,8 @@ def test_an_earlier_model_is_certified_with_what_a_new_one_has(earlier: Path) ->
     """Its files stay as they were; what is written is what the committed model has, which so holds on this machine."""
     code, output = certified(earlier)
     assert code == 0, output
-    assert "113 held-out rows: accuracy 0.9735 (trained: 0.9735)" in output
+    assert "113 held-out rows: logits off by " in output
+    assert "0 best labels changed; accuracy 0.9735 (trained: 0.9735)" in output
     found, committed = read_manifest(earlier), read_manifest(REPOSITORY / "breast_cancer")
     assert found is not None
     assert committed is not None
@@ -65,6 +69,24 @@ def test_another_file_or_other_data_is_not_certified(earlier: Path) -> None:
     assert (earlier / "manifest.json").read_bytes() == before
 
 
+def test_weights_that_gave_other_answers_are_not_taken_for_the_trained_ones(earlier: Path) -> None:
+    """Another file with the hashes written anew: PyTorch with its weights does not give the golden outputs."""
+    model = onnx.load(earlier / "1" / "model.onnx")
+    bias = next(each for each in model.graph.initializer if each.name == "_shortcut.bias")
+    bias.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(bias) + np.float32(0.1), bias.name))
+    onnx.save(model, earlier / "1" / "model.onnx")
+    manifest = read_manifest(earlier)
+    assert manifest is not None
+    write_manifest(earlier, manifest.model_copy(update={"files": hash_files(earlier)}))
+    code, output = certified(earlier)
+    assert (code, "PyTorch's" in output, "with the weights of" in output) == (6, True, True)
+    bias.name = "other"
+    onnx.save(model, earlier / "1" / "model.onnx")
+    write_manifest(earlier, manifest.model_copy(update={"files": hash_files(earlier)}))
+    code, output = certified(earlier)
+    assert (code, "does not hold the weights _shortcut.bias" in output) == (6, True)
+
+
 @pytest.mark.parametrize("name", ["digits", "breast_cancer", "fraud"])
 def test_the_committed_models_have_answers_and_checks(name: str) -> None:
     """The server replays their labels at each load."""
@@ -73,3 +95,6 @@ def test_the_committed_models_have_answers_and_checks(name: str) -> None:
     for record in manifest.versions.values():
         assert record.answers
         assert [check.data for check in record.checks] == ["golden", "held-out"]
+        for check in record.checks:
+            assert 0 < check.errors["logits"].mean_abs < check.errors["logits"].max_abs < 1e-5
+            assert (check.changed_top1, check.limits) == (0, record.tolerances)

@@ -1,0 +1,45 @@
+"""The network of a published model in PyTorch again, from the weights that its ONNX file holds.
+
+The exporter keeps the names of the weights. A batch norm it has folded into the convolution before it, as a bias named
+after that one's weight: here the norm gets that bias and leaves all else as it is.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import onnx
+import torch
+from onnx import numpy_helper
+from torch import nn
+
+from exporter.errors import VerifyError
+from exporter.onnx import TrainedNetwork
+from exporter.recipes.base import Task
+
+_FOLDED = "_bias"
+
+
+def network_of(task: Task, file: Path) -> TrainedNetwork:
+    """The recipe's network with the file's weights. Raises VerifyError where the file does not hold all of them."""
+    found = {each.name: numpy_helper.to_array(each) for each in onnx.load(file).graph.initializer}
+    weights = {name: torch.from_numpy(array.copy()) for name, array in found.items()}
+    network = task.network()
+    convolution = ""
+    for name, module in network.named_modules():
+        if isinstance(module, nn.Conv2d):
+            convolution = name
+        elif isinstance(module, nn.BatchNorm2d):
+            bias = weights.get(f"{convolution}.weight{_FOLDED}")
+            if bias is None or len(bias) != module.num_features:
+                raise VerifyError(f"{file}: it does not hold {name} as folded into {convolution}")
+            ones = torch.ones(module.num_features)
+            weights |= {f"{name}.weight": ones, f"{name}.bias": bias}
+            weights |= {f"{name}.running_mean": 0 * ones, f"{name}.running_var": ones - module.eps}
+            weights[f"{name}.num_batches_tracked"] = torch.tensor(0)
+    wanted = network.state_dict()
+    missing = [name for name in wanted if name not in weights or weights[name].shape != wanted[name].shape]
+    if missing:
+        raise VerifyError(f"{file}: it does not hold the weights {', '.join(missing)}")
+    network.load_state_dict({name: weights[name] for name in wanted})
+    return TrainedNetwork(task, network.eval())
