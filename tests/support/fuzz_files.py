@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import io
+import os
 import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -73,7 +74,8 @@ def _locations(model: onnx.ModelProto) -> Iterator[str]:
 
 
 def _of(tensor: TensorProto) -> list[str]:
-    return [entry.value for entry in tensor.external_data if entry.key == "location"]
+    # protobuf gives a text that is not UTF-8 as bytes.
+    return [os.fsdecode(entry.value) for entry in tensor.external_data if entry.key == "location"]
 
 
 def _model() -> bytes:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import pytest
 
+from tests.support.fuzz_corpus import MOST_BYTES, kept
 from tests.support.fuzz_files import FILES
 from tests.support.fuzz_targets import TARGETS, cut, joined
 
@@ -52,6 +53,17 @@ def test_mutated_files_break_no_rule(target: str) -> None:
         one(seed)
     for _ in range(ROUNDS if target == "onnx" else ROUNDS // 3):
         one(mutated(rng, made))
+
+
+@pytest.mark.parametrize("target", [*TARGETS, *FILES])
+def test_what_fuzzing_came_by_breaks_no_rule(target: str) -> None:
+    """Inputs that led a fuzzer to lines that nothing else had led to; small ones, as many as a repository may have."""
+    one = TARGETS[target].one if target in TARGETS else FILES[target][0]
+    inputs = kept(target)
+    assert inputs
+    assert sum(map(len, inputs)) <= MOST_BYTES
+    for each in inputs:
+        one(each)
 
 
 @pytest.mark.parametrize("target", TARGETS)
