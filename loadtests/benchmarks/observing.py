@@ -44,6 +44,7 @@ from server.observability.log_control import LogControl
 from server.observability.spans import Spans
 from server.observability.stages import PER_S, Stages
 from server.observability.tracing import Tracing
+from server.scheduler.statistics import ModelStatistics
 from server.settings import GrpcSettings, LogSettings, OtlpSettings, TraceSettings
 from server.transport.http2 import frames
 from server.transport.http2.calls import Calls, Service
@@ -59,6 +60,8 @@ _SCRAPE = (
     b"GET /metrics HTTP/1.1\r\nHost: server\r\nAccept-Encoding: gzip\r\nConnection: close\r\n"
     b"Accept: application/openmetrics-text;version=1.0.0,text/plain;version=0.0.4;q=0.5\r\n\r\n"
 )
+_WARM_S = 1.2
+"""After a second it is known how many requests come."""
 _SHIPPED = "model_repository"
 _WIDE = 2**30
 
@@ -71,7 +74,26 @@ class Encoded(SpanExporter):
         return SpanExportResult.SUCCESS
 
 
-class Every(Stages):
+class Sampled(Stages):
+    """Chooses as a server does that is asked all the time: its clock stands still between its rounds."""
+
+    __slots__ = ("left_off_ns", "paused_ns")
+
+    def __init__(self, statistics: ModelStatistics) -> None:
+        super().__init__(statistics)
+        self.left_off_ns = self.paused_ns = 0
+
+    def go_on(self) -> None:
+        self.paused_ns += time.monotonic_ns() - self.left_off_ns
+
+    def leave_off(self) -> None:
+        self.left_off_ns = time.monotonic_ns()
+
+    def _gap(self, now_ns: int) -> int:
+        return super()._gap(now_ns - self.paused_ns)
+
+
+class Every(Sampled):
     """Looks at all of them."""
 
     def _gap(self, now_ns: int) -> int:
@@ -93,6 +115,7 @@ class Way:
     """Of the headers."""
     base: bool = False
     """The others are compared with it."""
+    stages: Sampled | None = None
     costs_us: list[float] = field(default_factory=list)
     ratios: list[float] = field(default_factory=list)
 
@@ -132,8 +155,11 @@ class Bench:
         plane.tracing = Tracing(TraceSettings(), way.following)
         forwards = way.following.forwards if way.following is not None else ()
         served = self._server.models.resolve(MODEL)
-        served.stages = stages = (Every if way.every else Stages)(served.statistics)
-        stages.left = 0 if way.sampled else _NEVER
+        if way.stages is None:
+            way.stages = (Every if way.every else Sampled)(served.statistics)
+            way.stages.left = 0 if way.sampled else _NEVER
+        served.stages = way.stages
+        way.stages.go_on()
         calls, seconds_used, scrape_at = 0, 0.0, _SCRAPE_S / 2
         while seconds_used < (_SCRAPE_S if way.scraped else seconds):
             began = time.process_time()
@@ -142,6 +168,7 @@ class Bench:
                 await self._scrape()
                 scrape_at = _SCRAPE_S * 2
             seconds_used += time.process_time() - began
+        way.stages.leave_off()
         return seconds_used / calls * 1e6
 
     async def _scrape(self) -> None:
@@ -174,15 +201,17 @@ class Bench:
         return len(received) * IN_FLIGHT
 
 
-async def measure(folder: Path, rounds: int, seconds: float) -> tuple[list[tuple[str, ...]], str]:
-    """The lines of the table, and what a scrape takes."""
+async def measure(folder: Path, rounds: int, seconds: float, only: str) -> tuple[list[Way], str]:
+    """The ways whose names have `only` in them, and those that they are compared with; and what a scrape takes."""
     tiny_mlp().save(folder, MODEL)
     ports = {"http": {"port": 0}, "grpc": {"port": 0}, "metrics": {"port": 0}}
     server = Server(load_settings({**ports, "engine": {"threads": 1}, "repository": {"path": [str(folder), _SHIPPED]}}))
     await server.start()
-    bench, found = Bench(server), ways()
+    bench, every = Bench(server), ways()
+    asked = [way for way in every if not way.base and only in way.name]
+    found = [way for way in every if way in asked or (way.base and any(way.variant == one.variant for one in asked))]
     for way in found:
-        await bench.run(way, seconds)
+        await bench.run(way, _WARM_S)
     gc.collect()
     gc.freeze()
     for number in range(rounds):
@@ -197,12 +226,14 @@ async def measure(folder: Path, rounds: int, seconds: float) -> tuple[list[tuple
     server.dataplane.tracing = Tracing(TraceSettings())
     models = len(server.dataplane.statistics())
     await server.drain()
-    wall, cpu = (statistics.median(times) for times in zip(*bench.scrapes, strict=True))
-    scrape = (
-        f"A scrape of {models} models takes {wall:.1f} ms, {cpu:.1f} of them CPU time of the server and of who asks, "
-        f"for {bench.page_bytes / 1024:.1f} KiB: each second, {cpu / 1e3 / _SCRAPE_S:.2%} of a core.\n"
-    )
-    return [_line(way) for way in found], scrape
+    scrape = ""
+    if bench.scrapes:
+        wall, cpu = (statistics.median(times) for times in zip(*bench.scrapes, strict=True))
+        scrape = (
+            f"\nA scrape of {models} models takes {wall:.1f} ms, {cpu:.1f} of them CPU time of the server and of who "
+            f"asks, for {bench.page_bytes / 1024:.1f} KiB: each second, {cpu / 1e3 / _SCRAPE_S:.2%} of a core.\n"
+        )
+    return found, scrape
 
 
 def _line(way: Way) -> tuple[str, ...]:
@@ -222,20 +253,27 @@ def median_interval(values: Sequence[float]) -> tuple[float, float]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=60, help="of all ways (default: 60)")
-    parser.add_argument("--seconds", type=float, default=0.06, help="of each in a round (default: 0.06)")
+    parser.add_argument("--rounds", type=int, default=30, help="of all ways (default: 30)")
+    parser.add_argument("--seconds", type=float, default=0.2, help="of each in a round (default: 0.2)")
+    parser.add_argument("--only", default="", help="ways whose names have this in them")
     parser.add_argument("--out", type=Path, help="also write observing.md into this folder")
     options = parser.parse_args(arguments)
     os.sched_setaffinity(0, {cores()[0]})
     gc.set_threshold(10_000, 10, 10)
     _log_to_nowhere()
     with tempfile.TemporaryDirectory() as folder:
-        lines, scrape = asyncio.run(measure(Path(folder), options.rounds, options.seconds))
-    text = f"# The cost of being looked at, {MODEL}, {IN_FLIGHT} calls a read, one core\n\n" + table(HEADER, lines)
-    each_us = float(lines[2][1]) - float(lines[0][1])
-    share = each_us * PER_S / 1e6
-    text += f"\nA request that is looked at costs {each_us:.0f} us more: {PER_S} a second are {share:.2%} of a core.\n"
-    text += f"\n{scrape}"
+        found, scrape = asyncio.run(measure(Path(folder), options.rounds, options.seconds, options.only))
+    if not found:
+        parser.error(f"--only: no way has {options.only!r} in its name")
+    text = f"# The cost of being looked at, {MODEL}, {IN_FLIGHT} calls a read, one core\n\n"
+    text += table(HEADER, [_line(way) for way in found])
+    if looked := [way for way in found if way.every]:
+        each_us = statistics.median(looked[0].costs_us) - statistics.median(found[0].costs_us)
+        share = each_us * PER_S / 1e6
+        text += (
+            f"\nA request that is looked at costs {each_us:.0f} us more: {PER_S} a second are {share:.2%} of a core.\n"
+        )
+    text += scrape
     publish(text, "observing.md", options.out)
     return 0
 
