@@ -72,7 +72,7 @@ _CODEC = {
     "predict_rest": ("unit/test_codec_predict.py", "unit/test_rest.py"),
     "recent": _WIRE,
     "repeated_infer": ("property/test_repeated_infer.py", *_WIRE),
-    "shared_memory": ("unit/test_shared_memory.py", *_REST),
+    "shared_memory": ("unit/test_codec_shared_memory.py", "unit/test_shared_memory.py", *_REST),
     "tensors": (*_GRPC, *_REST),
     "v2_grpc": _GRPC,
     "v2_rest": ("unit/test_codec_v2_rest.py", "unit/test_shared_memory.py", *_REST),

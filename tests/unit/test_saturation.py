@@ -78,6 +78,15 @@ def test_models_that_share_the_cores_are_as_saturated_as_these() -> None:
     assert saturations([at_work, at_work, idle, elsewhere]) == [1.2, 1.2, 0, 0.3]
 
 
+def test_of_two_steps_of_one_request_the_fuller_counts_and_both_take_cores() -> None:
+    """Raw inputs are prepared in front of the passes: more of the one makes no room in the other."""
+    preparing, passes = Demand(0.9, 1, 0.4), Demand(1.2, 2, 0.6)
+    for one, other in ((preparing, passes), (passes, preparing)):
+        both = one.behind(other)
+        assert (both.work, both.able, both.of_cores) == (0.9, 1, 1.0)
+        assert both.saturation() == 0.9
+
+
 def test_replicas_are_not_rounded_so_that_their_sum_is_right() -> None:
     """Three replicas with half the work that each should have are one and a half too many."""
     assert sum(replicas(0.35, 0.7) for _ in range(3)) == pytest.approx(1.5)
