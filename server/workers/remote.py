@@ -143,9 +143,12 @@ class RemoteModels:
     async def _tell(self) -> None:
         """Not all in one turn of the loop: of thousands, the first would wait for the last."""
         while self._untold:
-            for _ in range(min(_AT_ONCE, len(self._untold))):
-                self._fail(*self._untold.popleft(), EngineLost())
+            self._tell_some(_AT_ONCE)
             await asyncio.sleep(0)
+
+    def _tell_some(self, most: int) -> None:
+        for _ in range(min(most, len(self._untold))):
+            self._fail(*self._untold.popleft(), EngineLost())
 
     def _fail(self, request: InferRequest, served: Served, error: ServingError) -> None:
         if self._settle(request, error):
@@ -355,6 +358,7 @@ class RemoteModels:
         await self._local.drain(until_ns)
         while (self._pending or self._untold) and time.monotonic_ns() < until_ns:  # noqa: ASYNC110 - of a registry
             await asyncio.sleep(0.01)
+        self._tell_some(len(self._untold))
         for number in list(self._pending):
             found = self._forget(number)
             if found is not None:

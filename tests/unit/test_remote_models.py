@@ -101,3 +101,16 @@ async def test_who_is_not_told_yet_is_told_before_the_end_of_a_drain() -> None:
     assert len(waiting.told) < 1000
     await models.drain(time.monotonic_ns() + 10**10)
     assert len(waiting.told) == 1000
+
+
+async def test_a_drain_that_may_not_wait_tells_everybody_at_once() -> None:
+    """Its time is over as it begins, and nobody is left without an answer."""
+    models, theirs = await remote()
+    waiting = Waiting(models, 1000)
+    theirs.close()
+    for _ in range(1000):
+        if not waiting.told:
+            await asyncio.sleep(0)
+    assert len(waiting.told) < 1000
+    await models.drain(time.monotonic_ns())
+    assert len(waiting.told) == 1000
