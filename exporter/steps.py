@@ -337,11 +337,16 @@ def _environment() -> dict[str, str]:
     return environment() | {"revision": revision()}
 
 
+def is_within(drop: float, max_drop: float) -> bool:
+    """Whether a metric falls by no more than is allowed, but for rounding."""
+    return drop <= max_drop + 1e-12
+
+
 def _shared(found: Mapping[str, float], evaluation: Evaluation, max_drop: float) -> Mapping[str, float]:
     """What was found. Raises VerifyError where it is less than the run's by more than `max_drop`."""
     for name, value in found.items():
         before = evaluation.metrics[name]
-        if before - value > max_drop + 1e-12:
+        if not is_within(before - value, max_drop):
             raise VerifyError(
                 f"{name} falls from {before:.4f} to {value:.4f} with what was chosen for the model, which all its "
                 "versions share; as a model of its own (--as) it has its own"

@@ -14,7 +14,7 @@ from exporter.errors import ExporterError, UsageError, VerifyError
 from exporter.measure import Speed, measure
 from exporter.publish import Published
 from exporter.recipes.base import Arrays, Measured, Split, Task
-from exporter.steps import Run
+from exporter.steps import Run, is_within
 
 ORIGINAL = "fp32"
 FOLDER = "quantized"
@@ -91,7 +91,7 @@ def compare(run: Run, names: Sequence[str], max_metric_drop: float) -> Compariso
     rows = []
     for name in sessions:
         drop = found[ORIGINAL][quality] - found[name][quality]
-        within = drop <= max_metric_drop + 1e-12
+        within = is_within(drop, max_metric_drop)
         rows.append(Row(name, files[name].stat().st_size, found[name][quality], drop, within, speeds[name]))
     comparison = Comparison(quality, tuple(rows), failed, max_metric_drop)
     (folder / REPORT_FILE).write_text(json.dumps(asdict(comparison), indent=2) + "\n", encoding="utf-8")
