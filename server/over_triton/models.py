@@ -151,8 +151,9 @@ class TritonModels:
             return told
         if not server.up:
             return IndexEntry(*key, _UNAVAILABLE, "no server that has it is ready")
-        if key in self._versions:
-            return IndexEntry(*key, _READY, self._versions[key].problem)
+        version = self._versions.get(key)
+        if version is not None and version.is_served_by(server):
+            return IndexEntry(*key, _READY, version.problem)
         return IndexEntry(*key, _UNAVAILABLE, self._refused[key][1] if key in self._refused else "not looked at yet")
 
     # --- following Tritons ------------------------------------------------------------------------

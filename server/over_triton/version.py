@@ -129,6 +129,10 @@ class Version:
         self._places = {server: self._places.get(server) or self._place(server) for server in servers}
         self.relay.serve_by(self._places.values())
 
+    def is_served_by(self, server: TritonServer) -> bool:
+        """Requests may be sent to that one."""
+        return server in self._places
+
     def windows(self) -> list[tuple[str, Window]]:
         """Of every server that has it, by its name; sequences have none."""
         if isinstance(self.relay, SequenceRelay):

@@ -142,7 +142,8 @@ async def test_a_triton_that_was_restarted_is_told_anew(monkeypatch: pytest.Monk
         one.regions.clear()
         await until(lambda: not models.pool.up)
         await one.start()
-        await until(lambda: bool(models.pool.up))
+        # It is up, and was asked what it has.
+        await until(lambda: models.resolve("double").healthy())
         assert np.array_equal(await ask(models, X), X * 2)
         await warm(models, one)
         await ask(models, X)
