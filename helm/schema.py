@@ -29,7 +29,7 @@ PORT: Schema = {"type": "integer", "minimum": 1, "maximum": 65535}
 AMOUNT: Schema = {"anyOf": [{"type": "integer", "minimum": 0}, {"type": "string", "pattern": "^([0-9]+%)?$"}]}
 """A number of pods, a percentage, or nothing."""
 
-
+CIDR = "^[0-9A-Fa-f.:]+/[0-9]{1,3}$"
 BYTES: Schema = {"type": "string", "pattern": "^[1-9][0-9]*(Ki|Mi|Gi|Ti)$"}
 
 
@@ -109,7 +109,15 @@ def values() -> Schema:
         ),
         autoscaling=autoscaling(),
         service=section(
-            type=one_of("ClusterIP", "NodePort", "LoadBalancer"), annotations=TEXTS, httpPort=PORT, grpcPort=PORT
+            type=one_of("ClusterIP", "NodePort", "LoadBalancer"),
+            annotations=TEXTS,
+            httpPort=PORT,
+            grpcPort=PORT,
+            ipFamilyPolicy=one_of("", "SingleStack", "PreferDualStack", "RequireDualStack"),
+            ipFamilies={"type": "array", "items": one_of("IPv4", "IPv6"), "uniqueItems": True, "maxItems": 2},
+            externalTrafficPolicy=one_of("", "Cluster", "Local"),
+            loadBalancerClass=TEXT,
+            loadBalancerSourceRanges={"type": "array", "items": {"type": "string", "pattern": CIDR}},
         ),
         grpcBalancing=section(
             kind=one_of("client", "envoy"),

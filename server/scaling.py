@@ -7,7 +7,7 @@ import logging
 import socket
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -97,15 +97,22 @@ class Replicas:
             return Asked([read(await self._own())], 1)
         host, _, port = self._settings.peers.rpartition(":")
         try:
-            found = await asyncio.get_running_loop().getaddrinfo(host, int(port), type=socket.SOCK_STREAM)
+            found = await asyncio.get_running_loop().getaddrinfo(host.strip("[]"), int(port), type=socket.SOCK_STREAM)
         except OSError as error:
             raise ReplicasUnreached(f"{host}: {error}") from error
-        addresses = sorted({str(address[0]) for _, _, _, _, address in found})
+        addresses = one_each(found)
         told = await asyncio.gather(*(_metrics_of(address, int(port)) for address in addresses))
         answers = [read(text) for text in told if text is not None]
         if not answers:
             raise ReplicasUnreached(f"none of the {len(addresses)} at {self._settings.peers} answers")
         return Asked(answers, len(addresses))
+
+
+def one_each(found: Sequence[tuple[Any, ...]]) -> list[str]:
+    """The addresses of `getaddrinfo`, of one family: where a replica has an address of each, it is not asked, and
+    counted, twice."""
+    addresses = {family: {str(at[0]) for each, *_, at in found if each == family} for family, *_ in found}
+    return sorted(addresses.get(socket.AF_INET) or addresses.get(socket.AF_INET6) or ())
 
 
 async def _metrics_of(address: str, port: int) -> bytes | None:

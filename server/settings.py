@@ -509,7 +509,8 @@ class Settings(Section):
     """The root. Build it with `server.environment.load_settings`."""
 
     host: Annotated[str, Field(json_schema_extra=flag("--host"))] = "127.0.0.1"
-    """The address of REST and gRPC. One beyond the loopback needs keys, tokens, or --insecure."""
+    """The address of REST and gRPC; `::` is all of this machine's, IPv4 and IPv6. One beyond the loopback needs keys,
+    tokens, or --insecure."""
     repository: RepositorySettings = RepositorySettings()
     remote: RemoteSettings = RemoteSettings()
     http: HttpSettings = HttpSettings()

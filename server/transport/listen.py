@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import socket
 import ssl
 
@@ -9,6 +10,9 @@ from server.settings import TlsSettings
 
 BACKLOG = 2048
 """Connections that wait to be accepted. Who gives the socket to asyncio must say so again: it would make it 100."""
+
+
+EVERY_ADDRESS = "::"
 
 
 class ListenFailed(Exception):
@@ -27,14 +31,29 @@ def format_address(host: str, port: int) -> str:
 def listen(host: str, port: int) -> socket.socket:
     """A listening TCP socket; port 0 takes a free one. The port is this process's alone (no SO_REUSEPORT).
 
+    `::` is every address of this machine, those of IPv4 too: of a machine without IPv6, those alone.
+
     Raises:
         ListenFailed: the port is taken, or the host is not an address of this machine.
     """
     try:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0][0]
-        return socket.create_server((host, port), family=family, backlog=BACKLOG)
+        if host != EVERY_ADDRESS:
+            return socket.create_server((host, port), family=family, backlog=BACKLOG)
+        return _listen_everywhere(port)
     except OSError as error:
         raise ListenFailed(format_address(host, port), error.strerror or str(error)) from error
+
+
+def _listen_everywhere(port: int) -> socket.socket:
+    both = socket.has_dualstack_ipv6()
+    try:
+        return socket.create_server((EVERY_ADDRESS, port), family=socket.AF_INET6, backlog=BACKLOG, dualstack_ipv6=both)
+    except OSError as error:
+        # A kernel that was started without IPv6.
+        if error.errno != errno.EAFNOSUPPORT:
+            raise
+        return socket.create_server(("0.0.0.0", port), backlog=BACKLOG)  # noqa: S104 - what was asked for
 
 
 def tls_context(settings: TlsSettings, *protocols: str) -> ssl.SSLContext | None:

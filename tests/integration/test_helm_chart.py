@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import socket
 import subprocess
 from copy import deepcopy
+from pathlib import Path
 from typing import Any
 
 import jsonschema
@@ -26,6 +28,7 @@ CRON = {
     "type": "cron",
     "metadata": {"timezone": "UTC", "start": "0 6 * * *", "end": "0 20 * * *", "desiredReplicas": "9"},
 }
+OPEN = {"auth": {"insecure": True}}
 CERT_MANAGER = {"enabled": True, "issuerRef": {"name": "ca", "kind": "Issuer"}}
 
 CASES: dict[str, Values] = {
@@ -70,16 +73,34 @@ CASES: dict[str, Values] = {
         "metrics": {"podMonitor": {"enabled": True}},
     },
     "load balancers": {
-        "service": {"type": "LoadBalancer", "annotations": {"example.com/internal": "true"}},
+        "service": {
+            "type": "LoadBalancer",
+            "annotations": {"example.com/internal": "true"},
+            "externalTrafficPolicy": "Local",
+            "loadBalancerClass": "example.com/lb",
+            "loadBalancerSourceRanges": ["10.0.0.0/8", "fd00::/8"],
+        },
+        "settings": OPEN,
         "grpcBalancing": {"kind": "envoy"},
         "metrics": {"serviceMonitor": {"enabled": True}},
     },
+    "ports of nodes, for callers with keys": {"service": {"type": "NodePort"}, "auth": {"keysSecret": "keys"}},
+    "a dual-stack cluster": {
+        "service": {"ipFamilyPolicy": "RequireDualStack", "ipFamilies": ["IPv6", "IPv4"]},
+        "engine": "triton",
+        "grpcBalancing": {"kind": "envoy"},
+    },
+    "a cluster of IPv4 alone": {"service": {"ipFamilies": ["IPv4"]}, "grpcBalancing": {"kind": "envoy"}},
     "models from a volume": {"modelRepository": {"kind": "pvc", "pvc": {"existingClaim": "models", "subPath": "a"}}},
     "models from far away": {"modelRepository": {"kind": "remote", "remote": {"urls": ["s3://bucket/models"]}}},
     "a GPU": {"resourcesPreset": "gpu", "runtimeClassName": "nvidia", "updateStrategy": {"maxSurge": 0}},
     "a slice of a GPU": {"gpu": {"resource": "nvidia.com/mig-1g.10gb", "count": 1}},
-    "an Ingress": {"ingress": {"enabled": True, "className": "nginx", "hosts": [{"host": "a.example", "path": "/"}]}},
-    "routes of a Gateway": {"gateway": GATEWAY | {"canary": {"serviceName": "next", "weight": 10}}},
+    "an Ingress": {"ingress": {"enabled": True, "className": "nginx", "hosts": [{"host": "a.example", "path": "/"}]}}
+    | {"settings": OPEN},
+    "routes of a Gateway": {
+        "gateway": GATEWAY | {"canary": {"serviceName": "next", "weight": 10}},
+        "settings": OPEN,
+    },
     "monitors and rules": {
         "metrics": {name: {"enabled": True} for name in ("serviceMonitor", "podMonitor", "prometheusRule")},
     },
@@ -237,7 +258,7 @@ class TestSettings:
         assert settings.repository.warmup_s == 2.5
         assert settings.repository.strict_readiness
         assert settings.repository.path == ("/models",)
-        assert settings.host == "0.0.0.0"  # noqa: S104 - of a pod
+        assert settings.host == settings.metrics.host == "::"
         assert settings.log.format == "json"
 
     @pytest.mark.parametrize("case", CASES)
@@ -388,6 +409,22 @@ class TestTriton:
             if each["kind"] == "PodMonitor"
         }
         assert ports == {"r-forwardpass": ["metrics"], "r-forwardpass-triton": ["triton-metrics"]}
+
+    @pytest.mark.parametrize(
+        ("address", "more"), [("10.0.0.1", []), ("fd00::1", ["--http-address=ipv6:::", "--grpc-address=[::]"])]
+    )
+    def test_a_triton_listens_on_the_address_that_is_asked(self, address: str, more: list[str], tmp_path: Path) -> None:
+        """Its shell for real: by itself a Triton listens on IPv4 alone. Flags of the values come last, and win."""
+        (container,) = one(render(CASES["Tritons of its own"]), "Deployment", "r-forwardpass-triton")["spec"][
+            "template"
+        ]["spec"]["containers"]
+        assert container["env"] == [{"name": "POD_IP", "valueFrom": {"fieldRef": {"fieldPath": "status.podIP"}}}]
+        triton = tmp_path / "tritonserver"
+        triton.write_text("#!/bin/sh\nprintf '%s\\n' \"$@\"\n")
+        triton.chmod(0o755)
+        path = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "POD_IP": address}
+        done = subprocess.run(container["command"] + container["args"], env=path, capture_output=True, text=True)
+        assert done.stdout.split() == [*more, *container["args"]]
 
     def test_those_of_the_chart_are_reached_one_by_one(self) -> None:
         """A headless Service over the Deployment's pods, also over those that are not ready."""
@@ -599,10 +636,46 @@ class TestWaysIn:
         for name in ("r-forwardpass", "r-forwardpass-envoy"):
             service = one(documents, "Service", name)
             assert service["metadata"]["annotations"] == {"example.com/internal": "true"}
-            assert service["spec"]["type"] == "LoadBalancer"
+            assert (
+                service["spec"].items()
+                >= {
+                    "type": "LoadBalancer",
+                    "externalTrafficPolicy": "Local",
+                    "loadBalancerClass": "example.com/lb",
+                    "loadBalancerSourceRanges": ["10.0.0.0/8", "fd00::/8"],
+                }.items()
+            )
         headless = one(documents, "Service", "r-forwardpass-headless")
         assert headless["spec"]["type"] == "ClusterIP"
         assert "annotations" not in headless["metadata"]
+        assert headless["spec"].keys() == {"type", "clusterIP", "selector", "ports"}
+
+    def test_every_service_has_the_families_that_are_told(self) -> None:
+        """Whichever they are, pods listen on all of their addresses; on a kernel without IPv6 Envoy must be told."""
+        services = [each["spec"] for each in render(CASES["a dual-stack cluster"]) if each["kind"] == "Service"]
+        assert len(services) == 4
+        for spec in services:
+            assert (spec["ipFamilyPolicy"], spec["ipFamilies"]) == ("RequireDualStack", ["IPv6", "IPv4"])
+        everywhere = {"the defaults": "::", "a dual-stack cluster": "::", "a cluster of IPv4 alone": "0.0.0.0"}  # noqa: S104
+        for case, address in everywhere.items():
+            told = environment(server(CASES[case])["server"])
+            assert told["FORWARDPASS_HOST"] == told["FORWARDPASS_METRICS__HOST"] == address
+        for case, listening in (
+            ("a dual-stack cluster", {"address": "::", "ipv4_compat": True}),
+            ("a cluster of IPv4 alone", {"address": "0.0.0.0"}),  # noqa: S104
+        ):
+            text = one(render(CASES[case]), "ConfigMap", "r-forwardpass-envoy")["data"]["envoy.yaml"]
+            for listener in yaml.safe_load(text)["static_resources"]["listeners"]:
+                assert listener["address"]["socket_address"].items() >= listening.items()
+
+    def test_who_comes_from_outside_is_let_in_by_a_word_or_with_a_key(self) -> None:
+        """Inside of the cluster everybody may ask, as the values say; with keys nobody else."""
+        for case, insecure in (
+            ("the defaults", "true"),
+            ("load balancers", "true"),
+            ("ports of nodes, for callers with keys", None),
+        ):
+            assert environment(server(CASES[case])["server"]).get("FORWARDPASS_AUTH__INSECURE") == insecure
 
     @pytest.mark.parametrize(("cpu", "threads"), [("500m", "1"), ("2500m", "3"), (4, "4"), (None, "")])
     def test_envoy_has_as_many_threads_as_cores(self, cpu: Any, threads: str) -> None:
@@ -635,12 +708,12 @@ class TestWaysIn:
     def test_the_route_of_grpc_may_have_names_of_its_own(self) -> None:
         """Instead of another listener; or one route is all that is wanted."""
         names = {"enabled": True, "parentRefs": [{"name": "public"}], "hostnames": ["rest.example"]}
-        documents = render({"gateway": names | {"grpc": {"hostnames": ["grpc.example"]}}})
+        documents = render({"gateway": names | {"grpc": {"hostnames": ["grpc.example"]}}, "settings": OPEN})
         for kind, name in (("HTTPRoute", "http"), ("GRPCRoute", "grpc")):
             spec = one(documents, kind, f"r-forwardpass-{name}")["spec"]
             assert spec["hostnames"] == [f"{'rest' if name == 'http' else name}.example"]
             assert spec["parentRefs"] == [{"name": "public"}]
-        found = kinds(render({"gateway": names | {"routes": ["grpc"]}}))
+        found = kinds(render({"gateway": names | {"routes": ["grpc"]}, "settings": OPEN}))
         assert "GRPCRoute" in found
         assert "HTTPRoute" not in found
 
@@ -686,6 +759,35 @@ class TestWaysIn:
 
 
 REFUSED: dict[str, tuple[Values, str]] = {
+    "a load balancer for everybody": (
+        {"service": {"type": "LoadBalancer", "loadBalancerSourceRanges": ["10.0.0.0/8"]}},
+        "settings.auth.insecure: service.type LoadBalancer: whoever",
+    ),
+    "ports of nodes for everybody": (
+        {"service": {"type": "NodePort"}},
+        "settings.auth.insecure: service.type NodePort",
+    ),
+    "an Ingress and a Gateway for everybody": (
+        {"ingress": {"enabled": True, "hosts": [{"host": "a.example"}]}, "gateway": GATEWAY},
+        "settings.auth.insecure: ingress.enabled, gateway.enabled: whoever",
+    ),
+    "nobody may ask": ({"settings": {"auth": {"insecure": False}}}, "nobody could show who he is"),
+    "callers of a load balancer that is none": (
+        {"service": {"loadBalancerSourceRanges": ["10.0.0.0/8"]}},
+        "service.loadBalancerSourceRanges: needs service.type LoadBalancer",
+    ),
+    "a range that is none": (
+        {"service": {"type": "LoadBalancer", "loadBalancerSourceRanges": ["10.0.0.1"]}},
+        "loadBalancerSourceRanges",
+    ),
+    "callers from outside of a ClusterIP": (
+        {"service": {"externalTrafficPolicy": "Local"}},
+        "service.externalTrafficPolicy",
+    ),
+    "two families of a single stack": (
+        {"service": {"ipFamilies": ["IPv4", "IPv6"], "ipFamilyPolicy": "SingleStack"}},
+        "service.ipFamilies",
+    ),
     "an unknown value": ({"replica": 2}, "replica"),
     "an unknown setting": ({"settings": {"grpc": {"max_pings": 1}}}, "max_pings"),
     "a setting out of range": ({"settings": {"grpc": {"max_connections": 0}}}, "settings.grpc.max_connections"),
@@ -732,7 +834,7 @@ REFUSED: dict[str, tuple[Values, str]] = {
     "no remote repository": ({"modelRepository": {"kind": "remote"}}, "modelRepository.remote.urls"),
     "a digest that is none": ({"image": {"digest": "latest"}}, "image.digest"),
     "routes that a Gateway takes one of": (
-        {"gateway": {"enabled": True, "parentRefs": [{"name": "a"}], "hostnames": ["a.example"]}},
+        {"gateway": {"enabled": True, "parentRefs": [{"name": "a"}], "hostnames": ["a.example"]}} | {"settings": OPEN},
         "gateway.grpc",
     ),
     "an unknown route": ({"gateway": GATEWAY | {"routes": ["tcp"]}}, "gateway.routes"),

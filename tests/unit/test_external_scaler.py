@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
@@ -14,7 +15,7 @@ import pytest
 from server.errors import ReplicasUnreached
 from server.proto.keda import externalscaler_pb2 as pb
 from server.proto.keda.externalscaler_pb2_grpc import ExternalScalerStub
-from server.scaling import Asked, Replicas, Told, read
+from server.scaling import Asked, Replicas, Told, one_each, read
 from server.settings import GrpcSettings, HttpSettings, ScalingSettings, TlsSettings
 from server.transport.external_scaler import METRIC, external_scaler
 from server.transport.grpcio import GrpcioServer
@@ -175,6 +176,26 @@ async def test_all_replicas_are_asked_and_one_that_hangs_is_taken_to_be_like_the
         with pytest.raises(grpc.aio.AioRpcError) as caught:
             await stub.IsActive(ref())
         assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
+
+
+def test_a_replica_with_an_address_of_each_family_is_asked_once() -> None:
+    """As the headless Service of a dual-stack cluster has them: twice would be twice the work."""
+    four = [(socket.AF_INET, 1, 6, "", (address, 8002)) for address in ("10.0.0.2", "10.0.0.1", "10.0.0.1")]
+    six = [(socket.AF_INET6, 1, 6, "", (address, 8002, 0, 0)) for address in ("fd00::2", "fd00::1")]
+    assert one_each([*six, *four]) == ["10.0.0.1", "10.0.0.2"]
+    assert one_each(six) == ["fd00::1", "fd00::2"]
+    assert one_each([]) == []
+
+
+async def test_replicas_of_one_family_are_reached_by_it() -> None:
+    """In a cluster of IPv6 alone."""
+    peer = Http1Server(MetricsApp(lambda _: (metrics(0.9), "text/plain")), "::1", 0, HttpSettings())
+    port = await peer.start()
+    try:
+        asked = await Replicas(ScalingSettings(external_scaler=True, peers=f"[::1]:{port}"), nobody).asked()
+        assert asked.of_replicas() == pytest.approx(0.9)
+    finally:
+        await peer.stop(0)
 
 
 def test_what_replicas_ask_together_is_the_hottest_models_sum() -> None:

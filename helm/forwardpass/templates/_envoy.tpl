@@ -1,6 +1,8 @@
 {{/* Each call to the pod with the fewest under way; a pod that drains says so to the health check and gets no more. */}}
 {{- define "forwardpass.envoyConfig" -}}
 {{- $tls := include "forwardpass.tlsSecret" . -}}
+{{- $address := printf " address: %q" (include "forwardpass.everyAddress" .) -}}
+{{- if contains "::" $address -}}{{- $address = printf "%s, ipv4_compat: true" $address -}}{{- end -}}
 {{- $host := printf "%s-headless.%s.svc" (include "forwardpass.fullname" .) .Release.Namespace -}}
 # Who it is: without that it takes no secrets of files that may change.
 node: { id: envoy, cluster: {{ include "forwardpass.fullname" . }} }
@@ -11,7 +13,7 @@ static_resources:
   listeners:
     - name: grpc
       traffic_direction: INBOUND
-      address: { socket_address: { address: 0.0.0.0, port_value: 8001 } }
+      address: { socket_address: { {{- $address }}, port_value: 8001 } }
       filter_chains:
         - filters:
             - name: envoy.filters.network.http_connection_manager
@@ -61,7 +63,7 @@ static_resources:
                 {{- end }}
           {{- end }}
     - name: stats
-      address: { socket_address: { address: 0.0.0.0, port_value: 9902 } }
+      address: { socket_address: { {{- $address }}, port_value: 9902 } }
       filter_chains:
         - filters:
             - name: envoy.filters.network.http_connection_manager

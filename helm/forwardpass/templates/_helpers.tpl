@@ -56,7 +56,8 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 
 {{/* What the chart itself sets, under what the values say: a tree of settings as JSON. */}}
 {{- define "forwardpass.settings" -}}
-{{- $own := dict "host" "0.0.0.0" "http" (dict "port" 8000) "grpc" (dict "port" 8001) "metrics" (dict "port" 8002 "host" "0.0.0.0") -}}
+{{- $host := include "forwardpass.everyAddress" . -}}
+{{- $own := dict "host" $host "http" (dict "port" 8000) "grpc" (dict "port" 8001) "metrics" (dict "port" 8002 "host" $host) -}}
 {{- $repository := dict "path" (list "/models") -}}
 {{- if eq .Values.modelRepository.kind "remote" -}}
 {{- $_ := set $repository "path" .Values.modelRepository.remote.urls -}}
@@ -86,8 +87,50 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 {{- end -}}
 {{- if .Values.auth.keysSecret -}}
 {{- $_ := set $own "auth" (dict "keys" "/keys") -}}
+{{- else if not (or (default dict .Values.settings.auth).keys (default dict .Values.settings.auth).jwt_jwks (include "forwardpass.waysIn" .)) -}}
+{{- /* Nobody shows who he is, and the cluster's own pods alone get to it. From further away it has to be said. */ -}}
+{{- $_ := set $own "auth" (dict "insecure" true) -}}
 {{- end -}}
 {{- mergeOverwrite $own (deepCopy .Values.settings) | toJson -}}
+{{- end -}}
+
+{{/* All addresses of a pod, of whichever families its cluster gives it. */}}
+{{- define "forwardpass.everyAddress" -}}
+{{- if eq (join "," .Values.service.ipFamilies) "IPv4" -}}0.0.0.0{{- else -}}::{{- end -}}
+{{- end -}}
+
+{{/* The families of a Service's addresses; nothing: the cluster's. */}}
+{{- define "forwardpass.ipFamilies" -}}
+{{- with .Values.service.ipFamilyPolicy }}
+ipFamilyPolicy: {{ . }}
+{{- end }}
+{{- with .Values.service.ipFamilies }}
+ipFamilies: {{ toJson . }}
+{{- end }}
+{{- end -}}
+
+{{/* How callers get to a Service: to the servers' and to Envoy's alike. */}}
+{{- define "forwardpass.serviceReach" -}}
+type: {{ .Values.service.type }}
+{{- include "forwardpass.ipFamilies" . }}
+{{- range $name := list "loadBalancerClass" "externalTrafficPolicy" }}
+{{- with get $.Values.service $name }}
+{{ $name }}: {{ . }}
+{{- end }}
+{{- end }}
+{{- with .Values.service.loadBalancerSourceRanges }}
+loadBalancerSourceRanges:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- end -}}
+
+{{/* The values by which callers from outside of the cluster get in; empty: there are none. */}}
+{{- define "forwardpass.waysIn" -}}
+{{- $ways := list -}}
+{{- if ne .Values.service.type "ClusterIP" -}}{{- $ways = append $ways (printf "service.type %s" .Values.service.type) -}}{{- end -}}
+{{- if .Values.ingress.enabled -}}{{- $ways = append $ways "ingress.enabled" -}}{{- end -}}
+{{- if .Values.gateway.enabled -}}{{- $ways = append $ways "gateway.enabled" -}}{{- end -}}
+{{- join ", " $ways -}}
 {{- end -}}
 
 {{/* A limit of CPU in whole cores, 1 at least: "500m" is 1, 2.5 are 3. */}}
@@ -224,6 +267,24 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 {{- fail "podDisruptionBudget: minAvailable or maxUnavailable, not both; set the other one to \"\"" -}}
 {{- end -}}
 {{- $auth := (include "forwardpass.settings" . | fromJson).auth | default dict -}}
+{{- if not (or $auth.keys $auth.jwt_jwks $auth.insecure) -}}
+{{- if hasKey (default dict .Values.settings.auth) "insecure" -}}
+{{- fail "settings.auth.insecure: is false, and nobody could show who he is: give auth.keysSecret or settings.auth.jwt_jwks" -}}
+{{- end -}}
+{{- fail (printf "settings.auth.insecure: %s: whoever gets there from outside of the cluster may predict. Give auth.keysSecret or settings.auth.jwt_jwks; or say it in so many words, settings.auth.insecure true" (include "forwardpass.waysIn" .)) -}}
+{{- end -}}
+{{- $service := .Values.service -}}
+{{- if and $service.externalTrafficPolicy (eq $service.type "ClusterIP") -}}
+{{- fail "service.externalTrafficPolicy: is of callers from outside of the cluster, who need service.type LoadBalancer or NodePort" -}}
+{{- end -}}
+{{- range $name := list "loadBalancerClass" "loadBalancerSourceRanges" -}}
+{{- if and (get $service $name) (ne $service.type "LoadBalancer") -}}
+{{- fail (printf "service.%s: needs service.type LoadBalancer" $name) -}}
+{{- end -}}
+{{- end -}}
+{{- if and (eq (len $service.ipFamilies) 2) (not (has $service.ipFamilyPolicy (list "PreferDualStack" "RequireDualStack"))) -}}
+{{- fail "service.ipFamilies: two of them need service.ipFamilyPolicy PreferDualStack or RequireDualStack" -}}
+{{- end -}}
 {{- if and .Values.test.model (or $auth.keys $auth.jwt_jwks) (not .Values.test.keySecret.name) -}}
 {{- fail "test.keySecret.name: needed where test.model is asked and callers have to show a key or a token" -}}
 {{- end -}}
@@ -415,7 +476,16 @@ initContainers:
 - name: triton
   image: {{ include "forwardpass.image" (dict "image" $triton.image "root" .root) }}
   imagePullPolicy: {{ .root.Values.image.pullPolicy }}
-  command: ["tritonserver"]
+  # Its own default is IPv4 alone, and `ipv6:::` IPv6 alone: it is told by the address that the kubelet asks.
+  command:
+    - bash
+    - -c
+    - >-
+      case "$POD_IP" in *:*) set -- --http-address=ipv6::: --grpc-address=[::] "$@" ;; esac; exec tritonserver "$@"
+    - tritonserver
+  env:
+    - name: POD_IP
+      valueFrom: { fieldRef: { fieldPath: status.podIP } }
   args:
     - --model-repository=/models
     - --http-port={{ index .ports 0 }}
