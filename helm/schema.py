@@ -22,13 +22,28 @@ Schema = dict[str, Any]
 TEXT: Schema = {"type": "string"}
 FLAG: Schema = {"type": "boolean"}
 TEXTS: Schema = {"type": "object", "additionalProperties": TEXT}
+LABEL: Schema = {"type": "string", "maxLength": 63, "pattern": "^([A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?)?$"}
+LABELS: Schema = {"type": "object", "additionalProperties": LABEL}
+PREFIX: Schema = {"type": "string", "pattern": "^([a-z]([-a-z0-9]*[a-z0-9])?)?$"}
+"""Of objects' names, Services' among them."""
+NAME: Schema = {"type": "string", "maxLength": 253, "pattern": "^([a-z0-9]([-a-z0-9.]*[a-z0-9])?)?$"}
+"""Of an object that is there."""
+PATH: Schema = {"type": "string", "pattern": "^/"}
 ANYTHING: Schema = {"type": "object"}
 OBJECTS: Schema = {"type": "array", "items": ANYTHING}
 LIST_OF_TEXTS: Schema = {"type": "array", "items": TEXT}
 PORT: Schema = {"type": "integer", "minimum": 1, "maximum": 65535}
-AMOUNT: Schema = {"anyOf": [{"type": "integer", "minimum": 0}, {"type": "string", "pattern": "^([0-9]+%)?$"}]}
-"""A number of pods, a percentage, or nothing."""
-
+PODS: Schema = {"anyOf": [{"type": "integer", "minimum": 0}, {"type": "string", "pattern": "^[0-9]+%$"}]}
+"""A number of pods, or a percentage."""
+PODS_OR_NOTHING: Schema = {"anyOf": [*PODS["anyOf"], {"type": "string", "enum": [""]}]}
+QUANTITY: Schema = {
+    "anyOf": [
+        {"type": "number", "minimum": 0},
+        {"type": "string", "pattern": "^[0-9]+(\\.[0-9]+)?(m|k|M|G|T|P|Ki|Mi|Gi|Ti|Pi)?$"},
+        {"type": "null"},
+    ]
+}
+"""Of a resource; null takes one away that is there by default."""
 CIDR = "^[0-9A-Fa-f.:]+/[0-9]{1,3}$"
 BYTES: Schema = {"type": "string", "pattern": "^[1-9][0-9]*(Ki|Mi|Gi|Ti)$"}
 
@@ -50,9 +65,36 @@ def section(**properties: Schema) -> Schema:
     return {"type": "object", "additionalProperties": False, "properties": properties}
 
 
+RESOURCES: Schema = section(
+    requests={"type": "object", "additionalProperties": QUANTITY},
+    limits={"type": "object", "additionalProperties": QUANTITY},
+    claims=OBJECTS,
+)
+PROBE: Schema = section(
+    initialDelaySeconds=whole(0),
+    periodSeconds=whole(1),
+    timeoutSeconds=whole(1),
+    failureThreshold=whole(1),
+    successThreshold=whole(1),
+    terminationGracePeriodSeconds=whole(1),
+)
+DIRECTION: Schema = section(
+    stabilizationWindowSeconds=whole(0, 3600),
+    selectPolicy=one_of("Max", "Min", "Disabled"),
+    policies={
+        "type": "array",
+        "minItems": 1,
+        "items": section(type=one_of("Pods", "Percent"), value=whole(1), periodSeconds=whole(1, 1800))
+        | {"required": ["type", "value", "periodSeconds"]},
+    },
+    tolerance=QUANTITY,
+)
 IMAGE: Schema = section(
-    repository={"type": "string", "minLength": 1},
-    tag=TEXT,
+    repository={
+        "type": "string",
+        "pattern": "^([A-Za-z0-9.-]+(:[0-9]+)?/)?[a-z0-9]+([._/-]+[a-z0-9]+)*$",
+    },
+    tag={"type": "string", "pattern": "^([A-Za-z0-9_][A-Za-z0-9_.-]{0,127})?$"},
     digest={"type": "string", "pattern": "^(sha256:[0-9a-f]{64})?$"},
 )
 
@@ -63,7 +105,10 @@ def image(**more: Schema) -> Schema:
 
 def monitor() -> Schema:
     return section(
-        enabled=FLAG, interval={"type": "string", "pattern": "^[0-9]+(ms|s|m)$"}, labels=TEXTS, authorization=ANYTHING
+        enabled=FLAG,
+        interval={"type": "string", "pattern": "^[1-9][0-9]*(ms|s|m)$"},
+        labels=LABELS,
+        authorization=ANYTHING,
     )
 
 
@@ -71,8 +116,8 @@ def values() -> Schema:
     """Every key of values.yaml."""
     return section(
         **{"global": ANYTHING},  # Helm's own, which it merges into the values of every chart.
-        nameOverride=TEXT,
-        fullnameOverride=TEXT,
+        nameOverride=PREFIX,
+        fullnameOverride=PREFIX,
         image=image(pullPolicy=one_of("Always", "IfNotPresent", "Never")),
         imagePullSecrets=OBJECTS,
         replicas=whole(1),
@@ -83,22 +128,22 @@ def values() -> Schema:
             urls=LIST_OF_TEXTS,
             image=IMAGE,
             replicas=whole(1),
-            resources=ANYTHING,
-            shmSize=TEXT,
+            resources=RESOURCES,
+            shmSize=BYTES,
             flags=LIST_OF_TEXTS,
         ),
-        auth=section(keysSecret=TEXT),
+        auth=section(keysSecret=NAME),
         extraEnv=OBJECTS,
         extraEnvFrom=OBJECTS,
         modelRepository=section(
             kind=one_of("image", "pvc", "remote"),
-            image=image(path=TEXT),
-            pvc=section(existingClaim=TEXT, subPath=TEXT),
+            image=image(path=PATH),
+            pvc=section(existingClaim=NAME, subPath={"type": "string", "pattern": "^[^/]|^$"}),
             remote=section(urls=LIST_OF_TEXTS, cacheSize=BYTES),
         ),
         resourcesPreset=one_of("cpu-small", "cpu-medium", "cpu-large", "gpu", "none"),
-        resources=ANYTHING,
-        gpu=section(resource=TEXT, count=whole(0)),
+        resources=RESOURCES,
+        gpu=section(resource={"type": "string", "pattern": "^[a-z0-9.-]+/[A-Za-z0-9._-]+$"}, count=whole(0)),
         capacity=section(
             kinds={
                 "type": "object",
@@ -126,11 +171,11 @@ def values() -> Schema:
                 replicas=whole(1),
                 drainSeconds=whole(1, 600),
                 requireClientCertificates=FLAG,
-                resources=ANYTHING,
+                resources=RESOURCES,
             ),
         ),
         tls=section(
-            secretName=TEXT,
+            secretName=NAME,
             certManager=section(
                 enabled=FLAG,
                 issuerRef=section(name=TEXT, kind=one_of("Issuer", "ClusterIssuer"), group=TEXT),
@@ -139,9 +184,9 @@ def values() -> Schema:
         ),
         ingress=section(
             enabled=FLAG,
-            className=TEXT,
+            className=NAME,
             annotations=TEXTS,
-            hosts={"type": "array", "items": section(host=TEXT, path=TEXT) | {"required": ["host"]}},
+            hosts={"type": "array", "items": section(host=TEXT, path=PATH) | {"required": ["host"]}},
             tls=OBJECTS,
         ),
         gateway=section(
@@ -150,40 +195,40 @@ def values() -> Schema:
             hostnames=LIST_OF_TEXTS,
             routes={"type": "array", "items": one_of("http", "grpc"), "uniqueItems": True, "minItems": 1},
             grpc=section(parentRefs=OBJECTS, hostnames=LIST_OF_TEXTS),
-            canary=section(serviceName=TEXT, weight=whole(0, 100)),
+            canary=section(serviceName=NAME, weight=whole(0, 100)),
         ),
         metrics=section(
             serviceMonitor=monitor(),
             podMonitor=monitor(),
             prometheusRule=section(
                 enabled=FLAG,
-                labels=TEXTS,
+                labels=LABELS,
                 availability=number(0, 1),
                 # Only a bound of the histogram's buckets can be asked for.
                 latencySeconds={"type": "number", "enum": [bound / 1e9 for bound in DURATION_BOUNDS_NS]},
                 latencyRatio=number(0, 1),
             ),
-            dashboards=section(enabled=FLAG, labels=TEXTS, annotations=TEXTS),
+            dashboards=section(enabled=FLAG, labels=LABELS, annotations=TEXTS),
         ),
-        podDisruptionBudget=section(minAvailable=AMOUNT, maxUnavailable=AMOUNT),
+        podDisruptionBudget=section(minAvailable=PODS_OR_NOTHING, maxUnavailable=PODS_OR_NOTHING),
         networkPolicy=section(enabled=FLAG, **{"from": OBJECTS}, metricsFrom=OBJECTS, egress=OBJECTS),
-        serviceAccount=section(create=FLAG, name=TEXT, annotations=TEXTS),
-        probes=section(startup=ANYTHING, readiness=ANYTHING, liveness=ANYTHING),
-        updateStrategy=section(maxSurge=AMOUNT, maxUnavailable=AMOUNT),
+        serviceAccount=section(create=FLAG, name=NAME, annotations=TEXTS),
+        probes=section(startup=PROBE, readiness=PROBE, liveness=PROBE),
+        updateStrategy=section(maxSurge=PODS, maxUnavailable=PODS),
         terminationMarginSeconds=whole(0),
         podAnnotations=TEXTS,
-        podLabels=TEXTS,
-        commonLabels=TEXTS,
+        podLabels=LABELS,
+        commonLabels=LABELS,
         nodeSelector=TEXTS,
         tolerations=OBJECTS,
         affinity=ANYTHING,
-        priorityClassName=TEXT,
-        runtimeClassName=TEXT,
+        priorityClassName=NAME,
+        runtimeClassName=NAME,
         topologySpreadConstraints=OBJECTS,
         extraVolumes=OBJECTS,
         extraVolumeMounts=OBJECTS,
         extraContainers=OBJECTS,
-        test=section(model=TEXT, body=TEXT, keySecret=section(name=TEXT, key=TEXT)),
+        test=section(model=TEXT, body=TEXT, keySecret=section(name=NAME, key=TEXT)),
     )
 
 
@@ -193,18 +238,18 @@ def autoscaling() -> Schema:
         minReplicas=whole(0),
         maxReplicas=whole(1),
         targetSaturation=number(0, 1),
-        behavior=ANYTHING,
+        behavior=section(scaleUp=DIRECTION, scaleDown=DIRECTION),
         targetCPUUtilizationPercentage=whole(0, 100),
         hpa=section(adapterRule=FLAG),
         keda=section(
             trigger=one_of("prometheus", "external"),
             extraTriggers=OBJECTS,
-            prometheusAddress=TEXT,
+            prometheusAddress={"type": "string", "pattern": "^https?://."},
             pollingInterval=whole(1),
             cooldownPeriod=whole(0),
             activationSaturation={"type": "number", "minimum": 0},
             fallback=section(failureThreshold=whole(0), replicas=whole(0)),
-            authenticationRef=TEXT,
+            authenticationRef=NAME,
         ),
     )
 

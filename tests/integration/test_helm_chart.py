@@ -93,7 +93,11 @@ CASES: dict[str, Values] = {
     "a cluster of IPv4 alone": {"service": {"ipFamilies": ["IPv4"]}, "grpcBalancing": {"kind": "envoy"}},
     "models from a volume": {"modelRepository": {"kind": "pvc", "pvc": {"existingClaim": "models", "subPath": "a"}}},
     "models from far away": {"modelRepository": {"kind": "remote", "remote": {"urls": ["s3://bucket/models"]}}},
-    "a GPU": {"resourcesPreset": "gpu", "runtimeClassName": "nvidia", "updateStrategy": {"maxSurge": 0}},
+    "a GPU": {
+        "resourcesPreset": "gpu",
+        "runtimeClassName": "nvidia",
+        "updateStrategy": {"maxSurge": 0, "maxUnavailable": 1},
+    },
     "a slice of a GPU": {"gpu": {"resource": "nvidia.com/mig-1g.10gb", "count": 1}},
     "an Ingress": {"ingress": {"enabled": True, "className": "nginx", "hosts": [{"host": "a.example", "path": "/"}]}}
     | {"settings": OPEN},
@@ -770,6 +774,46 @@ REFUSED: dict[str, tuple[Values, str]] = {
     "an Ingress and a Gateway for everybody": (
         {"ingress": {"enabled": True, "hosts": [{"host": "a.example"}]}, "gateway": GATEWAY},
         "settings.auth.insecure: ingress.enabled, gateway.enabled: whoever",
+    ),
+    "a rolling update of no pod": ({"updateStrategy": {"maxSurge": 0}}, "updateStrategy: maxSurge and maxUnavailable"),
+    "an Ingress of no host": ({"ingress": {"enabled": True}, "settings": OPEN}, "ingress.hosts"),
+    "one port for two": ({"service": {"httpPort": 8001}}, "service.grpcPort"),
+    "a name that no Service may have": ({"fullnameOverride": "9lives"}, "fullnameOverride"),
+    "a GPU that would be left out": ({"resources": {"limits": {"cpu": 4}}, "gpu": {"count": 1}}, "gpu.count"),
+    "a part of no requests": (
+        CASES["an HPA"] | {"resourcesPreset": "none"},
+        "autoscaling.targetCPUUtilizationPercentage",
+    ),
+    "the chart's own label": (
+        {"podLabels": {"app.kubernetes.io/component": "x"}},
+        "podLabels: app.kubernetes.io/component",
+    ),
+    "a monitor's own label": (
+        {"metrics": {"serviceMonitor": {"labels": {"app.kubernetes.io/name": "x"}}}},
+        "metrics.serviceMonitor.labels: app.kubernetes.io/name",
+    ),
+    "a label that is none": ({"commonLabels": {"team": "ours, theirs"}}, "commonLabels.team"),
+    "a variable that is written twice": (
+        {"extraEnv": [{"name": "FORWARDPASS_HOST", "value": "x"}]},
+        "FORWARDPASS_HOST",
+    ),
+    "a probe of another field": ({"probes": {"liveness": {"perodSeconds": 3}}}, "perodSeconds"),
+    "a window of more than an hour": (
+        {"autoscaling": {"behavior": {"scaleDown": {"stabilizationWindowSeconds": 9999}}}},
+        "stabilizationWindowSeconds",
+    ),
+    "resources of another field": ({"resources": {"limit": {"cpu": 3}}}, "limit"),
+    "an amount that is none": ({"resources": {"limits": {"memory": "4 GB"}}}, "memory"),
+    "a secret that can't be": ({"tls": {"secretName": "Our_Certificate"}}, "tls.secretName"),
+    "an image with a tag in its name": ({"image": {"repository": "registry/forwardpass:1"}}, "image.repository"),
+    "scraped all the time": ({"metrics": {"podMonitor": {"interval": "0s"}}}, "interval"),
+    "a Prometheus of no scheme": (
+        {"autoscaling": {"keda": {"prometheusAddress": "prometheus:9090"}}},
+        "prometheusAddress",
+    ),
+    "a budget that allows and forbids": (
+        {"podDisruptionBudget": {"minAvailable": 0}},
+        "podDisruptionBudget: minAvailable or maxUnavailable",
     ),
     "nobody may ask": ({"settings": {"auth": {"insecure": False}}}, "nobody could show who he is"),
     "callers of a load balancer that is none": (

@@ -18,11 +18,15 @@ app.kubernetes.io/name: {{ include "forwardpass.name" . }}
 app.kubernetes.io/instance: {{ .Release.Name }}
 {{- end -}}
 
-{{- define "forwardpass.labels" -}}
-helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version }}
+{{- define "forwardpass.ownLabels" -}}
+helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 {{ include "forwardpass.selector" . }}
 app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
 app.kubernetes.io/managed-by: {{ .Release.Service }}
+{{- end -}}
+
+{{- define "forwardpass.labels" -}}
+{{ include "forwardpass.ownLabels" . }}
 {{- with .Values.commonLabels }}
 {{ toYaml . }}
 {{- end }}
@@ -263,7 +267,43 @@ loadBalancerSourceRanges:
 {{- if and .Values.gateway.canary.weight (not .Values.gateway.canary.serviceName) -}}
 {{- fail "gateway.canary.serviceName: needed where gateway.canary.weight is set" -}}
 {{- end -}}
-{{- if and .Values.podDisruptionBudget.minAvailable .Values.podDisruptionBudget.maxUnavailable -}}
+{{- $surge := .Values.updateStrategy -}}
+{{- if and (has (toString $surge.maxSurge) (list "0" "0%")) (has (toString $surge.maxUnavailable) (list "0" "0%")) -}}
+{{- fail "updateStrategy: maxSurge and maxUnavailable are both 0, and no pod could ever be replaced" -}}
+{{- end -}}
+{{- if and .Values.ingress.enabled (not .Values.ingress.hosts) -}}
+{{- fail "ingress.hosts: needed where ingress.enabled; an Ingress without a rule is not taken" -}}
+{{- end -}}
+{{- if eq (int .Values.service.httpPort) (int .Values.service.grpcPort) -}}
+{{- fail "service.grpcPort: is service.httpPort; a Service has a port of each" -}}
+{{- end -}}
+{{- if not (regexMatch "^[a-z]" (include "forwardpass.fullname" .)) -}}
+{{- fail (printf "fullnameOverride: the Services would be called %s, and a Service's name begins with a letter" (include "forwardpass.fullname" .)) -}}
+{{- end -}}
+{{- if and .Values.resources (gt (int .Values.gpu.count) 0) -}}
+{{- fail (printf "gpu.count: goes into the preset, which resources are taken instead of: put %s among their limits" .Values.gpu.resource) -}}
+{{- end -}}
+{{- if and $scaling.targetCPUUtilizationPercentage (eq $scaling.kind "hpa") (not (default dict (include "forwardpass.resources" . | fromYaml).requests).cpu) -}}
+{{- fail "autoscaling.targetCPUUtilizationPercentage: is of the requests of cpu, and resources have none" -}}
+{{- end -}}
+{{- $own := include "forwardpass.ownLabels" . | fromYaml -}}
+{{- $metrics := .Values.metrics -}}
+{{- range $where, $labels := dict "podLabels" .Values.podLabels "commonLabels" .Values.commonLabels "metrics.serviceMonitor.labels" $metrics.serviceMonitor.labels "metrics.podMonitor.labels" $metrics.podMonitor.labels "metrics.prometheusRule.labels" $metrics.prometheusRule.labels "metrics.dashboards.labels" $metrics.dashboards.labels -}}
+{{- range $name, $_ := $labels -}}
+{{- if or (hasKey $own $name) (eq $name "app.kubernetes.io/component") -}}
+{{- fail (printf "%s: %s is the chart's own label, by which its pods are found" $where $name) -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+{{- $written := include "forwardpass.environment" . | fromYamlArray -}}
+{{- range $entry := .Values.extraEnv -}}
+{{- range $written -}}
+{{- if eq .name (toString $entry.name) -}}
+{{- fail (printf "extraEnv: %s is written by the chart, of settings and other values" .name) -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+{{- if and (toString .Values.podDisruptionBudget.minAvailable) (toString .Values.podDisruptionBudget.maxUnavailable) -}}
 {{- fail "podDisruptionBudget: minAvailable or maxUnavailable, not both; set the other one to \"\"" -}}
 {{- end -}}
 {{- $auth := (include "forwardpass.settings" . | fromJson).auth | default dict -}}
