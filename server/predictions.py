@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from server.call import Settled, answer, settle_into
 from server.observability.tracing import Tracing
 from server.offload import Offload
-from server.pipeline.base import Pipeline, answers, needs_inputs
+from server.pipeline.base import Pipeline, answers, most_brief, needs_inputs
 from server.scheduler.preparing import Foresees, Preparing
 from server.scheduler.share import Share
 from server.scheduler.worker import Model
@@ -61,6 +61,7 @@ class Predictions:
             batcher if isinstance(batcher, Foresees) else None,
             asyncio.get_running_loop(),
             most_rows=model.config.max_batch_size,
+            brief=most_brief(pipeline),
             share=self._share,
         )
         return served.preparing

@@ -50,6 +50,18 @@ class Pipeline(Protocol):
         """A small valid input, for the command that `serve` prints and for smoke tests."""
 
 
+class Brief(Pipeline, Protocol):
+    """A pipeline whose work on a few inputs takes less than to hand them to a thread, whatever is in them."""
+
+    most_brief: int
+    """Inputs of one request that are few."""
+
+
+def most_brief(pipeline: Pipeline) -> int:
+    """So many inputs may be preprocessed on the event loop itself; 0: none, it is no `Brief`."""
+    return getattr(pipeline, "most_brief", 0)
+
+
 class OfInputs(Pipeline, Protocol):
     """A pipeline whose answers name parts of the inputs, so that the outputs alone are not enough."""
 

@@ -14,6 +14,7 @@ the suffix of a name says its shape, `raw_rn` is [R, N].
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import chain
 from math import isnan
 from typing import Annotated, Any, Literal
 
@@ -28,6 +29,7 @@ from server.tensor import Array
 MISSING_INDEX = 0
 UNKNOWN_INDEX = 1
 FIRST_CATEGORY_INDEX = 2
+_REFUSED = -1
 
 Values = Sequence[Any] | Array
 """The values of one column, one for each row. None and NaN are missing values."""
@@ -110,7 +112,8 @@ class ColumnTransform:
             for column in columns
             if isinstance(column, CategoricalColumn)
         ]
-        self._required_n = np.array([column.missing == "error" for column in numeric], dtype=bool)
+        self._plain_indices = [_plain_index(column, index_of) for column, index_of in self._categorical]
+        self._optional_n = np.array([column.missing != "error" for column in numeric], dtype=bool)
         self._fill_n = np.array([0.0 if column.missing == "error" else column.missing for column in numeric])
         self._low_n = np.array([column.clip[0] if column.clip else -np.inf for column in numeric])
         self._high_n = np.array([column.clip[1] if column.clip else np.inf for column in numeric])
@@ -136,7 +139,24 @@ class ColumnTransform:
             InvalidRequest: a value is no number, not finite, out of range, or missing where it may not be;
                 the field is ``inputs[row].column``.
         """
-        shaped_rn, missing_rn = self.shaped(columns)
+        return self._scaled(*self.shaped(columns))
+
+    def plain_features(self, values_rn: Sequence[Sequence[Any]]) -> NDArray[np.float32] | None:
+        """The same of rows with the values of the numeric columns, where each is a plain number or None. None: one is
+        something else; the way by columns says of it what there is to say.
+
+        Raises:
+            InvalidRequest: as `features`.
+        """
+        if not _PLAIN_NUMBERS.issuperset(map(type, chain.from_iterable(values_rn))):
+            return None
+        try:
+            raw_rn = np.array(values_rn, dtype=np.float64)
+        except OverflowError:
+            return None
+        return self._scaled(*self._shaped(raw_rn))
+
+    def _scaled(self, shaped_rn: NDArray[np.float64], missing_rn: NDArray[np.bool_]) -> NDArray[np.float32]:
         with np.errstate(over="ignore"):
             scaled_rn = (shaped_rn - self._mean_n) / self._std_n
         self._check(np.abs(scaled_rn) > _FLOAT32_MAX, "out of range: too far from every value seen in training")
@@ -149,12 +169,17 @@ class ColumnTransform:
         """
         if not self._numeric_names:
             raise ValueError("no numeric columns")
-        raw_rn = np.stack([_numbers(name, columns[name]) for name in self._numeric_names], axis=1)
+        return self._shaped(np.stack([_numbers(name, columns[name]) for name in self._numeric_names], axis=1))
+
+    def _shaped(self, raw_rn: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
         missing_rn = np.isnan(raw_rn)
-        self._check(missing_rn & self._required_n, "no value (null or NaN), and the model can't do without it")
-        self._check(np.isinf(raw_rn), "not a finite number")
-        self._check(np.abs(raw_rn) > _FLOAT32_MAX, "out of range: over the largest 32-bit float")
-        shaped_rn = np.clip(np.where(missing_rn, self._fill_n, raw_rn), self._low_n, self._high_n)
+        # Of a few rows, the calls are what takes the time: one looks at all, and others where it found something.
+        fine_rn = np.abs(raw_rn) <= _FLOAT32_MAX
+        if not fine_rn.all():
+            if not (fine_rn | (missing_rn & self._optional_n)).all():
+                self._refuse(raw_rn, missing_rn)
+            raw_rn = np.where(missing_rn, self._fill_n, raw_rn)
+        shaped_rn: NDArray[np.float64] = np.minimum(np.maximum(raw_rn, self._low_n), self._high_n)
         if self._logarithmic.size:
             part = np.ascontiguousarray(shaped_rn[:, self._logarithmic])
             shaped_rn[:, self._logarithmic] = np.copysign(np.log1p(np.abs(part)), part)
@@ -173,10 +198,31 @@ class ColumnTransform:
             [_indices(column, index_of, columns[column.name]) for column, index_of in self._categorical], axis=1
         )
 
+    def plain_categories(self, values_rc: Sequence[Sequence[Any]]) -> NDArray[np.int64] | None:
+        """The same of rows with the values of the categorical columns, where each is a plain string or None and taken
+        by its column. None: one is not; the way by columns says of it what there is to say."""
+        if not _PLAIN_TEXTS.issuperset(map(type, chain.from_iterable(values_rc))):
+            return None
+        columns = self._plain_indices
+        rows = [[of.get(value, other) for (of, other), value in zip(columns, row, strict=True)] for row in values_rc]
+        return None if any(_REFUSED in row for row in rows) else np.array(rows, dtype=np.int64)
+
+    def _refuse(self, raw_rn: NDArray[np.float64], missing_rn: NDArray[np.bool_]) -> None:
+        self._check(missing_rn & ~self._optional_n, "no value (null or NaN), and the model can't do without it")
+        self._check(np.isinf(raw_rn), "not a finite number")
+        self._check(np.abs(raw_rn) > _FLOAT32_MAX, "out of range: over the largest 32-bit float")
+
     def _check(self, bad_rn: NDArray[np.bool_], problem: str) -> None:
         if bad_rn.any():
             row, column = (int(index) for index in np.argwhere(bad_rn)[0])
             raise InvalidRequest(f"inputs[{row}].{self._numeric_names[column]}", problem)
+
+
+def _plain_index(column: CategoricalColumn, index_of: Mapping[str, int]) -> tuple[Mapping[str | None, int], int]:
+    """The index of each known category and of None, and that of others; `_REFUSED` where there is none."""
+    known: dict[str | None, int] = {None: MISSING_INDEX if column.missing == "index" else _REFUSED}
+    known.update(index_of.items())
+    return known, UNKNOWN_INDEX if column.unknown == "index" else _REFUSED
 
 
 def _numbers(name: str, values: Values) -> NDArray[np.float64]:

@@ -72,6 +72,7 @@ class RegressionPipeline:
         """Raises ModelLoadFailed where the example is no valid row."""
         self._spec = spec
         self._encoder = RowEncoder.checked(spec, folder)
+        self.most_brief = self._encoder.most_brief
         self._model_name = folder.name
 
     def preprocess(self, inputs: Sequence[RawInput]) -> Mapping[str, Array]:

@@ -1,12 +1,14 @@
 """Rows of a table in, a class out: the spec, the row encoder that training shares, and the pipeline.
 
 A row gives its values by column name or as an array in the order of the columns. Training has whole columns
-already and calls `RowEncoder.transform_columns` on them; serving turns its rows into columns and calls the same.
+already and calls `RowEncoder.transform_columns` on them. Serving has rows, mostly one: it gathers their values and runs
+the same arithmetic on them. Rows with anything unusual in them are turned into columns first, where it is looked into.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from operator import itemgetter
 from pathlib import Path
 from typing import Annotated, Any, Literal, Protocol
 
@@ -20,6 +22,11 @@ from server.tensor import Array
 from server.types import Prediction, RawInput, RowInput
 
 TASK: Literal["tabular-classification"] = "tabular-classification"
+
+
+_BRIEF_VALUES = 256
+"""Of the rows of a request: they are encoded in some 100 us. A thread would have them for as long, and take the loop's
+core from it when it hands them back."""
 
 
 class TabularSpec(SpecModel):
@@ -86,6 +93,11 @@ class RowEncoder:
         self._transform = ColumnTransform(spec.columns)
         self._names = tuple(column.name for column in spec.columns)
         self._known = frozenset(self._names)
+        self.most_brief = _BRIEF_VALUES // len(self._names)
+        numeric = [n for n, column in enumerate(spec.columns) if isinstance(column, NumericColumn)]
+        categorical = [n for n, column in enumerate(spec.columns) if isinstance(column, CategoricalColumn)]
+        self._pick_at = _picker(numeric), _picker(categorical)
+        self._pick_named = tuple(_picker([self._names[n] for n in places]) for places in (numeric, categorical))
 
     @classmethod
     def checked(cls, spec: RowSpec, folder: Path) -> RowEncoder:
@@ -119,9 +131,38 @@ class RowEncoder:
             InvalidRequest: an input is no row, has an unknown column, lacks one (null stands for a missing
                 value), is an array of another length, or holds a value that its column does not take.
         """
+        tensors = self._plain(inputs) if inputs else None
+        if tensors is not None:
+            return tensors
         rows = [self._values(index, raw) for index, raw in enumerate(inputs)]
         columns = zip(*rows, strict=True) if rows else ((),) * len(self._names)
         return self.transform_columns(dict(zip(self._names, columns, strict=True)))
+
+    def _plain(self, inputs: Sequence[RawInput]) -> dict[str, Array] | None:
+        """The tensors of rows that have every column, with a value of its kind in it; None: some has not."""
+        numbers, texts = [], []
+        for raw in inputs:
+            values = raw.values if isinstance(raw, RowInput) else ()
+            if len(values) != len(self._names):
+                return None
+            pick_numbers, pick_texts = self._pick_named if isinstance(values, dict) else self._pick_at
+            try:
+                numbers.append(pick_numbers(values))
+                texts.append(pick_texts(values))
+            except LookupError:
+                return None
+        tensors: dict[str, Array] = {}
+        indices = self._transform.plain_categories(texts)
+        if indices is None:
+            return None
+        if self._transform.num_features:
+            features = self._transform.plain_features(numbers)
+            if features is None:
+                return None
+            tensors[self._spec.features] = features
+        if self._transform.num_categories:
+            tensors[self._spec.categories] = indices
+        return tensors
 
     def _values(self, index: int, raw: RawInput) -> Sequence[Any]:
         """The values of one row, in the order of the columns."""
@@ -148,6 +189,13 @@ class RowEncoder:
         return [values[name] for name in self._names]
 
 
+def _picker(keys: Sequence[Any]) -> Callable[[Any], Sequence[Any]]:
+    """Gives the values of those keys, however many there are."""
+    if len(keys) > 1:
+        return itemgetter(*keys)
+    return lambda values: [values[key] for key in keys]
+
+
 class TabularPipeline:
     """`server.pipeline.base.Pipeline` for rows."""
 
@@ -158,6 +206,7 @@ class TabularPipeline:
         self._spec = spec
         self._classifier = Classifier.from_folder(spec.classification, folder)
         self._encoder = RowEncoder.checked(spec, folder)
+        self.most_brief = self._encoder.most_brief
 
     def preprocess(self, inputs: Sequence[RawInput]) -> Mapping[str, Array]:
         """FP32 features [B, F] and INT64 categories [B, C], where the model has such columns; see `RowEncoder`."""

@@ -17,6 +17,9 @@ it shares with the loop, whose caches pictures have emptied. With more threads a
 Costs are learned by the bytes of an input; passes take their tokens of the share with the model's others. What a
 request needs behind the threads is taken off its deadline here, so that nobody is prepared who would be late for its
 own pass.
+
+What takes less than to hand it over, a few rows of a table, is done at once, on the loop, and its request goes to the
+batcher behind as one with tensors does.
 """
 
 from __future__ import annotations
@@ -46,6 +49,8 @@ _CALLERS = frozenset({Code.INVALID_ARG, Code.TOO_LARGE, Code.UNSUPPORTED})
 """What is wrong with an input is nobody's failure, as with one that a model's check refuses."""
 _TOGETHER = 4
 """Requests of a pass at most, where there is one thread: other models wait for it."""
+_BRIEF = "brief"
+"""In the place of a size."""
 _MOST_BEHIND = 0.5
 """The part of a request's time that may be kept for its own pass: what is learned too high is to be found out."""
 
@@ -164,17 +169,12 @@ class OnThread:
         explanation = request.explanation
         if explanation is not None:
             explanation.mark("queue", began_ns)
-        try:
-            if request.settled or request.deadline_ns <= began_ns:
-                # While others of its pass were prepared.
-                raise DeadlineExceeded(request.model_name, (began_ns - work.enqueued_ns) // 1000)
-            arrays = self._prepare(work.raw)
-            tensors = [Tensor.from_numpy(name, array) for name, array in arrays.items()]
-        except BaseException as error:  # noqa: BLE001 - whoever awaits the request gets it
-            if isinstance(error, ServingError):
-                # Nobody's bug. Frames hold the request, which is to hold the error: a ring for the garbage collector.
-                error.__traceback__ = error.__cause__ = error.__context__ = None
-            return Spoiled(self._model, translated(self._model.name, error))
+        if request.settled or request.deadline_ns <= began_ns:
+            # While others of its pass were prepared.
+            return Spoiled(self._model, DeadlineExceeded(request.model_name, (began_ns - work.enqueued_ns) // 1000))
+        tensors = _tensors(self._model, self._prepare, work.raw)
+        if isinstance(tensors, ServingError):
+            return Spoiled(self._model, tensors)
         if explanation is not None:
             explanation.mark("preprocess")
         return InferResponse(self._model.name, self._model.version, tensors)
@@ -184,6 +184,17 @@ class OnThread:
 
     async def join(self) -> None:
         """What still runs goes on, and its result is nobody's."""
+
+
+def _tensors(model: Model, prepare: Prepare, raw: Sequence[RawInput]) -> list[Tensor] | ServingError:
+    """What the inputs become, or why they become nothing."""
+    try:
+        return [Tensor.from_numpy(name, array) for name, array in prepare(raw).items()]
+    except BaseException as error:  # noqa: BLE001 - whoever awaits the request gets it
+        if isinstance(error, ServingError):
+            # Nobody's bug. Frames hold the request, which is to hold the error: a ring for the garbage collector.
+            error.__traceback__ = error.__cause__ = error.__context__ = None
+        return translated(model.name, error)
 
 
 class _Statistics(ModelStatistics):
@@ -239,14 +250,19 @@ class Preparing:
         *,
         most_rows: int = 1,
         together: int | None = None,
+        brief: int = 0,
         share: Share | None = None,
         make_runner: Callable[[Any], Any] | None = None,
     ) -> None:
         """`submit` takes the requests that are ready, to `behind`; None: to one who can foresee nothing.
 
         `statistics`: of the model. `most_rows`: of one request. `together`: requests of a pass; None: by the number of
-        threads. `share`, `make_runner`: see `Batcher`.
+        threads. `brief`: so many inputs at most are prepared in less time than it takes to hand them over; see
+        `server.pipeline.base.Brief`. `share`, `make_runner`: see `Batcher`.
         """
+        self._model = model
+        self._prepare = prepare
+        self._brief = brief
         self._submit = submit
         self._behind = behind
         self._model_statistics = statistics
@@ -278,6 +294,9 @@ class Preparing:
 
     def submit(self, request: InferRequest, raw: Sequence[RawInput]) -> None:
         """Make a request, whose rows are set, ready, and submit it; or settle it with the reason why not."""
+        if len(raw) <= self._brief:
+            self._at_once(request, raw)
+            return
         work = Work(request, raw, self._settled, request.deadline_ns)
         request.holder = self
         request.signature = self._signatures.get(work.signature)
@@ -294,6 +313,23 @@ class Preparing:
                 work.deadline_ns -= self._kept_ns(work.deadline_ns - now_ns)
         self._under_way[request] = work
         self._batcher.submit((work,))
+
+    def _at_once(self, request: InferRequest, raw: Sequence[RawInput]) -> None:
+        """Nothing is foreseen: that takes as long as the work, and the batcher behind does it."""
+        refusal = None
+        if self._behind is not None and request.deadline_ns < NO_DEADLINE:
+            refusal = self._behind.hopeless(self._signatures.get(_BRIEF), request.deadline_ns)
+        if refusal is not None:
+            if request.settle(refusal):
+                self._model_statistics.count_failure(refusal, self._clock() - request.received_ns)
+            return
+        tensors = _tensors(self._model, self._prepare, raw)
+        if isinstance(tensors, ServingError):
+            self._spoil(request, tensors)
+            return
+        if request.explanation is not None:
+            request.explanation.mark("preprocess")
+        self._hand_on(request, tensors, _BRIEF)
 
     def _kept_ns(self, left_ns: int) -> int:
         """Of the time that a request has left: what its own pass needs."""
@@ -328,17 +364,23 @@ class Preparing:
         if request.settled:
             return
         if isinstance(outcome, Spoiled):
-            if outcome.error.code not in _CALLERS:
-                self._model_statistics.count_failure(outcome.error, self._clock() - request.received_ns)
-            outcome = outcome.error
-        if not isinstance(outcome, InferResponse):
+            self._spoil(request, outcome.error)
+        elif isinstance(outcome, InferResponse):
+            if request.explanation is not None:
+                request.explanation.mark("loop")
+            self._hand_on(request, outcome.outputs, work.signature)
+        else:
             request.settle(outcome)
-            return
-        request.inputs = outcome.outputs
-        if request.explanation is not None:
-            request.explanation.mark("loop")
+
+    def _spoil(self, request: InferRequest, error: ServingError) -> None:
+        if error.code not in _CALLERS:
+            self._model_statistics.count_failure(error, self._clock() - request.received_ns)
+        request.settle(error)
+
+    def _hand_on(self, request: InferRequest, tensors: Sequence[Tensor], size: object) -> None:
+        request.inputs = tensors
         self._submit(request)
-        self._signatures[work.signature] = request.signature
+        self._signatures[size] = request.signature
 
     async def close(self) -> None:
         """Settle whoever is here as Draining, and admit nobody any more."""

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from server.errors import InvalidRequest
 from server.pipeline.columns import CategoricalColumn, NumericColumn
 from server.pipeline.tabular import RowEncoder, TabularSpec
 from server.tensor import Array
@@ -86,6 +88,38 @@ def test_there_is_no_skew_between_training_and_serving(
     cut = data.draw(st.integers(0, len(rows)))
     parts = [encoder.transform_rows([RowInput(row) for row in part]) for part in (rows[:cut], rows[cut:])]
     assert same_bits(whole, parts)
+
+
+ODD = st.sampled_from(
+    [None, math.nan, math.inf, -math.inf, True, 10**400, 1e39, -0.0, 0, "odd", "", np.float32(2.5), np.int64(3), [], {}]
+)
+
+
+def said(call: Callable[[], dict[str, Array]]) -> object:
+    """The bytes of the tensors, or the error's field and words."""
+    try:
+        return {name: array.tobytes() for name, array in call().items()}
+    except InvalidRequest as error:
+        return error.field, error.problem
+
+
+@settings(max_examples=150, deadline=None)
+@given(tables(), st.data())
+def test_rows_with_odd_values_are_told_what_columns_are(
+    table: tuple[TabularSpec, list[list[Any]]], data: st.DataObject
+) -> None:
+    """The way of a plain row finds nothing else right, and nothing else wrong."""
+    spec, rows = table
+    names = [column.name for column in spec.columns]
+    for _ in range(data.draw(st.integers(1, 3))):
+        row = data.draw(st.sampled_from(rows))
+        row[data.draw(st.integers(0, len(names) - 1))] = data.draw(ODD)
+    encoder = RowEncoder(spec)
+    columns = dict(zip(names, (list(values) for values in zip(*rows, strict=True)), strict=True))
+    wanted = said(lambda: encoder.transform_columns(columns))
+    assert said(lambda: encoder.transform_rows([RowInput(row) for row in rows])) == wanted
+    named = [RowInput(dict(zip(names, row, strict=True))) for row in rows]
+    assert said(lambda: encoder.transform_rows(named)) == wanted
 
 
 @settings(max_examples=100, deadline=None)

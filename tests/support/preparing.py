@@ -58,7 +58,9 @@ class ManualThread:
 class PreparingBench:
     """Pictures of a first byte each, in front of the `Doubler`."""
 
-    def __init__(self, threads: int = 1, *, foresees: bool = True, together: int = 1, **behind: Any) -> None:
+    def __init__(
+        self, threads: int = 1, *, foresees: bool = True, together: int = 1, brief: int = 0, **behind: Any
+    ) -> None:
         self.behind = Bench(**behind)
         self.clock, self.loop, self.statistics = self.behind.clock, self.behind.loop, self.behind.statistics
         self.begun: list[str] = []
@@ -85,6 +87,7 @@ class PreparingBench:
             self.clock,
             most_rows=4,
             together=together,
+            brief=brief,
             make_runner=make_runner,
         )
 

@@ -342,6 +342,52 @@ def test_a_batcher_that_foresees_nothing_has_its_requests_prepared_all_the_same(
     assert bench.answer(request) == [10]
 
 
+def test_what_is_brief_is_prepared_at_once() -> None:
+    """No thread has it, also where all of them are busy with more."""
+    bench = PreparingBench(brief=2)
+    bench.ask("long", 1, 2, 3)
+    explanation = Explanation(bench.clock(), bench.clock)
+    request = bench.ask("brief", 3, 4, explanation=explanation)
+    assert bench.begun == ["long"]
+    bench.answered()
+    assert bench.answer(request) == [6, 8]
+    assert [part for part, _ in explanation.marks][:1] == ["preprocess"]
+    assert (bench.statistics.success.count, bench.statistics.admitted) == (1, 1)
+
+
+def test_what_is_brief_and_bad_is_its_callers_alone() -> None:
+    """Told at once; nobody else's pass, and nobody's failure."""
+    bench = PreparingBench(brief=2)
+    other, bad = bench.ask("other"), bench.ask("bad", 3, 255)
+    outcome = bench.outcome(bad)
+    assert isinstance(outcome, InvalidRequest)
+    assert outcome.field == "inputs[1]"
+    bench.answered()
+    assert bench.answer(other) == [14]
+    assert bench.statistics.fail.count == 0
+
+
+def test_what_is_brief_is_admitted_by_the_batcher_behind() -> None:
+    """Where the last one tells that there is no time for the next, that is not even prepared."""
+    bench = PreparingBench(brief=1, max_batch_size=1, cost=StillCost(20 * MS))
+    bench.ask("running")
+    in_time = bench.ask("in time", within_ns=55 * MS)
+    assert bench.outcome(in_time) is None
+    for number in range(2):
+        assert isinstance(bench.outcome(bench.ask(f"late{number}", 9 + number, within_ns=56 * MS)), Overloaded)
+    assert bench.prepared_bytes == [7, 7]
+    assert bench.statistics.refused[Refusal.OVERLOAD] == bench.statistics.fail.count == 2
+
+
+def test_a_brief_one_whose_caller_goes_away_is_not_executed() -> None:
+    bench = PreparingBench(brief=1, max_batch_size=1)
+    bench.ask("running")
+    request = bench.ask("gone")
+    assert request.holder is not None
+    request.holder.cancel(request)
+    assert isinstance(bench.outcome(request), Cancelled)
+
+
 def test_at_the_end_everybody_is_told() -> None:
     bench = PreparingBench()
     running, waiting = bench.ask("running"), bench.ask("waiting")
