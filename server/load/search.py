@@ -3,6 +3,9 @@
 Whatever disturbs a measurement makes it worse, never better. So a rate holds if one window holds it, and is given up
 only when three have broken. A generator that is late itself makes it worse too, for latencies count from the time at
 which requests were due: what it breaks then tells nothing, and is tried four times; what holds all the same, holds.
+
+A machine that was slow for seconds breaks three windows as well, and the search would end below. So the lowest rate
+that was given up is tried again at the end, and where it holds then, the search goes on above.
 """
 
 from __future__ import annotations
@@ -86,10 +89,19 @@ def highest(
             late, broken = (late + 1, broken) if made[-1].late else (late, broken + 1)
         return False
 
+    def holds_now(rate: float) -> bool:
+        made.append(probe(rate))
+        return made[-1].held
+
     low, high = _bracket(holds, min(guess, most), most, over)
-    while low and low < most and not over() and high / low > 1 + precision:
-        middle = (low * high) ** 0.5
-        low, high = (middle, high) if holds(middle) else (low, middle)
+    while low and low < most and not over():
+        if high / low > 1 + precision:
+            middle = (low * high) ** 0.5
+            low, high = (middle, high) if holds(middle) else (low, middle)
+        elif holds_now(high):
+            low, high = _above(holds, high, most, 1 + 2 * precision)
+        else:
+            break
     return Found(low, _bound(made, high), tuple(made))
 
 
@@ -104,9 +116,13 @@ def _bracket(
                 return low, high
             low, high = low * _SHRINKING, low
         return 0.0, high
-    low = guess
+    return _above(holds, guess, most, _GROWTH)
+
+
+def _above(holds: Callable[[float], bool], low: float, most: float, growth: float) -> tuple[float, float]:
+    """From a rate that holds."""
     while low < most:
-        higher = min(most, low * _GROWTH)
+        higher = min(most, low * growth)
         if not holds(higher):
             return low, higher
         low = higher
