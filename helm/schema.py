@@ -207,6 +207,7 @@ def values() -> Schema:
                 # Only a bound of the histogram's buckets can be asked for.
                 latencySeconds={"type": "number", "enum": [bound / 1e9 for bound in DURATION_BOUNDS_NS]},
                 latencyRatio=number(0, 1),
+                runbookUrl={"type": "string", "pattern": "^(https?://[^ #]+)?$"},
             ),
             dashboards=section(enabled=FLAG, labels=LABELS, annotations=TEXTS),
         ),

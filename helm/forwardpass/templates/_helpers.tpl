@@ -440,11 +440,16 @@ topologySpreadConstraints:
 {{- divf $full .Values.autoscaling.targetSaturation | ceil | int -}}
 {{- end -}}
 
+{{/* The servers' pods among the series of a Prometheus, by their names: the Deployment's, and what replica sets add. */}}
+{{- define "forwardpass.podsOfServers" -}}
+{{- printf "namespace=%q,pod=~%q" .Release.Namespace (printf "%s-[a-z0-9]+(-[a-z0-9]+)?" (include "forwardpass.fullname" .)) -}}
+{{- end -}}
+
 {{/* The work that is asked of all pods together, of the hottest model: over the target it is how many are needed. Each server
   tells of the part of the Tritons' work that it may ask for: of Tritons it is the servers' mean, times their number. By the pods'
-  names (the Deployment's, and what replica sets add), so that it is the same whoever has them scraped, or if two do. */}}
+  names, so that it is the same whoever has them scraped, or if two do. */}}
 {{- define "forwardpass.saturationQuery" -}}
-{{- $where := printf "namespace=%q,pod=~%q" .Release.Namespace (printf "%s-[a-z0-9]+(-[a-z0-9]+)?" (include "forwardpass.fullname" .)) -}}
+{{- $where := include "forwardpass.podsOfServers" . -}}
 {{- $each := printf "max by (pod, model, version) (forwardpass_saturation{%s})" $where -}}
 {{- if eq (include "forwardpass.scales" .) "tritons" -}}
 max(avg by (model, version) ({{ $each }})) * clamp_min(max(sum by (pod) (max by (pod, triton) (forwardpass_triton_up{ {{- $where -}} }))), 1)
