@@ -8,6 +8,7 @@ the same arithmetic on them. Rows with anything unusual in them are turned into 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from operator import itemgetter
 from pathlib import Path
 from typing import Annotated, Any, Literal, Protocol
@@ -190,10 +191,12 @@ class RowEncoder:
 
 
 def _picker(keys: Sequence[Any]) -> Callable[[Any], Sequence[Any]]:
-    """Gives the values of those keys, however many there are."""
-    if len(keys) > 1:
-        return itemgetter(*keys)
-    return lambda values: [values[key] for key in keys]
+    """Gives the values of those keys, however many there are. It can be pickled: with workers pipelines are."""
+    return itemgetter(*keys) if len(keys) > 1 else partial(_picked, tuple(keys))
+
+
+def _picked(keys: Sequence[Any], values: Any) -> Sequence[Any]:
+    return [values[key] for key in keys]
 
 
 class TabularPipeline:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import pickle
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from server.errors import ModelLoadFailed
@@ -11,6 +13,8 @@ from server.pipeline.image import ImagePipeline
 from server.pipeline.image_spec import ImageSpec
 from server.pipeline.load import load_pipeline, read_spec, write_spec
 from tests.support.models import SMALL_SPEC, write_image_model
+
+REPOSITORY = Path(__file__).parents[2] / "model_repository"
 
 
 @pytest.fixture
@@ -39,6 +43,16 @@ def test_the_task_chooses_the_pipeline(folder: Path) -> None:
     pipeline = load_pipeline(folder, max_pixels=77)
     assert isinstance(pipeline, ImagePipeline)
     assert pipeline.describe()["input"]["max_pixels"] == 77  # type: ignore[index]
+
+
+@pytest.mark.parametrize("model", [path.parent.name for path in REPOSITORY.glob("*/processing.yaml")])
+def test_a_pipeline_crosses_to_another_process(model: str) -> None:
+    """With --workers the fronts get the pipeline that the engine process has verified (pickled), and it works there."""
+    own = load_pipeline(REPOSITORY / model)
+    theirs = pickle.loads(pickle.dumps(own))  # noqa: S301 - our own
+    example = own.example()
+    for name, array in own.preprocess([example]).items():
+        np.testing.assert_array_equal(theirs.preprocess([example])[name], array)
 
 
 @pytest.mark.parametrize(
