@@ -14,6 +14,7 @@ from server.pipeline.load import load_pipeline
 from server.repository.certificate import Manifest, VersionRecord, read_manifest
 from server.repository.model_config import read_model_config
 from server.types import ImageInput, RowInput, TextInput
+from server.whole import write_text
 
 CARD_FILE = "README.md"
 MOST_LISTED = 12
@@ -34,7 +35,7 @@ WHAT = {
 def write_card(folder: Path) -> Path:
     """Write the card of the model in `folder`, and return it. Raises ModelLoadFailed where it can't be read."""
     path = folder / CARD_FILE
-    path.write_text(card(folder), encoding="utf-8")
+    write_text(path, card(folder))
     return path
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -13,19 +12,13 @@ from pydantic import ValidationError
 from exporter.errors import RunError
 from exporter.recipes.base import Evaluation, RunConfig
 from server.pipeline.classification import DecisionThreshold
+from server.whole import write_text
 
 CONFIG_FILE = "config.yaml"
 DATA_FILE = "data.json"
 EVALUATION_FILE = "evaluation.json"
 ENVIRONMENT_FILE = "environment.json"
 MODEL_FILE = "model.onnx"
-
-
-def write(path: Path, text: str) -> None:
-    """All of the text or none of it."""
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(text, encoding="utf-8")
-    os.replace(partial, path)  # noqa: PTH105 - the atomic call, by its name
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -49,7 +42,7 @@ def read_config(folder: Path) -> RunConfig:
 
 def write_config(folder: Path, config: RunConfig) -> None:
     """As `read_config` reads it."""
-    write(folder / CONFIG_FILE, yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
+    write_text(folder / CONFIG_FILE, yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
 
 
 def read_evaluation(folder: Path) -> Evaluation:
@@ -74,4 +67,4 @@ def write_evaluation(folder: Path, evaluation: Evaluation) -> None:
         "chosen": dict(evaluation.chosen),
         "notes": list(evaluation.notes),
     }
-    write(folder / EVALUATION_FILE, json.dumps(found, indent=2) + "\n")
+    write_text(folder / EVALUATION_FILE, json.dumps(found, indent=2) + "\n")

@@ -10,6 +10,8 @@ from typing import Any
 import lightning
 from lightning.pytorch.callbacks import Callback
 
+from server.whole import write_text
+
 HISTORY_FILE = "history.json"
 
 Epochs = list[dict[str, float]]
@@ -38,7 +40,7 @@ class History(Callback):
 
 def write_history(folder: Path, epochs: Epochs) -> None:
     """Into a run's folder."""
-    (folder / HISTORY_FILE).write_text(json.dumps(epochs, indent=1) + "\n", encoding="utf-8")
+    write_text(folder / HISTORY_FILE, json.dumps(epochs, indent=1) + "\n")
 
 
 def read_history(folder: Path) -> Sequence[dict[str, float]]:

@@ -37,6 +37,7 @@ from exporter.history import History, write_history
 from exporter.recipes.base import Arrays, Hyperparameters, Predict, RatesApart, Split, Task
 from exporter.schedule import schedule
 from server.tensor import Array
+from server.whole import replacing
 
 CHECKPOINT_FILE = "checkpoint.pt"
 EVALUATION_BATCH = 256
@@ -169,10 +170,11 @@ class RunCheckpoint(Callback):
             self.best_loss, self.best_epoch = loss, trainer.current_epoch
             network: nn.Module = pl_module.network  # type: ignore[assignment]
             self.best_weights = {key: value.detach().cpu().clone() for key, value in network.state_dict().items()}
-        partial = self._path.with_suffix(".partial")
-        trainer.save_checkpoint(partial)
         if trainer.is_global_zero:
-            os.replace(partial, self._path)  # noqa: PTH105 - the atomic call, by its name
+            with replacing(self._path) as partial:
+                trainer.save_checkpoint(partial)
+        else:  # all take part, one writes
+            trainer.save_checkpoint(self._path)
 
 
 class ProgressBar(TQDMProgressBar):

@@ -7,7 +7,6 @@ the module that does it: `exporter.run`, `exporter.onnx`, `exporter.verify`, `ex
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
@@ -28,7 +27,6 @@ from exporter.folder import (
     read_config,
     read_evaluation,
     read_json,
-    write,
     write_config,
     write_evaluation,
 )
@@ -61,6 +59,7 @@ from server.repository.certificate import (
     labels_of,
 )
 from server.types import RawInput
+from server.whole import replacing, write_text
 
 LISTED = 5
 """Dropped rows that a report names; data.json has them all."""
@@ -102,7 +101,7 @@ class Run:
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
         write_config(folder, config)
-        write(folder / ENVIRONMENT_FILE, json.dumps(_environment(), indent=2) + "\n")
+        write_text(folder / ENVIRONMENT_FILE, json.dumps(_environment(), indent=2) + "\n")
         return cls(folder, config, report)
 
     @classmethod
@@ -157,9 +156,8 @@ class Run:
     def export(self) -> Path:
         """Write the run's model.onnx and return its path. Raises ExportError."""
         path = self.folder / MODEL_FILE
-        partial = path.with_suffix(".partial")
-        self._trained.export(partial)
-        os.replace(partial, path)  # noqa: PTH105 - the atomic call, by its name
+        with replacing(path) as partial:
+            self._trained.export(partial)
         opset, ir_version = onnx.versions_of(path)
         self._report("export", [f"{path}: {path.stat().st_size:,} bytes, opset {opset}, IR version {ir_version}"])
         return path
@@ -323,7 +321,7 @@ class Run:
             raise RunError(f"the data at {self.config.data} is not what {self.folder} was trained on; train anew")
         self._report("collect", [collected.source, f"{collected.rows} rows, sha256 {collected.sha256[:12]}"])
         task = collected.prepare(self.config)
-        write(path, json.dumps(asdict(task.report), indent=2, ensure_ascii=False) + "\n")
+        write_text(path, json.dumps(asdict(task.report), indent=2, ensure_ascii=False) + "\n")
         report = task.report
         lines = [*_listed("broken", report.broken), *_listed("duplicate", report.duplicates)]
         for split, counts in report.rows.items():

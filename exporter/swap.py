@@ -17,6 +17,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from server.whole import sync
+
 _AT_FDCWD = -100
 _RENAME_NOREPLACE = 1
 _RENAME_EXCHANGE = 2
@@ -60,11 +62,7 @@ def flush(folder: Path) -> None:
     """Have every file below `folder` on the disk, so that after a power cut a rename can't show empty files."""
     for top, folders, files in os.walk(folder):
         for name in (*files, *folders, "."):
-            descriptor = os.open(Path(top, name), os.O_RDONLY)
-            try:
-                os.fsync(descriptor)
-            finally:
-                os.close(descriptor)
+            sync(Path(top, name))
 
 
 @contextmanager

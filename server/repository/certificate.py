@@ -28,6 +28,7 @@ from server.repository.replay import (
     replay_preprocessing,
 )
 from server.security.signing import SIGNATURE_FILE
+from server.whole import write_text
 
 __all__ = [
     "DEFAULT_TOLERANCE",
@@ -181,7 +182,7 @@ def read_manifest(folder: Path, vouch: Vouch | None = None) -> Manifest | None:
 def write_manifest(folder: Path, manifest: Manifest) -> Path:
     """Write manifest.json. Returns the file."""
     path = folder / MANIFEST_FILE
-    path.write_text(manifest.model_dump_json(indent=2) + "\n", encoding="utf-8")
+    write_text(path, manifest.model_dump_json(indent=2) + "\n")
     return path
 
 

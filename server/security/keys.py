@@ -21,6 +21,7 @@ from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationErro
 from server.errors import Unauthenticated
 from server.security.caller import Grant
 from server.security.roles import Role
+from server.whole import replacing
 
 PREFIX = "fp_"
 _KEY = re.compile(r"fp_([0-9a-f]{12})_([A-Za-z0-9_-]{43})")
@@ -135,11 +136,8 @@ def write_file(path: Path, file: KeyFile) -> None:
     """As a whole or not at all, for its owner's eyes. Raises OSError."""
     text = yaml.safe_dump(_plain(file.model_dump(mode="json", exclude_defaults=True)), sort_keys=False)
     path.parent.mkdir(parents=True, exist_ok=True)
-    new = path.with_name(f".{path.name}.new")
-    new.unlink(missing_ok=True)
-    new.touch(mode=0o600)
-    new.write_text(text)
-    new.replace(path)
+    with replacing(path, mode=0o600) as new:
+        new.write_text(text)
 
 
 def _plain(document: Mapping[str, Any]) -> dict[str, Any]:

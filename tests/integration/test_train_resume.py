@@ -67,7 +67,7 @@ def test_a_checkpoint_that_was_being_written_is_not_believed(unbroken: Weights, 
     """Death while the checkpoint is written leaves the one before it."""
     with pytest.raises(Killed):
         train(tmp_path, die_at=(2, 1))
-    (tmp_path / "checkpoint.partial").write_bytes(b"half")
+    (tmp_path / ".checkpoint.pt.partial").write_bytes(b"half")
     assert equal(train(tmp_path), unbroken)
 
 
