@@ -279,7 +279,7 @@ def tensorrt(
     repository: Annotated[
         Path, typer.Option(help="Where the run's model is published: its config.pbtxt has the batches.")
     ] = DEFAULT_REPOSITORY,
-    fp16: Annotated[bool, typer.Option("--fp16", help="Let TensorRT compute in FP16 where that is quicker.")] = False,
+    fp16: Annotated[bool, typer.Option("--fp16", help="Of the FP16 copy of the model.")] = False,
     workspace_mib: Annotated[int, typer.Option(min=16, help="Memory that TensorRT may use to build, in MiB.")] = 2048,
 ) -> None:
     """Build a TensorRT plan of a run's model, on the kind of GPU that will serve it."""
@@ -287,8 +287,10 @@ def tensorrt(
         from exporter.folder import read_config
         from exporter.tensorrt import build_for
 
-        plan = build_for(run_dir, repository / read_config(run_dir).name, half=fp16, workspace_mib=workspace_mib)
-        _report("tensorrt", [f"{plan}: {plan.stat().st_size:,} bytes"])
+        plan, served = build_for(
+            run_dir, repository / read_config(run_dir).name, half=fp16, workspace_mib=workspace_mib
+        )
+        _report("tensorrt", [f"{plan}: {plan.stat().st_size:,} bytes", f"in config.pbtxt: {served}"])
 
 
 def _require(values: dict[str, str]) -> None:

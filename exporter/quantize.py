@@ -47,11 +47,15 @@ class Variant:
     """From a model's file to another, with inputs of training rows to look at."""
 
 
-def make(variant: Variant, source: Path, target: Path, task: Task) -> None:
-    """Write the copy. Raises ExportError where ONNX Runtime's tools can't, or what they write does not load."""
+def make(variant: Variant, source: Path, target: Path, batches: Sequence[Arrays] = ()) -> None:
+    """Write the copy. `batches` as `calibration` gives them, for a variant that looks at them.
+
+    Raises:
+        ExportError: ONNX Runtime's tools can't, or what they write does not load.
+    """
     try:
         with _quiet():
-            variant.make(source, target, calibration(task))
+            variant.make(source, target, batches)
             model = onnx.load(target)
             model.ir_version = min(model.ir_version, IR_VERSION)
             target.write_bytes(model.SerializeToString(deterministic=True))

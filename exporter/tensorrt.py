@@ -1,23 +1,28 @@
 """An exported model as a TensorRT plan, for Triton's tensorrt_plan: an optimisation profile for each length bucket.
 
 It takes the package `tensorrt` and an NVIDIA GPU of the kind that will serve: a plan runs on no other kind. Where
-either is missing, that is what is said. The build follows TensorRT's documentation; it has not been run on a GPU yet.
+either is missing, that is what is said. It calls TensorRT as the Python bindings of 10.16 and 11.4 declare; it has not
+been run on a GPU yet.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
 
+from exporter import quantize
 from exporter.errors import ExportError, UsageError
 from server.errors import ServingError
 from server.repository.model_config import ModelConfig, read_model_config
+from server.whole import replacing
 
 PLAN_FILE = "model.plan"
 TIMING_CACHE_FILE = "timing.cache"
@@ -58,6 +63,12 @@ def profiles(config: ModelConfig) -> list[Profile]:
     return found
 
 
+def served_by(config: ModelConfig) -> str:
+    """What config.pbtxt says of the plan in Triton, which uses the first profile alone unless all are named."""
+    names = ", ".join(f'"{index}"' for index in range(len(profiles(config))))
+    return f'platform: "tensorrt_plan" instance_group {{ kind: KIND_GPU profile: [ {names} ] }}'
+
+
 def missing() -> str:
     """What a plan can't be built without here; empty where nothing is missing."""
     lacking = []
@@ -71,11 +82,12 @@ def missing() -> str:
 def build(model: Path, config: ModelConfig, folder: Path, *, half: bool = False, workspace_mib: int = 2048) -> Path:
     """Build `folder`/model.plan of an ONNX file, with a timing cache beside it, and return its path.
 
-    `half` lets TensorRT compute in FP16 where that is quicker.
+    `half`: of the model's FP16 copy (`exporter.quantize`). Types are those of the file in either case: since version 11
+    TensorRT chooses none by itself. A build that fails leaves plan and cache as they were.
 
     Raises:
         UsageError: TensorRT or a GPU is missing; names which.
-        ExportError: TensorRT can't read the model, or builds no engine for these profiles.
+        ExportError: TensorRT refuses the model, a profile, the cache or the whole; names which, and why if it says so.
     """
     lacking = missing()
     if lacking:
@@ -83,34 +95,27 @@ def build(model: Path, config: ModelConfig, folder: Path, *, half: bool = False,
     trt: Any = import_module("tensorrt")  # no stubs, and seldom here
 
     logger = trt.Logger(trt.Logger.WARNING)
-    builder = trt.Builder(logger)
-    network = builder.create_network(0)
-    parser = trt.OnnxParser(network, logger)
-    if not parser.parse(model.read_bytes()):
-        problems = "; ".join(str(parser.get_error(index)) for index in range(parser.num_errors))
-        raise ExportError(f"TensorRT can't read {model.name}: {problems}")
-    settings = builder.create_builder_config()
-    settings.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, workspace_mib << 20)
-    if half:
-        settings.set_flag(trt.BuilderFlag.FP16)
+    builder = _asked("to start: driver and GPU must be known to it", None, trt.Builder, logger)
+    typed = 1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
+    network = _asked("a network", None, builder.create_network, typed)
+    with _source(model, half) as source:
+        _parse(trt.OnnxParser(network, logger), source)
+    settings = _asked("a configuration", None, builder.create_builder_config)
+    workspace = workspace_mib << 20
+    _asked("the workspace", False, settings.set_memory_pool_limit, trt.MemoryPoolType.WORKSPACE, workspace)
     for each in profiles(config):
-        profile = builder.create_optimization_profile()
-        for name, (least, usual, largest) in each.shapes.items():
-            profile.set_shape(name, least, usual, largest)
-        settings.add_optimization_profile(profile)
+        _add(settings, each, _asked("a profile", None, builder.create_optimization_profile))
     folder.mkdir(parents=True, exist_ok=True)
     cache = _timing_cache(settings, folder / TIMING_CACHE_FILE)
-    serialized = builder.build_serialized_network(network, settings)
-    if serialized is None:
-        raise ExportError(f"TensorRT built no engine of {model.name}; its log above says why")
-    (folder / TIMING_CACHE_FILE).write_bytes(bytes(cache.serialize()))
-    plan = folder / PLAN_FILE
-    plan.write_bytes(bytes(serialized))
-    return plan
+    plan = _asked(f"to build {model.name}", None, builder.build_serialized_network, network, settings)
+    _write(folder / TIMING_CACHE_FILE, _asked("to give its timing cache", None, cache.serialize))
+    return _write(folder / PLAN_FILE, plan)
 
 
-def build_for(run: Path, model: Path, *, half: bool = False, workspace_mib: int = 2048) -> Path:
+def build_for(run: Path, model: Path, *, half: bool = False, workspace_mib: int = 2048) -> tuple[Path, str]:
     """Build the plan of a run's exported model, by the config of the published one, into the run's folder.
+
+    Returns its path, and what config.pbtxt says of it.
 
     Raises:
         UsageError, ExportError: as `build`; or the run has no model, or it is not published.
@@ -122,10 +127,58 @@ def build_for(run: Path, model: Path, *, half: bool = False, workspace_mib: int 
         config = read_model_config(model)
     except ServingError as error:
         raise UsageError(f"{model} has no config that can be read: {error}") from error
-    return build(source, config, run / "tensorrt", half=half, workspace_mib=workspace_mib)
+    plan = build(source, config, run / "tensorrt", half=half, workspace_mib=workspace_mib)
+    return plan, served_by(config)
+
+
+def _asked(what: str, refusal: object, call: Callable[..., Any], *arguments: object) -> Any:
+    """What TensorRT answers. Raises ExportError where it raises, or where `refusal` is its answer."""
+    try:
+        found = call(*arguments)
+    except Exception as error:  # of C++, by way of the bindings: TypeError, ValueError, RuntimeError
+        raise ExportError(f"TensorRT refuses {what}: {error}") from error
+    if type(found) is type(refusal) and found == refusal:
+        raise ExportError(f"TensorRT refuses {what}; its log above says why")
+    return found
+
+
+@contextmanager
+def _source(model: Path, half: bool) -> Iterator[Path]:
+    with TemporaryDirectory() as folder:
+        if half:
+            target = Path(folder) / model.name
+            quantize.make(quantize.VARIANTS["fp16"], model, target)
+            model = target
+        yield model
+
+
+def _parse(parser: Any, model: Path) -> None:
+    try:
+        _asked(f"to read {model.name}", False, parser.parse, model.read_bytes())
+    except ExportError as error:
+        problems = "; ".join(str(parser.get_error(index)) for index in range(parser.num_errors))
+        raise ExportError(f"TensorRT can't read {model.name}: {problems}" if problems else str(error)) from error
+
+
+def _add(settings: Any, wanted: Profile, profile: Any) -> None:
+    for name, shapes in wanted.shapes.items():
+        least, usual, largest = shapes
+        told = f"for input {name!r} the shapes {least} to {largest}, usually {usual}"
+        # It answers nothing, and raises; bindings of older versions answered whether they took it.
+        _asked(told, False, profile.set_shape, name, least, usual, largest)
+    told = ", ".join(f"{name} {least} to {largest}" for name, (least, _, largest) in wanted.shapes.items())
+    _asked(f"the profile of {told}", -1, settings.add_optimization_profile, profile)
 
 
 def _timing_cache(settings: Any, path: Path) -> Any:
-    cache = settings.create_timing_cache(path.read_bytes() if path.exists() else b"")
-    settings.set_timing_cache(cache, ignore_mismatch=False)
+    kept = path.read_bytes() if path.exists() else b""
+    told = f"{path}: it is damaged, or of another GPU or version; remove it" if kept else "an empty timing cache"
+    cache = _asked(told, None, settings.create_timing_cache, kept)
+    _asked(told, False, settings.set_timing_cache, cache, False)
     return cache
+
+
+def _write(path: Path, content: Any) -> Path:
+    with replacing(path) as partial:
+        partial.write_bytes(memoryview(content))
+    return path

@@ -71,9 +71,10 @@ def compare(run: Run, names: Sequence[str], max_metric_drop: float) -> Compariso
     folder = run.folder / FOLDER
     folder.mkdir(exist_ok=True)
     files, failed = {ORIGINAL: run.model_file}, {}
+    batches = quantize.calibration(task)
     for name in names:
         try:
-            quantize.make(quantize.VARIANTS[name], run.model_file, file_of(run, name), task)
+            quantize.make(quantize.VARIANTS[name], run.model_file, file_of(run, name), batches)
             checks.session_of(file_of(run, name))
             files[name] = file_of(run, name)
         except ExporterError as error:

@@ -128,7 +128,7 @@ def files(work: Path, folder: HubFolder, task: Any) -> dict[str, Path]:
         export(task, read(folder).network_of().eval(), found["fp32"])
     for name in VARIANTS:
         if not found[name].exists():
-            quantize.make(quantize.VARIANTS[name], found["fp32"], found[name], task)
+            quantize.make(quantize.VARIANTS[name], found["fp32"], found[name], quantize.calibration(task))
     return found
 
 
