@@ -228,7 +228,11 @@ _MODELS = (
         "golden files no sample",
     ),
     Definition(
-        "forwardpass_model_loads_total", "counter", "loads", ("model", "outcome"), "Loads by outcome: loaded, failed"
+        "forwardpass_model_loads_total",
+        "counter",
+        "loads",
+        ("model", "outcome"),
+        "Loads by outcome: loaded, failed; not of names that no repository has",
     ),
     Definition(
         "forwardpass_model_swaps_total",

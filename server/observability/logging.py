@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import sys
 import time
 from typing import TYPE_CHECKING
@@ -11,7 +12,10 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from server.settings import LogSettings
 
+_QUIET_S, _AGAIN_S = 60.0, 3600.0
 _TEXT = "%(asctime)s.%(msecs)03d %(levelname)-7s %(name)s: %(message)s"
+_KEPT_DOWN = ("grpc", "httpx", "PIL")
+"""Libraries that log every request or frame, or in their details what is in a picture: its description, its place."""
 _ISO_TEXT = "%(asctime)s.%(msecs)03dZ %(levelname)-7s %(name)s: %(message)s"
 
 
@@ -64,6 +68,24 @@ def text_formatter(process: str = "", *, iso: bool = False) -> logging.Formatter
     return formatter
 
 
+class _Seldom(logging.Handler):
+    """Hands on what a library says, and not what it says again and again: a logger's words of one severity once, until
+    there was a minute without, or an hour is over."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._at: dict[tuple[str, int], tuple[float, float]] = {}
+        """By logger and severity: when it was handed on last, and when it came last."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        key, now_s = (record.name, record.levelno), record.created
+        told_s, came_s = self._at.get(key, (-math.inf, -math.inf))
+        again = now_s - came_s < _QUIET_S and now_s - told_s < _AGAIN_S
+        self._at[key] = told_s if again else now_s, now_s
+        if not again:
+            logging.getLogger().handle(record)
+
+
 def configure_logging(settings: LogSettings, process: str = "") -> logging.Handler:
     """Send every logger of the process to standard error, once and in one format; by the handler that is returned.
 
@@ -74,7 +96,9 @@ def configure_logging(settings: LogSettings, process: str = "") -> logging.Handl
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(settings.level.upper())
-    # Libraries that log every request or frame at info. Uvicorn's level is set where it is started.
-    for name in ("grpc", "httpx"):
+    for name in _KEPT_DOWN:
         logging.getLogger(name).setLevel(max(root.level, logging.WARNING))
+    # Of a collector that is away it has two lines for each batch.
+    spans = logging.getLogger("opentelemetry")
+    spans.handlers[:], spans.propagate = [_Seldom()], False
     return handler

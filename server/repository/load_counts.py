@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from server.errors import ModelLoadFailed
+from server.errors import ModelLoadFailed, UnknownModel
 from server.repository.golden import GOLDEN_FOLDER
 
 if TYPE_CHECKING:
@@ -46,6 +46,9 @@ class LoadCounts:
         self._unlike.pop(name, None)
 
     def failed(self, name: str, error: BaseException) -> None:
+        """A name that no repository has is its asker's invention, and there is no end of those: it is nobody's load."""
+        if isinstance(error, UnknownModel):
+            return
         self.outcomes[name, "failed"] += 1
         folder, _, file = error.where.partition("/") if isinstance(error, ModelLoadFailed) else ("", "", "")
         if folder == GOLDEN_FOLDER and file.removesuffix(".npz").isdigit():

@@ -51,6 +51,8 @@ def asked(
                 assert "server-timing" not in answer.headers
             assert client.post("/v2/repository/models/digits/load").status_code == 200
             assert client.post("/v2/repository/models/none/load").status_code == 404
+            config = {"parameters": {"config": '{"max_batch_size": -1}'}}
+            assert client.post("/v2/repository/models/digits/load", json=config).status_code == 400
         (zone / "energy_uj").write_text("5000000")
         yield server
     finally:
@@ -84,10 +86,12 @@ def test_the_stages_of_all_calls_are_told(asked: ServerProcess) -> None:
 
 
 def test_loads_and_their_phases_are_told(asked: ServerProcess) -> None:
-    """Two loads, one of them in the place of the other, one that failed; golden outputs were given."""
+    """Two loads, one of them in the place of the other, one that failed; golden outputs were given. What no repository
+    has is a client's invention, and a metric would have a series for each."""
     found = scraped(asked)
     assert found[key("forwardpass_model_loads_total", model="digits", outcome="loaded")] == 2
-    assert found[key("forwardpass_model_loads_total", model="none", outcome="failed")] == 1
+    assert found[key("forwardpass_model_loads_total", model="digits", outcome="failed")] == 1
+    assert not [name for name, labels in found if ("model", "none") in labels]
     assert found[key("forwardpass_model_swaps_total", model="digits")] == 1
     assert found[key("forwardpass_model_parity", model="digits", version="1")] == 1
     for phase in ("files", "engine", "golden", "warmup"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import logging
 import re
@@ -9,11 +10,15 @@ import sys
 from collections.abc import Iterator
 
 import pytest
+from PIL import ExifTags, Image
 
 from server.errors import ServingError
 from server.observability.log_control import LogControl
 from server.observability.logging import JsonFormatter, configure_logging
+from server.pipeline.image import ImageSteps
 from server.settings import LogSettings
+from server.types import ImageInput
+from tests.support.models import SMALL_SPEC
 
 
 @pytest.fixture(autouse=True)
@@ -23,8 +28,10 @@ def restore() -> Iterator[None]:
     yield
     root.handlers[:] = handlers
     root.setLevel(level)
-    for name in ("grpc", "httpx"):
+    for name in ("grpc", "httpx", "PIL"):
         logging.getLogger(name).setLevel(logging.NOTSET)
+    spans = logging.getLogger("opentelemetry")
+    spans.handlers[:], spans.propagate = [], True
 
 
 def test_a_json_line_is_one_object_with_its_traceback() -> None:
@@ -54,6 +61,40 @@ def test_libraries_that_log_each_request_are_kept_down(capsys: pytest.CaptureFix
 
     lines = capsys.readouterr().err.splitlines()
     assert [line.rsplit(": ", 1)[1] for line in lines] == ["slow", "ready"]
+
+
+def test_what_is_in_a_picture_is_in_no_log(capsys: pytest.CaptureFixture[str]) -> None:
+    """Whatever the level: the library that reads it tells its description in its details."""
+    picture, described, file = Image.new("L", (20, 20), 255), Image.Exif(), io.BytesIO()
+    picture.putpixel((9, 9), 0)
+    described[ExifTags.Base.ImageDescription] = "what a patient said"
+    picture.save(file, "JPEG", exif=described)
+    configure_logging(LogSettings(level="debug"))
+
+    assert ImageSteps(SMALL_SPEC).row(ImageInput(file.getvalue()), "picture").size
+
+    assert "patient" not in capsys.readouterr().err
+
+
+def test_a_collector_that_stays_away_is_told_of_once(capsys: pytest.CaptureFixture[str]) -> None:
+    """The library says so every few seconds; again it is told after an hour, or when there was quiet between."""
+    configure_logging(LogSettings())
+    library = logging.getLogger("opentelemetry.exporter.otlp.proto.grpc.exporter")
+
+    def fail(at_s: int) -> None:
+        record = library.makeRecord(library.name, logging.ERROR, "", 0, "failed at %d", (at_s,), None)
+        record.created = at_s
+        library.handle(record)
+
+    for at_s in (0, 3, 50, 100, *range(200, 4000, 10)):
+        fail(at_s)
+    library.warning("and another severity")
+
+    lines = capsys.readouterr().err.splitlines()
+    assert [line.rsplit(": ", 1)[1] for line in lines] == [
+        *("failed at 0", "failed at 200", "failed at 3800"),
+        "and another severity",
+    ]
 
 
 def written(capsys: pytest.CaptureFixture[str]) -> list[str]:
