@@ -81,7 +81,9 @@ class Family:
 
 @cache
 def _bounds(bounds: tuple[int, ...], unit: float) -> tuple[str, ...]:
-    return (*(f"{bound * unit:g}" for bound in bounds), "+Inf")
+    """As OpenMetrics and Prometheus from version 3 on have them: those that are whole with a point, whatever came."""
+    written = [f"{bound * unit:g}" for bound in bounds]
+    return (*(text if set(text) & set(".e") else f"{text}.0" for text in written), "+Inf")
 
 
 def labelled(pairs: Iterable[tuple[str, str]]) -> str:

@@ -12,10 +12,13 @@ from typing import Any
 import pytest
 import yaml
 
+from server.observability.catalog import Family
 from server.observability.definitions import CATALOG
+from server.scheduler.statistics import DURATION_BOUNDS_NS, Histogram
 from tests.support.chart import CHART, ROOT, one, render
 from tests.support.parts import tool
 
+DURATION = "forwardpass_request_duration_seconds"
 RULES = CHART / "rules" / "forwardpass.yaml"
 CASES = [ROOT / "tests" / "golden" / name for name in ("rules_test.yaml", "rules_day_test.yaml")]
 
@@ -163,6 +166,20 @@ def test_the_chart_puts_its_own_objectives_into_the_rules(tmp_path: Path) -> Non
     assert not re.search(r"0\.999|0\.99\)|\"0\.1\"|> 0\.1$", text)
     assert rule["metadata"]["labels"]["release"] == "monitoring"
     assert promtool("check", "rules", written).returncode == 0
+
+
+@pytest.mark.parametrize(("seconds", "bound"), [(1, "1.0"), (10, "10.0"), (2.5, "2.5"), (0.00005, "5e-05")])
+def test_an_objective_is_the_bound_of_a_bucket_as_it_is_exposed(seconds: float, bound: str) -> None:
+    """Label values are text: one that is whole has a point, as the server and Prometheus 3 write it."""
+    values = {"metrics": {"prometheusRule": {"enabled": True, "latencySeconds": seconds}}}
+    exprs = [
+        each["expr"] for group in one(render(values), "PrometheusRule")["spec"]["groups"] for each in group["rules"]
+    ]
+    histogram = Family(DURATION)
+    histogram.add_histogram(("m", "1"), Histogram(DURATION_BOUNDS_NS), 1e-9)
+
+    assert {found for expr in exprs for found in re.findall(r'le="([^"]+)"', expr)} == {bound}
+    assert any(f'le="{bound}"' in line.labels for line in histogram.metric.lines)
 
 
 def test_the_charts_rules_are_of_their_own_release(tmp_path: Path) -> None:

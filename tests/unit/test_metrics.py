@@ -13,6 +13,7 @@ from cryptography import x509
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as openmetrics_families
 from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.samples import Sample
+from prometheus_client.utils import floatToGoString
 
 from server.errors import Cancelled, DeadlineExceeded, Overloaded, QueueFull
 from server.observability import catalog
@@ -78,6 +79,14 @@ def test_every_metric_has_help_and_a_unit(definition: Definition) -> None:
     assert definition.unit
     last = definition.base.rpartition("_")[2]
     assert {"seconds": "seconds", "bytes": "bytes", "us": "microseconds"}.get(last, definition.unit) == definition.unit
+
+
+def test_bounds_are_written_as_the_library_writes_them() -> None:
+    """Prometheus 3 does so to all that it scrapes, and queries name them as text."""
+    bounds = set(re.findall(r'le="([^"]+)"', Metrics(Counted(ModelStatistics("m", "1")), {}).expose()[0].decode()))
+
+    assert "1.0" in bounds
+    assert bounds == {floatToGoString(float(bound)) for bound in bounds}
 
 
 def test_openmetrics_is_for_those_who_ask() -> None:

@@ -568,3 +568,9 @@ initContainers:
     - name: shm
       mountPath: /dev/shm
 {{- end -}}
+
+{{- /* A bucket's bound as the server exposes it: what is whole has a point. */ -}}
+{{- define "forwardpass.bound" -}}
+{{- $bound := toString . -}}
+{{- $bound }}{{ if not (regexMatch "[.e]" $bound) }}.0{{ end }}
+{{- end }}
