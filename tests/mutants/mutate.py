@@ -1,5 +1,10 @@
-"""Mutants of a module: its source with one small fault each. What no test could tell is left alone: annotations, texts,
-logs, `__slots__`, what stands under TYPE_CHECKING."""
+"""Mutants of a module: its source with one small fault each.
+
+Not drawn is what no test is to pin: annotations, and what stands under TYPE_CHECKING; texts, logs, what is raised (its
+condition is drawn) and `__repr__`; `__slots__`, decorators and `strict=` of zip, which change nothing that works; and
+the number itself that a private name of a module stands for, as in `_WEIGHT = 8` (a weight, pause or cap one greater
+is no fault: what is compared or reckoned with it is drawn).
+"""
 
 from __future__ import annotations
 
@@ -7,6 +12,7 @@ import ast
 import copy
 from collections.abc import Iterator
 from dataclasses import dataclass
+from types import CodeType
 
 _COMPARE: dict[type[ast.cmpop], type[ast.cmpop]] = {
     ast.Lt: ast.LtE,
@@ -37,27 +43,41 @@ _BINARY: dict[type[ast.operator], type[ast.operator]] = {
 @dataclass(frozen=True)
 class Mutant:
     module: str
-    line: int
+    lines: tuple[int, ...]
+    """Where it is: those of the changed part."""
     change: str
-    code: str
-    """The whole module."""
+    index: int
+    changed: ast.AST
 
     def __str__(self) -> str:
-        return f"{self.module}:{self.line}: {self.change}"
+        return f"{self.module}:{self.lines[0]}: {self.change}"
+
+    def code(self, source: str, path: str) -> CodeType:
+        """The whole module's, its lines where they were."""
+        tree = _Replace(self.index, self.changed).visit(_numbered(source))
+        return compile(ast.fix_missing_locations(tree), path, "exec")
 
 
 def mutants(module: str, source: str) -> list[Mutant]:
     """All of a module, in the order of its text."""
+    found = [
+        Mutant(module, _lines(node), change, node.index, changed)
+        for node in _told(_numbered(source))
+        for change, changed in _changes(node)
+    ]
+    return sorted(found, key=lambda mutant: (mutant.lines, mutant.change))
+
+
+def _lines(node: ast.AST) -> tuple[int, ...]:
+    where = node.test if isinstance(node, ast.If) else node
+    return tuple(range(where.lineno, (where.end_lineno or where.lineno) + 1))
+
+
+def _numbered(source: str) -> ast.Module:
     tree = ast.parse(source)
-    found = []
     for index, node in enumerate(ast.walk(tree)):
         node.index = index  # type: ignore[attr-defined]
-    for node in _told(tree):
-        for change, changed in _changes(node):
-            mutated = _Replace(node.index, changed).visit(copy.deepcopy(tree))
-            code = ast.unparse(ast.fix_missing_locations(mutated))
-            found.append(Mutant(module, node.lineno, change, code))
-    return sorted(found, key=lambda mutant: (mutant.line, mutant.change))
+    return tree
 
 
 class _Replace(ast.NodeTransformer):
@@ -71,23 +91,35 @@ class _Replace(ast.NodeTransformer):
 
 def _told(node: ast.AST) -> Iterator[ast.AST]:
     """The nodes whose change somebody could notice."""
-    if isinstance(node, ast.JoinedStr | ast.Raise):
-        return
-    if isinstance(node, ast.keyword) and node.arg == "strict":  # A guard against a bug of ours.
-        return
-    if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
-        return
-    if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__slots__":
-        return
-    if isinstance(node, ast.Expr) and isinstance(node.value, ast.Call) and ast.unparse(node.value).startswith("log."):
+    if _is_left_alone(node):
         return
     yield node
     for name, value in ast.iter_fields(node):
         if name in ("annotation", "returns", "decorator_list", "type_comment"):
             continue
         for child in value if isinstance(value, list) else [value]:
-            if isinstance(child, ast.AST):
+            if isinstance(child, ast.AST) and not (isinstance(node, ast.Module) and _is_private_number(child)):
                 yield from _told(child)
+
+
+def _is_left_alone(node: ast.AST) -> bool:
+    match node:
+        case ast.JoinedStr() | ast.Raise() | ast.keyword(arg="strict") | ast.FunctionDef(name="__repr__"):
+            return True
+        case ast.If(test=ast.Name("TYPE_CHECKING")) | ast.Assign(targets=[ast.Name("__slots__")]):
+            return True
+        case ast.Expr(value=ast.Call(func=ast.Attribute(value=ast.Name("log")))):
+            return True
+    return False
+
+
+def _is_private_number(node: ast.AST) -> bool:
+    """`_NAME = 16 * 1024` and the like."""
+    match node:
+        case ast.Assign(targets=[ast.Name(name)]) if name.startswith("_"):
+            arithmetic = (ast.Constant, ast.BinOp, ast.UnaryOp, ast.operator, ast.unaryop)
+            return all(isinstance(part, arithmetic) for part in ast.walk(node.value))
+    return False
 
 
 def _changes(node: ast.AST) -> Iterator[tuple[str, ast.AST]]:  # noqa: C901 - a table of cases

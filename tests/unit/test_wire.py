@@ -11,7 +11,7 @@ from tritonclient.grpc import service_pb2 as pb
 
 from server.errors import InvalidRequest
 from server.tensor import Tensor
-from server.transport.codec import v2_wire
+from server.transport.codec import v2_grpc, v2_wire
 from server.transport.codec.recent import Recent
 from server.transport.codec.varint import read_length, varint
 from server.transport.codec.wire_request import Forms
@@ -251,3 +251,193 @@ def test_a_long_winded_length_is_not_plain(data: bytes) -> None:
     """Protobuf reads it, or says what is wrong."""
     with pytest.raises(ValueError, match="plain"):
         read_length(data, 0)
+
+
+# --- the short ways are taken -----------------------------------------------------------------------------------------
+
+
+class Watched(Forms):
+    """Counts the messages that no run told of."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.split = 0
+
+    def _by_key(self, data: bytes | memoryview) -> Any:
+        self.split += 1
+        return super()._by_key(data)
+
+
+def nameless(id: str = "") -> pb.ModelInferRequest:
+    made = message(id=id)
+    made.model_version = ""
+    return made
+
+
+RUNS = {
+    "no id": (message(1), message(2)),
+    "ids of other lengths": (message(id="a"), message(id="another")),
+    "no id first": (message(), message(id="a" * 127)),
+    "without a version": (nameless("a"), nameless("bcd")),
+    "several inputs": (two_inputs(), two_inputs()),
+    "several inputs and an id": (two_inputs("a"), two_inputs("bc")),
+    "just below a view": (message(size=2047), message(2, size=2047)),
+}
+
+
+@pytest.mark.parametrize("alike", RUNS.values(), ids=RUNS)
+def test_the_next_message_of_a_run_is_not_split_into_its_fields(alike: tuple[pb.ModelInferRequest, ...]) -> None:
+    """Once its key is known; and it says what it says."""
+    forms = Watched()
+    known(forms, alike[0])
+    known(forms, alike[0])
+    split = forms.split
+    for sent in (*alike, *alike):
+        request = read(forms, sent)
+        assert (request.model_name, request.model_version, request.id) == ("add", sent.model_version, sent.id)
+        assert [bytes(tensor.data) for tensor in request.inputs] == list(sent.raw_input_contents)
+    assert forms.split == split
+
+
+@pytest.mark.parametrize(
+    "sent", [message(id="i" * 128), message(size=2048), text(b"one")], ids=["a long id", "large", "text"]
+)
+def test_what_is_no_run_goes_by_its_key(sent: pb.ModelInferRequest) -> None:
+    """A long id, data that is better a view, and data whose length its shape does not tell."""
+    forms = Watched()
+    for index in range(4):
+        read(forms, sent)
+        assert forms.split == index + 1
+    assert read(forms, sent).form is not None
+
+
+def test_a_run_whose_place_another_took_is_back_with_its_next_message() -> None:
+    """Two of one length, in turns, are found by their keys; who comes twice in a row has the place again."""
+    forms = Watched()
+    first, second = message(), message()
+    second.inputs[0].name = "z"
+    for sent in (first, second):
+        known(forms, sent)
+    split = forms.split
+    for _ in range(2):
+        assert read(forms, first).inputs[0].name == "a"
+    assert forms.split == split + 1
+    assert read(forms, second).inputs[0].name == "z"
+    assert forms.split == split + 2
+
+
+def test_a_view_that_is_small_is_read_as_bytes() -> None:
+    """By the run that its like made; a large one is a view to the end."""
+    forms = Watched()
+    known(forms, message())
+    split = forms.split
+    request = forms.decode(memoryview(message(5).SerializeToString()), _ignore, 7)
+    assert type(request.inputs[0].data) is bytes
+    assert forms.split == split
+
+
+def test_what_is_known_of_messages_is_bounded() -> None:
+    """Lengths, and messages that came once: past the limit all go, and who is in use comes back."""
+    forms = Forms()
+    for size in range(1, 600):
+        known(forms, message(parameters={"p" * size: pb.InferParameter(bool_param=True)}))
+        assert 0 < len(forms._runs) <= 512
+    once = Forms()
+    for index in range(5000):
+        read(once, message(parameters={"p": pb.InferParameter(int64_param=index)}))
+        assert 0 < len(once._seen) <= 4096
+    assert not once._keys, "nobody came twice"
+
+
+def test_a_key_that_is_too_long_is_not_kept() -> None:
+    """Its message is protobuf's each time; one just as long as may be is known."""
+    empty = len(message(parameters={"p": pb.InferParameter(string_param="")}).SerializeToString()) - 10
+    lengths = []
+    for more in range(-8, 9):
+        sent = message(parameters={"p": pb.InferParameter(string_param="x" * (4096 - empty + more))})
+        key_bytes = len(sent.SerializeToString()) - 10
+        lengths.append(key_bytes)
+        assert (known(Forms(), sent).form is not None) == (key_bytes <= 4096)
+    assert 4096 in lengths
+    assert 4097 in lengths
+
+
+def test_messages_of_256_fields_are_split_and_no_more() -> None:
+    """Each output asked for is a field."""
+    for outputs, is_known in ((252, True), (253, False)):
+        sent = message(outputs=[pb.ModelInferRequest.InferRequestedOutputTensor(name="o")] * outputs)
+        assert len(sent.ListFields()) == 5
+        assert (known(Forms(), sent).form is not None) == is_known
+
+
+class InOnePiece(Templates):
+    def encode_parts(self, response: InferResponse) -> Any:
+        raise AssertionError("it is written in parts")
+
+
+@pytest.mark.parametrize(
+    ("id", "tensor"),
+    [
+        ("", Tensor("c", "FP32", (2, 3), bytes(24))),
+        ("i", Tensor("c", "FP32", (2, 3), bytes(24))),
+        ("i" * 127, Tensor("c", "INT64", (0,), b"")),
+        ("é" * 63, Tensor("c", "BOOL", (300,), bytes(300))),
+    ],
+)
+def test_an_answer_of_one_output_is_written_in_one_piece(id: str, tensor: Tensor) -> None:
+    """Where its shape tells its length, and its id is short."""
+    templates = InOnePiece()
+    for _ in range(2):
+        response = InferResponse("add", "1", [tensor], id)
+        assert templates.encode(response) == v2_grpc.encode_infer(response).SerializeToString()
+    assert len(templates._templates) == 1
+
+
+@pytest.mark.parametrize(
+    "response",
+    [
+        InferResponse("add", "1", [Tensor("c", "FP32", (1,), bytes(4))], "i" * 128),
+        InferResponse("add", "1", [Tensor.from_numpy("c", np.array([b"x"], object))]),
+        InferResponse("add", "1", [Tensor("c", "FP32", (1,), bytes(4))] * 2),
+        InferResponse("add", "1", [Tensor("c", "FP32", (2,), bytes(4))]),
+        InferResponse("add", "1", []),
+    ],
+    ids=["a long id", "text", "several outputs", "the wrong length", "no outputs"],
+)
+def test_every_other_answer_is_written_in_parts(response: InferResponse) -> None:
+    """With the same bytes."""
+    with pytest.raises(AssertionError, match="in parts"):
+        InOnePiece().encode(response)
+    assert Templates().encode(response) == v2_grpc.encode_infer(response).SerializeToString()
+
+
+def test_templates_are_bounded_and_made_once() -> None:
+    """For one shape one, whatever the way it is written; past the limit all go."""
+    templates = Templates()
+    answer = InferResponse("add", "1", [Tensor("c", "FP32", (1,), bytes(4))], "i")
+    templates.encode(answer)
+    [template] = templates._templates.values()
+    templates.encode(answer)
+    templates.encode_parts(answer)
+    assert list(templates._templates.values()) == [template]
+    assert next(iter(templates._templates.values())) is template
+    for rows in range(1100):
+        templates.encode(InferResponse("add", "1", [Tensor("c", "UINT8", (rows,), bytes(rows))]))
+        assert 0 < len(templates._templates) <= 1024
+
+
+def test_recent_weighs_what_it_holds() -> None:
+    """Just as much as it may stays young; one more ages the rest, which is found there once more."""
+    recent: Recent[str, str] = Recent(10)
+    recent.put("a", "A", 4)
+    recent.put("b", "B", 6)
+    assert (len(recent._young), len(recent._old)) == (2, 0)
+    recent.put("c", "C", 1)
+    assert (list(recent._young), list(recent._old)) == (["c"], ["a", "b"])
+    assert recent.get("a") == "A"
+    assert (list(recent._young), list(recent._old)) == (["c", "a"], ["b"])
+    recent.put("d", "D", 5)
+    assert list(recent._young) == ["c", "a", "d"], "five and five"
+    recent.put("e", "E", 1)
+    assert (list(recent._young), list(recent._old)) == (["e"], ["c", "a", "d"])
+    assert (len(recent), recent.get("b")) == (4, None)
