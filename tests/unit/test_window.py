@@ -5,6 +5,7 @@ from __future__ import annotations
 import heapq
 import random
 from collections.abc import Callable
+from itertools import pairwise
 
 import pytest
 
@@ -146,3 +147,138 @@ def test_a_failure_is_time_without_rows(failing: bool, most: int) -> None:
         window.end(1, now_ns, answered=not (failing and window.size > 8 and at % 2))
 
     assert window.size == most or (failing and window.size == 12)
+
+
+# --- one step at a time -----------------------------------------------------------------------------------------------
+
+
+class Rounds:
+    """A window whose every round is full, and has the rate that a test says."""
+
+    def __init__(self, bounds: Bounds) -> None:
+        self.window = Window(bounds)
+        self.now_ns = 1000 * MS
+        self.end()
+
+    def end(self, rows: int = 1) -> None:
+        self.window.begin(rows)
+        self.window.end(rows, self.now_ns, answered=True)
+
+    def round(self, rows_per_s: float) -> int:
+        """The window after a round of that rate; what is still of the window before is not in it."""
+        while self.window._skip > 0:
+            self.end()
+        rows = max(16, 2 * self.window.size)
+        self.now_ns += int(rows / rows_per_s * 1e9)
+        self.end(rows)
+        return self.window.size
+
+
+def test_it_goes_up_as_long_as_the_rate_follows_by_a_quarter() -> None:
+    """Half as many rows more must bring an eighth more; else it goes back, and tries the other direction."""
+    rounds = Rounds(Bounds(2, 20, 400))
+    assert rounds.round(100) == 30, "the rate is known: a trial"
+    assert rounds.round(112.6) == 45
+    assert rounds.round(126) == 30, "it did not follow"
+    assert [rounds.round(112) for _ in range(2)] == [30, 20], "after a pause"
+    # A third less may cost a twelfth of the rate.
+    assert rounds.round(102.7) == 13
+    assert rounds.round(93.6) == 20
+
+
+def test_pauses_between_trials_that_changed_nothing_double() -> None:
+    """Up to sixteen rounds."""
+    rounds, rates = Rounds(Bounds(10, 20, 40)), {13: 80, 20: 100, 30: 100}
+    sizes = [20]
+    while len(sizes) < 62:
+        sizes.append(rounds.round(rates[sizes[-1]]))
+    trials = [at for at, size in enumerate(sizes) if size != 20]
+    assert [later - at - 1 for at, later in pairwise(trials)] == [2, 3, 5, 9, 17, 17]
+    assert [sizes[at] for at in trials[:4]] == [30, 13, 30, 13]
+
+
+def test_at_a_bound_it_tries_the_other_direction() -> None:
+    """One step beyond it is cut to it; where there is no room at all nothing is tried."""
+    assert Rounds(Bounds(2, 20, 20)).round(100) == 13
+    assert Rounds(Bounds(2, 20, 22)).round(100) == 22
+    assert Rounds(Bounds(1, 1, 2)).round(100) == 2
+    fixed = Rounds(Bounds(20, 20, 20))
+    assert {fixed.round(100) for _ in range(5)} == {20}
+
+
+def test_a_round_takes_enough_rows_and_time() -> None:
+    """Sixteen rows, two windows, and 50 ms, whichever is last."""
+    for first, rows in ((4, 16), (20, 40)):
+        rounds = Rounds(Bounds(2, first, 400))
+        for _ in range(rows - 1):
+            rounds.now_ns += 60 * MS
+            rounds.end()
+        assert rounds.window.size == first
+        rounds.end()
+        assert rounds.window.size == first * 1.5
+    short = Rounds(Bounds(2, 4, 400))
+    short.now_ns += 50 * MS - 1
+    short.end(100)
+    assert short.window.size == 4
+    short.now_ns += 1
+    short.end()
+    assert short.window.size == 6
+
+
+def test_answers_of_the_window_before_do_not_count() -> None:
+    """As many as were in flight when it changed; the round begins behind them."""
+    rounds = Rounds(Bounds(2, 20, 400))
+    assert rounds.round(100) == 30
+    for _ in range(29):
+        rounds.end()
+    began_ns = rounds.now_ns
+    rounds.now_ns += MS
+    assert rounds.window._skip == 1
+    rounds.end()
+    assert (rounds.window._skip, rounds.window._answered) == (0, 0)
+    assert rounds.window._since_ns == began_ns + MS
+
+
+def test_slack_begins_the_round_anew() -> None:
+    """With the end after it."""
+    rounds = Rounds(Bounds(2, 4, 400))
+    rounds.end(15)
+    rounds.window.slack()
+    rounds.now_ns += 100 * MS
+    rounds.end(20)
+    rounds.now_ns += 100 * MS
+    rounds.end(15)
+    assert rounds.window.size == 4
+    rounds.end()
+    assert rounds.window.size == 6
+
+
+def test_after_a_cut_the_next_trial_goes_up_and_comes_late() -> None:
+    """Sixteen rounds after it; a trial under way is over."""
+    rounds = Rounds(Bounds(2, 20, 400))
+    rounds.round(100)
+    rounds.window.cut()
+    assert rounds.window.size == 21
+    sizes = [rounds.round(100) for _ in range(18)]
+    assert sizes[:16] == [21] * 16
+    assert sizes[16] == 32
+
+
+def test_what_is_late_is_forgotten_with_the_round() -> None:
+    """A few now and then do not add up."""
+    rounds = Rounds(Bounds(2, 16, 16))
+    for late in (7, 5):
+        rounds.window.begin(late)
+        rounds.window.end(late, rounds.now_ns, answered=False, late=True)
+        assert rounds.window.size == (16 if late == 7 else 11)
+        if late == 7:
+            assert rounds.round(100) == 11, "a trial"
+
+
+def test_a_request_fits_beside_others_or_alone() -> None:
+    """To the last row."""
+    window = Window(Bounds(1, 4, 4))
+    assert window.fits(9)
+    window.begin(1)
+    assert window.fits(3)
+    assert not window.fits(4)
