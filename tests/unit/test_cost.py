@@ -155,3 +155,156 @@ def test_a_new_model_is_like_another_but_for_its_seed() -> None:
     other = cost.like({1: 50})
     assert other.predict_ns(1) == pytest.approx(1050, rel=0.02)
     assert CostModel({4: 500}).fixed_ns() == 0
+
+
+def test_a_measurement_moves_the_estimate_by_an_eighth_and_the_first_ones_by_more() -> None:
+    """The first of a size by a half, for its seed may be wrong, the second by a third, and so on."""
+    cost = CostModel({4: 1000})
+    expected = 1000.0
+    for part in (2, 3, 4, 5, 6, 7, 8, 8, 8):
+        expected += (1100 - expected) / part
+        cost.observe(4, 1100)
+        assert cost.mean_ns(4) == pytest.approx(expected)
+
+
+def test_an_outlier_counts_once_as_half_as_much_again_and_then_as_it_is() -> None:
+    """Two in a row are how things are now, by four times at most; one that is not in a row is one alone."""
+    cost = CostModel({1: 1000})
+    cost.observe(1, 10_000)
+    assert cost.mean_ns(1) == 1250
+    cost.observe(1, 10_000)
+    assert cost.mean_ns(1) == pytest.approx(1250 + (5000 - 1250) / 3)
+    alone = CostModel({1: 1000})
+    for ns in (10_000, 1250, 10_000):
+        alone.observe(1, ns)
+    assert alone.mean_ns(1) == pytest.approx(1250 + 625 / 4)
+    just = CostModel({1: 1000})
+    just.observe(1, 1500)
+    just.observe(1, 10_000)
+    assert just.mean_ns(1) == pytest.approx(1250 + 625 / 3), "the first was none"
+    fast = CostModel({1: 1000})
+    fast.observe(1, 1)
+    assert fast.mean_ns(1) == 625
+
+
+def test_the_high_quantile_moves_by_steps_of_one_size() -> None:
+    """Up by nineteen of twenty where a pass is above it, else down by one; from the mean to four times it."""
+    cost = CostModel({1: 1000})
+    assert cost.high_ns(1) == 1200
+    cost.observe(1, 1000)
+    assert cost.high_ns(1) == int(1000 * (1.2 - 0.05 * 0.05))
+    cost = CostModel({1: 1000})
+    cost.observe(1, 1201)
+    assert cost.high_ns(1) == int((cost.mean_ns(1)) * (1.2 + 0.05 * 0.95))
+    cost = CostModel({1: 1000})
+    cost.observe(1, 1200)
+    assert cost._ratio < 1.2, "just as long is not above"
+    for _ in range(200):
+        cost.observe(1, 1)
+    assert cost.high_ns(1) == int(cost.mean_ns(1))
+    for _ in range(200):
+        cost.observe(1, int(cost.mean_ns(1) * 100) + 1)
+    assert cost._ratio == 4
+
+
+def test_an_overhead_moves_by_an_eighth_and_never_by_more_than_a_pass() -> None:
+    """A loop that hangs for seconds is no overhead."""
+    cost = CostModel({1: 1000})
+    cost.observe(1, 1000, 800)
+    assert cost.predict_ns(1) == 1100
+    cost.observe(1, 1000, 10**9)
+    assert cost.predict_ns(1) == int(1100 + (1000 + 100) / 8)
+    assert cost.high_ns(1) == int(1000 * cost._ratio + 100 + 1100 / 8)
+    assert cost.compute_ns(1) == cost.mean_ns(1) == 1000
+
+
+def test_the_fixed_part_is_where_the_line_meets_no_rows() -> None:
+    """From none to the time of the smallest pass."""
+    assert CostModel({1: 300, 2: 400, 4: 600}).fixed_ns() == 200
+    assert CostModel({2: 100, 4: 500}).fixed_ns() == 0
+    assert CostModel({2: 500, 4: 100}).fixed_ns() == 500
+
+
+def test_nothing_is_known_until_something_was_measured() -> None:
+    """Neither the mean, nor the compute, nor a quantile."""
+    cost = CostModel()
+    assert (cost.mean_ns(1), cost.compute_ns(1), cost.high_ns(1), list(cost.sizes)) == (0, None, None, [])
+    cost.observe(2, 100)
+    assert (cost.mean_ns(2), cost.compute_ns(4), list(cost.sizes)) == (100, 200, [2])
+
+
+def test_what_is_known_of_a_new_size_changes_the_best_one_at_once() -> None:
+    """It need not wait for the period's end."""
+    cost = CostModel({1: 1000, 4: 4000})
+    assert cost.best_rows(4) == 1
+    cost.observe(2, 1000)
+    assert cost.best_rows(4) == 2
+
+
+def test_the_best_size_stands_until_the_period_ends() -> None:
+    """Sixteen passes, by whatever sizes."""
+    cost = CostModel({1: 1000, 2: 1990})
+    assert cost.best_rows(2) == 1
+    for _ in range(7):
+        cost.observe(1, 1000)
+    for _ in range(8):
+        cost.observe(2, 1200)
+        cost._since_trial_ns = 0.0
+    assert cost.best_rows(2) == 1
+    cost.observe(1, 1000)
+    assert cost.best_rows(2) == 2
+
+
+@pytest.mark.parametrize(("trials", "share"), [(0, 8), (3, 8), (4, 32)])
+def test_a_trial_takes_its_share_of_the_time(trials: int, share: int) -> None:
+    """An eighth while the size was tried less than four times, then a thirty-second."""
+    cost = CostModel({1: 1000, 2: 2000, 4: 4000})
+    cost._passes[2] = trials
+    cost.best_rows(4)
+    cost._since_trial_ns = share * 2000.0
+    assert cost.best_rows(4) == 1
+    cost._since_trial_ns += 1
+    assert cost.best_rows(4) == 2, "and not 4"
+
+
+def test_a_trial_is_over_once_it_was_filled() -> None:
+    """One that found too few is made again; with less room than twice the best size it is of the largest."""
+    cost = CostModel({1: 1000, 2: 1000, 3: 3000, 4: 6000})
+    assert cost.best_rows(3) == 2
+    cost._since_trial_ns = 10.0**9
+    cost.observe(2, 1000)
+    assert cost.best_rows(3) == 3
+    cost.observe(3, 3000)
+    assert cost.best_rows(3) == 2
+    wide = CostModel({rows: 1000 * rows for rows in (1, 2, 4, 8)})
+    assert wide.best_rows(8) == 1
+    wide._since_trial_ns = 10.0**9
+    wide.observe(1, 1000)
+    assert wide._since_trial_ns == 10**9 + 1000
+    wide.observe(2, 2000)
+    assert wide._since_trial_ns == 0
+
+
+def test_the_drift_of_the_commonest_size_moves_those_that_did_not_occur() -> None:
+    """Those that did have their own measurements; the next drift is told from here."""
+    cost = CostModel({1: 1000, 2: 2000, 4: 4000})
+    for _ in range(6):
+        cost.observe(2, 2000)
+    for _ in range(10):
+        cost.observe(1, 1400)
+    drift = cost.mean_ns(1) / 1000
+    assert 1.3 < drift < 1.4
+    assert cost.mean_ns(2) == 2000
+    assert cost.mean_ns(4) == pytest.approx(4000 * drift)
+    before = cost.mean_ns(1)
+    for _ in range(16):
+        cost.observe(1, 1400)
+    assert cost.mean_ns(4) == pytest.approx(4000 * drift * cost.mean_ns(1) / before)
+
+
+def test_a_size_that_was_not_there_at_the_periods_begin_tells_of_no_drift() -> None:
+    """There is nothing to hold it against."""
+    cost = CostModel({4: 4000})
+    for _ in range(16):
+        cost.observe(1, 100)
+    assert cost.mean_ns(4) == 4000

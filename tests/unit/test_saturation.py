@@ -58,6 +58,31 @@ def test_without_an_objective_or_a_cost_all_of_the_time_can_be_used() -> None:
     assert use_within(1, PASS_NS, 1, 0) == use_within(1, 0, 1, 5 * MS) == 1
 
 
+@pytest.mark.parametrize(
+    ("places", "rows", "passes", "use"),
+    [
+        (1, 1, 0.5, 0.25),
+        (1, 1, 1, 0.25),
+        (0, 1, 5, 1),
+        # By what arrives by chance: ((sqrt(2.33^2 + 4 t) - 2.33) / 2)^2 / t, with t = 64 * 1.
+        (64, 8, 2, 0.7481),
+        # By the tail: d / (exp(d) - 1), with d = ln(100) / 9.
+        (1, 1, 10, 0.7659),
+        # Who comes while a pass is under way can't join it: d = ln(100) / (2 * 8).
+        (2, 2, 10, 0.8630),
+    ],
+)
+def test_the_use_that_leaves_time_to_wait(places: float, rows: int, passes: float, use: float) -> None:
+    """By the higher of two bounds, reckoned by hand; a quarter where there is no time at all."""
+    assert use_within(places, PASS_NS, rows, int(passes * PASS_NS)) == pytest.approx(use, abs=5e-5)
+
+
+def test_an_ability_is_what_its_instances_can_do_in_time() -> None:
+    """Of passes that take several rows each."""
+    assert Ability(3).within() == 3
+    assert Ability(8, 8, PASS_NS, 2 * PASS_NS).within() == pytest.approx(8 * 0.7481, abs=1e-3)
+
+
 DEMANDS = st.lists(st.builds(Demand, st.floats(0, 100), st.floats(0, 16), st.floats(0, 4)), min_size=1, max_size=6)
 
 
@@ -69,6 +94,14 @@ def test_several_processes_are_as_saturated_as_one_with_all_of_it(parts: list[De
     assert total.work == pytest.approx(sum(part.work for part in parts))
     if busy and all(part.able for part in parts):
         assert min(busy) * 0.999 <= total.saturation() <= max(busy) * 1.001
+
+
+def test_of_several_processes_only_those_at_work_count() -> None:
+    """Unless none is; without an instance a version is as saturated as if there were one."""
+    parts = [Demand(0.5, 2, 0.25), Demand(0, 4, 1), Demand(1, 1, 0.5)]
+    assert summed(parts) == Demand(1.5, 3, 0.75)
+    assert summed(parts[1:2] * 2) == Demand(0, 8, 2)
+    assert Demand(0.5).saturation() == 0.5
 
 
 def test_models_that_share_the_cores_are_as_saturated_as_these() -> None:
