@@ -107,6 +107,20 @@ def test_work_is_of_the_time_gone_by_and_is_forgotten() -> None:
     assert Load().work(now_ns) == 0
 
 
+def test_the_load_begins_with_its_first_slice_and_forgets_slice_by_slice() -> None:
+    """Within the first 250 ms there is no rate yet; then the time since the begin counts, five seconds at most."""
+    load = Load()
+    load.arrive(100 * MS, 1000 * MS)
+    load.arrive(25 * MS, 1100 * MS)
+    assert load.work(1100 * MS) == load.work(1250 * MS) == 0.5
+    assert load.work(1500 * MS) == 0.25
+    load.arrive(100 * MS, 4000 * MS)
+    assert load.work(5999 * MS) == pytest.approx(225 / 4999)
+    assert load.work(6000 * MS) == pytest.approx(100 / 5000)
+    assert load.work(8999 * MS) == pytest.approx(100 / 5000)
+    assert load.work(9000 * MS) == 0
+
+
 def test_all_levels_above_are_ahead_and_none_below() -> None:
     """With those of them that were delayed; within the own level those with later deadlines are not."""
     queue = RequestQueue(QueuePolicy(), Priorities(levels=3, default_level=2))

@@ -195,6 +195,38 @@ def test_the_least_recently_used_makes_room() -> None:
     assert cache.counts().util == pytest.approx(cache.used_bytes / cache.size_bytes)
 
 
+def test_what_just_fits_is_kept() -> None:
+    """To the byte."""
+    outputs = (tensor(data=bytes(1000)),)
+    cache = ResponseCache(entry_bytes(outputs))
+    assert cache.fits(outputs)
+    cache.keep(b"a", outputs)
+    assert cache.find(b"a") is outputs
+    assert cache.counts().util == 1
+    assert not ResponseCache(entry_bytes(outputs) - 1).fits(outputs)
+    assert entry_bytes(outputs * 2) - entry_bytes(outputs) == entry_bytes(outputs) - entry_bytes(()) > 1000
+
+
+def test_durations_are_told_in_microseconds() -> None:
+    """As those of Triton's metrics."""
+    cache = ResponseCache(1)
+    cache.lookup_ns, cache.insertion_ns = 5_999, 7_001
+    assert (cache.counts().lookup_duration, cache.counts().insertion_duration) == (5, 7)
+
+
+def test_what_is_forgotten_is_its_owners_alone() -> None:
+    """And its bytes are free."""
+    cache = ResponseCache(1 << 20)
+    one, other = cache.owner(), cache.owner()
+    assert one != other
+    keys = [cache.key(owner, asked(tensor(data=bytes([size] * 16)))) for owner in (one, other) for size in (1, 2)]
+    for key in keys:
+        cache.keep(key, (tensor(),))
+    cache.forget(one)
+    assert [cache.find(key) is not None for key in keys] == [False, False, True, True]
+    assert cache.used_bytes == 2 * entry_bytes((tensor(),))
+
+
 @pytest.mark.parametrize(("tensors", "size"), [(1, 8), (3, 8), (1, 5000)])
 def test_an_entry_is_reckoned_with_what_holds_it(tensors: int, size: int) -> None:
     """The bytes that are told are no fewer than those that are taken, and not many times as many."""

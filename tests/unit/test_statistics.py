@@ -11,15 +11,20 @@ from server.errors import (
     EngineFailure,
     InvalidRequest,
     ModelNotReady,
+    Overloaded,
     QueueFull,
     ServingError,
 )
+from server.explain import WaitReason
+from server.scheduler.saturation import Ability, Demand
 from server.scheduler.statistics import (
     DURATION_BOUNDS_NS,
     ROWS_BOUNDS,
+    STAGES,
     FailureReason,
     Histogram,
     ModelStatistics,
+    Refusal,
 )
 from server.types import InferRequest
 
@@ -97,3 +102,114 @@ def test_failures_have_tritons_reasons(error: ServingError, reason: str) -> None
     assert {name: count for name, count in statistics.failures.items() if count} == {FailureReason(reason): 1}
     assert (statistics.fail.count, statistics.fail.ns) == (1, 7)
     assert statistics.success.count == 0
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (QueueFull("m", 1), (1, 0, 0, 0)),
+        (Overloaded("m", 1), (0, 1, 0, 0)),
+        (DeadlineExceeded("m", 1), (0, 0, 1, 0)),
+        (Cancelled(), (0, 0, 0, 1)),
+        (Draining(), (0, 0, 0, 0)),
+    ],
+    ids=["full", "overloaded", "expired", "cancelled", "draining"],
+)
+def test_who_is_not_answered_for_want_of_room_or_time_is_counted_by_why(
+    error: ServingError, told: tuple[int, ...]
+) -> None:
+    """Each in one place."""
+    counts = ModelStatistics("m", "1")
+    for _ in range(2):
+        counts.count_failure(error, 7)
+    refused = counts.refused[Refusal.QUEUE_FULL], counts.refused[Refusal.OVERLOAD]
+    assert (*refused, counts.expired, counts.cancelled) == tuple(2 * count for count in told)
+
+
+@pytest.mark.parametrize(("deadline_ns", "late"), [(299, 1), (300, 0), (301, 0)])
+def test_an_answer_after_its_deadline_is_late(deadline_ns: int, late: int) -> None:
+    """One at the very nanosecond is not; each of a pass is looked at for itself."""
+    counts = ModelStatistics("m", "1")
+    early, other = request(0, 0), request(0, 0)
+    early.deadline_ns = deadline_ns
+    counts.count_success([other, early], 200, 300, 1, 1, 1)
+    assert counts.settled_late == late
+    early.deadline_ns = other.deadline_ns = 299
+    counts.count_success([other, early], 200, 300, 1, 1, 1)
+    assert counts.settled_late == late + 2
+    counts.count_success([], 200, 300, 1, 1, 1)
+    assert (counts.settled_late, counts.success.count) == (late + 2, 4)
+
+
+def test_passes_are_busy_time_and_those_foreseen_are_held_against_what_they_took() -> None:
+    """Those whose cost was not known would tell nothing."""
+    counts = ModelStatistics("m", "1")
+    counts.count_end(None, 100)
+    counts.count_end(30, 40)
+    counts.count_end(0, 5)
+    assert (counts.busy_ns, counts.predicted_ns, counts.actual_ns) == (145, 30, 45)
+
+
+def test_passes_of_one_size_add_up() -> None:
+    """In its batch's statistics, and in all."""
+    counts = ModelStatistics("m", "1")
+    counts.count_pass(2, 1, 2, 3)
+    counts.count_pass(2, 10, 20, 30)
+    counts.count_padding(8, 3)
+    counts.count_padding(8, 1)
+    sized = counts.batch_stats[2]
+    assert (sized.compute_input.ns, sized.compute_infer.ns, sized.compute_output.ns) == (11, 22, 33)
+    assert (sized.compute_input.count, sized.compute_output.count, counts.execution_count) == (2, 2, 2)
+    assert (counts.inference_count, counts.input_elements, counts.padding_elements) == (4, 16, 4)
+
+
+def test_a_stage_is_the_sum_of_its_parts_for_as_many_as_the_one_stands_for() -> None:
+    """A stage of which no part was measured is not counted; the wait is counted by its reason."""
+    counts = ModelStatistics("m", "1")
+    stage, parts = next((stage, parts) for stage, parts in STAGES.items() if len(parts) > 1)
+    counts.count_stages(dict.fromkeys(parts, 1000) | {"queue": 70}, WaitReason.WINDOW, 3)
+    assert (counts.stages[stage].count, counts.stages[stage].sum) == (3, 3000 * len(parts))
+    assert counts.waits[WaitReason.WINDOW] == 210
+    assert sum(counts.waits.values()) == 210
+    untouched = [name for name, parts_ in STAGES.items() if not {*parts_} & {*parts, "queue"}]
+    assert untouched
+    assert not any(counts.stages[name].count for name in untouched)
+    counts.count_stages({}, WaitReason.WINDOW, 1)
+    assert counts.waits[WaitReason.WINDOW] == 210
+
+
+def test_a_kept_answer_is_a_success_that_did_not_wait() -> None:
+    """With the time of looking it up."""
+    counts = ModelStatistics("m", "1")
+    counts.count_cache_hit(request(100, 0), 400, 20)
+    assert (counts.success.count, counts.success.ns, counts.queue.count, counts.queue.ns) == (1, 300, 1, 0)
+    assert (counts.cache_hit.count, counts.cache_hit.ns) == (1, 20)
+    assert (counts.request_duration.count, counts.request_duration.sum) == (1, 300)
+    assert (counts.queue_duration.count, counts.queue_duration.sum) == (1, 0)
+
+
+def test_a_bucket_keeps_the_trace_of_its_latest_value() -> None:
+    """With when that was, in seconds since the epoch."""
+    histogram = Histogram((10, 20))
+    for value, trace in ((10, "a"), (11, "b"), (20, "c"), (21, "d")):
+        histogram.exemplify(value, trace)
+    kept = {bucket: (exemplar.trace_id, exemplar.value) for bucket, exemplar in histogram.exemplars.items()}
+    assert kept == {0: ("a", 10), 1: ("c", 20), 2: ("d", 21)}
+    assert histogram.exemplars[0].at_s > 1.7e9
+
+
+def test_what_is_asked_of_a_version_is_its_passes_or_what_prepares_them() -> None:
+    """Whichever is the fuller; without somebody who knows the instances, as many as live."""
+    counts = ModelStatistics("m", "1")
+    counts.instances = 2
+    now_ns = 250_000_000
+    counts.load.arrive(125_000_000, now_ns)
+    assert counts.demand(now_ns) == Demand(0.5, 2, 0)
+    assert counts.saturation(now_ns) == 0.25
+    ability = Ability(4, of_cores=0.5)
+    counts.ability = lambda: lambda: ability
+    assert counts.demand(now_ns) == Demand(0.5, 4, 0.25)
+    counts.preparing = ModelStatistics("m", "1")
+    counts.preparing.instances = 1
+    counts.preparing.load.arrive(75_000_000, now_ns)
+    assert counts.demand(now_ns) == Demand(0.3, 1, 0.25)

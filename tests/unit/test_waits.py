@@ -12,8 +12,8 @@ from tests.support.scheduler import MS, Bench
 CHEAP = {1: 5_000}
 
 
-def asking(bench: Bench, *values: int) -> InferRequest:
-    request = bench.caller.request(values or (1,))
+def asking(bench: Bench, *values: int, tenant: str = "") -> InferRequest:
+    request = bench.caller.request(values or (1,), tenant=tenant)
     request.explanation = Explanation(bench.clock(), bench.clock)
     return request
 
@@ -137,3 +137,65 @@ def test_who_waits_for_company_beside_another_bucket_says_so() -> None:
     bench.complete()
     assert bench.caller.answer(request) == [2]
     assert reason(request) is WaitReason.BUCKET
+
+
+@pytest.mark.parametrize(
+    ("by_tenant", "others", "expected"),
+    [
+        (True, ["b", "c"], WaitReason.OTHER_TENANTS),
+        (True, ["b", "a"], WaitReason.PRIORITY),
+        (False, ["b", "c"], WaitReason.PRIORITY),
+    ],
+)
+def test_who_is_overtaken_by_other_tenants_alone_says_so(
+    by_tenant: bool, others: list[str], expected: WaitReason
+) -> None:
+    """Where tenants share the queue; one of its own that goes first is more urgent. The first overtaker counts."""
+    waits = Waits(by_tenant=by_tenant)
+    bench = Bench()
+    request = asking(bench, tenant="a")
+    waits.watch(request)
+
+    def later(tenant: str) -> InferRequest:
+        other = bench.caller.request(tenant=tenant)
+        other.enqueued_ns = request.enqueued_ns + 1
+        return other
+
+    waits.begin([later(tenant) for tenant in others], 0)
+    waits.begin([later("a")], 0)
+    waits.look(0, busy=True)
+    waits.begin([request], 1)
+    assert reason(request) is expected
+
+
+def test_other_models_are_the_reason_whatever_else_is() -> None:
+    """They have the cores; two spells of one reason add up."""
+    waits = Waits()
+    bench = Bench()
+    request = asking(bench)
+    waits.watch(request)
+    waits.look(0, busy=True, others=True)
+    waits.look(2 * MS, busy=True)
+    waits.look(5 * MS, busy=False, others=True)
+    waits.begin([request], 7 * MS)
+    assert reason(request) is WaitReason.OTHER_MODELS
+
+
+def test_who_was_passed_over_and_overtaken_was_overtaken() -> None:
+    """A batch of its own kind went first; of one that waits for company the bucket matters only where others wait."""
+    waits = Waits()
+    bench = Bench()
+    request, other = asking(bench), bench.caller.request(columns=2)
+    waits.watch(request)
+    waits.begin([other], 0)
+    waits.look(0, busy=True)
+    assert waits._watched[request].reason is WaitReason.BUCKET
+    later = bench.caller.request()
+    later.enqueued_ns = request.enqueued_ns + 1
+    waits.begin([later], 0)
+    waits.look(0, busy=True)
+    assert waits._watched[request].reason is WaitReason.PRIORITY
+    waits.look(0, busy=False, signatures=2)
+    assert waits._watched[request].reason is WaitReason.BUCKET
+    waits.look(0, busy=False)
+    assert waits._watched[request].reason is WaitReason.WINDOW
