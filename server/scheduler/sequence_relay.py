@@ -32,6 +32,7 @@ from server.types import NO_DEADLINE, InferRequest, InferResponse, Outcome
 _UNBOUNDED = Bounds(1 << 30, 1 << 30, 1 << 30)
 """Each sequence has one request under way at most; how many run at a time is the server's to say."""
 _SWEEP_NS = 1_000_000_000
+_GONE = "its server is gone"
 
 
 class _Course:
@@ -110,8 +111,8 @@ class SequenceRelay(Ticking):
         self.statistics.instances = len(self._flights.servers)
         now_ns = self._clock()
         for course in [course for course in self._courses.values() if course.server not in self._flights.servers]:
-            if not course.busy:  # Else its request tells what became of it.
-                self._lose(course, "its server is gone", now_ns)
+            if not course.busy:  # Else when its request has ended.
+                self._lose(course, _GONE, now_ns)
         self._tick_soon()
 
     def healthy(self) -> bool:
@@ -223,7 +224,9 @@ class SequenceRelay(Ticking):
         if isinstance(outcome, InferResponse):
             passed = Pass(request.rows, flight.begun_ns, [outcome], None, 0, took_ns, 0)
             self._settling.answer([request], passed, now_ns)
-            if request.parameters.get("sequence_end") and not course.waiting:
+            if course.server not in self._flights.servers:
+                self._lose(course, _GONE, now_ns)
+            elif request.parameters.get("sequence_end") and not course.waiting:
                 self._courses.pop(course.name, None)
         elif not self._again(course, request, outcome):
             error = outcome if isinstance(outcome, ServingError) else self._failure(outcome)()

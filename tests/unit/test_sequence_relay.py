@@ -10,6 +10,7 @@ from server.errors import (
     Cancelled,
     DeadlineExceeded,
     Draining,
+    EngineFailure,
     QueueFull,
     SequenceLost,
     TritonLost,
@@ -25,7 +26,7 @@ from tests.support.scheduler import MS, Caller, ManualClock, ManualLoop
 
 
 class Bench:
-    def __init__(self, servers: int = 1, *, max_queue_size: int = 0) -> None:
+    def __init__(self, servers: int = 1, *, max_queue_size: int = 0, slo_ns: int = 0) -> None:
         self.clock = ManualClock()
         self.loop = ManualLoop(self.clock)
         self.caller = Caller(self.clock)
@@ -38,6 +39,7 @@ class Bench:
             self.statistics,
             self.loop,  # type: ignore[arg-type]
             self.clock,
+            slo_ns=slo_ns,
         )
         self.relay.serve_by(self.servers)
 
@@ -264,3 +266,218 @@ def test_a_drain_answers_what_was_admitted_and_nothing_more() -> None:
     assert bench.caller.answer(second) == [2]
     with pytest.raises(StopIteration):
         draining.send(None)
+
+
+def test_everything_is_counted_once() -> None:
+    """Who is admitted, who waits, what the servers took, and how many of them there are."""
+    bench = Bench(servers=2)
+    counts = bench.statistics
+    assert counts.instances == 2
+    start, second, third = bench.request(start=True), bench.request(), bench.request(end=True)
+    bench.submit(start, second, third)
+    assert (counts.admitted, counts.pending, start.enqueued_ns) == (3, 2, bench.clock.now_ns)
+    bench.clock.now_ns += 5 * MS
+    bench.answer(start)
+    assert (counts.pending, counts.busy_ns, counts.queue.ns, counts.compute_infer.ns) == (1, 5 * MS, 0, 5 * MS)
+    bench.clock.now_ns += 2 * MS
+    bench.answer(second)
+    bench.answer(third)
+    assert (counts.pending, counts.success.count, counts.busy_ns) == (0, 3, 7 * MS)
+    assert counts.queue.ns == 5 * MS + 7 * MS
+    assert (counts.inference_count, counts.execution_count) == (3, 3)
+    bench.relay.serve_by(bench.servers[:1])
+    assert counts.instances == 1
+
+
+def test_a_sequence_that_has_ended_is_forgotten() -> None:
+    """Unless more of it waits: that begins it anew, on the same server."""
+    bench = Bench(servers=2)
+    end = bench.request(start=True, end=True)
+    bench.submit(end)
+    bench.answer(end)
+    assert not bench.relay._courses
+    end, again = bench.request(start=True, end=True), bench.request(start=True)
+    bench.submit(end, again)
+    bench.answer(end)
+    assert list(bench.relay._courses) == [7]
+    bench.answer(again)
+    assert list(bench.relay._courses) == [7], "it has no end yet"
+
+
+def test_a_sequence_is_idle_from_its_last_answer_on() -> None:
+    """One that is under way, or just as long idle as it may be, is kept; they are looked at once in a second."""
+    bench = Bench()
+    start, long = bench.request(start=True), bench.request(9, start=True)
+    bench.submit(start, long)
+    bench.clock.now_ns += 5000 * MS
+    bench.answer(start)
+    for later_ms, known in ((0, [7, 9]), (1000, [7, 9, 8]), (1000, [9, 8]), (1001, [9])):
+        bench.clock.now_ns += later_ms * MS
+        if later_ms == 1000:
+            bench.submit(other := bench.request(8, start=True))
+            bench.answer(other)
+        else:
+            bench.submit()
+        assert list(bench.relay._courses) == known, later_ms
+
+
+def test_the_sweep_comes_once_in_a_second() -> None:
+    """It looks at every sequence that there is."""
+    bench = Bench()
+    bench.submit()
+    swept_ns = bench.relay._swept_ns
+    assert swept_ns == bench.clock.now_ns
+    for later_ms, swept in ((999, False), (1, True)):
+        bench.clock.now_ns += later_ms * MS
+        bench.submit()
+        assert (bench.relay._swept_ns != swept_ns) is swept
+
+
+def test_a_retry_goes_before_what_waits_behind_it() -> None:
+    """One that is no start, a second time, or that nobody waits for any more is not sent again."""
+    bench = Bench(servers=2)
+    start, second = bench.request(start=True), bench.request()
+    bench.submit(start, second)
+    first = bench.who(start)
+    bench.fail(start, TritonUnreached("doubler", "gone"))
+    other = bench.who(start)
+    bench.answer(start)
+    assert bench.who(second) is other is not first
+    error = TritonUnreached("doubler", "gone")
+    bench.fail(second, error)
+    assert bench.caller.outcome(second) is error
+
+    gone = bench.request(8, start=True)
+    bench.submit(gone)
+    gone.settle(Cancelled())
+    bench.fail(gone, TritonUnreached("doubler", "gone"))
+    assert bench.relay.retries == 1
+    assert bench.statistics.failures["OTHER"] == 1  # type: ignore[index]
+
+
+def test_a_start_that_was_lost_or_has_nowhere_else_to_go_is_not_sent_again() -> None:
+    """It may have been executed; or the only server does not have it."""
+    for servers, error in ((2, TritonLost("doubler")), (1, TritonUnreached("doubler", "gone"))):
+        bench = Bench(servers)
+        start = bench.request(start=True)
+        bench.submit(start)
+        bench.fail(start, error)
+        assert bench.caller.outcome(start) is error
+        assert bench.relay.retries == 0
+
+
+def test_an_error_of_ours_is_told_as_one_of_the_engine() -> None:
+    """Its text is withheld elsewhere."""
+    bench = Bench()
+    start = bench.request(start=True)
+    bench.submit(start)
+    bench.fail(start, ValueError("bug"))
+    assert isinstance(bench.caller.outcome(start), EngineFailure)
+
+
+def test_what_is_under_way_on_a_server_that_goes_is_answered_and_what_waits_behind_it_is_lost() -> None:
+    """When it has ended; of a sequence that is idle there nothing is kept, and those of other servers go on."""
+    bench = Bench(servers=2)
+    starts = [bench.request(number, start=True) for number in range(1, 17)]
+    waiting = {start: bench.request(start.parameters["sequence_id"]) for start in starts}
+    idle = next(
+        start for start in starts if bench.relay._home(start.parameters["sequence_id"], bench.servers).name == "server1"
+    )
+    bench.submit(*starts, *(request for start, request in waiting.items() if start is not idle))
+    homes = {start: bench.who(start) for start in starts}
+    bench.answer(idle)
+    bench.relay.serve_by(bench.servers[:1])
+    bench.loop.run()
+    assert not any(bench.caller.outcome(request) for request in waiting.values())
+    assert idle.parameters["sequence_id"] not in bench.relay._courses
+    for start in starts:
+        if start is not idle:
+            bench.answer(start)
+            stays = homes[start] is bench.servers[0]
+            assert bench.caller.answer(start) == [2]
+            assert isinstance(bench.caller.outcome(waiting[start]), SequenceLost) is not stays
+            assert (waiting[start] in bench.servers[0].waiting) is stays
+    assert {server.name for server in homes.values()} == {"server0", "server1"}
+    assert len(bench.relay._courses) == sum(server is bench.servers[0] for server in homes.values())
+
+
+def test_who_goes_away_in_the_turn_of_its_arrival_is_never_sent() -> None:
+    """And what came with it is."""
+    bench = Bench()
+    gone, start = bench.request(8, start=True), bench.request(start=True)
+    bench.relay.submit([gone, start])
+    bench.relay.cancel(gone)
+    bench.relay.cancel(gone)
+    bench.loop.run()
+    assert isinstance(bench.caller.outcome(gone), Cancelled)
+    assert bench.asked() == [start]
+    assert bench.statistics.cancelled == 1
+
+
+def test_a_deadline_is_over_at_its_very_nanosecond() -> None:
+    """For who comes, and for who waits; the one tells how long it did."""
+    bench = Bench()
+    over = bench.request(start=True, deadline_ns=bench.clock.now_ns)
+    bench.submit(over)
+    told = bench.caller.outcome(over)
+    assert isinstance(told, DeadlineExceeded)
+    assert told.waited_us == 0
+    start, second = bench.request(start=True), bench.request(deadline_ns=bench.clock.now_ns + 10 * MS)
+    bench.submit(start, second)
+    assert bench.loop.next_timer_ns() is not None
+    bench.clock.now_ns += 10 * MS - 1
+    bench.loop.run()
+    assert bench.caller.outcome(second) is None
+    bench.clock.now_ns += 1
+    bench.loop.run()
+    told = bench.caller.outcome(second)
+    assert isinstance(told, DeadlineExceeded)
+    assert told.waited_us == 10_000
+
+
+def test_a_models_objective_is_a_deadline() -> None:
+    """From the receipt of each request."""
+    bench = Bench(slo_ns=3 * MS)
+    start, second = bench.request(start=True), bench.request()
+    bench.submit(start, second)
+    assert second.deadline_ns == second.received_ns + 3 * MS
+    bench.clock.now_ns += 3 * MS
+    bench.loop.run()
+    assert isinstance(bench.caller.outcome(second), DeadlineExceeded)
+
+
+def test_just_as_many_wait_as_may() -> None:
+    """Those of all sequences together, not those that are with a server."""
+    bench = Bench(max_queue_size=2)
+    starts = [bench.request(number, start=True) for number in (1, 2)]
+    bench.submit(*starts)
+    waiting = [bench.request(number) for number in (1, 2)]
+    bench.submit(*waiting)
+    assert [bench.caller.outcome(request) for request in waiting] == [None, None]
+    third = bench.request(3, start=True)
+    bench.submit(third)
+    refused = bench.caller.outcome(third)
+    assert isinstance(refused, QueueFull)
+    assert refused.limit == 2
+    assert bench.statistics.pending == 2
+
+
+def test_a_drain_ends_at_its_time() -> None:
+    """Who waits and who is under way is told so; then nothing is left."""
+    bench = Bench()
+    start, second = bench.request(start=True), bench.request()
+    bench.submit(start, second)
+    draining = bench.relay.drain(bench.clock.now_ns + 1000 * MS)
+    draining.send(None)
+    bench.loop.run()
+    bench.clock.now_ns += 1000 * MS - 1
+    bench.loop.run()
+    assert bench.caller.outcome(start) is None
+    bench.clock.now_ns += 1
+    bench.loop.run()
+    for request in (start, second):
+        assert isinstance(bench.caller.outcome(request), Draining)
+    with pytest.raises(StopIteration):
+        draining.send(None)
+    assert bench.statistics.pending == 0
+    assert not bench.relay._courses
