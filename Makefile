@@ -44,7 +44,7 @@ coverage: $(VENV)/.dev ## the tests under coverage, their servers too: a table b
 	$(BIN)/coverage html -q -d build/coverage/html
 	$(BIN)/python -m tests.coverage_table build/coverage/coverage.json
 
-mutants: $(VENV)/.dev ## whether the tests notice small faults in scheduler, codec and status, a sample by seed, half an hour (MUTANTS="--sample 0 --only plan")
+mutants: $(VENV)/.dev ## whether the tests notice small faults in scheduler, codec and status, a sample by seed: some ten minutes to trace the tests, then half an hour (MUTANTS="--sample 0 --only plan")
 	$(BIN)/python -m tests.mutants.run $(MUTANTS)
 
 format: $(VENV)/.dev ## format and fix what ruff can

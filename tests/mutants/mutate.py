@@ -141,7 +141,7 @@ def _changes(node: ast.AST) -> Iterator[tuple[str, ast.AST]]:  # noqa: C901 - a 
             new = ast.Constant(not node.value)
         case ast.Constant(value=int() | float()):
             new = ast.Constant(node.value + 1)
-        case ast.Return(value=ast.expr() as value) if not (isinstance(value, ast.Constant) and value.value is None):
+        case ast.Return(value=ast.expr() as value) if not _is_told(value):
             new = ast.Return(ast.Constant(None))
         case ast.Expr(value=ast.Call()):
             new = ast.Pass()
@@ -153,6 +153,11 @@ def _changes(node: ast.AST) -> Iterator[tuple[str, ast.AST]]:  # noqa: C901 - a 
             new = ast.copy_location(new, node)
         before, after = (ast.unparse(each).partition("\n")[0] for each in (node, new))
         yield f"{before}  ->  {after}", new
+
+
+def _is_told(value: ast.expr) -> bool:
+    """In the place of None there is nothing to put; of True and False there is the other one."""
+    return isinstance(value, ast.Constant) and isinstance(value.value, bool | None)
 
 
 def _is_text(node: ast.BinOp | ast.AugAssign) -> bool:
