@@ -262,8 +262,7 @@ class DataPlane:
         return self._lifecycle.state is State.READY and served.healthy()
 
     def server_metadata(self) -> ServerMetadata:
-        shared_memory = ("system_shared_memory",) if self.shared_memory.enabled else ()
-        return ServerMetadata(SERVER_NAME, __version__, (*EXTENSIONS, *shared_memory))
+        return ServerMetadata(SERVER_NAME, __version__, (*EXTENSIONS, *self.shared_memory.extensions()))
 
     def model_metadata(self, name: str, version: str = "") -> ModelMetadata:
         """Of the version that is named, else of all in service. Raises UnknownModel, ModelNotReady."""

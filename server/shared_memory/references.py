@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
+from server.tensor import Buffer
+
 
 class Reference(NamedTuple):
     """A piece of a registered region; bytes."""
@@ -19,7 +21,7 @@ class SharedInput(NamedTuple):
 
     position: int
     reference: Reference
-    check: Callable[[bytes], None]
+    check: Callable[[Buffer], None]
 
 
 class SharedTensors(NamedTuple):

@@ -21,11 +21,14 @@ from server.errors import (
     SharedMemoryTooSmall,
     Unsupported,
 )
+from server.observability.audit import audited
 from server.offload import Offload
 from server.settings import SharedMemorySettings
+from server.shared_memory.cuda import has_gpu, open_region
 from server.shared_memory.references import SharedTensors
-from server.shared_memory.regions import Region, Regions
-from server.tensor import Tensor
+from server.shared_memory.region import Region
+from server.shared_memory.regions import Regions
+from server.tensor import Buffer, Tensor
 from server.types import InferRequest, InferResponse, Outcome
 
 _ON_LOOP_BYTES = 64 * 1024
@@ -47,11 +50,41 @@ class SharedMemory:
         """Of the inputs and outputs of requests under way."""
         self.offload = Offload(_THREADS, "shared_memory")
 
+    def extensions(self) -> list[str]:
+        """What clients may use, by v2's names."""
+        if not self.enabled:
+            return []
+        return ["system_shared_memory", "cuda_shared_memory"] if has_gpu() else ["system_shared_memory"]
+
     def regions(self) -> Regions:
         """Raises Unsupported where clients may not use shared memory."""
         if not self.enabled:
             raise Unsupported("shared_memory", "is not allowed to clients of this server (--allow-client-shm)")
         return self._regions
+
+    async def register_cuda(self, name: str, raw_handle: bytes, device_id: int, byte_size: int) -> None:
+        """A region of a GPU's memory, by the handle of whoever allocated it. On a thread: drivers take their time.
+
+        Raises:
+            Unsupported: no GPU here, or clients may not use shared memory.
+            RegionExists, InvalidRequest: see `Regions.check_room`, `open_region`.
+        """
+        regions = self.regions()
+        with audited("shared_memory.register", region=name, device=device_id, byte_size=byte_size):
+            regions.check_room(name, byte_size)
+            opening = self.offload.run(lambda _: open_region(name, raw_handle, device_id, byte_size), None)
+            try:
+                region = await asyncio.shield(opening)
+            except asyncio.CancelledError:
+                opening.add_done_callback(_let_go_of)
+                raise
+            try:
+                # Another one may have come first.
+                regions.check_room(name, byte_size)
+            except ServingError:
+                region.release()
+                raise
+            regions.add(region)
 
     def take(self, request: InferRequest, shared: SharedTensors, submit: Submit) -> None:
         """Read the request's `shared` inputs and `submit` it, or settle it with what is wrong. Never raises."""
@@ -71,7 +104,7 @@ class SharedMemory:
         self.in_flight_bytes += byte_size
 
     def close(self) -> None:
-        self._regions.unregister()
+        self._regions.close()
         self.offload.close()
 
 
@@ -115,16 +148,16 @@ class _Use:
         reading = self._memory.offload.run(self._read, None)
         reading.add_done_callback(lambda done: self._was_read(done, submit))
 
-    def _read(self, _: None) -> list[bytes]:
+    def _read(self, _: None) -> list[Buffer]:
         """The bytes of the inputs, which are what the request says of them. Any thread."""
-        read = []
+        read: list[Buffer] = []
         for piece, region in zip(self._shared.inputs, self._inputs, strict=True):
             data = region.read(piece.reference)
             piece.check(data)
             read.append(data)
         return read
 
-    def _was_read(self, done: asyncio.Future[list[bytes]], submit: Submit) -> None:
+    def _was_read(self, done: asyncio.Future[list[Buffer]], submit: Submit) -> None:
         self._reading = False
         failure = _failure(done)
         if self._request.settled:
@@ -134,7 +167,7 @@ class _Use:
         else:
             self._take_over(done.result(), submit)
 
-    def _take_over(self, read: list[bytes], submit: Submit) -> None:
+    def _take_over(self, read: list[Buffer], submit: Submit) -> None:
         request = self._request
         inputs = list(request.inputs)
         for piece, data in zip(self._shared.inputs, read, strict=True):
@@ -206,6 +239,12 @@ class _Use:
         self._memory.in_flight_bytes -= self._byte_size
         for region in self._all():
             region.release()
+
+
+def _let_go_of(opening: asyncio.Future[Any]) -> None:
+    """A region whose client has gone while it was opened."""
+    if not opening.cancelled() and opening.exception() is None:
+        opening.result().release()
 
 
 def _failure(done: asyncio.Future[Any]) -> BaseException | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
@@ -24,6 +25,7 @@ from server.errors import (
 )
 from server.settings import Settings, SharedMemorySettings
 from server.shared_memory.references import Reference, SharedInput, SharedTensors
+from server.shared_memory.region import Kind, Region
 from server.shared_memory.regions import Regions
 from server.shared_memory.requests import SharedMemory
 from server.tensor import Tensor
@@ -44,7 +46,7 @@ def file() -> Iterator[SharedFile]:
 def regions() -> Iterator[Regions]:
     made = Regions(3, 10_000)
     yield made
-    made.unregister()
+    made.close()
 
 
 async def until(condition: Callable[[], object]) -> None:
@@ -80,7 +82,7 @@ def test_no_key_leaves_dev_shm(regions: Regions, key: str) -> None:
     before = open_files()
     with pytest.raises(InvalidRequest):
         regions.register("r", key, 0, 1)
-    assert (open_files(), list(regions)) == (before, [])
+    assert (open_files(), regions.of("system")) == (before, [])
 
 
 def test_no_link_and_no_fifo_is_opened(regions: Regions, file: SharedFile) -> None:
@@ -137,10 +139,13 @@ def test_names_are_taken_once_and_given_back(regions: Regions, file: SharedFile)
     regions.register("r", file.name, 0, 10)
     with pytest.raises(RegionExists, match="shared memory region 'r' already in manager"):
         regions.register("r", file.name, 0, 10)
-    regions.unregister("nobody")
-    regions.unregister("r")
+    regions.unregister("system", "nobody")
+    regions.unregister("cuda", "r")
+    regions.unregister("cuda")
+    assert regions.get("r") is not None, "it is of another kind"
+    regions.unregister("system", "r")
     regions.register("r", file.name, 0, 20)
-    assert [(region.name, region.byte_size) for region in regions] == [("r", 20)]
+    assert [(region.name, region.byte_size) for region in regions.of("system")] == [("r", 20)]
     with pytest.raises(UnknownRegion, match="Unable to find shared memory region: 's'"):
         regions.find(Reference("s", 0, 1))
 
@@ -173,8 +178,8 @@ def test_a_region_in_use_outlives_its_name(regions: Regions, file: SharedFile) -
     regions.register("r", file.name, 0, SIZE)
     region = regions.find(Reference("r", 0, 1))
     region.hold()
-    regions.unregister()
-    assert (list(regions), open_files()) == ([], before + 1)
+    regions.unregister("system")
+    assert (regions.of("system"), open_files()) == ([], before + 1)
     assert region.read(Reference("r", 0, 1)) == b"\0"
     region.release()
     assert open_files() == before
@@ -313,7 +318,7 @@ async def test_unregistered_under_way(memory: SharedMemory, pair: SharedFile, si
     before = open_files()
     model, asked = Model(held=True), Asked(size)
     memory.take(asked.request, asked.shared, model.submit)
-    memory.regions().unregister("r")
+    memory.regions().unregister("system", "r")
     await until(lambda: model.requests)
     assert open_files() >= before
     model.answer(asked.request)
@@ -361,6 +366,64 @@ async def test_copies_are_limited(memory: SharedMemory, file: SharedFile) -> Non
         too_large.shared = too_large.shared._replace(outputs={"y": Reference("r", 0, 4 * LARGE)})
         memory.take(too_large.request, too_large.shared, Model().submit)
         assert "max_in_flight_bytes" in str(await too_large.outcome())
+
+
+class Opened:
+    """What opens regions of a GPU: each when the test says so."""
+
+    def __init__(self) -> None:
+        self.may = threading.Event()
+        self.regions: list[GpuRegion] = []
+
+    def __call__(self, name: str, _handle: bytes, _device_id: int, byte_size: int) -> Region:
+        region = GpuRegion(name, byte_size)
+        self.regions.append(region)
+        assert self.may.wait(20)
+        return region
+
+
+class GpuRegion(Region):
+    """Says whether it was closed."""
+
+    kind: Kind = "cuda"
+
+    def __init__(self, name: str, byte_size: int) -> None:
+        super().__init__(name, byte_size)
+        self.closed = False
+
+    def read(self, reference: Reference) -> bytes:
+        return bytes(reference.byte_size)
+
+    def write(self, offset: int, data: object) -> None:
+        """Nobody reads it."""
+
+    def _close(self) -> None:
+        self.closed = True
+
+
+async def test_a_region_of_a_gpu_that_comes_too_late_is_closed(
+    memory: SharedMemory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its name is taken meanwhile, or its client has gone."""
+    opened = Opened()
+    monkeypatch.setattr("server.shared_memory.requests.open_region", opened)
+    first, second = (asyncio.create_task(memory.register_cuda("g", b"", 0, 8)) for _ in range(2))
+    await until(lambda: len(opened.regions) == 2)
+    opened.may.set()
+    outcomes = await asyncio.gather(first, second, return_exceptions=True)
+    assert sorted(type(outcome).__name__ for outcome in outcomes) == ["NoneType", "RegionExists"]
+    assert sorted(region.closed for region in opened.regions) == [False, True]
+    opened.may.clear()
+    gone = asyncio.create_task(memory.register_cuda("h", b"", 0, 8))
+    await until(lambda: len(opened.regions) == 3)
+    gone.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await gone
+    opened.may.set()
+    await until(lambda: opened.regions[2].closed)
+    assert [region.name for region in memory.regions().of("cuda")] == ["g"]
+    memory.regions().unregister("cuda")
+    assert all(region.closed for region in opened.regions)
 
 
 async def test_it_can_be_off() -> None:

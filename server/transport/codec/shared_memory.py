@@ -11,9 +11,11 @@ from typing import Any
 
 from server.errors import InvalidRequest
 from server.proto.triton import service_pb2 as pb
+from server.shared_memory.cuda import CudaRegion
 from server.shared_memory.references import Reference, SharedInput, SharedTensors
-from server.shared_memory.regions import Region
-from server.tensor import Datatype
+from server.shared_memory.region import Region
+from server.shared_memory.system import SystemRegion
+from server.tensor import Buffer, Datatype
 from server.transport.codec.tensors import check_raw, quoted
 from server.types import Special
 
@@ -77,7 +79,7 @@ class SharedParts:
                 f"input byte size mismatch, by its shape and datatype {datatype.name}. "
                 f"Expected {expected}, got {reference.byte_size}",
             )
-        check: Callable[[bytes], None] = partial(check_raw, field, datatype, count)
+        check: Callable[[Buffer], None] = partial(check_raw, field, datatype, count)
         self._inputs.append(SharedInput(index, reference, check))
 
     def output(self, name: str, reference: Reference) -> None:
@@ -102,12 +104,25 @@ def parameters_of(reference: Reference) -> dict[str, str | int]:
     return {**parameters, BYTE_SIZE: reference.byte_size}
 
 
-def encode_status(regions: Iterable[Region]) -> Any:
-    """A SystemSharedMemoryStatusResponse."""
+def encode_system_status(regions: Iterable[Region]) -> Any:
+    """A SystemSharedMemoryStatusResponse, of those that are the host's."""
     status = pb.SystemSharedMemoryStatusResponse.RegionStatus
     return pb.SystemSharedMemoryStatusResponse(
         regions={
             region.name: status(name=region.name, key=region.key, offset=region.offset, byte_size=region.byte_size)
             for region in regions
+            if isinstance(region, SystemRegion)
+        }
+    )
+
+
+def encode_cuda_status(regions: Iterable[Region]) -> Any:
+    """A CudaSharedMemoryStatusResponse, of those that are a GPU's."""
+    status = pb.CudaSharedMemoryStatusResponse.RegionStatus
+    return pb.CudaSharedMemoryStatusResponse(
+        regions={
+            region.name: status(name=region.name, device_id=region.device_id, byte_size=region.byte_size)
+            for region in regions
+            if isinstance(region, CudaRegion)
         }
     )

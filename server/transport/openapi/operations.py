@@ -47,6 +47,7 @@ _METADATA = _json(_message(service_pb2.ModelMetadataResponse))
 _CONFIG = _json(_message(model_config_pb2.ModelConfig))
 _STATISTICS = _json(_message(service_pb2.ModelStatisticsResponse))
 _REGIONS = {JSON: array_of(_message(service_pb2.SystemSharedMemoryStatusResponse.RegionStatus))}
+_CUDA_REGIONS = {JSON: array_of(_message(service_pb2.CudaSharedMemoryStatusResponse.RegionStatus))}
 _MODEL = (404,)
 _CALL = (404, 429, 499, 504)
 """What a call of a model may come to."""
@@ -108,13 +109,11 @@ OPERATIONS: dict[tuple[str, str], Operation] = {
         "Register a region", {}, (409,), _json("RegisterRequest"), body_required=True
     ),
     ("POST", "/v2/systemsharedmemory/unregister"): Operation("Forget regions", {}),
-    ("GET", "/v2/cudasharedmemory/status"): Operation(
-        "The regions of CUDA: none", {JSON: {"type": "array", "maxItems": 0}}, _MODEL
-    ),
+    ("GET", "/v2/cudasharedmemory/status"): Operation("The registered regions of GPUs", _CUDA_REGIONS, _MODEL),
     ("POST", "/v2/cudasharedmemory/register"): Operation(
-        "Not supported", {}, (), _json("CudaRegisterRequest"), body_required=True
+        "Register a region of a GPU's memory", {}, (409,), _json("CudaRegisterRequest"), body_required=True
     ),
-    ("POST", "/v2/cudasharedmemory/unregister"): Operation("There is nothing to forget", {}),
+    ("POST", "/v2/cudasharedmemory/unregister"): Operation("Forget regions of GPUs", {}),
     ("GET", "/v2/trace/setting"): Operation("The trace settings", _json("TraceSettings")),
     ("POST", "/v2/trace/setting"): Operation(
         "Change trace settings", _json("TraceSettings"), (), _json("TraceChanges"), body_required=True

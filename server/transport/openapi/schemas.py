@@ -57,6 +57,7 @@ def components() -> dict[str, Schema]:
         service_pb2.ModelStatisticsResponse,
         service_pb2.RepositoryIndexResponse.ModelIndex,
         service_pb2.SystemSharedMemoryStatusResponse.RegionStatus,
+        service_pb2.CudaSharedMemoryStatusResponse.RegionStatus,
         model_config_pb2.ModelConfig,
     ):
         _add_message(message.DESCRIPTOR, found)
@@ -208,7 +209,9 @@ def _management() -> dict[str, Schema]:
         "IndexRequest": record({}, {"ready": _FLAG}, closed=False),
         "ControlRequest": record({}, {"parameters": {"type": "object"}}, closed=False),
         "RegisterRequest": record({"key": _TEXT, "byte_size": _NUMBER}, {"offset": _NUMBER}, closed=False),
-        "CudaRegisterRequest": {"type": "object"},
+        "CudaRegisterRequest": record(
+            {"raw_handle": record({"b64": _TEXT}), "device_id": _NUMBER, "byte_size": _NUMBER}, closed=False
+        ),
         "TraceSettings": record(kinds),
         "TraceChanges": record({}, changes),
         "LogSettings": record(logs),

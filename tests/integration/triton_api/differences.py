@@ -57,7 +57,7 @@ DIFFERENCES: dict[str, Difference] = {
     "register_system_shared_memory, twice": Difference("409 is told apart from a bad request", http=("400", "409")),
     "register_system_shared_memory, a key that is not there": Difference("the key is the client's", **_FAULT),
     "register_cuda_shared_memory": Difference(
-        "there is none here, whatever the request", ("INVALID_ARGUMENT", "UNIMPLEMENTED"), ("400", "501")
+        "no GPU here, which is no fault of the request", ("INVALID_ARGUMENT", "UNIMPLEMENTED"), ("400", "501")
     ),
     "update_trace_settings, an unknown level": Difference("who asks for it believes to have it", **_TAKEN),
     "update_trace_settings, an unknown setting": Difference("the same", **_TAKEN),
