@@ -18,7 +18,7 @@ from functools import partial
 
 from server.engine.base import Elsewhere
 from server.errors import ServingError
-from server.repository.rollout import Rollout
+from server.repository.rollout import WINDOW, Rollout
 from server.rollout_verdict import Cause, Verdict, differ
 from server.served import Served
 from server.tensor import Tensor
@@ -40,10 +40,12 @@ class RolloutServed(Served):
     """Both versions of a rollout, as one; `model` is that of the version that serves."""
 
     __slots__ = (
+        "_begun",
         "_copies",
         "_elsewhere",
         "_loop",
         "_number",
+        "_under_way",
         "_verdict",
         "cause",
         "counts",
@@ -64,6 +66,10 @@ class RolloutServed(Served):
         self._verdict = Verdict(rollout)
         self._number = 0
         """Of the requests so far."""
+        self._begun = 0
+        """Requests of the candidate so far."""
+        self._under_way: dict[int, int] = {}
+        """When each of those of its latest requests began that still is, by its number; oldest first."""
         self._copies = 0
         self._elsewhere = isinstance(stable.model.engine_model, Elsewhere)
         """A Triton runs the versions, and classifies their outputs itself."""
@@ -113,12 +119,21 @@ class RolloutServed(Served):
                 chosen = False
             (candidate if chosen else stable).append(request)
             tell = request.divert(_nobody)
-            request.divert(partial(self._settled, tell, now_ns, chosen))
+            request.divert(partial(self._settled, tell, now_ns, self._begin(now_ns) if chosen else 0))
         for mine, served in ((stable, self.stable), (candidate, self.under_trial), (copies, self.under_trial)):
             if mine:
                 for request in mine:
                     request.holder = served.batcher
                 served.batcher.submit(mine)
+        if candidate or copies:
+            self._judge(now_ns)
+
+    def _begin(self, now_ns: int) -> int:
+        """The number of a request of the candidate, above 0."""
+        self._begun += 1
+        self._under_way[self._begun] = now_ns
+        self._under_way.pop(self._begun - WINDOW, None)
+        return self._begun
 
     def _chosen(self) -> bool:
         """Evenly spread over the requests, not by chance: a part of 0.1 is every tenth."""
@@ -130,18 +145,24 @@ class RolloutServed(Served):
         self,
         tell: Tell,
         since_ns: int,
-        of_candidate: bool,
+        of_candidate: int,
         request: InferRequest,
         outcome: Outcome,
     ) -> None:
+        """`of_candidate`: the number of its request; 0: it is the other version's."""
         tell(request, outcome)
-        ns = time.monotonic_ns() - since_ns
-        if not of_candidate:
-            self._verdict.stable.count(outcome, ns)
-            return
+        if of_candidate:
+            self._ended(of_candidate, outcome, since_ns)
+        else:
+            self._verdict.stable.count(outcome, time.monotonic_ns() - since_ns)
+
+    def _ended(self, number: int, outcome: Outcome, since_ns: int) -> None:
+        """A request of the candidate."""
+        self._under_way.pop(number, None)
+        now_ns = time.monotonic_ns()
         self.counts["answered" if isinstance(outcome, InferResponse) else "failed"] += 1
-        self._verdict.candidate.count(outcome, ns)
-        self._judge()
+        self._verdict.candidate.count(outcome, now_ns - since_ns)
+        self._judge(now_ns)
 
     # --- a shadow ------------------------------------------------------------------------------------
 
@@ -154,11 +175,12 @@ class RolloutServed(Served):
             return None
         self._copies += 1
         pair = _Pair(self)
+        number = self._begin(now_ns)
         copy = InferRequest(
             request.model_name,
             # What the inputs are views of may be written anew once the request is answered.
             [Tensor(t.name, t.datatype, t.shape, bytes(t.data)) for t in request.inputs],
-            on_settle=partial(pair.theirs, now_ns),
+            on_settle=partial(pair.theirs, number, now_ns),
             received_ns=request.received_ns,
             id=request.id,
             model_version=self.under_trial.model.version,
@@ -177,11 +199,9 @@ class RolloutServed(Served):
     def count_stable(self, outcome: Outcome, ns: int) -> None:
         self._verdict.stable.count(outcome, ns)
 
-    def count_shadow(self, outcome: Outcome, ns: int) -> None:
+    def count_shadow(self, number: int, outcome: Outcome, since_ns: int) -> None:
         self._copies -= 1
-        self.counts["answered" if isinstance(outcome, InferResponse) else "failed"] += 1
-        self._verdict.candidate.count(outcome, ns)
-        self._judge()
+        self._ended(number, outcome, since_ns)
 
     def compare(self, ours: Outcome, theirs: Outcome) -> None:
         if not isinstance(ours, InferResponse) or not isinstance(theirs, InferResponse):
@@ -200,10 +220,12 @@ class RolloutServed(Served):
     def _was_compared(self, differs: bool) -> None:
         self.counts["differed" if differs else "agreed"] += 1
         self._verdict.compared(differs)
-        self._judge()
+        self._judge(time.monotonic_ns())
 
-    def _judge(self) -> None:
-        cause = self._verdict.judge() if self.cause is None else None
+    def _judge(self, now_ns: int) -> None:
+        if self.cause is not None:
+            return
+        cause = self._verdict.judge(self._under_way.values(), now_ns)
         if cause is None:
             return
         self.cause = cause
@@ -236,9 +258,9 @@ class _Pair:
         self._ours = outcome
         self._compare()
 
-    def theirs(self, since_ns: int, _request: InferRequest, outcome: Outcome) -> None:
+    def theirs(self, number: int, since_ns: int, _request: InferRequest, outcome: Outcome) -> None:
         self._theirs = outcome
-        self._rollout.count_shadow(outcome, time.monotonic_ns() - since_ns)
+        self._rollout.count_shadow(number, outcome, since_ns)
         self._compare()
 
     def _compare(self) -> None:

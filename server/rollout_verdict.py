@@ -2,7 +2,8 @@
 
 What is judged is a rate over its limit, and not by chance: the lower end of Wilson's interval is compared. Of latency
 it is the rate of answers that take longer than so many times the other version's 95 % quantile, which is to be 5 % at
-most, with enough answers on both sides. Counts are of a sliding window of requests.
+most, with enough answers on both sides; one that is still waited for, and has taken longer, is one of them, so that a
+candidate that hangs is not judged by the few that it answers. Counts are of a sliding window of requests.
 Source: Wilson, "Probable inference, the law of succession, and statistical inference", 1927.
 """
 
@@ -10,6 +11,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
+from collections.abc import Collection
 from enum import StrEnum
 
 import numpy as np
@@ -87,22 +89,25 @@ class Verdict:
         """Two answers to one request."""
         self._differed.append(differs)
 
-    def judge(self) -> Cause | None:
-        """After an outcome of the candidate; None: nothing is wrong with it, or it is not known yet."""
+    def judge(self, under_way: Collection[int] = (), now_ns: int = 0) -> Cause | None:
+        """After something of the candidate has begun or ended; None: nothing is wrong with it, or it is not known yet.
+        `under_way`: when those of its latest `WINDOW` requests began that have not ended."""
         self._since += 1
-        if self._since < _LOOK_EVERY or self.candidate.requests < self._rollout.min_requests:
+        limits, stable, candidate = self._rollout, self.stable, self.candidate
+        if self._since < _LOOK_EVERY or candidate.requests + len(under_way) < limits.min_requests:
             return None
         self._since = 0
-        limits, stable, candidate = self._rollout, self.stable, self.candidate
-        usual = stable.failed / stable.requests if stable.requests else 0.0
-        if at_least(candidate.failed, candidate.requests) > min(1.0, usual + limits.max_error_rate):
-            return Cause.ERRORS
-        if at_least(sum(self._differed), len(self._differed)) > limits.max_disagreement:
-            return Cause.DISAGREEMENT
-        enough = min(stable.answers, candidate.answers) >= limits.min_requests
-        if enough:
-            slow = candidate.slower(limits.max_latency_ratio * max(stable.p95_ns(), _LEAST_NS))
-            if at_least(slow, candidate.answers) > _SLOW:
+        if candidate.requests >= limits.min_requests:
+            usual = stable.failed / stable.requests if stable.requests else 0.0
+            if at_least(candidate.failed, candidate.requests) > min(1.0, usual + limits.max_error_rate):
+                return Cause.ERRORS
+            if at_least(sum(self._differed), len(self._differed)) > limits.max_disagreement:
+                return Cause.DISAGREEMENT
+        if stable.answers >= limits.min_requests:
+            limit_ns = limits.max_latency_ratio * max(stable.p95_ns(), _LEAST_NS)
+            late = sum(now_ns - since_ns > limit_ns for since_ns in under_way)
+            answers = candidate.answers + late
+            if answers >= limits.min_requests and at_least(candidate.slower(limit_ns) + late, answers) > _SLOW:
                 return Cause.LATENCY
         return None
 

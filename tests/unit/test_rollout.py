@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
+import threading
 from collections import Counter
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
@@ -19,7 +21,7 @@ from hypothesis import strategies as st
 from server.dataplane import DataPlane
 from server.engine.base import EngineSpec
 from server.engine.fake import FakeEngine, Script
-from server.errors import Cancelled, EngineFailure, ModelLoadFailed, UnknownModel
+from server.errors import Cancelled, EngineFailure, ModelLoadFailed, ModelNotReady, UnknownModel
 from server.lifecycle import Lifecycle, State
 from server.model_control import ModelControl
 from server.proto.triton import model_config_pb2
@@ -53,10 +55,14 @@ class Versions:
 
     def __init__(self) -> None:
         self.second = "right"
+        self.release = threading.Event()
+        """Set it to let a version 2 that hangs go on; it then answers."""
         self.asked: Counter[str] = Counter()
 
     def answer(self, spec: EngineSpec, batch: Batch) -> Mapping[str, Array]:
         self.asked[spec.model_version] += batch.rows
+        if spec.model_version == "2" and self.second == f"{spec.model_name} hangs":
+            self.release.wait()
         wrong = spec.model_version == "2" and self.second == "wrong"
         if spec.model_version == "2" and self.second == "fails":
             raise EngineFailure(spec.model_name, "scripted")
@@ -74,21 +80,23 @@ class Served:
         (found,) = self.models.rollouts()
         return found
 
+    def begin(self, version: str = "", model: str = "m") -> asyncio.Future[Outcome]:
+        done: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
+        x = Tensor.from_numpy("x", np.ones((1, 2), np.float32))
+        request = InferRequest(
+            model,
+            [x],
+            on_settle=lambda _, outcome: done.set_result(outcome),
+            received_ns=0,
+            model_version=version,
+        )
+        self.dataplane.submit([request])
+        return done
+
     async def ask(self, count: int = 1, version: str = "") -> list[Outcome]:
-        loop = asyncio.get_running_loop()
         asked: list[asyncio.Future[Outcome]] = []
         for _ in range(count):
-            done: asyncio.Future[Outcome] = loop.create_future()
-            x = Tensor.from_numpy("x", np.ones((1, 2), np.float32))
-            request = InferRequest(
-                "m",
-                [x],
-                on_settle=lambda _, outcome, done=done: done.set_result(outcome),
-                received_ns=0,  # type: ignore[misc]
-                model_version=version,
-            )
-            self.dataplane.submit([request])
-            asked.append(done)
+            asked.append(self.begin(version))
             await asyncio.sleep(0)
         outcomes = list(await asyncio.gather(*asked))
         for _ in range(200):
@@ -99,7 +107,10 @@ class Served:
 
 
 @asynccontextmanager
-async def serving(root: Path, *, versions: tuple[int, ...] = (1, 2), **rollout: str) -> AsyncIterator[Served]:
+async def serving(
+    root: Path, *, versions: tuple[int, ...] = (1, 2), latency_s: float = 0, **rollout: str
+) -> AsyncIterator[Served]:
+    """`latency_s`: of a pass. One that takes no time has no thread of its own."""
     folder = root / "m"
     for version in versions:
         (folder / str(version)).mkdir(parents=True)
@@ -111,7 +122,7 @@ async def serving(root: Path, *, versions: tuple[int, ...] = (1, 2), **rollout: 
     both = Versions()
     repository = Repository(
         root,
-        FakeEngine(Script(answer=both.answer)),
+        FakeEngine(Script(answer=both.answer, latency_s=lambda _: latency_s)),
         load_pipeline=lambda _: None,
         warmup_s=0.1,  # type: ignore[arg-type,return-value]
     )
@@ -121,9 +132,12 @@ async def serving(root: Path, *, versions: tuple[int, ...] = (1, 2), **rollout: 
     await models.load("m")
     lifecycle.advance(State.READY)
     both.asked.clear()
-    yield Served(dataplane, models, both)
-    await models.close()
-    dataplane.close()
+    try:
+        yield Served(dataplane, models, both)
+    finally:
+        both.release.set()
+        await models.close()
+        dataplane.close()
 
 
 def said(outcomes: list[Outcome]) -> Counter[tuple[str, int]]:
@@ -194,6 +208,58 @@ async def test_a_worse_shadow_is_rolled_back_and_nobody_saw_it(tmp_path: Path, s
         assert served.versions.asked["2"] == asked
 
 
+@pytest.mark.parametrize("kind", ["canary", "shadow"])
+async def test_a_candidate_that_hangs_is_rolled_back_before_it_answers(tmp_path: Path, kind: str) -> None:
+    """By those that wait for it: it settles nothing, and nobody would know until its passes are given up. Those that
+    wait get its answers still, if it has any; another model's trial goes on."""
+    more = {"canary_version": "2", "canary_weight": "0.5"} if kind == "canary" else {"shadow_version": "2"}
+    limits = {"rollout_min_requests": "20", "rollout_max_latency_ratio": "3"}
+    async with serving(tmp_path, latency_s=0.0005, **more, **limits) as served, asyncio.timeout(60):
+        shutil.copytree(tmp_path / "m", tmp_path / "n")
+        await served.models.load("n")
+        served.versions.second = "m hangs"
+        asked = []
+        this, other = served.models.rollouts()
+        while this.cause is None:
+            asked.append(served.begin())
+            await served.begin(model="n")
+            await asyncio.sleep(0.001)
+        assert this.cause is Cause.LATENCY
+        assert this.counts["answered"] == this.counts["failed"] == 0
+        assert other.counts["answered"] > 0
+        assert said([await served.begin() for _ in range(10)]) == {("1", 0): 10}
+        waiting = sum(not done.done() for done in asked)
+        assert (waiting >= 20) is (kind == "canary")
+        served.versions.release.set()
+        by_version = said(await asyncio.gather(*asked))
+        assert by_version.total() == len(asked)
+        assert by_version["2", 0] == waiting
+
+
+@pytest.mark.parametrize("then", ["unloaded", "loaded anew"])
+async def test_a_trial_that_ends_in_its_midst_leaves_nobody_without_an_answer(tmp_path: Path, then: str) -> None:
+    """Whose candidate hangs just then: what comes of it later is no matter of the next trial's."""
+    rollout = {"canary_version": "2", "canary_weight": "0.5"}
+    async with serving(tmp_path, latency_s=0.0005, **rollout) as served, asyncio.timeout(60):
+        served.versions.second = "m hangs"
+        asked = [served.begin() for _ in range(10)]
+        while sum(done.done() for done in asked) < 5:  # noqa: ASYNC110 - of the scripted engine
+            await asyncio.sleep(0.001)
+        served.versions.second = "right"
+        if then == "unloaded":
+            await served.models.unload("m")
+            assert served.models.rollouts() == []
+            with pytest.raises(ModelNotReady):
+                served.models.resolve("m")
+        else:
+            await served.models.load("m")
+            assert said(await served.ask(10)) == {("1", 0): 5, ("2", 0): 5}
+        served.versions.release.set()
+        assert said(await asyncio.gather(*asked)) == {("1", 0): 5, ("2", 0): 5}
+        if then == "loaded anew":
+            assert served.rollout.counts == {"answered": 5}
+
+
 async def test_a_newer_stable_version_is_the_one_beside_the_candidate(tmp_path: Path) -> None:
     """The newest of the others serves, also where the candidate is the older one."""
     async with serving(tmp_path, versions=(1, 2, 3), canary_version="2", canary_weight="0.5") as served:
@@ -253,6 +319,16 @@ def test_a_few_slow_answers_are_chance() -> None:
             judged.candidate.count(GOOD, 50_000_000 if index % every == 0 else 4_000_000)
             found = found or judged.judge()
         assert found is cause
+
+
+def test_those_that_wait_count_once_they_have_waited_too_long() -> None:
+    """As slow answers; a few are chance, and so are all that began just now."""
+    for waited_ns, waiting, cause in ((11_000_000, 60, None), (13_000_000, 1, None), (13_000_000, 60, Cause.LATENCY)):
+        judged = verdict()
+        for _ in range(60):
+            judged.stable.count(GOOD, 4_000_000)
+            judged.candidate.count(GOOD, 4_000_000)
+        assert {judged.judge([0] * waiting, waited_ns) for _ in range(8)} - {None} == ({cause} - {None})
 
 
 def test_errors_of_both_are_nobodys_fault() -> None:
