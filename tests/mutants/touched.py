@@ -1,5 +1,5 @@
 """Which tests go through which lines: each file of tests is run once under coverage, in a fork of its own, and what it
-told is kept in a file until the tests or the modules change."""
+told is kept in a file until it changes, or a module that it goes through."""
 
 from __future__ import annotations
 
@@ -51,19 +51,22 @@ class Touched:
 def touched(remembered: Path) -> Touched:
     """From the file, as far as it still holds; the rest is traced, and written there."""
     before: dict[str, Any] = json.loads(remembered.read_text()) if remembered.exists() else {}
-    modules = hashlib.sha256(b"".join(path.read_bytes() for path in MODULES.values()))
+    modules = {module: _digest(path) for module, path in MODULES.items()}
     now = {}
     for name in test_files():
-        digest = modules.copy()
-        digest.update((ROOT / name).read_bytes())
-        known = before.get(name)
-        if known is None or known["digest"] != digest.hexdigest():
-            known = {"digest": digest.hexdigest(), **_traced(name)}
+        known, digest = before.get(name), _digest(ROOT / name)
+        if known is None or known["digest"] != digest or not known["modules"].items() <= modules.items():
+            told = _traced(name)
+            known = {"digest": digest, "modules": {module: modules[module] for module in told["lines"]}, **told}
         now[name] = known
         remembered.parent.mkdir(parents=True, exist_ok=True)
         remembered.write_text(json.dumps(before | now))
     remembered.write_text(json.dumps(now))
     return _together(now)
+
+
+def _digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def _together(files: dict[str, Any]) -> Touched:
