@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from server.engine.genai.parameters import LONGEST_STOP
 from server.errors import (
     Cancelled,
     DeadlineExceeded,
@@ -327,3 +328,105 @@ def test_a_config_with_fields_for_other_models_is_refused(tmp_path: Path) -> Non
         write_model(tmp_path, extra, name=f"m{number}")
         with pytest.raises(ModelLoadFailed):
             read_model_config(tmp_path / f"m{number}")
+
+
+# --- what is counted, and the ends ------------------------------------------------------------------------------------
+
+LONG = {"stop": [letter * LONGEST_STOP for letter in "abcdefgh"]}
+"""So much that a prompt with it is made into tokens on a thread."""
+
+
+async def test_everything_of_a_text_is_counted_once(tmp_path: Path) -> None:
+    """Its prompt, its tokens, the times between them, and the time of the engine."""
+    async with writing_plane(tmp_path) as plane:
+        await plane.text("x" * 9, max_tokens=5, ignore_eos=True)
+        await plane.settled()
+        counts, writing = plane.batcher.statistics, plane.batcher.writing
+        assert (counts.admitted, counts.success.count, counts.inference_count) == (1, 1, 1)
+        assert (writing.tokens, writing.first_token.count, writing.between_tokens.count) == (5, 1, 4)
+        assert writing.prompt_tokens == 9
+        assert 0 < counts.busy_ns <= counts.compute_infer.ns <= counts.success.ns
+        assert counts.compute_infer.count == 1
+        assert counts.predicted_ns == 0
+        assert writing.finished[Finish.LENGTH] == 1
+        assert (counts.instances, plane.batcher.healthy()) == (1, True)
+
+
+async def test_a_drain_of_who_has_nothing_to_do_is_over_at_once(tmp_path: Path) -> None:
+    """It does not wait for its time."""
+    async with writing_plane(tmp_path) as plane:
+        await plane.text("x")
+        async with asyncio.timeout(30):
+            await plane.batcher.drain(time.monotonic_ns() + 3_600_000_000_000)
+        with pytest.raises(Draining):
+            await plane.text("x")
+
+
+async def test_who_is_made_into_tokens_as_a_drain_begins_is_answered(tmp_path: Path) -> None:
+    """It came before; who comes later is told so, however its prompt is made into tokens."""
+    async with writing_plane(tmp_path) as plane:
+        before = asyncio.ensure_future(plane.text("x", max_tokens=3, ignore_eos=True, **LONG))
+        await asyncio.sleep(0)
+        [request] = plane.batcher._preparing
+        draining = asyncio.ensure_future(plane.batcher.drain(time.monotonic_ns() + 3_600_000_000_000))
+        await asyncio.sleep(0)
+        for more in ({}, LONG):
+            with pytest.raises(Draining):
+                await plane.text("x", max_tokens=3, **more)
+        assert await before
+        assert request.settled
+        async with asyncio.timeout(30):
+            await draining
+
+
+async def test_who_goes_while_it_is_made_into_tokens_never_runs(tmp_path: Path) -> None:
+    """Nor does one whose prompt turns out to be wrong there."""
+    async with writing_plane(tmp_path) as plane:
+        request, stream = plane.ask("x", **LONG)
+        plane.dataplane.cancel(request)
+        with pytest.raises(Cancelled):
+            await text_of(stream)
+        with pytest.raises(InvalidRequest):
+            await plane.text("x" * 2000, **LONG)
+        assert not plane.batcher._preparing
+        assert await plane.text("y", max_tokens=2, ignore_eos=True)
+        assert plane.batcher.writing.first_token.count == 1
+
+
+async def test_it_is_ill_where_texts_run_and_have_no_token_for_a_minute(tmp_path: Path) -> None:
+    """Not where their reader holds them, and not where nobody runs."""
+    async with writing_plane(tmp_path) as plane:
+        batcher = plane.batcher
+        _, stream = plane.ask("x", max_tokens=250, ignore_eos=True)
+        await anext(stream)
+        [run] = batcher._runs.values()
+        batcher._hold(run, held=True)
+        batcher._moved_ns = time.monotonic_ns() - 61_000_000_000
+        assert batcher.healthy()
+        run.held = False
+        assert not batcher.healthy()
+        batcher._moved_ns = time.monotonic_ns() - 50_000_000_000
+        assert batcher.healthy()
+        run.held = True
+        await stream.aclose()
+        await plane.settled()
+        batcher._moved_ns = 0
+        assert batcher.healthy()
+
+
+async def test_who_expires_tells_how_long_it_waited(tmp_path: Path) -> None:
+    """Since it was admitted; it is counted as expired."""
+    async with writing_plane(tmp_path, SLOW) as plane:
+        _, running = plane.ask("x", max_tokens=250, ignore_eos=True)
+        await anext(running)
+        [run] = plane.batcher._runs.values()
+        plane.batcher._hold(run, held=True)
+        plane.batcher._door.costs.prefill_ns = 0.0
+        began_ns = time.monotonic_ns()
+        request, waiting = plane.ask("y", deadline_ns=began_ns + 20_000_000)
+        with pytest.raises(DeadlineExceeded) as told:
+            await text_of(waiting)
+        assert told.value.waited_us <= (time.monotonic_ns() - began_ns) // 1000
+        assert plane.batcher.statistics.expired == 1
+        assert request not in plane.batcher._jobs
+        await running.aclose()
