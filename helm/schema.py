@@ -89,6 +89,14 @@ DIRECTION: Schema = section(
     },
     tolerance=QUANTITY,
 )
+SCHEDULING: dict[str, Schema] = {
+    "nodeSelector": TEXTS,
+    "tolerations": OBJECTS,
+    "affinity": ANYTHING,
+    "priorityClassName": NAME,
+    "runtimeClassName": NAME,
+    "topologySpreadConstraints": OBJECTS,
+}
 IMAGE: Schema = section(
     repository={
         "type": "string",
@@ -131,6 +139,7 @@ def values() -> Schema:
             resources=RESOURCES,
             shmSize=BYTES,
             flags=LIST_OF_TEXTS,
+            scheduling=section(**SCHEDULING),
         ),
         auth=section(keysSecret=NAME),
         extraEnv=OBJECTS,
@@ -172,6 +181,7 @@ def values() -> Schema:
                 drainSeconds=whole(1, 600),
                 requireClientCertificates=FLAG,
                 resources=RESOURCES,
+                scheduling=section(**SCHEDULING),
             ),
         ),
         tls=section(
@@ -220,12 +230,7 @@ def values() -> Schema:
         podAnnotations=TEXTS,
         podLabels=LABELS,
         commonLabels=LABELS,
-        nodeSelector=TEXTS,
-        tolerations=OBJECTS,
-        affinity=ANYTHING,
-        priorityClassName=NAME,
-        runtimeClassName=NAME,
-        topologySpreadConstraints=OBJECTS,
+        **SCHEDULING,
         extraVolumes=OBJECTS,
         extraVolumeMounts=OBJECTS,
         extraContainers=OBJECTS,
@@ -249,8 +254,10 @@ def autoscaling() -> Schema:
             pollingInterval=whole(1),
             cooldownPeriod=whole(0),
             activationSaturation={"type": "number", "minimum": 0},
+            idleToZero=FLAG,
             fallback=section(failureThreshold=whole(0), replicas=whole(0)),
             authenticationRef=NAME,
+            authModes={"type": "string", "pattern": "^((bearer|basic|tls|custom)(,(bearer|basic|tls|custom))*)?$"},
         ),
     )
 

@@ -91,6 +91,27 @@ CASES: dict[str, Values] = {
         "grpcBalancing": {"kind": "envoy"},
     },
     "a cluster of IPv4 alone": {"service": {"ipFamilies": ["IPv4"]}, "grpcBalancing": {"kind": "envoy"}},
+    "KEDA, to zero while idle": {
+        "autoscaling": {
+            "kind": "keda",
+            "keda": {"idleToZero": True, "authenticationRef": "who", "authModes": "bearer"},
+        },
+        "grpcBalancing": {"kind": "envoy"},
+    },
+    "pods of each kind in their own places": {
+        "engine": "triton",
+        "triton": {
+            "scheduling": {
+                "nodeSelector": {"gpu": "yes"},
+                "tolerations": [{"key": "nvidia.com/gpu", "operator": "Exists"}],
+                "runtimeClassName": "nvidia",
+                "priorityClassName": "",
+            },
+        },
+        "grpcBalancing": {"kind": "envoy", "envoy": {"scheduling": {"priorityClassName": "higher"}}},
+        "nodeSelector": {"disk": "fast"},
+        "priorityClassName": "high",
+    },
     "models from a volume": {"modelRepository": {"kind": "pvc", "pvc": {"existingClaim": "models", "subPath": "a"}}},
     "models from far away": {"modelRepository": {"kind": "remote", "remote": {"urls": ["s3://bucket/models"]}}},
     "a GPU": {
@@ -358,6 +379,29 @@ class TestPods:
         assert len(pods) == 3
         assert all(pod.items() >= values.items() for pod in pods)
 
+    def test_tritons_and_envoys_may_have_places_of_their_own(self) -> None:
+        """GPUs are theirs who use them: no server and no Envoy is put on their nodes for what a Triton needs."""
+        documents = render(CASES["pods of each kind in their own places"])
+        test = one(documents, "Pod", "r-forwardpass-test")["spec"]
+        pods = {
+            each["metadata"]["name"]: each["spec"]["template"]["spec"]
+            for each in documents
+            if each["kind"] == "Deployment"
+        }
+        keys = ("nodeSelector", "tolerations", "runtimeClassName", "priorityClassName")
+        fast = {"nodeSelector": {"disk": "fast"}}
+        found = {name: {key: pod[key] for key in keys if key in pod} for name, pod in {**pods, "test": test}.items()}
+        assert found == {
+            "r-forwardpass": {**fast, "priorityClassName": "high"},
+            "r-forwardpass-envoy": {**fast, "priorityClassName": "higher"},
+            "r-forwardpass-triton": {
+                "nodeSelector": {"gpu": "yes"},
+                "tolerations": [{"key": "nvidia.com/gpu", "operator": "Exists"}],
+                "runtimeClassName": "nvidia",
+            },
+            "test": {**fast, "priorityClassName": "high"},
+        }
+
     @pytest.mark.parametrize(
         ("values", "limits"),
         [
@@ -430,6 +474,13 @@ class TestTriton:
         done = subprocess.run(container["command"] + container["args"], env=path, capture_output=True, text=True)
         assert done.stdout.split() == [*more, *container["args"]]
 
+    def test_a_service_monitor_takes_none_of_them_for_a_server(self) -> None:
+        """Their Service has a port of metrics as well."""
+        documents = render(CASES["Tritons of its own"] | {"metrics": {"serviceMonitor": {"enabled": True}}})
+        chosen = one(documents, "ServiceMonitor")["spec"]["selector"]["matchLabels"].items()
+        services = [each["metadata"] for each in documents if each["kind"] == "Service"]
+        assert [each["name"] for each in services if chosen <= each["labels"].items()] == ["r-forwardpass-headless"]
+
     def test_those_of_the_chart_are_reached_one_by_one(self) -> None:
         """A headless Service over the Deployment's pods, also over those that are not ready."""
         documents = render(CASES["Tritons of its own"])
@@ -501,6 +552,25 @@ class TestScaling:
             '(forwardpass_saturation{namespace="ns",pod=~"r-forwardpass-[a-z0-9]+(-[a-z0-9]+)?"})))'
         )
         assert trigger["metadata"]["threshold"] == "0.7"
+
+    @pytest.mark.parametrize(
+        ("case", "idle", "least", "more"),
+        [
+            ("KEDA, to zero", None, 0, {}),
+            ("KEDA, to zero while idle", 0, 2, {"authModes": "bearer"}),
+            ("KEDA, never to zero", None, 2, {"ignoreNullValues": "false"}),
+        ],
+    )
+    def test_where_there_is_always_a_pod_silence_is_no_idleness(
+        self, case: str, idle: int | None, least: int, more: dict[str, str]
+    ) -> None:
+        """Nothing scraped is an error then, after which KEDA keeps its fallback; to zero it is to be expected."""
+        spec = one(render(CASES.get(case, {"autoscaling": {"kind": "keda"}})), "ScaledObject")["spec"]
+        assert (spec.get("idleReplicaCount"), spec["minReplicaCount"]) == (idle, least)
+        said = spec["triggers"][0]["metadata"]
+        assert {key: said[key] for key in ("authModes", "ignoreNullValues") if key in said} == more
+        waking = [each["metadata"] for each in spec["triggers"][1:]]
+        assert [each.get("authModes") for each in waking] == (["bearer"] if idle == 0 else [])
 
     def test_envoy_wakes_the_first_pod(self) -> None:
         """By the calls that it finds no pod for, which it is scraped for; more pods are the saturation's to ask for."""
@@ -867,6 +937,18 @@ REFUSED: dict[str, tuple[Values, str]] = {
     "nobody to wake a Triton": (
         {"engine": "triton", "autoscaling": {"kind": "keda", "minReplicas": 0}},
         "grpcBalancing.kind envoy",
+    ),
+    "nobody to be asked while idle": (
+        {"autoscaling": {"kind": "keda", "keda": {"trigger": "external", "idleToZero": True}}},
+        "autoscaling.keda.trigger",
+    ),
+    "nobody to wake a Triton that is idle": (
+        {"engine": "triton", "autoscaling": {"kind": "keda", "keda": {"idleToZero": True}}},
+        "grpcBalancing.kind envoy",
+    ),
+    "to zero twice": (
+        {"autoscaling": {"kind": "keda", "minReplicas": 0, "keda": {"idleToZero": True}}},
+        "autoscaling.keda.idleToZero",
     ),
     "pods that show each other no token": (
         CASES["KEDA asks the server"] | {"settings": {"metrics": {"token_file": "/token"}}},

@@ -234,11 +234,14 @@ loadBalancerSourceRanges:
 {{- if and (ne $scaling.kind "none") (eq .Values.engine "triton") (eq .Values.triton.placement "external") -}}
 {{- fail "autoscaling.kind: servers in front of triton.placement external tell how busy those Tritons are, which more servers would not change" -}}
 {{- end -}}
-{{- if and (eq $scaling.kind "keda") (eq $scaling.keda.trigger "external") (eq (int $scaling.minReplicas) 0) -}}
-{{- fail "autoscaling.keda.trigger: external can't wake the first pod (autoscaling.minReplicas 0), for nobody is ready to be asked, as servers without a Triton are not; use prometheus" -}}
+{{- if and (eq $scaling.kind "keda") (eq $scaling.keda.trigger "external") (include "forwardpass.toZero" .) -}}
+{{- fail "autoscaling.keda.trigger: external can't wake the first pod (autoscaling.minReplicas 0, keda.idleToZero), for nobody is ready to be asked, as servers without a Triton are not; use prometheus" -}}
 {{- end -}}
-{{- if and (eq $scaling.kind "keda") (eq (int $scaling.minReplicas) 0) (eq (include "forwardpass.scales" .) "tritons") (ne .Values.grpcBalancing.kind "envoy") (not $scaling.keda.extraTriggers) -}}
-{{- fail "autoscaling.minReplicas: 0 needs grpcBalancing.kind envoy or autoscaling.keda.extraTriggers; servers without a Triton are not ready, so that no call gets to them and none is counted" -}}
+{{- if and $scaling.keda.idleToZero (eq (int $scaling.minReplicas) 0) -}}
+{{- fail "autoscaling.keda.idleToZero: with autoscaling.minReplicas 0 there are none anyhow; it wants one at least, for when there is work" -}}
+{{- end -}}
+{{- if and (eq $scaling.kind "keda") (include "forwardpass.toZero" .) (eq (include "forwardpass.scales" .) "tritons") (ne .Values.grpcBalancing.kind "envoy") (not $scaling.keda.extraTriggers) -}}
+{{- fail "autoscaling.minReplicas: 0, or keda.idleToZero, needs grpcBalancing.kind envoy or autoscaling.keda.extraTriggers; servers without a Triton are not ready, so that no call gets to them and none is counted" -}}
 {{- end -}}
 {{- if and (eq $scaling.kind "keda") (eq $scaling.keda.trigger "external") (default dict .Values.settings.metrics).token_file -}}
 {{- fail "settings.metrics.token_file: goes without autoscaling.keda.trigger external, for the pods show each other no token; use prometheus" -}}
@@ -384,31 +387,45 @@ capabilities:
   drop: ["ALL"]
 {{- end -}}
 
+{{/* Where the pods of a component may run: the chart's values, each but those that `scheduling` of Tritons or Envoy has.
+  As JSON: (dict "component" ... "root" $). */}}
+{{- define "forwardpass.scheduling" -}}
+{{- $values := .root.Values -}}
+{{- $own := dict "triton" $values.triton.scheduling "envoy" $values.grpcBalancing.envoy.scheduling -}}
+{{- $found := dict -}}
+{{- range $key := list "priorityClassName" "nodeSelector" "tolerations" "affinity" "topologySpreadConstraints" "runtimeClassName" -}}
+{{- if or (ne $key "runtimeClassName") (has $.component (list "server" "triton")) -}}
+{{- $_ := set $found $key (get $values $key) -}}
+{{- end -}}
+{{- end -}}
+{{- range $key, $value := default dict (get $own .component) -}}
+{{- $_ := set $found $key $value -}}
+{{- end -}}
+{{- toJson $found -}}
+{{- end -}}
+
 {{/* Where pods may run, and what they come from: (dict "component" ... "root" $). */}}
 {{- define "forwardpass.placement" -}}
-{{- $values := .root.Values -}}
-{{- with $values.imagePullSecrets }}
+{{- $scheduling := include "forwardpass.scheduling" . | fromJson -}}
+{{- with .root.Values.imagePullSecrets }}
 imagePullSecrets:
   {{- toYaml . | nindent 2 }}
 {{- end }}
-{{- with $values.priorityClassName }}
-priorityClassName: {{ . }}
+{{- range $key := list "priorityClassName" "runtimeClassName" }}
+{{- with get $scheduling $key }}
+{{ $key }}: {{ . }}
 {{- end }}
-{{- with $values.nodeSelector }}
-nodeSelector:
+{{- end }}
+{{- range $key := list "nodeSelector" "tolerations" "affinity" }}
+{{- with get $scheduling $key }}
+{{ $key }}:
   {{- toYaml . | nindent 2 }}
 {{- end }}
-{{- with $values.tolerations }}
-tolerations:
-  {{- toYaml . | nindent 2 }}
 {{- end }}
-{{- with $values.affinity }}
-affinity:
-  {{- toYaml . | nindent 2 }}
-{{- end }}
+{{- if ne .component "test" }}
 topologySpreadConstraints:
-{{- if $values.topologySpreadConstraints }}
-  {{- toYaml $values.topologySpreadConstraints | nindent 2 }}
+{{- with $scheduling.topologySpreadConstraints }}
+  {{- toYaml . | nindent 2 }}
 {{- else }}
 {{- range $key := list "topology.kubernetes.io/zone" "kubernetes.io/hostname" }}
   - maxSkew: 1
@@ -420,6 +437,13 @@ topologySpreadConstraints:
         app.kubernetes.io/component: {{ $.component }}
 {{- end }}
 {{- end }}
+{{- end }}
+{{- end -}}
+
+{{/* "true" where there may be no pod at all. */}}
+{{- define "forwardpass.toZero" -}}
+{{- $scaling := .Values.autoscaling -}}
+{{- if and (eq $scaling.kind "keda") (or (eq (int $scaling.minReplicas) 0) $scaling.keda.idleToZero) -}}true{{- end -}}
 {{- end -}}
 
 {{/* What the autoscaler counts: the servers' own pods, or the Tritons behind them. */}}
