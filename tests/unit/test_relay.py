@@ -18,6 +18,7 @@ from server.errors import (
     TritonQueueFull,
     TritonUnreached,
 )
+from server.explain import Explanation, WaitReason
 from server.scheduler.queue import Priorities, QueuePolicy
 from server.scheduler.statistics import FailureReason
 from server.scheduler.window import Bounds, Window
@@ -342,3 +343,151 @@ def test_a_close_gives_up_what_is_under_way() -> None:
         assert bench.server.waiting == {}
 
     asyncio.run(close())
+
+
+# --- what it tells ----------------------------------------------------------------------------------------------------
+
+
+def test_everything_is_counted_once() -> None:
+    """Who waits, what the servers took, and how many requests fit there; what was foreseen is held against it."""
+    bench = RelayBench(servers=2, window=2, seed_ns=10 * MS)
+    counts = bench.statistics
+    assert counts.instances == 4
+    requests = [bench.caller.request() for _ in range(5)]
+    bench.submit(*requests)
+    assert (counts.admitted, counts.pending, bench.relay.pending) == (5, 1, 1)
+    bench.clock.now_ns += 7 * MS
+    bench.answer(requests[0])
+    assert (counts.busy_ns, counts.predicted_ns, counts.actual_ns) == (7 * MS, 10 * MS, 7 * MS)
+    assert (counts.compute_input.ns, counts.compute_infer.ns, counts.compute_output.ns) == (0, 7 * MS, 0)
+    assert (counts.pending, counts.success.count, counts.queue.ns) == (0, 1, 0)
+    bench.relay.serve_by(bench.servers[:1])
+    assert counts.instances == 2
+    unknown = RelayBench()
+    request = unknown.caller.request()
+    unknown.submit(request)
+    unknown.answer(request)
+    assert (unknown.statistics.predicted_ns, unknown.statistics.actual_ns) == (0, 0)
+
+
+def test_pending_has_those_who_were_not_looked_at_yet() -> None:
+    """The statistics do not, until they are admitted."""
+    bench = RelayBench(window=1)
+    bench.submit(bench.caller.request(), bench.caller.request())
+    bench.relay.submit([bench.caller.request()])
+    assert (bench.relay.pending, bench.statistics.pending) == (2, 1)
+    bench.loop.run()
+    assert bench.statistics.pending == 2
+
+
+def test_who_asks_is_told_that_it_waited_for_the_server() -> None:
+    """One that is sent at once waited for nothing."""
+    bench = RelayBench(window=1)
+    requests = [bench.caller.request() for _ in range(2)]
+    for request in requests:
+        request.explanation = Explanation(bench.clock.now_ns, bench.clock)
+    bench.submit(*requests)
+    bench.advance(3 * MS)
+    bench.answer(requests[0])
+    waited = [request.explanation.waited for request in requests if request.explanation]
+    assert waited == [WaitReason.NONE, WaitReason.INSTANCE_BUSY]
+    assert not bench.relay._waits
+
+
+def test_who_is_still_made_ready_is_foreseen_behind_those_who_have_just_come() -> None:
+    """And behind those that come before it. Without a server, or while it goes, it is told so."""
+    bench = RelayBench(window=1, seed_ns=10 * MS)
+    bench.submit(bench.caller.request())
+    bench.relay.submit([bench.caller.request([1, 2])])
+    foreseen = []
+    for coming in (0, 1):
+        request = bench.caller.request(deadline_ns=bench.clock.now_ns + 500 * MS)
+        assert bench.relay.foresee(request, coming).refusal is None
+        foreseen.append(request.predicted_ns - bench.clock.now_ns)
+    assert foreseen == [int(10 * MS + 20 * MS / bench.relay._flights.requests) + 12 * MS, foreseen[0] + 10 * MS]
+    bench.relay.serve_by([])
+    assert isinstance(bench.relay.foresee(bench.caller.request(), 0).refusal, TritonUnreached)
+    bench.relay.drain(bench.clock.now_ns + MS).send(None)
+    assert isinstance(bench.relay.foresee(bench.caller.request(), 0).refusal, Draining)
+
+
+def test_nobody_is_hopeless_while_a_server_has_room() -> None:
+    """Only the last one that was late tells, once all are full."""
+    bench = RelayBench(window=1, seed_ns=10 * MS)
+    now_ns = bench.clock.now_ns
+    assert bench.relay.hopeless(1, now_ns) is None
+    bench.submit(bench.caller.request())
+    assert bench.relay.hopeless(1, now_ns + 15 * MS) is None, "nobody has told yet"
+    bench.submit(bench.caller.request(deadline_ns=now_ns + 15 * MS))
+    assert isinstance(bench.relay.hopeless(1, now_ns + 15 * MS), Overloaded)
+    bench.answer(bench.server.asked[0])
+    assert bench.relay.hopeless(1, now_ns + 15 * MS) is None
+
+
+def test_a_model_whose_answers_tell_nothing_of_the_next_refuses_nobody() -> None:
+    """Where a request says how long its answer will be."""
+    bench = RelayBench(window=1, foresees=False)
+    for _ in range(3):
+        request = bench.caller.request()
+        bench.submit(request)
+        bench.advance(100 * MS)
+        bench.answer(request)
+    bench.submit(bench.caller.request())
+    hasty = bench.caller.request(deadline_ns=bench.clock.now_ns + MS)
+    bench.submit(hasty)
+    assert bench.caller.outcome(hasty) is None
+
+
+def test_what_a_deadline_ended_sooner_than_expected_teaches_nothing() -> None:
+    """It says only that the answer takes longer than that."""
+    for took_ms, learns in ((10, False), (11, True)):
+        bench = RelayBench(window=1, seed_ns=10 * MS)
+        request = bench.caller.request()
+        bench.submit(request)
+        bench.advance(took_ms * MS)
+        bench.fail(request, CallExpired())
+        assert (bench.relay._admission.alone_ns(request) > 10 * MS) is learns
+
+
+def test_work_that_nobody_is_there_to_do_counts_as_arrived() -> None:
+    """So that a server is started for it; not while it goes."""
+    bench = RelayBench(seed_ns=10 * MS)
+    bench.relay.serve_by([])
+    bench.submit(bench.caller.request())
+    arrived = bench.statistics.load.work(bench.clock.now_ns)
+    assert arrived > 0
+    bench.relay.drain(bench.clock.now_ns + 1000 * MS).send(None)
+    bench.submit(bench.caller.request())
+    assert bench.statistics.load.work(bench.clock.now_ns) == arrived
+
+
+def test_a_drain_ends_at_its_time() -> None:
+    """Not a nanosecond before; who waits and who is under way is told so, and what comes later is thrown away."""
+    bench = RelayBench(window=1)
+    requests = [bench.caller.request() for _ in range(2)]
+    bench.submit(*requests)
+    draining = bench.relay.drain(bench.clock.now_ns + 1000 * MS)
+    draining.send(None)
+    bench.loop.run()
+    bench.advance(1000 * MS - 1)
+    assert [bench.caller.outcome(request) for request in requests] == [None, None]
+    bench.advance(1)
+    assert all(isinstance(bench.caller.outcome(request), Draining) for request in requests)
+    assert bench.statistics.pending == 0
+    with pytest.raises(StopIteration):
+        draining.send(None)
+    bench.answer(requests[0])
+    assert bench.statistics.success.count == 0
+
+
+def test_answers_leave_in_order_where_that_is_asked() -> None:
+    """One that is cancelled lets those behind it go."""
+    bench = RelayBench(window=3, preserve_ordering=True)
+    requests = [bench.caller.request() for _ in range(3)]
+    bench.submit(*requests)
+    bench.answer(requests[2])
+    bench.answer(requests[1])
+    assert [bench.caller.outcome(request) for request in requests[1:]] == [None, None]
+    bench.relay.cancel(requests[0])
+    bench.loop.run()
+    assert [bench.caller.answer(request) for request in requests[1:]] == [[2], [2]]
