@@ -25,6 +25,7 @@ from server.repository.model_config import read_model_config
 from server.scheduler.cost import CostModel
 from server.scheduler.writing_foresight import Lengths, Part, Room, WritingCosts, done_ns, first_token_ns
 from server.scheduler.writing_statistics import Finish
+from server.types import NO_DEADLINE
 from tests.support.writing import PROMPTS
 from tests.support.writing_plane import parameter, text_of, write_model, writing_plane
 
@@ -430,3 +431,23 @@ async def test_who_expires_tells_how_long_it_waited(tmp_path: Path) -> None:
         assert plane.batcher.statistics.expired == 1
         assert request not in plane.batcher._jobs
         await running.aclose()
+
+
+async def test_why_a_text_is_gone_is_told_by_the_time(tmp_path: Path) -> None:
+    """At the nanosecond of its deadline it expired; at that of the drain's end it failed; else its caller went away."""
+    async with writing_plane(tmp_path) as plane:
+        batcher, now_ns = plane.batcher, 10**18
+        _, stream = plane.ask("x", max_tokens=250, ignore_eos=True)
+        await anext(stream)
+        [run] = batcher._runs.values()
+        clock, batcher._clock = batcher._clock, lambda: now_ns
+        told = []
+        for run.deadline_ns, batcher._drain_until_ns in (
+            (now_ns, now_ns),
+            (now_ns + 1, now_ns),
+            (now_ns + 1, now_ns + 1),
+        ):
+            told.append(batcher._why_gone(run))
+        assert told == [Finish.EXPIRED, Finish.FAILED, Finish.CANCELLED]
+        batcher._clock, run.deadline_ns, batcher._drain_until_ns = clock, NO_DEADLINE, NO_DEADLINE
+        await stream.aclose()
