@@ -14,6 +14,7 @@ from enum import Enum
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from importlib.util import spec_from_loader
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -57,11 +58,15 @@ class _Mutated(MetaPathFinder, Loader):
 
 
 class _Chosen:
-    """Of the collected tests only those with these names, and which was the first to fail."""
+    """Of the collected tests only those with these names; tells when one begins, and which was the first to fail."""
 
-    def __init__(self, names: Collection[str]) -> None:
+    def __init__(self, names: Collection[str], begins: Callable[[], None]) -> None:
         self._names = frozenset(names)
+        self._begins = begins
         self.failed: list[str] = []
+
+    def pytest_runtest_logstart(self) -> None:
+        self._begins()
 
     def pytest_collection_modifyitems(self, config: Any, items: list[Any]) -> None:
         dropped = [item for item in items if item.nodeid not in self._names]
@@ -90,13 +95,13 @@ def prepare() -> None:
 
 
 def run_tests(names: Sequence[str], mutant: Mutant | None, within_s: float) -> Ended:
-    """Until one fails, with a mutant in the place of its module. Tells the names of those that failed."""
+    """Until one fails, with a mutant in the place of its module; each has `within_s`. Tells who failed."""
     files = list(dict.fromkeys(name.partition("::")[0] for name in names))
 
     def run(tell: Callable[[Any], None]) -> int:
         if mutant is not None:
             sys.meta_path.insert(0, _Mutated(mutant))
-        chosen = _Chosen(names)
+        chosen = _Chosen(names, lambda: tell(None))
         status = run_pytest(["-x", *files], chosen)
         tell(chosen.failed)
         return status
@@ -111,8 +116,11 @@ def run_pytest(arguments: Sequence[str], plugin: object) -> int:
 
 
 def in_fork(run: Callable[[Callable[[Any], None]], int], within_s: float) -> Ended:
-    """What became of `run`, which gets a function to tell something with, and gives pytest's status. While all of it
-    stands still, as after ``kill -STOP``, no time goes by."""
+    """What became of `run`, which gets a function to tell something with, and gives pytest's status.
+
+    It has `within_s` after each thing that it tells. While all of it stands still, as after ``kill -STOP``, or others
+    have the cores, no time goes by.
+    """
     read, write = os.pipe()
     pid = os.fork()
     if not pid:
@@ -121,8 +129,9 @@ def in_fork(run: Callable[[Callable[[Any], None]], int], within_s: float) -> End
     os.close(write)
     os.set_blocking(read, False)
     told = bytearray()
-    end, left_s, looked_s = None, within_s, time.monotonic()
+    end, left_s, looked_s, waited_s = None, within_s, time.monotonic(), 0.0
     while end is None:
+        waited_before_s, waited_s = waited_s, _waited_s(pid)
         done, status = os.waitpid(pid, os.WNOHANG)
         if done:
             code = os.waitstatus_to_exitcode(status)
@@ -133,10 +142,21 @@ def in_fork(run: Callable[[Callable[[Any], None]], int], within_s: float) -> End
             end = End.LATE
         else:
             time.sleep(0.02)
-        left_s, looked_s = left_s - min(1.0, time.monotonic() - looked_s), time.monotonic()
-        told += _available(read)
+        passed_s, looked_s = time.monotonic() - looked_s, time.monotonic()
+        left_s -= min(1.0, max(0.0, passed_s - max(0.0, waited_s - waited_before_s)))
+        if news := _available(read):
+            told += news
+            left_s = within_s
     os.close(read)
-    return Ended(end, json.loads(told) if told and end is not End.LATE else None)
+    return Ended(end, json.loads(told.splitlines()[-1]) if told and end is not End.LATE else None)
+
+
+def _waited_s(pid: int) -> float:
+    """How long it could have run, and others did, where the kernel tells that."""
+    try:
+        return int(Path(f"/proc/{pid}/schedstat").read_text().split()[1]) / 1e9
+    except (OSError, IndexError):
+        return 0.0
 
 
 def _work(run: Callable[[Callable[[Any], None]], int], write: int) -> None:
@@ -147,7 +167,7 @@ def _work(run: Callable[[Callable[[Any], None]], int], write: int) -> None:
     status = 3
 
     def tell(something: Any) -> None:
-        left = memoryview(json.dumps(something).encode())
+        left = memoryview(json.dumps(something).encode() + b"\n")
         while left:
             left = left[os.write(write, left) :]
 

@@ -54,7 +54,7 @@ def fate(mutant: Mutant, all_: Touched) -> Fate:
     tests = all_.tests(mutant, _TESTS_S)
     if not tests:
         return Fate(mutant, End.PASSED)
-    limit_s = _FLOOR_S + _AT_MOST_TIMES * sum(all_.seconds[test] for test in tests)
+    limit_s = _FLOOR_S + _AT_MOST_TIMES * max(all_.seconds[test] for test in tests)
     ended = run_tests(tests, mutant, limit_s)
     return Fate(mutant, ended.end, ended.told[0] if ended.told else "")
 
