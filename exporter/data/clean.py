@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -24,6 +25,7 @@ MAX_LABELS = 100
 DIGITS = 5
 """Numbers that agree in so many significant digits are nearly equal."""
 RARE_ROWS = 20
+_WITH_COMMA = re.compile(r"[+-]?\d+(,\d+)?")
 LISTED = 5
 MIN_ROWS_PER_LABEL = 10
 
@@ -76,7 +78,7 @@ def clean(raw: RawTable, config: RunConfig | None = None) -> Table:
     labels_r = _label_texts(raw.frame[raw.target])
     _blame(reasons, np.array([label is None for label in labels_r]), f"{raw.target}: no label")
     good, cleaned = _cleaned(raw, config, labels_r, reasons)
-    labels, targets = _targets(raw.target, labels_r[good])
+    labels, targets = _targets(raw.target, labels_r[good], _first(cleaned.broken))
     told = (
         *_conflicts(cleaned.keys, labels_r[good], [raw.where[row] for row in np.flatnonzero(good)]),
         *_rare(labels, targets),
@@ -96,10 +98,15 @@ def clean_numbers(raw: RawTable, config: RunConfig | None = None) -> NumberTable
         numbers = target.to_numpy(dtype=np.float64, na_value=np.nan)
     else:
         numbers, _ = _parsed(_texts(target))
+        comma = _comma(_texts(target))
+        if comma:
+            raise DataError(f"target {raw.target!r}: {comma}")
     _blame(reasons, ~np.isfinite(numbers) | (np.abs(numbers) > _FLOAT32_MAX), f"{raw.target}: no finite number")
     good, cleaned = _cleaned(raw, config, numbers.astype(object), reasons)
     if np.unique(numbers[good]).size < 2:
-        raise DataError(f"target {raw.target!r} has fewer than 2 different numbers after clean-up")
+        raise DataError(
+            f"target {raw.target!r} has fewer than 2 different numbers after clean-up{_first(cleaned.broken)}"
+        )
     return NumberTable(**fields_of(cleaned), targets=numbers[good])
 
 
@@ -262,7 +269,7 @@ def _typed(series: pd.Series[Any], name: str, reasons: dict[int, str]) -> tuple[
         numbers, unreadable = _parsed(texts)
         present = sum(text is not None for text in texts)
         if unreadable.sum() > (1 - NUMERIC_SHARE) * present:
-            return texts, _unusable_texts(texts, present)
+            return texts, _comma(texts) or _unusable_texts(texts, present)
     _blame(reasons, unreadable, f"{name}: not a number")
     _blame(reasons, np.abs(numbers) > _FLOAT32_MAX, f"{name}: not a finite 32-bit number")
     constant = np.unique(numbers[np.isfinite(numbers)]).size < 2 and not np.isnan(numbers).any()
@@ -290,6 +297,21 @@ def _number(text: str) -> float:
         return np.nan
 
 
+def _comma(texts: NDArray[np.object_]) -> str:
+    """What to say of numbers that are written with a comma; empty of other texts."""
+    present = [text.strip() for text in texts if text is not None]
+    numbers = [text for text in present if _WITH_COMMA.fullmatch(text)]
+    example = next((text for text in numbers if "," in text), "")
+    if not example or len(numbers) < NUMERIC_SHARE * len(present):
+        return ""
+    return f"its numbers have a comma, like {example}; write them with a point"
+
+
+def _first(broken: Sequence[Dropped]) -> str:
+    """How many rows were dropped as broken, and why the first was; for an error that has no report beside it."""
+    return f"; {len(broken)} broken rows, the first: {broken[0].where}: {broken[0].reason}" if broken else ""
+
+
 def _unusable_texts(texts: NDArray[np.object_], present: int) -> str:
     distinct = len({text for text in texts if text is not None})
     if distinct > max(MIN_IDENTIFIERS, IDENTIFIER_SHARE * present):
@@ -313,18 +335,18 @@ def _label_texts(series: pd.Series[Any]) -> NDArray[np.object_]:
     return labels
 
 
-def _targets(name: str, texts: NDArray[np.object_]) -> tuple[tuple[str, ...], NDArray[np.int64]]:
+def _targets(name: str, texts: NDArray[np.object_], lost: str) -> tuple[tuple[str, ...], NDArray[np.int64]]:
     counts = Counter(texts.tolist())
     if len(counts) > MAX_LABELS:
         raise DataError(
             f"target {name!r} has {len(counts)} different values, at most {MAX_LABELS} labels are supported"
         )
     if len(counts) < 2:
-        raise DataError(f"target {name!r} has {len(counts)} labels after clean-up, at least 2 are needed")
+        raise DataError(f"target {name!r} has {len(counts)} labels after clean-up, at least 2 are needed{lost}")
     rare = [f"{label!r} has {count}" for label, count in sorted(counts.items()) if count < MIN_ROWS_PER_LABEL]
     if rare:
         problem = f"too few rows of some labels after clean-up, {MIN_ROWS_PER_LABEL} are needed"
-        raise DataError(f"target {name!r}: {problem}: {', '.join(rare)}")
+        raise DataError(f"target {name!r}: {problem}: {', '.join(rare)}{lost}")
     labels = tuple(sorted(counts))
     index_of = {label: index for index, label in enumerate(labels)}
     return labels, np.array([index_of[text] for text in texts], dtype=np.int64)

@@ -138,9 +138,13 @@ def collect_folder(folder: Path, steps: ImageSteps) -> tuple[PictureSet, tuple[D
     broken: list[Dropped] = []
     for path in sorted(folder.rglob("*")):
         parts = path.relative_to(folder).parts
-        if path.is_dir() or any(part.startswith(".") for part in parts):
+        if any(part.startswith(".") for part in parts):
             continue
         where = "/".join(parts)
+        if path.is_dir():
+            if len(parts) == 1 and not any(found.is_file() for found in path.rglob("*")):
+                broken.append(Dropped(f"{where}/", "a class folder without files"))
+            continue
         try:
             picture = _read(path, len(parts), steps)
         except (OSError, ServingError, ValueError) as error:

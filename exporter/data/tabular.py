@@ -7,7 +7,6 @@ that is `exporter.data.columns`, on the training rows alone.
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import json
 from collections.abc import Sequence
@@ -20,14 +19,15 @@ import pandas as pd
 from sklearn.datasets import load_breast_cancer, load_diabetes
 
 from exporter.data import fraud
+from exporter.data.records import csv_rows, jsonl_rows, kind_of, parquet_frame
 from exporter.errors import DataError, UsageError
 from exporter.recipes.base import Dropped
 
 MISSING_TEXTS = frozenset({"", "na", "n/a", "nan", "null", "none"})
 """Texts of a CSV cell that mean no value, in lower case."""
-PARQUET_SUFFIXES = frozenset({".parquet", ".pq"})
-CSV_SUFFIXES = frozenset({".csv", ".tsv", ".txt"})
-JSONL_SUFFIXES = frozenset({".jsonl", ".ndjson"})
+
+Read = tuple[pd.DataFrame, tuple[str, ...], tuple[Dropped, ...]]
+"""The rows, what to call each, and those that can't be read."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,22 +82,12 @@ def read_file(path: Path, target: str) -> RawTable:
 
     Raises:
         UsageError: no target was named, or the file has no such column.
-        DataError: the file is missing, not of these formats, empty, or its column names are not usable.
+        DataError: the file is missing, not of these formats, empty, can't be read, or its column names are not usable.
     """
-    if not path.is_file():
-        raise DataError(f"{path}: no such file")
+    kind = kind_of(path)
     if not target:
         raise UsageError(f"{path}: name the column to predict with --target")
-    suffix = path.suffix.lower()
-    if suffix in PARQUET_SUFFIXES:
-        frame, where, broken = _read_parquet(path)
-    elif suffix in CSV_SUFFIXES:
-        frame, where, broken = _read_csv(path)
-    elif suffix in JSONL_SUFFIXES:
-        frame, where, broken = _read_jsonl(path)
-    else:
-        known = ", ".join(sorted(CSV_SUFFIXES | PARQUET_SUFFIXES | JSONL_SUFFIXES))
-        raise DataError(f"{path}: the name ends with none of {known}")
+    frame, where, broken = {".csv": _read_csv, ".jsonl": _read_jsonl, ".parquet": _read_parquet}[kind](path)
     if target not in frame.columns:
         raise UsageError(f"{path}: no column {target!r}; there are {', '.join(map(str, frame.columns))}")
     if frame.empty:
@@ -113,69 +103,50 @@ def _row_names(count: int) -> tuple[str, ...]:
     return tuple(f"row {number}" for number in range(1, count + 1))
 
 
-def _read_parquet(path: Path) -> tuple[pd.DataFrame, tuple[str, ...], tuple[Dropped, ...]]:
-    try:
-        frame = pd.read_parquet(path)
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path}: no readable Parquet file: {error}") from error
-    frame.columns = pd.Index(_checked_names(path, [str(name) for name in frame.columns]))
-    return frame.reset_index(drop=True), _row_names(len(frame)), ()
+def _read_parquet(path: Path) -> Read:
+    frame = parquet_frame(path)
+    _check_names(path, list(frame.columns))
+    return frame, _row_names(len(frame)), ()
 
 
-def _read_csv(path: Path) -> tuple[pd.DataFrame, tuple[str, ...], tuple[Dropped, ...]]:
-    """All cells as texts, missing ones as None. A line with too few or too many cells is broken, not padded."""
+def _read_csv(path: Path) -> Read:
+    """All cells as texts, missing ones as None."""
     rows: list[list[str | None]] = []
     where: list[str] = []
     broken: list[Dropped] = []
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            delimiter = _delimiter(file.readline())
-            file.seek(0)
-            reader = csv.reader(file, delimiter=delimiter, skipinitialspace=True)
-            names = _checked_names(path, [name.strip() for name in next(reader, [])])
-            for cells in reader:
-                line = f"line {reader.line_num}"
-                if len(cells) == len(names):
-                    rows.append([None if cell.strip().lower() in MISSING_TEXTS else cell for cell in cells])
-                    where.append(line)
-                elif cells:
-                    broken.append(Dropped(line, f"{len(cells)} cells, the first line has {len(names)}"))
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path}: not UTF-8: {error.reason} at byte {error.start}") from error
-    except csv.Error as error:
-        raise DataError(f"{path}: no readable CSV file: {error}") from error
+    found = csv_rows(path)
+    _, names = next(found, ("", []))
+    assert not isinstance(names, str)
+    _check_names(path, names)
+    for line, cells in found:
+        if isinstance(cells, str):
+            broken.append(Dropped(line, cells))
+        else:
+            rows.append([None if cell.strip().lower() in MISSING_TEXTS else cell for cell in cells])
+            where.append(line)
     return pd.DataFrame(rows, columns=pd.Index(names), dtype=object), tuple(where), tuple(broken)
 
 
-def _read_jsonl(path: Path) -> tuple[pd.DataFrame, tuple[str, ...], tuple[Dropped, ...]]:
-    """An object a line, of numbers, texts, booleans and nulls; a key that a line lacks is a missing value."""
+def _read_jsonl(path: Path) -> Read:
+    """Objects of numbers, texts, booleans and nulls; a key that a line lacks is a missing value."""
     rows: list[dict[str, Any]] = []
     where: list[str] = []
     broken: list[Dropped] = []
     names: dict[str, None] = {}
-    for number, line in enumerate(path.read_bytes().splitlines(), start=1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except ValueError as error:
-            broken.append(Dropped(f"line {number}", f"no JSON: {error}"))
-            continue
-        problem = _problem_of_row(row)
-        if problem:
-            broken.append(Dropped(f"line {number}", problem))
+    for line, row in jsonl_rows(path):
+        problem = row if isinstance(row, str) else _nested(row)
+        if isinstance(row, str) or problem:
+            broken.append(Dropped(line, problem))
             continue
         names.update(dict.fromkeys(row))
         rows.append(row)
-        where.append(f"line {number}")
-    _checked_names(path, list(names))
+        where.append(line)
+    _check_names(path, list(names))
     columns = {name: _column([row.get(name) for row in rows]) for name in names}
     return pd.DataFrame(columns), tuple(where), tuple(broken)
 
 
-def _problem_of_row(row: object) -> str:
-    if not isinstance(row, dict):
-        return "no object"
+def _nested(row: dict[str, Any]) -> str:
     nested = next((name for name, value in row.items() if isinstance(value, dict | list)), None)
     return "" if nested is None else f"{nested}: an object or a list is no value of a column"
 
@@ -190,11 +161,7 @@ def _column(values: list[Any]) -> pd.Series[Any]:
     )
 
 
-def _delimiter(first_line: str) -> str:
-    return max(",;\t|", key=first_line.count)
-
-
-def _checked_names(path: Path, names: Sequence[str]) -> Sequence[str]:
+def _check_names(path: Path, names: Sequence[str]) -> None:
     if len(names) < 2:
         raise DataError(f"{path}: {len(names)} columns in the first line, a target and at least one other are needed")
     if "" in names:
@@ -202,4 +169,3 @@ def _checked_names(path: Path, names: Sequence[str]) -> Sequence[str]:
     repeated = next((name for name in names if names.count(name) > 1), None)
     if repeated is not None:
         raise DataError(f"{path}: two columns are named {repeated!r}")
-    return names

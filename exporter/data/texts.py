@@ -1,8 +1,7 @@
-"""Texts with labels: CSV or JSONL of `text,label`; what can't be used is named, copies are dropped."""
+"""Texts with labels: CSV, JSONL or Parquet of `text,label`; what can't be used is named, copies are dropped."""
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -10,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from exporter.data.records import csv_rows, jsonl_rows, kind_of, parquet_frame
 from exporter.errors import DataError
 from exporter.recipes.base import Dropped
 
@@ -20,7 +20,7 @@ MOST_CHARACTERS = 20_000
 @dataclass(frozen=True, slots=True)
 class LabelledText:
     where: str
-    """For example ``row 17``."""
+    """For example ``line 17``."""
     text: str
     label: str
 
@@ -44,27 +44,19 @@ class TextSet:
 
 
 def read_file(path: Path) -> TextSet:
-    """A .csv file with a header, or a .jsonl file of objects; both have the columns `text` and `label`.
+    """A CSV, JSONL or Parquet file with the columns `text` and `label`; further ones are not used.
 
     Raises:
         DataError: the file can't be read, is of another kind, lacks a column, or no row of it can be used.
     """
-    readers = {".csv": _csv_rows, ".jsonl": _jsonl_rows}
-    if path.suffix.lower() not in readers:
-        raise DataError(f"{path}: texts are read from {' or '.join(readers)}")
     labelled: list[LabelledText] = []
     broken: list[Dropped] = []
-    try:
-        for number, row in readers[path.suffix.lower()](path):
-            where = f"row {number}"
-            problem = row if isinstance(row, str) else _problem(row)
-            if problem:
-                broken.append(Dropped(where, problem))
-            else:
-                assert not isinstance(row, str)
-                labelled.append(LabelledText(where, row["text"], str(row["label"]).strip()))
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"{path} can't be read: {error}") from error
+    for where, row in _rows(path):
+        problem = row if isinstance(row, str) else _problem(row)
+        if isinstance(row, str) or problem:
+            broken.append(Dropped(where, problem))
+        else:
+            labelled.append(LabelledText(where, row["text"], str(row["label"]).strip()))
     if not labelled:
         raise DataError(f"{path}: no row has a text and a label")
     return TextSet(f"file {path.name}", tuple(labelled), tuple(broken))
@@ -87,28 +79,34 @@ def clean(found: Sequence[LabelledText]) -> tuple[list[LabelledText], tuple[Drop
     return kept, tuple(dropped)
 
 
-def _csv_rows(path: Path) -> Iterator[tuple[int, dict[str, Any] | str]]:
-    """Rows by their numbers, 1 the first below the header; a text instead of a row says what is wrong with it."""
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        reader = csv.DictReader(file, restkey="", strict=True)
-        missing = [name for name in COLUMNS if name not in (reader.fieldnames or ())]
-        if missing:
-            raise DataError(f"{path}: has no column {' and no column '.join(missing)}")
-        for number, row in enumerate(reader, start=1):
-            yield number, "has more fields than the header" if "" in row else row
+def _rows(path: Path) -> Iterator[tuple[str, Mapping[str, Any] | str]]:
+    """Rows of any of the formats; a text instead of a row says what is wrong with it."""
+    kind = kind_of(path)
+    if kind == ".jsonl":
+        yield from jsonl_rows(path)
+        return
+    if kind == ".parquet":
+        frame = parquet_frame(path)
+        _demand_columns(path, list(frame.columns))
+        for number, (text, label) in enumerate(zip(frame["text"].tolist(), frame["label"].tolist(), strict=True), 1):
+            # A column of whole numbers with one missing is one of floats.
+            yield f"row {number}", {"text": text, "label": int(label) if _is_whole(label) else label}
+        return
+    found = csv_rows(path)
+    _, names = next(found, ("", []))
+    _demand_columns(path, names)
+    for line, cells in found:
+        yield line, cells if isinstance(cells, str) else dict(zip(names, cells, strict=True))
 
 
-def _jsonl_rows(path: Path) -> Iterator[tuple[int, dict[str, Any] | str]]:
-    with path.open(encoding="utf-8-sig") as file:
-        for number, line in enumerate(file, start=1):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line)
-            except ValueError as error:
-                yield number, f"is no JSON: {error}"
-                continue
-            yield number, row if isinstance(row, dict) else "is no object"
+def _demand_columns(path: Path, names: Sequence[str]) -> None:
+    missing = [name for name in COLUMNS if name not in names]
+    if missing:
+        raise DataError(f"{path}: has no column {' and no column '.join(missing)}; there are {', '.join(names)}")
+
+
+def _is_whole(label: object) -> bool:
+    return isinstance(label, float) and label.is_integer()
 
 
 def _problem(row: Mapping[str, Any]) -> str:

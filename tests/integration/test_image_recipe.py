@@ -44,6 +44,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "red" / "cut.jpg").write_bytes(whole[: len(whole) // 2])
     (folder / "red" / "notes.txt").write_text("no picture")
     (folder / "red" / "empty.png").write_bytes(b"")
+    (folder / "nobody").mkdir()
     (folder / "stray.png").write_bytes((folder / "red" / "00.png").read_bytes())
     (folder / "red" / ".hidden").write_text("passed over")
     return folder
@@ -60,9 +61,9 @@ def test_a_folder_of_pictures_becomes_a_model_that_answers(folder: Path, tmp_pat
         assert f"\n{step}" in "\n" + result.output
     report = json.loads((tmp_path / "run" / "data.json").read_text())
     broken = [dropped["where"] for dropped in report["broken"]]
-    assert broken == ["red/cut.jpg", "red/empty.png", "red/notes.txt", "stray.png"]
+    assert broken == ["nobody/", "red/cut.jpg", "red/empty.png", "red/notes.txt", "stray.png"]
     assert sorted(dropped["where"] for dropped in report["duplicates"]) == ["blue/99.png", "red/99.png", "red/copy.jpg"]
-    assert report["collected"] == 24 * 3 + 3 + 4
+    assert report["collected"] == 24 * 3 + 3 + 5
     assert sum(sum(counts.values()) for counts in report["rows"].values()) == 24 * 3
 
     model = tmp_path / "repository" / "colours"

@@ -68,7 +68,7 @@ def test_a_file_of_texts_becomes_a_model_beside_its_baseline(trained: tuple[Path
     """Each step is told; what was dropped, what is cut, and what a bag of words reaches stand beside."""
     _, output = trained
     told = " ".join(output.split())
-    assert "2 broken rows dropped row 151: has no text" in told.replace("row 154", "row 151")
+    assert "2 broken rows dropped line 155: has no text line 156: has no label" in told
     assert "3 duplicate rows dropped" in told
     assert "texts are cut at 40 tokens: 0 of" in told
     assert "tf-idf and logistic regression: " in told
@@ -280,20 +280,20 @@ def test_jsonl_and_csv_are_read_and_what_is_wrong_is_named(tmp_path: Path) -> No
     )
     found = read_file(tmp_path / "a.jsonl")
     assert [(item.where, item.text, item.label) for item in found.labelled] == [
-        ("row 1", "a", "1"),
-        ("row 6", "b", "x"),
+        ("line 1", "a", "1"),
+        ("line 6", "b", "x"),
     ]
-    assert [item.where for item in found.broken] == ["row 3", "row 4", "row 5", "row 7"]
-    assert "is no JSON" in found.broken[1].reason
+    assert [item.where for item in found.broken] == ["line 3", "line 4", "line 5", "line 7"]
+    assert "no JSON" in found.broken[1].reason
     (tmp_path / "b.csv").write_text('label,text\nx,"two\nlines"\ny,b,more\n')
     rows = read_file(tmp_path / "b.csv")
-    assert [item.text for item in rows.labelled] == ["two\nlines"]
-    assert rows.broken[0].reason == "has more fields than the header"
+    assert [(item.where, item.text) for item in rows.labelled] == [("line 2", "two\nlines")]
+    assert rows.broken[0].reason == "3 cells, the first line has 2"
     for name, text, words in (
         ("c.csv", "text\na\n", "has no column label"),
         ("d.jsonl", "", "no row has a text"),
-        ("e.txt", "", "are read from .csv or .jsonl"),
-        ("f.csv", b"\xff\xfe", "can't be read"),
+        ("e.xlsx", "", "ends with none of .csv, .jsonl"),
+        ("f.csv", b"text,label\n\xff\xfe,a\n", "line 2: byte 0xff is not UTF-8"),
     ):
         (tmp_path / name).write_bytes(text if isinstance(text, bytes) else text.encode())
         with pytest.raises(DataError, match=words):
