@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import re
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
+from datetime import date, time, timedelta
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from exporter.data.labels import check as check_labels
 from exporter.data.tabular import RawTable
 from exporter.errors import DataError, UsageError
 from exporter.recipes.base import Dropped, RunConfig, Split
@@ -24,10 +25,8 @@ MIN_IDENTIFIERS = 50
 MAX_LABELS = 100
 DIGITS = 5
 """Numbers that agree in so many significant digits are nearly equal."""
-RARE_ROWS = 20
 _WITH_COMMA = re.compile(r"[+-]?\d+(,\d+)?")
 LISTED = 5
-MIN_ROWS_PER_LABEL = 10
 
 _FLOAT32_MAX = float(np.finfo(np.float32).max)
 
@@ -77,11 +76,14 @@ def clean(raw: RawTable, config: RunConfig | None = None) -> Table:
     reasons: dict[int, str] = {}
     labels_r = _label_texts(raw.frame[raw.target])
     _blame(reasons, np.array([label is None for label in labels_r]), f"{raw.target}: no label")
+    lines = np.array([label is not None and len(label.splitlines()) != 1 for label in labels_r])
+    _blame(reasons, lines, f"{raw.target}: a label of several lines")
     good, cleaned = _cleaned(raw, config, labels_r, reasons)
-    labels, targets = _targets(raw.target, labels_r[good], _first(cleaned.broken))
+    labels, targets = _targets(raw.target, labels_r[good])
+    few = check_labels(f"target {raw.target!r}", labels, targets, _lost(cleaned))
     told = (
         *_conflicts(cleaned.keys, labels_r[good], [raw.where[row] for row in np.flatnonzero(good)]),
-        *_rare(labels, targets),
+        *few,
     )
     return Table(**{**fields_of(cleaned), "notes": (*cleaned.notes, *told)}, targets=targets, labels=labels)
 
@@ -104,9 +106,7 @@ def clean_numbers(raw: RawTable, config: RunConfig | None = None) -> NumberTable
     _blame(reasons, ~np.isfinite(numbers) | (np.abs(numbers) > _FLOAT32_MAX), f"{raw.target}: no finite number")
     good, cleaned = _cleaned(raw, config, numbers.astype(object), reasons)
     if np.unique(numbers[good]).size < 2:
-        raise DataError(
-            f"target {raw.target!r} has fewer than 2 different numbers after clean-up{_first(cleaned.broken)}"
-        )
+        raise DataError(f"target {raw.target!r} has fewer than 2 different numbers after clean-up{_lost(cleaned)}")
     return NumberTable(**fields_of(cleaned), targets=numbers[good])
 
 
@@ -159,7 +159,7 @@ def _splitting(
         _blame(reasons, np.array([group is None for group in groups]), f"{name}: no group")
         return None, groups
     order = times(raw.frame[name])
-    _blame(reasons, np.isnan(order), f"{name}: no time")
+    _blame(reasons, np.isnan(order), f"{name}: neither a number nor a date like 2024-01-31")
     return order, None
 
 
@@ -232,12 +232,6 @@ def _conflicts(keys: NDArray[np.uint64], labels: NDArray[np.object_], where: Seq
     return [f"{len(found)} rows are nearly equal to one with another label: {'; '.join(found[:LISTED])}{more}"]
 
 
-def _rare(labels: Sequence[str], targets: NDArray[np.int64]) -> list[str]:
-    counts = np.bincount(targets, minlength=len(labels))
-    rare = [f"{label!r} {count}" for label, count in zip(labels, counts.tolist(), strict=True) if count < RARE_ROWS]
-    return [f"labels with fewer than {RARE_ROWS} rows, whose metrics mean little: {', '.join(rare)}"] if rare else []
-
-
 def leaks(keys: NDArray[np.uint64], splits: Mapping[Split, NDArray[np.int64]]) -> int:
     """How many rows outside of train are nearly equal to a row in it."""
     train = keys[splits[Split.TRAIN]]
@@ -258,10 +252,11 @@ def _blame(reasons: dict[int, str], bad: NDArray[np.bool_], reason: str) -> None
 
 def _typed(series: pd.Series[Any], name: str, reasons: dict[int, str]) -> tuple[Values, str]:
     """The values of a column, and why it can't be used (else empty). Rows with unreadable values get a reason."""
-    if pd.api.types.is_datetime64_any_dtype(series) or pd.api.types.is_timedelta64_dtype(series):
-        return series.to_numpy(), "times are not supported; give what matters of them as numbers"
     if series.isna().all():
         return series.to_numpy(), "it has no values"
+    problem = _unsupported(series)
+    if problem:
+        return series.to_numpy(), problem
     if pd.api.types.is_numeric_dtype(series) and not pd.api.types.is_bool_dtype(series):
         numbers, unreadable = series.to_numpy(dtype=np.float64, na_value=np.nan), np.zeros(len(series), dtype=bool)
     else:
@@ -274,6 +269,16 @@ def _typed(series: pd.Series[Any], name: str, reasons: dict[int, str]) -> tuple[
     _blame(reasons, np.abs(numbers) > _FLOAT32_MAX, f"{name}: not a finite 32-bit number")
     constant = np.unique(numbers[np.isfinite(numbers)]).size < 2 and not np.isnan(numbers).any()
     return numbers, "it is the same in every row" if constant else ""
+
+
+def _unsupported(series: pd.Series[Any]) -> str:
+    """Why values of this type are not for a model; empty where they are."""
+    example = series[series.notna()].iloc[0]
+    if isinstance(example, date | time | timedelta | np.datetime64 | np.timedelta64):
+        return "times are not supported; give what matters of them as numbers"
+    if isinstance(example, list | dict | np.ndarray | bytes):
+        return f"values of the type {type(example).__name__} are not supported"
+    return ""
 
 
 def _texts(series: pd.Series[Any]) -> NDArray[np.object_]:
@@ -307,9 +312,13 @@ def _comma(texts: NDArray[np.object_]) -> str:
     return f"its numbers have a comma, like {example}; write them with a point"
 
 
-def _first(broken: Sequence[Dropped]) -> str:
-    """How many rows were dropped as broken, and why the first was; for an error that has no report beside it."""
-    return f"; {len(broken)} broken rows, the first: {broken[0].where}: {broken[0].reason}" if broken else ""
+def _lost(cleaned: Cleaned) -> str:
+    """How many rows were dropped, and why the first was; for an error that has no report beside it."""
+    told = ""
+    for kind, dropped in (("broken", cleaned.broken), ("duplicate", cleaned.duplicates)):
+        if dropped:
+            told += f"; {len(dropped)} {kind} rows, the first: {dropped[0].where}: {dropped[0].reason}"
+    return told
 
 
 def _unusable_texts(texts: NDArray[np.object_], present: int) -> str:
@@ -335,18 +344,11 @@ def _label_texts(series: pd.Series[Any]) -> NDArray[np.object_]:
     return labels
 
 
-def _targets(name: str, texts: NDArray[np.object_], lost: str) -> tuple[tuple[str, ...], NDArray[np.int64]]:
-    counts = Counter(texts.tolist())
-    if len(counts) > MAX_LABELS:
+def _targets(name: str, texts: NDArray[np.object_]) -> tuple[tuple[str, ...], NDArray[np.int64]]:
+    labels = tuple(sorted(set(texts.tolist())))
+    if len(labels) > MAX_LABELS:
         raise DataError(
-            f"target {name!r} has {len(counts)} different values, at most {MAX_LABELS} labels are supported"
+            f"target {name!r} has {len(labels)} different values, at most {MAX_LABELS} labels are supported"
         )
-    if len(counts) < 2:
-        raise DataError(f"target {name!r} has {len(counts)} labels after clean-up, at least 2 are needed{lost}")
-    rare = [f"{label!r} has {count}" for label, count in sorted(counts.items()) if count < MIN_ROWS_PER_LABEL]
-    if rare:
-        problem = f"too few rows of some labels after clean-up, {MIN_ROWS_PER_LABEL} are needed"
-        raise DataError(f"target {name!r}: {problem}: {', '.join(rare)}{lost}")
-    labels = tuple(sorted(counts))
     index_of = {label: index for index, label in enumerate(labels)}
     return labels, np.array([index_of[text] for text in texts], dtype=np.int64)

@@ -64,6 +64,8 @@ def _rows_of(file: TextIO, path: Path) -> Iterator[tuple[str, list[str] | str]]:
         except csv.Error as error:
             if str(error) == _NEVER_CLOSED:
                 raise DataError(f"{path}: line {start}: a quotation mark is opened and never closed") from error
+            if names is None:
+                raise DataError(f"{path}: the first line has no names of columns: {error}") from error
             lines = f"line {start}" if start == reader.line_num else f"lines {start} to {reader.line_num}"
             yield lines, f"no CSV: {error}"
             continue
@@ -90,20 +92,35 @@ def jsonl_rows(path: Path) -> Iterator[tuple[str, dict[str, Any] | str]]:
         except UnicodeDecodeError:
             yield f"line {number}", _not_utf8(line, told="")
             continue
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             yield f"line {number}", f"no JSON: {error}"
             continue
-        yield f"line {number}", row if isinstance(row, dict) else "no object"
+        if not isinstance(row, dict):
+            yield f"line {number}", "no object"
+        elif b"\\ud" in line.lower() and not _is_text(row):
+            yield f"line {number}", "half of a surrogate pair"
+        else:
+            yield f"line {number}", row
+
+
+def _is_text(row: dict[str, Any]) -> bool:
+    """JSON can spell what no encoding of text can hold."""
+    try:
+        json.dumps(row, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def parquet_frame(path: Path) -> pd.DataFrame:
-    """Raises DataError: the file can't be read, or is no Parquet."""
+    """The columns, those of a named index among them. Raises DataError: it can't be read, or is no Parquet."""
     try:
         frame = pd.read_parquet(path)
     except (OSError, ValueError, NotImplementedError) as error:
         raise DataError(f"{path}: no readable Parquet file: {error}") from error
+    frame = frame.reset_index(drop=all(name is None for name in frame.index.names))
     frame.columns = pd.Index([str(name) for name in frame.columns])
-    return frame.reset_index(drop=True)
+    return frame
 
 
 def _delimiter(first_line: str) -> str:

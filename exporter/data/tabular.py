@@ -88,10 +88,12 @@ def read_file(path: Path, target: str) -> RawTable:
     if not target:
         raise UsageError(f"{path}: name the column to predict with --target")
     frame, where, broken = {".csv": _read_csv, ".jsonl": _read_jsonl, ".parquet": _read_parquet}[kind](path)
+    if frame.empty:
+        first = f"; the first is broken: {broken[0].where}: {broken[0].reason}" if broken else ""
+        raise DataError(f"{path}: no row can be read{first}")
+    _check_names(path, list(frame.columns))
     if target not in frame.columns:
         raise UsageError(f"{path}: no column {target!r}; there are {', '.join(map(str, frame.columns))}")
-    if frame.empty:
-        raise DataError(f"{path}: no row can be read")
     return RawTable(path.name, hashlib.sha256(path.read_bytes()).hexdigest(), target, frame, where, broken)
 
 
@@ -105,7 +107,6 @@ def _row_names(count: int) -> tuple[str, ...]:
 
 def _read_parquet(path: Path) -> Read:
     frame = parquet_frame(path)
-    _check_names(path, list(frame.columns))
     return frame, _row_names(len(frame)), ()
 
 
@@ -141,7 +142,6 @@ def _read_jsonl(path: Path) -> Read:
         names.update(dict.fromkeys(row))
         rows.append(row)
         where.append(line)
-    _check_names(path, list(names))
     columns = {name: _column([row.get(name) for row in rows]) for name in names}
     return pd.DataFrame(columns), tuple(where), tuple(broken)
 
@@ -154,16 +154,23 @@ def _nested(row: dict[str, Any]) -> str:
 def _column(values: list[Any]) -> pd.Series[Any]:
     """Numbers alone are a column of numbers; else each value is as its text would be in a CSV."""
     if all(value is None or (isinstance(value, int | float) and not isinstance(value, bool)) for value in values):
-        return pd.Series([np.nan if value is None else float(value) for value in values])
+        return pd.Series([np.nan if value is None else _float(value) for value in values])
     texts = [None if value is None else value if isinstance(value, str) else json.dumps(value) for value in values]
     return pd.Series(
         [None if text is None or text.strip().lower() in MISSING_TEXTS else text for text in texts], dtype=object
     )
 
 
+def _float(value: float) -> float:
+    try:
+        return float(value)
+    except OverflowError:  # an integer of over 308 digits
+        return np.inf
+
+
 def _check_names(path: Path, names: Sequence[str]) -> None:
     if len(names) < 2:
-        raise DataError(f"{path}: {len(names)} columns in the first line, a target and at least one other are needed")
+        raise DataError(f"{path}: {len(names)} columns, a target and at least one other are needed")
     if "" in names:
         raise DataError(f"{path}: column {names.index('') + 1} has no name")
     repeated = next((name for name in names if names.count(name) > 1), None)

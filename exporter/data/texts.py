@@ -56,9 +56,10 @@ def read_file(path: Path) -> TextSet:
         if isinstance(row, str) or problem:
             broken.append(Dropped(where, problem))
         else:
-            labelled.append(LabelledText(where, row["text"], str(row["label"]).strip()))
+            labelled.append(LabelledText(where, row["text"], _label(row["label"])))
     if not labelled:
-        raise DataError(f"{path}: no row has a text and a label")
+        first = f"; the first: {broken[0].where}: {broken[0].reason}" if broken else ""
+        raise DataError(f"{path}: no row has a text and a label{first}")
     return TextSet(f"file {path.name}", tuple(labelled), tuple(broken))
 
 
@@ -89,8 +90,7 @@ def _rows(path: Path) -> Iterator[tuple[str, Mapping[str, Any] | str]]:
         frame = parquet_frame(path)
         _demand_columns(path, list(frame.columns))
         for number, (text, label) in enumerate(zip(frame["text"].tolist(), frame["label"].tolist(), strict=True), 1):
-            # A column of whole numbers with one missing is one of floats.
-            yield f"row {number}", {"text": text, "label": int(label) if _is_whole(label) else label}
+            yield f"row {number}", {"text": text, "label": label}
         return
     found = csv_rows(path)
     _, names = next(found, ("", []))
@@ -100,25 +100,33 @@ def _rows(path: Path) -> Iterator[tuple[str, Mapping[str, Any] | str]]:
 
 
 def _demand_columns(path: Path, names: Sequence[str]) -> None:
+    repeated = [name for name in COLUMNS if names.count(name) > 1]
+    if repeated:
+        raise DataError(f"{path}: two columns are named {repeated[0]!r}")
     missing = [name for name in COLUMNS if name not in names]
     if missing:
         raise DataError(f"{path}: has no column {' and no column '.join(missing)}; there are {', '.join(names)}")
 
 
-def _is_whole(label: object) -> bool:
-    return isinstance(label, float) and label.is_integer()
+def _label(value: object) -> str:
+    """Its text; booleans in JSON's spelling, 1.0 is the label 1; empty where there is none."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, float):  # a column of whole numbers with one missing is one of floats
+        return str(int(value)) if value.is_integer() else ""
+    return str(value).strip() if isinstance(value, str | int) else ""
 
 
 def _problem(row: Mapping[str, Any]) -> str:
     """Why a row is no text with a label; empty where it is."""
-    text, label = row.get("text"), row.get("label")
+    text, label = row.get("text"), _label(row.get("label"))
     if not isinstance(text, str) or not text.strip():
         return "has no text"
     if len(text) > MOST_CHARACTERS:
         return f"has a text of {len(text)} characters, the most are {MOST_CHARACTERS}"
-    if not isinstance(label, str | int) or isinstance(label, bool) or not str(label).strip():
+    if not label:
         return "has no label"
-    if len(str(label).strip().splitlines()) != 1:
+    if len(label.splitlines()) != 1:
         return "has a label of several lines"
     try:
         text.encode()

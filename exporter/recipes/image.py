@@ -18,8 +18,8 @@ from torch import nn
 from torch.nn import functional
 
 from exporter.data import images
+from exporter.data.labels import check as check_labels
 from exporter.data.split import stratified
-from exporter.errors import DataError
 from exporter.recipes.base import (
     Arrays,
     Collected,
@@ -91,15 +91,14 @@ def _collected(source: str, spec: ImageSpec, found: images.PictureSet, broken: t
         kept, dropped = images.duplicates(found.items)
         pictures = found.keep(kept)
         labels = tuple(sorted({item.label for item in pictures.items}))
-        if len(labels) < 2:
-            raise DataError(f"{len(labels)} classes are left after clean-up, at least 2 are needed")
         targets = np.array([labels.index(item.label) for item in pictures.items], dtype=np.int64)
+        notes = check_labels(source, labels, targets)
         splits = stratified(targets, config.seed)
         by_label = {
             split: dict(sorted(Counter(labels[target] for target in targets[indices]).items()))
             for split, indices in splits.items()
         }
-        report = DataReport(source, sha256, rows, broken, dropped, by_label)
+        report = DataReport(source, sha256, rows, broken, dropped, by_label, tuple(notes))
         weights = weights_of(config.training, targets[splits[Split.TRAIN]], len(labels))
         return ImageTask(report, spec, pictures, targets, splits, labels, config.seed, weights)
 

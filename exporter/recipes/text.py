@@ -176,7 +176,7 @@ class TextTask:
             broken=found.broken,
             duplicates=duplicates,
             rows=self.rows.counts(),
-            notes=tuple(notes),
+            notes=(*notes, *self.rows.notes),
             synthetic=found.synthetic,
         )
 

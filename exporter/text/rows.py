@@ -8,9 +8,9 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
+from exporter.data import labels
 from exporter.data.split import Indices, stratified
 from exporter.data.texts import LabelledText
-from exporter.errors import DataError
 from exporter.recipes.base import Arrays, Split
 from server.pipeline.text_spec import TokensSpec
 from server.pipeline.tokens import TextEncoder
@@ -26,13 +26,12 @@ class TextRows:
     """Texts, their targets (indices of `labels`), and which split each is in."""
 
     def __init__(self, kept: Sequence[LabelledText], seed: int) -> None:
-        """Raises DataError: fewer than 2 labels, or too few texts of one."""
+        """Raises DataError: fewer than 2 labels, or too few texts of one. `notes`: on labels that are rare."""
         self.texts = [item.text for item in kept]
         self.labels = tuple(sorted({item.label for item in kept}))
-        if len(self.labels) < 2:
-            raise DataError(f"{len(self.labels)} labels are left after clean-up, at least 2 are needed")
         number = {label: index for index, label in enumerate(self.labels)}
         self.targets = np.array([number[item.label] for item in kept], dtype=np.int64)
+        self.notes = labels.check("the column 'label'", self.labels, self.targets)
         self.splits: Mapping[Split, Indices] = stratified(self.targets, seed)
 
     def encode(self, tokens: TokensSpec, tokenizer_json: bytes) -> None:

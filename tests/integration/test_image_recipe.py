@@ -125,14 +125,14 @@ def test_preparing_twice_gives_the_same_rows(folder: Path) -> None:
 
 
 def test_a_class_of_two_pictures_can_not_be_split(tmp_path: Path) -> None:
-    """Train, validation and test each need one; the error says which label and how many."""
+    """Ten are the least, for three splits; the error says which label and how many."""
     for name, count in (("many", 5), ("few", 2)):
         (tmp_path / name).mkdir()
         for number in range(count):
             Image.effect_noise((16, 16), 50 + number).save(tmp_path / name / f"{number}.png")
     recipe = find("image-classification")
     config = RunConfig(recipe=recipe.name, data=str(tmp_path), name="m")
-    with pytest.raises(DataError, match="2 rows"):
+    with pytest.raises(DataError, match="'few' has 2, 'many' has 5"):
         recipe.collect(config).prepare(config)
 
 

@@ -109,7 +109,9 @@ def test_the_column_that_splits_is_no_feature() -> None:
     assert list(found.columns) == ["size", "colour"]
     assert found.order is not None
     assert found.order.tolist() == [float(n) for n in range(60) if n != 3]
-    assert [(d.where, d.reason) for d in found.broken] == [("row 4", "when: no time")]
+    assert [(d.where, d.reason) for d in found.broken] == [
+        ("row 4", "when: neither a number nor a date like 2024-01-31")
+    ]
     by_group = clean(raw(table()), config("group", "colour"))
     assert list(by_group.columns) == ["size", "when"]
     with pytest.raises(UsageError, match="--split-column"):
