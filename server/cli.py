@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from server.cli_output import FAILED, MISUSED, fail, reported, table
-from server.cli_tools import diff, plan, triton, tune
+from server.cli_tools import diff, fetch, plan, triton, tune
 from server.environment import load_settings
 from server.security.cli import key_commands, sign
 from server.settings import Settings, without_secrets
@@ -72,7 +72,7 @@ def create_app() -> typer.Typer:
     )
     app.command()(with_settings(serve))
     app.command()(with_settings(check))
-    for command in (predict, models, triton, diff, sign, tune, plan, settings, version):
+    for command in (predict, models, triton, fetch, diff, sign, tune, plan, settings, version):
         app.command()(command)
     app.add_typer(key_commands, name="keys")
     _mount_exporter(app)

@@ -44,6 +44,31 @@ def triton(
     raise typer.Exit(status)
 
 
+def fetch(
+    to: Annotated[
+        Path, typer.Argument(metavar="FOLDER", help="Where the models are put, each in the place of its old.")
+    ],
+    model_repository: Annotated[
+        list[str],
+        typer.Option(metavar="<str>", help="As of `serve`: s3://, gs://, az://, http(s)://; may be repeated."),
+    ],
+) -> None:
+    """Bring the models of remote repositories here, for a Triton, which reads a folder.
+
+    Each is held against its manifest, if it has one. How they are asked is said by FORWARDPASS_REMOTE__ variables.
+    """
+    from server.environment import load_settings
+    from server.repository.fetching import fetch as fetch_models
+
+    try:
+        # Nobody is let in: the address that an image listens on is no matter.
+        settings = load_settings({"host": "127.0.0.1"})
+    except ValueError as error:
+        fail(MISUSED, str(error))
+    with reported(FAILED):
+        typer.echo("\n".join(fetch_models(model_repository, to, settings.remote)))
+
+
 def diff(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="The model's name: its folder in the repository.")],
     model_repository: Annotated[Path, typer.Option(help="The folder of models.")] = Path("model_repository"),

@@ -272,6 +272,16 @@ def verify_shared(folder: Path, manifest: Manifest) -> None:
     _compare_hashes(folder.name, listed, found)
 
 
+def verify_all(folder: Path, manifest: Manifest) -> None:
+    """Hold all of a model's files against the manifest. Raises as `verify_files`."""
+    try:
+        found = hash_files(folder)
+    except OSError as error:
+        where = os.path.relpath(error.filename, folder) if error.filename else MANIFEST_FILE
+        raise ModelLoadFailed(folder.name, where, f"can't be read to be verified: {error.strerror}") from error
+    _compare_hashes(folder.name, manifest.files, found)
+
+
 def verify_code(folder: Path, manifest: Manifest) -> None:
     """Hold the Python files of a model against the manifest: before its pipeline runs one.
 

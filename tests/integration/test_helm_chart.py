@@ -13,7 +13,9 @@ from typing import Any
 import jsonschema
 import pytest
 import yaml
+from typer.testing import CliRunner
 
+from server.cli import create_app
 from server.environment import load_settings
 from tests.support.chart import CHART, KUBERNETES, ROOT, Document, Refused, kinds, lint, one, render, render_by_helm4
 
@@ -114,6 +116,18 @@ CASES: dict[str, Values] = {
     },
     "models from a volume": {"modelRepository": {"kind": "pvc", "pvc": {"existingClaim": "models", "subPath": "a"}}},
     "models from far away": {"modelRepository": {"kind": "remote", "remote": {"urls": ["s3://bucket/models"]}}},
+    "models from far away, for Tritons": {
+        "engine": "triton",
+        "modelRepository": {"kind": "remote", "remote": {"urls": ["s3://bucket/models", "gs://other"]}},
+        "settings": {"remote": {"downloads": 4}},
+        "extraEnv": [{"name": "AWS_REGION", "value": "x"}],
+        "extraEnvFrom": [{"secretRef": {"name": "credentials"}}],
+    },
+    "models from far away, for a Triton in each pod": {
+        "engine": "triton",
+        "triton": {"placement": "sidecar"},
+        "modelRepository": {"kind": "remote", "remote": {"urls": ["s3://bucket/models"]}},
+    },
     "a GPU": {
         "resourcesPreset": "gpu",
         "runtimeClassName": "nvidia",
@@ -492,6 +506,29 @@ class TestTriton:
         assert deployment["replicas"] == 3
         (container,) = deployment["template"]["spec"]["containers"]
         assert container["args"][-1] == "--log-verbose=1"
+
+    @pytest.mark.parametrize("name", ["r-forwardpass", "r-forwardpass-triton"])
+    def test_both_fetch_what_is_far_away(self, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        """By the server's own program, into the folder that both read; the command line is one that it takes."""
+        spec = one(render(CASES["models from far away, for Tritons"]), "Deployment", name)["spec"]["template"]["spec"]
+        (fetching,) = spec["initContainers"]
+        assert {"name": "models", "mountPath": "/models"} in fetching["volumeMounts"]
+        assert {"name": "models", "mountPath": "/models", "readOnly": True} in spec["containers"][0]["volumeMounts"]
+        assert {"name": "models", "emptyDir": {"sizeLimit": "10Gi"}} in spec["volumes"]
+        assert fetching["envFrom"] == [{"secretRef": {"name": "credentials"}}]
+        asked: list[Any] = []
+
+        def fetch(*given: Any) -> list[str]:
+            asked.append(given)
+            return ["digits"]
+
+        monkeypatch.setattr("server.repository.fetching.fetch", fetch)
+        told = {**environment(fetching), "FORWARDPASS_HOST": "0.0.0.0"}  # noqa: S104 - as the image has it
+        done = CliRunner().invoke(create_app(), fetching["args"], env=told)
+        assert (done.exit_code, done.output) == (0, "digits\n")
+        ((places, to, settings),) = asked
+        assert (places, to, settings.downloads) == (["s3://bucket/models", "gs://other"], Path("/models"), 4)
+        assert told["AWS_REGION"] == "x"
 
     def test_a_sidecar_shares_memory_and_models_with_the_server(self) -> None:
         """One /dev/shm, one /models, and no port of the server's."""
@@ -989,7 +1026,6 @@ REFUSED: dict[str, tuple[Values, str]] = {
     "two certificates": ({"tls": {"secretName": "a", "certManager": CERT_MANAGER}}, "not both"),
     "a certificate of nobody": ({"tls": {"certManager": {"enabled": True}}}, "tls.certManager.issuerRef.name"),
     "Tritons of no address": ({"engine": "triton", "triton": {"placement": "external"}}, "triton.urls"),
-    "pipelines from far away": (CASES["models from far away"] | {"engine": "triton"}, "modelRepository.kind"),
     "two disruption budgets": ({"podDisruptionBudget": {"minAvailable": 1}}, "not both"),
 }
 

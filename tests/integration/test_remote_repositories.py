@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from server.engine.onnxruntime import OnnxRuntimeEngine
-from server.errors import ModelLoadFailed, ModelUnreachable, UnknownModel
+from server.errors import InvalidRequest, ModelLoadFailed, ModelUnreachable, UnknownModel
 from server.pipeline.load import load_pipeline
+from server.repository.fetching import fetch
 from server.repository.opening import open_sources
 from server.repository.repository import Repository
 from server.settings import RemoteSettings
@@ -131,6 +132,32 @@ def test_a_changed_byte_is_found_by_the_manifest(repository: Repository, remote:
     with pytest.raises(ModelLoadFailed, match=r"example\.png: differs from manifest\.json"):
         repository.load("digits")
     assert answer(repository) == (X @ WEIGHTS)[0, 0]
+
+
+def test_all_models_are_fetched_as_their_manifests_say(remote: Remote, tmp_path: Path) -> None:
+    """In the place of what was there; one whose files are others is not put there, and nothing half is left."""
+    settings, to = RemoteSettings(backoff_s=0, timeout_s=20), tmp_path / "here"
+    (to / "digits").mkdir(parents=True)
+    (to / "digits" / "old").write_bytes(b"x")
+    assert fetch([remote.url], to, settings) == ["digits", "two words"]
+    assert contents(to / "digits") == contents(DIGITS)
+    assert contents(to / "two words") == contents(tmp_path / "made" / "two words")
+
+    remote.put("digits/example.png", (DIGITS / "example.png").read_bytes() + b" ")
+    with pytest.raises(ModelLoadFailed, match=r"example\.png: differs from manifest\.json"):
+        fetch([remote.url], tmp_path / "there", settings)
+    assert list((tmp_path / "there").iterdir()) == []
+    with pytest.raises(InvalidRequest, match="model 'digits' is in"):
+        fetch([remote.url, str(DIGITS.parent)], to, settings)
+    with pytest.raises(InvalidRequest, match="has no model"):
+        fetch([f"{remote.url}/digits/1"], to, settings)
+    assert contents(to / "digits") == contents(DIGITS)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """But for what people read, which counts for no server."""
+    files = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_file()}
+    return {name: path.read_bytes() for name, path in files.items() if name != "README.md"}
 
 
 def test_a_server_that_is_down_is_told_and_asked_again(remote: Remote, tmp_path: Path) -> None:

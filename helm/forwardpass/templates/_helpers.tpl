@@ -63,7 +63,7 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 {{- $host := include "forwardpass.everyAddress" . -}}
 {{- $own := dict "host" $host "http" (dict "port" 8000) "grpc" (dict "port" 8001) "metrics" (dict "port" 8002 "host" $host) -}}
 {{- $repository := dict "path" (list "/models") -}}
-{{- if eq .Values.modelRepository.kind "remote" -}}
+{{- if eq (include "forwardpass.models" .) "remote" -}}
 {{- $_ := set $repository "path" .Values.modelRepository.remote.urls -}}
 {{- $_ := set $repository "control_mode" "poll" -}}
 {{- /* A version that is being replaced is there beside what is kept: a pod with more than the volume's size is evicted. */ -}}
@@ -216,9 +216,6 @@ loadBalancerSourceRanges:
 {{- if eq .Values.engine "triton" -}}
 {{- if and (eq .Values.triton.placement "external") (not .Values.triton.urls) -}}
 {{- fail "triton.urls: needed where triton.placement is external" -}}
-{{- end -}}
-{{- if eq $repository.kind "remote" -}}
-{{- fail "modelRepository.kind: remote needs engine onnxruntime; in front of a Triton the pipelines come from an image or a volume" -}}
 {{- end -}}
 {{- end -}}
 {{- $scaling := .Values.autoscaling -}}
@@ -488,9 +485,51 @@ max(sum by (model, version) ({{ $each }}))
 sum(rate(envoy_cluster_upstream_cx_none_healthy{ {{- $where -}} }[1m]))
 {{- end -}}
 
+{{/* image, pvc, remote: the server reads and polls the repository itself; or fetched: Tritons read a folder, into which an
+  init container brings it once. */}}
+{{- define "forwardpass.models" -}}
+{{- if and (eq .Values.modelRepository.kind "remote") (eq .Values.engine "triton") -}}fetched{{- else -}}{{ .Values.modelRepository.kind }}{{- end -}}
+{{- end -}}
+
 {{/* The models of a pod: who brings them, where they lie, where they are seen. */}}
 {{- define "forwardpass.modelContainers" -}}
-{{- if eq .Values.modelRepository.kind "image" }}
+{{- $models := include "forwardpass.models" . -}}
+{{- if eq $models "fetched" }}
+initContainers:
+  - name: models
+    image: {{ include "forwardpass.image" (dict "image" .Values.image "root" .) }}
+    imagePullPolicy: {{ .Values.image.pullPolicy }}
+    args:
+      - fetch
+      - /models
+      {{- range .Values.modelRepository.remote.urls }}
+      - --model-repository={{ . }}
+      {{- end }}
+    env:
+      {{- range $name, $value := default dict .Values.settings.remote }}
+      - name: FORWARDPASS_REMOTE__{{ upper $name }}
+        value: {{ include "forwardpass.settingText" $value | quote }}
+      {{- end }}
+      - name: FORWARDPASS_LOG__FORMAT
+        value: {{ (default dict .Values.settings.log).format | default "text" }}
+      {{- with .Values.extraEnv }}
+      {{- toYaml . | nindent 6 }}
+      {{- end }}
+    {{- with .Values.extraEnvFrom }}
+    envFrom:
+      {{- toYaml . | nindent 6 }}
+    {{- end }}
+    securityContext:
+      {{- include "forwardpass.containerSecurity" . | nindent 6 }}
+    resources:
+      requests: { cpu: 100m, memory: 256Mi }
+      limits: { cpu: "1", memory: 512Mi }
+    volumeMounts:
+      - name: models
+        mountPath: /models
+      - name: tmp
+        mountPath: /tmp
+{{- else if eq $models "image" }}
 initContainers:
   - name: models
     image: {{ include "forwardpass.image" (dict "image" .Values.modelRepository.image "root" .) }}
@@ -509,7 +548,11 @@ initContainers:
 
 {{- define "forwardpass.modelVolume" -}}
 {{- $repository := .Values.modelRepository -}}
-{{- if eq $repository.kind "image" -}}
+{{- if eq (include "forwardpass.models" .) "fetched" -}}
+- name: models
+  emptyDir:
+    sizeLimit: {{ $repository.remote.cacheSize }}
+{{- else if eq $repository.kind "image" -}}
 - name: models
   emptyDir: {}
 {{- else if eq $repository.kind "pvc" -}}
@@ -526,7 +569,7 @@ initContainers:
 
 {{- define "forwardpass.modelMount" -}}
 {{- $repository := .Values.modelRepository -}}
-{{- if eq $repository.kind "remote" -}}
+{{- if eq (include "forwardpass.models" .) "remote" -}}
 - name: cache
   mountPath: /cache
 {{- else -}}
