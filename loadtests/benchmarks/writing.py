@@ -7,7 +7,8 @@ greedily: as many tokens to each of as many prompts. `bare Engine` is onnxruntim
 all requests begun together, which is the best that it does on a CPU: it takes in nobody before a batch is over, and
 makes no text of its tokens. Here each token is a response, taken up by a coroutine. `one after another` is the same
 server in the same state, with the same mix of prompts. The sides take turns, a round is one turn of each: what is told
-is the median of the rounds, of a ratio that of the rounds' own, with the least and the most.
+is the median of the rounds, of a ratio that of the rounds' own, with the least and the most. The garbage collector is
+as the server has it, for all of them.
 """
 
 from __future__ import annotations
@@ -20,7 +21,9 @@ import sys
 import tempfile
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
+from multiprocessing import get_context
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -28,12 +31,11 @@ from typing import Any
 import numpy as np
 import uvloop
 
-from exporter.generation.build import build, save
-from exporter.generation.publish import stage
 from loadtests.report import table
 from server.call import Responses, each
 from server.engine.genai.engine import GenaiEngine
 from server.engine.genai.instance import GenaiInstance
+from server.process import settle
 from server.repository.model_config import read_model_config
 from server.scheduler.queue import QueuePolicy
 from server.scheduler.statistics import ModelStatistics
@@ -56,6 +58,9 @@ def make(folder: Path, width: int, layers: int, rows: int) -> Path:
     import torch
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+    from exporter.generation.build import build, save
+    from exporter.generation.publish import stage
 
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.ByteLevel(), decoders.ByteLevel()
@@ -208,6 +213,7 @@ async def measure(model: Path, streams: int, tokens: int, rounds: int) -> list[l
     # Once each, to warm up.
     assert bare() == total
     assert await together() == total
+    settle()
     for _ in range(rounds):
         await sides["bare"].take(lambda: asyncio.to_thread(bare), total)
         await sides["together"].take(together, total)
@@ -267,7 +273,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     for width, layers in options.models:
         with tempfile.TemporaryDirectory() as folder:
-            model = make(Path(folder), width, layers, options.streams)
+            # Where it is made half a million objects of PyTorch stay behind, for the garbage collector to look through.
+            with ProcessPoolExecutor(1, get_context("spawn")) as maker:
+                model = maker.submit(make, Path(folder), width, layers, options.streams).result()
             # The server's loop, too.
             with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
                 lines = runner.run(measure(model, options.streams, options.tokens, options.rounds))
