@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import socket
 import subprocess
 from copy import deepcopy
@@ -440,6 +441,21 @@ class TestPods:
         """Instead of the tag."""
         digest = "sha256:" + "a" * 64
         assert server({"image": {"digest": digest, "tag": "x"}})["server"]["image"] == f"forwardpass/server@{digest}"
+
+    def test_the_images_that_are_built_are_those_that_are_pulled(self) -> None:
+        """By the commands with which the README begins."""
+        text = (ROOT / "helm" / "README.md").read_text().partition("helm test")[0]
+        built = set(re.findall(r"docker build .*?-t (\S+)", text))
+        assert built == set(re.findall(r"docker push (\S+)", text))
+        values: Values = {}
+        for path, value in re.findall(r"--set ([\w.]+)=(\S+)", text):
+            *sections, name = path.split(".")
+            place = values
+            for section in sections:
+                place = place.setdefault(section, {})
+            place[name] = value
+        spec = one(render(values, name="predict"), "Deployment", "predict-forwardpass")["spec"]["template"]["spec"]
+        assert {each["image"] for each in spec["initContainers"] + spec["containers"]} == built
 
 
 class TestTriton:

@@ -27,15 +27,15 @@ class Refused(Exception):
     """Helm would not render it; the text is what it said."""
 
 
-def render(values: Mapping[str, Any] | None = None, kubernetes: str = "1.31") -> list[Document]:
-    """What `helm template` gives, anew for each caller. Raises Refused."""
-    return [one for one in yaml.load_all(_text(json.dumps(values or {}), kubernetes), LOADER) if one]
+def render(values: Mapping[str, Any] | None = None, kubernetes: str = "1.31", name: str = "r") -> list[Document]:
+    """What `helm template` gives for a release of that name, anew for each caller. Raises Refused."""
+    return [one for one in yaml.load_all(_text(json.dumps(values or {}), kubernetes, name), LOADER) if one]
 
 
 @functools.cache
-def _text(values: str, kubernetes: str) -> str:
+def _text(values: str, kubernetes: str, name: str) -> str:
     version = ("--kube-version", f"{kubernetes}.0")
-    return _helm("template", "r", CHART, "--namespace", "ns", *version, "--values", "-", values=values)
+    return _helm("template", name, CHART, "--namespace", "ns", *version, "--values", "-", values=values)
 
 
 def lint(values: Mapping[str, Any]) -> None:
