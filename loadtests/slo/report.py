@@ -122,14 +122,18 @@ def whole(record: Record, kind: str) -> Window:
 
 def _totals(kind: str, window: Window) -> tuple[object, ...]:
     counts = [window.outcomes[name] for name in ("right", "wrong", "failed", "refused")]
-    times = [f"{percentile_ms(window.latency_us, q):.2f}" for q in (50, 95, 99, 100)]
+    times = [_ms(window.latency_us, q) for q in (50, 95, 99, 100)]
     return kind, window.asked, *counts, *times
 
 
 def _streamed(kind: str, window: Window) -> tuple[object, ...]:
-    return kind, *(
-        f"{percentile_ms(window.streamed_us[name], q):.2f}" for name in ("first", "between") for q in (50, 99)
-    )
+    return kind, *(_ms(window.streamed_us[name], q) for name in ("first", "between") for q in (50, 99))
+
+
+def _ms(times_us: object, q: float) -> str:
+    """Empty of nothing: a stream of one answer has no time between two."""
+    value = percentile_ms(times_us, q)
+    return "" if math.isnan(value) else f"{value:.2f}"
 
 
 def stages(record: Record) -> Table:

@@ -243,6 +243,23 @@ class TestTheReport:
         assert broken(verdict) == ["first answer p99 ms"]
         assert verdict.checks[1].measured == pytest.approx(5, rel=2e-3)
 
+    def test_a_stream_of_one_answer_has_no_time_between_two(self) -> None:
+        """Its cells are empty, and a limit on it is not held."""
+        record = Record(1.0)
+        for index in range(200):
+            record.count(KIND, 1 + index / 100, "right", 30_000, 0, answered_us=(20_000,))
+        limits = {"latency_ms": {}, "between_answers_ms": {"p99": 6}}
+        objective = {"kind": KIND.replace(" predict ", " stream ").replace(" infer ", " stream "), "rate": 1, **limits}
+        asked_for = Slo.model_validate({"warm_up_s": 1, "window_s": 1, "objectives": [objective]})
+        kind = str(asked_for.objectives[0].kind)
+        record.windows[kind] = record.windows.pop(KIND)
+        verdict = judge(asked_for, record, 3)
+        assert broken(verdict) == ["between answers p99 ms"]
+        (rows,) = [rows for title, _, rows in tables(verdict, record, Around("open", 3)) if title == "Streams"]
+        assert [row[0] for row in rows] == [kind]
+        assert list(rows[0][3:]) == ["", ""]
+        assert float(rows[0][1]) == pytest.approx(20, rel=2e-3)
+
     def test_the_server_s_counts_stand_beside_the_client_s(self) -> None:
         """Counts with a reason are added up; a model of several kinds is one line."""
         record = recorded(5)
