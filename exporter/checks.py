@@ -13,7 +13,7 @@ import numpy as np
 import onnxruntime as ort
 
 from exporter.errors import VerifyError
-from exporter.recipes.base import Arrays, Measured, Predict, Split, Task
+from exporter.recipes.base import Arrays, Decides, Evaluation, Measured, Predict, Split, Task
 from server.repository.certificate import CheckRecord, ErrorRecord, Tolerance, compare
 from server.tensor import Array
 
@@ -74,8 +74,10 @@ def check(
     precision: str = FULL_PRECISION,
     *,
     held_out: bool = True,
+    served: Evaluation | None = None,
 ) -> tuple[CheckRecord, ...]:
     """A record for each provider and kind of data. `golden` are input arrays; without `held_out` they are all there is.
+    `served`: as for `metrics_of`.
 
     Raises:
         VerifyError: more than the limits; names the provider, the data, and what is off.
@@ -87,7 +89,7 @@ def check(
     records = []
     for provider in (name for name in _PROVIDERS if name in ort.get_available_providers()):
         predict = predictor_of(session_of(path, provider), task)
-        metrics = dict(task.metrics(predict)) if held_out and isinstance(task, Measured) else {}
+        metrics = metrics_of(task, predict, served) if held_out and isinstance(task, Measured) else {}
         for kind, inputs in data.items():
             actual = predict(inputs)
             told_of = {
@@ -99,6 +101,15 @@ def check(
             records.append(_record(task, actual, expected[kind], limits).model_copy(update=told_of))
             _demand(records[-1], actual, expected[kind], limits)
     return tuple(records)
+
+
+def metrics_of(task: Measured, predict: Predict, served: Evaluation | None) -> dict[str, float]:
+    """On the test split; those that hang on a threshold or a margin with the one that is `served`, whoever chose it.
+
+    None: `predict` chooses, as at the end of a training.
+    """
+    decided = task.decided(predict, served) if served is not None and isinstance(task, Decides) else {}
+    return {**task.metrics(predict), **decided}
 
 
 def own_tolerances(predict: Predict, inputs: Arrays, outputs: Arrays) -> dict[str, Tolerance]:

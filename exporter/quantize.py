@@ -131,7 +131,7 @@ def _half(source: Path, target: Path, _: Sequence[Arrays]) -> None:
 VARIANTS: Mapping[str, Variant] = {
     variant.name: variant
     for variant in (
-        Variant("optimized", "fp32", _optimized),
+        Variant("optimized", "fp32-optimized", _optimized),
         Variant("int8-dynamic", "int8-dynamic", _dynamic),
         Variant("int8-static", "int8-static", _static),
         Variant("fp16", "fp16", _half),

@@ -2,8 +2,8 @@
 
 The checkpoint is gone. But the file holds the weights: the network is built from them in PyTorch again, must give the
 golden outputs, which are the trained model's, and is what the file is compared with on the held-out rows of then. Of
-another precision, or of trees, the golden outputs alone stand for who trained it. The file's metrics must be those
-that were told.
+another precision, or of trees, the golden outputs alone stand for who trained it. The file's metrics must be those that
+were told, with the threshold or the margin that is served.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from exporter.config import make_config
 from exporter.errors import DataError, UsageError, VerifyError
 from exporter.rebuilt import network_of
 from exporter.recipes import find
-from exporter.recipes.base import Fits, Measured, Predict, Task
+from exporter.recipes.base import Decides, Evaluation, Fits, Measured, Predict, Task
 from server.errors import ServingError
 from server.pipeline.load import load_pipeline
 from server.repository import certificate
@@ -65,7 +65,8 @@ def _again(
     if golden is None:
         raise DataError(f"{folder} has no golden files of version {version}")
     task = _task(manifest, record, data, target)
-    checked = _checked(task, folder / version / "model.onnx", golden, record)
+    served = task.served(folder) if isinstance(task, Decides) else None
+    checked = _checked(task, folder / version / "model.onnx", golden, record, served)
     report("check", [checks.told(one, record.metrics, "trained") for one in checked])
     return record.model_copy(update={"checks": checked, "answers": labels_of(pipeline, raw, golden.outputs)})
 
@@ -82,20 +83,22 @@ def _task(manifest: Manifest, record: VersionRecord, data: str, target: str) -> 
     return collected.prepare(config)
 
 
-def _checked(task: Task, file: Path, golden: Golden, record: VersionRecord) -> tuple[CheckRecord, ...]:
+def _checked(
+    task: Task, file: Path, golden: Golden, record: VersionRecord, served: Evaluation | None
+) -> tuple[CheckRecord, ...]:
     if not isinstance(task, Measured):
         raise UsageError("the recipe can't measure a file by itself")
     limits = checks.Limits(record.tolerances)
     if record.precision == checks.FULL_PRECISION and not isinstance(task, Fits):
         trained = _trained(task, file, golden, record)
-        found = checks.check(task, trained, file, golden.inputs, limits, record.precision)
+        found = checks.check(task, trained, file, golden.inputs, limits, record.precision, served=served)
         for each in found:
             _demand_metrics(each.metrics, record, file)
         return found
     checked = checks.check(
         task, lambda _: golden.outputs, file, golden.inputs, limits, record.precision, held_out=False
     )
-    metrics = dict(task.metrics(checks.predictor_of(checks.session_of(file), task)))
+    metrics = checks.metrics_of(task, checks.predictor_of(checks.session_of(file), task), served)
     _demand_metrics(metrics, record, file)
     held_out = CheckRecord(
         provider=checks.CPU.removesuffix("ExecutionProvider"),

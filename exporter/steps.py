@@ -189,16 +189,15 @@ class Run:
             VerifyError: as `publish`; or with the shared threshold or margin the copy loses more than `max_drop`.
         """
         evaluation = self.evaluation
-        shared: Mapping[str, float] = {}
         if isinstance(self.task, Decides):
             predict = checks.predictor_of(checks.session_of(file), self.task)
             if name == self.config.name:
-                shared = _shared(self.task.decided(predict, evaluation), evaluation, max_drop)
+                _demand_shared(self.task.decided(predict, evaluation), evaluation, max_drop)
             else:
                 evaluation = self.task.decide(predict, evaluation)
 
         def certify(folder: Path, raw: Sequence[RawInput]) -> Certificate:
-            return self._certify_copy(folder, raw, file, precision, shared)
+            return self._certify_copy(folder, raw, file, precision, evaluation)
 
         return self._publish(self._to_publish(name, file, certify, evaluation), repository, replace)
 
@@ -266,18 +265,18 @@ class Run:
         return Certificate(verified.inputs, verified.outputs, record)
 
     def _certify_copy(
-        self, folder: Path, raw: Sequence[RawInput], file: Path, precision: str, shared: Mapping[str, float]
+        self, folder: Path, raw: Sequence[RawInput], file: Path, precision: str, served: Evaluation
     ) -> Certificate:
         pipeline, inputs = self._preprocessed(folder, raw)
         predict = checks.predictor_of(checks.session_of(file), self.task)
         outputs = predict(inputs)
         tolerances = checks.own_tolerances(predict, inputs, outputs)
-        records = checks.check(self.task, self._trained.predict, file, inputs, checks.Limits(None, None), precision)
-        trained = self._trained.framework
+        limits, trained = checks.Limits(None, None), self._trained.framework
+        records = checks.check(self.task, self._trained.predict, file, inputs, limits, precision, served=served)
         self._report("check", [checks.told(record, self.evaluation.metrics, trained) for record in records])
         golden, held_out = records[0], records[1]
         record = self._record(golden.errors, records, labels_of(pipeline, raw, outputs)).model_copy(
-            update={"precision": precision, "tolerances": tolerances, "metrics": {**held_out.metrics, **shared}}
+            update={"precision": precision, "tolerances": tolerances, "metrics": dict(held_out.metrics)}
         )
         return Certificate(inputs, outputs, record)
 
@@ -340,8 +339,8 @@ def is_within(drop: float, max_drop: float) -> bool:
     return drop <= max_drop + 1e-12
 
 
-def _shared(found: Mapping[str, float], evaluation: Evaluation, max_drop: float) -> Mapping[str, float]:
-    """What was found. Raises VerifyError where it is less than the run's by more than `max_drop`."""
+def _demand_shared(found: Mapping[str, float], evaluation: Evaluation, max_drop: float) -> None:
+    """Raises VerifyError where what was found is less than the run's by more than `max_drop`."""
     for name, value in found.items():
         before = evaluation.metrics[name]
         if not is_within(before - value, max_drop):
@@ -349,7 +348,6 @@ def _shared(found: Mapping[str, float], evaluation: Evaluation, max_drop: float)
                 f"{name} falls from {before:.4f} to {value:.4f} with what was chosen for the model, which all its "
                 "versions share; as a model of its own (--as) it has its own"
             )
-    return found
 
 
 def _listed(kind: str, dropped: Sequence[Dropped]) -> list[str]:

@@ -273,6 +273,9 @@ class Decides(Protocol):
     def decided(self, predict: Predict, evaluation: Evaluation) -> Mapping[str, float]:
         """The metrics that hang on it, of `predict` with what `evaluation` has decided; of each, more is better."""
 
+    def served(self, folder: Path) -> Evaluation:
+        """What `processing.yaml` of a published model has decided, and nothing else. Raises ServingError."""
+
 
 @runtime_checkable
 class Configured(Protocol):

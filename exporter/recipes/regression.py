@@ -46,7 +46,7 @@ from exporter.recipes.tabular import (
     profile_of,
 )
 from exporter.recipes.tabular_network import TabularNetwork
-from server.pipeline.load import write_spec
+from server.pipeline.load import read_spec, write_spec
 from server.pipeline.regression import IntervalSpec, RegressionSpec, bounds
 from server.pipeline.tabular import RowEncoder, categorical_of
 from server.tensor import Array, TensorSpec
@@ -142,6 +142,11 @@ class RegressionTask:
         interval = self.spec.interval.model_copy(update={MARGIN: evaluation.chosen[MARGIN]})
         served = bounds(interval, self._quantiles_of(predict, Split.TEST))
         return {"coverage": measured(served, self._targets(Split.TEST), self.quantiles)["coverage"]}
+
+    def served(self, folder: Path) -> Evaluation:
+        spec = read_spec(folder)
+        interval = spec.interval if isinstance(spec, RegressionSpec) else self.spec.interval
+        return Evaluation({}, {}, "", chosen={MARGIN: interval.margin})
 
     def _measured(self, predict: Predict) -> tuple[dict[str, float], float]:
         """The metrics on the test rows, and the margin of the bounds."""

@@ -42,7 +42,7 @@ from exporter.recipes.tabular_network import TabularNetwork
 from exporter.recipes.weights import weights_of
 from server.pipeline.classification import LABELS, ClassificationSpec, Classifier, DecisionThreshold
 from server.pipeline.columns import CategoricalColumn, Column, NumericColumn
-from server.pipeline.load import write_spec
+from server.pipeline.load import read_spec, write_spec
 from server.pipeline.tabular import TASK, RowEncoder, TabularSpec
 from server.tensor import Array, TensorSpec
 from server.types import RawInput, RowInput
@@ -172,6 +172,10 @@ class TabularTask:
             return {}
         found = self._score_network(predict)
         return threshold_metrics(found[Split.TEST], self._rare, evaluation.decision.threshold)
+
+    def served(self, folder: Path) -> Evaluation:
+        spec = read_spec(folder)
+        return Evaluation({}, {}, "", spec.classification.decision if isinstance(spec, TabularSpec) else None)
 
     def write_processing(self, folder: Path, evaluation: Evaluation) -> None:
         classification = self.spec.classification.model_copy(update={"decision": evaluation.decision})

@@ -12,16 +12,17 @@ import torch
 import yaml
 from onnx import load, numpy_helper
 
-from exporter import onnx, run, verify
+from exporter import onnx, quantize, run, verify
 from exporter.errors import UsageError, VerifyError
 from exporter.folder import write_evaluation
+from exporter.recertify import certify_again
 from exporter.recipes.base import Evaluation, Hyperparameters, RunConfig, Split
 from exporter.recipes.tabular import TabularRecipe, TabularTask
 from exporter.recipes.tabular_metrics import choose_threshold
 from exporter.steps import Run
 from server.pipeline.load import read_spec
 from server.pipeline.tabular import TabularPipeline, TabularSpec
-from server.repository.certificate import read_manifest
+from server.repository.certificate import Manifest, read_manifest
 from server.tensor import Array
 from server.types import Classification, RowInput
 from tests.support.tables import write_csv
@@ -84,7 +85,11 @@ def test_a_rare_label_is_found(published: tuple[TabularTask, torch.nn.Module, Ev
 def test_a_copy_is_served_with_a_threshold_of_its_own(
     published: tuple[TabularTask, torch.nn.Module, Evaluation, Path], tmp_path: Path
 ) -> None:
-    """A copy that ranks as the model but scores lower: the old threshold would miss what its own finds."""
+    """A copy that ranks as the model but scores lower: the old threshold would miss what its own finds.
+
+    Whoever chose a threshold, a model's metrics are those with the one that it is served with; by them it is certified
+    again.
+    """
     task, network, evaluation, folder = published
     assert evaluation.decision is not None
     opened = Run.start(tmp_path / "run", task.config, lambda *_: None, resume=False)
@@ -96,7 +101,7 @@ def test_a_copy_is_served_with_a_threshold_of_its_own(
     shift = np.where(np.array(task.labels) == "big", -3, 0).astype(np.float32)
     bias.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(bias) + shift, bias.name))
     copy = tmp_path / "copy.onnx"
-    copy.write_bytes(lower.SerializeToString())
+    copy.write_bytes(lower.SerializeToString(deterministic=True))
 
     with pytest.raises(VerifyError, match=r"recall_at_threshold falls from .* all its versions share"):
         opened.publish_copy(copy, "int8-static", tmp_path / "root", name="model", replace=True, max_drop=0.01)
@@ -114,6 +119,33 @@ def test_a_copy_is_served_with_a_threshold_of_its_own(
         opened.model_file, "fp32", tmp_path / "root", name="model", replace=True, max_drop=0.01
     ).folder
     assert (same / "processing.yaml").read_bytes() == (folder / "processing.yaml").read_bytes()
+
+    # Two versions more that share its threshold: with their own they would find more than they do when served.
+    fused = tmp_path / "fused.onnx"
+    quantize.make(quantize.VARIANTS["optimized"], opened.model_file, fused)
+    for file, precision in ((copy, "int8-static"), (fused, "fp32-optimized")):
+        opened.publish_copy(file, precision, tmp_path / "root", name="model", replace=False, max_drop=1.0)
+    versions = checked_manifest(same).versions
+    recall = {version: record.metrics["recall_at_threshold"] for version, record in versions.items()}
+    assert recall["1"] == recall["3"] > recall["2"] + 0.01
+    for record in versions.values():
+        assert record.checks[1].metrics == record.metrics
+    for model in (same, place):
+        before = checked_manifest(model)
+        certify_again(model, task.config.data, lambda *_: None, target="label")
+        after = checked_manifest(model)
+        assert {version: record.metrics for version, record in after.versions.items()} == {
+            version: record.metrics for version, record in before.versions.items()
+        }
+        assert [record.checks[1].metrics for record in after.versions.values()] == [
+            pytest.approx(record.checks[1].metrics) for record in before.versions.values()
+        ]
+
+
+def checked_manifest(folder: Path) -> Manifest:
+    manifest = read_manifest(folder)
+    assert manifest is not None
+    return manifest
 
 
 @pytest.mark.training
