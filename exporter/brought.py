@@ -15,9 +15,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
-import onnxruntime as ort
 
 from exporter import onnx
+from exporter.checks import demand_same, session_of
 from exporter.environment import environment
 from exporter.errors import UsageError, VerifyError
 from exporter.publish import Certificate, Certify, Model, Published, publish
@@ -26,7 +26,6 @@ from exporter.verify import OutputError
 from server.errors import ServingError
 from server.pipeline.base import PROCESSING_FILE
 from server.pipeline.load import load_pipeline
-from server.repository import certificate
 from server.repository.certificate import DataRecord, ErrorRecord, RowCounts, Tolerance, VersionRecord
 from server.tensor import DATATYPES, Array, TensorSpec
 from server.types import RawInput
@@ -151,9 +150,7 @@ def compared(model: Brought, inputs: Arrays, expected: Arrays) -> dict[str, Outp
         if truth.dtype.kind == "f" and not np.isfinite(truth).all():
             raise VerifyError(f"output {name!r}: {model.framework} itself gives a value that is not finite")
         for outputs in found:
-            problem = certificate.compare(outputs[name], truth, TOLERANCE)
-            if problem:
-                raise VerifyError(f"output {name!r}: ONNX Runtime's {problem}")
+            demand_same(f"output {name!r}: ONNX Runtime's", outputs[name], truth, TOLERANCE)
         errors[name] = _distance([outputs[name] for outputs in found], truth)
     return errors
 
@@ -167,18 +164,12 @@ def _distance(found: Sequence[Array], truth: Array) -> OutputError:
 
 def runner(path: Path, outputs: Sequence[str]) -> Predict:
     """The file in ONNX Runtime, on the CPU with one thread. Raises VerifyError if it can't be loaded or run."""
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = 1
-    options.log_severity_level = 4
-    try:
-        session = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # ONNX Runtime's exceptions have no common class of their own
-        raise VerifyError(f"ONNX Runtime can't load {path.name}: {error}") from error
+    session = session_of(path)
 
     def run(inputs: Arrays) -> Arrays:
         try:
             found = session.run(list(outputs), {name: np.ascontiguousarray(array) for name, array in inputs.items()})
-        except Exception as error:  # as above
+        except Exception as error:  # see `session_of`
             raise VerifyError(f"ONNX Runtime can't run {path.name}: {error}") from error
         return dict(zip(outputs, found, strict=True))
 

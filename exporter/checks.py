@@ -112,6 +112,13 @@ def metrics_of(task: Measured, predict: Predict, served: Evaluation | None) -> d
     return {**task.metrics(predict), **decided}
 
 
+def demand_same(what: str, actual: Array, expected: Array, limit: Tolerance) -> None:
+    """Raises VerifyError, which begins with `what`, where two arrays differ by more than the limit."""
+    problem = compare(actual, expected, limit)
+    if problem:
+        raise VerifyError(f"{what} {problem}")
+
+
 def own_tolerances(predict: Predict, inputs: Arrays, outputs: Arrays) -> dict[str, Tolerance]:
     """What a replay of a rounded model's own answers must allow.
 
@@ -170,9 +177,8 @@ def _record(task: Task, actual: Arrays, expected: Arrays, limits: Limits) -> Che
 def _demand(record: CheckRecord, actual: Arrays, expected: Arrays, limits: Limits) -> None:
     where = f"{record.provider}, {record.data} data"
     for name, tolerance in (limits.tolerances or {}).items():
-        problem = compare(actual[name], expected[name].astype(actual[name].dtype), tolerance)
-        if problem:
-            raise VerifyError(f"output {name!r}, {where}: ONNX Runtime's {problem}")
+        wanted = expected[name].astype(actual[name].dtype)
+        demand_same(f"output {name!r}, {where}: ONNX Runtime's", actual[name], wanted, tolerance)
     if limits.changed_share is None or record.changed_top1 is None:
         return
     most = int(record.rows * limits.changed_share)

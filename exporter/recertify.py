@@ -115,9 +115,8 @@ def _trained(task: Task, file: Path, golden: Golden, record: VersionRecord) -> P
     """In PyTorch, with the file's weights. Raises VerifyError where that is not who gave the golden outputs."""
     trained = network_of(task, file)
     for name, array in trained.predict(golden.inputs).items():
-        problem = certificate.compare(array, golden.outputs[name], record.tolerances[name])
-        if problem:
-            raise VerifyError(f"output {name!r}: PyTorch's {problem} with the weights of {file}")
+        what = f"output {name!r}, with the weights of {file}: PyTorch's"
+        checks.demand_same(what, array, golden.outputs[name], record.tolerances[name])
     return trained.predict
 
 

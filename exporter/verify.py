@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 import onnxruntime as ort
 
+from exporter.checks import demand_same, session_of
 from exporter.errors import VerifyError
-from exporter.recipes.base import Arrays, Predict, Task, Tolerance
+from exporter.recipes.base import Arrays, Predict, Task
 from server.repository import certificate
 from server.tensor import Array, TensorSpec
 
@@ -55,7 +56,7 @@ def verify(task: Task, predict: Predict, path: Path, inputs: Arrays, framework: 
     rows = len(next(iter(inputs.values())))
     if rows < 2:
         raise VerifyError(f"{rows} golden rows are too few to compare batches of 1 and of N")
-    session = _session(path)
+    session = session_of(path)
     _check_tensors("input", session.get_inputs(), task.inputs)
     _check_tensors("output", session.get_outputs(), task.outputs)
     expected = predict(inputs)
@@ -67,21 +68,12 @@ def verify(task: Task, predict: Predict, path: Path, inputs: Arrays, framework: 
     errors = {}
     for spec in task.outputs:
         name, tolerance = spec.name, task.tolerances[spec.name]
+        limit = certificate.Tolerance(atol=tolerance.absolute, rtol=tolerance.relative)
         single = np.concatenate([row[name] for row in alone])
         for batch, actual in ((rows, together[name]), (1, single)):
-            _compare(name, batch, actual, expected[name], tolerance)
+            demand_same(f"output {name!r}, batch of {batch}: ONNX Runtime's", actual, expected[name], limit)
         errors[name] = _error([together[name], single], expected[name])
     return Verified(inputs, expected, errors)
-
-
-def _session(path: Path) -> ort.InferenceSession:
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = 1
-    options.log_severity_level = 4
-    try:
-        return ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # ONNX Runtime's exceptions have no common class of their own
-        raise VerifyError(f"ONNX Runtime can't load {path.name}: {error}") from error
 
 
 def _check_tensors(kind: str, found: Sequence[Any], expected: Sequence[TensorSpec]) -> None:
@@ -104,17 +96,10 @@ def _run(session: ort.InferenceSession, task: Task, inputs: Arrays) -> Arrays:
     names = [spec.name for spec in task.outputs]
     try:
         outputs = session.run(names, {name: np.ascontiguousarray(array) for name, array in inputs.items()})
-    except Exception as error:  # see `_session`
+    except Exception as error:  # see `session_of`
         rows = len(next(iter(inputs.values())))
         raise VerifyError(f"ONNX Runtime can't run a batch of {rows}: {error}") from error
     return dict(zip(names, outputs, strict=True))
-
-
-def _compare(name: str, batch: int, actual: Array, expected: Array, tolerance: Tolerance) -> None:
-    limit = certificate.Tolerance(atol=tolerance.absolute, rtol=tolerance.relative)
-    problem = certificate.compare(actual, expected, limit)
-    if problem:
-        raise VerifyError(f"output {name!r}, batch of {batch}: ONNX Runtime's {problem}")
 
 
 def _error(found: Sequence[Array], expected: Array) -> OutputError:
