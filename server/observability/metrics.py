@@ -223,11 +223,13 @@ class Metrics:
         more: Sequence[Collector] = (),
         target_saturation: float = 0.7,
         told: Callable[[], Told] = Told,
+        process: Callable[[], int | str] = lambda: "self",
     ) -> None:
         """`closed` counts, by listener and cause, the connections that a listener ended for a fault of their peer;
         `grpc` is our own transport, None where another serves gRPC; `cache` tells of the response cache, if there is
         one; `more`: of who runs the models; `target_saturation`: at which `forwardpass_desired_replicas` are enough;
-        `told`: of processes, their machine, and loads."""
+        `told`: of processes, their machine, and loads; `process`: whose `process_*` is told, of several always the same
+        one's, or who scrapes would see another begin each time."""
         self._registry = CollectorRegistry()
         self._registry.register(_Models(dataplane, target_saturation))
         self._registry.register(_Listeners(closed))
@@ -237,7 +239,7 @@ class Metrics:
             self._registry.register(_Grpc(grpc))
         for collector in more:
             self._registry.register(collector)
-        ProcessCollector(registry=self._registry)
+        ProcessCollector(pid=process, registry=self._registry)
         PlatformCollector(registry=self._registry)
 
     def expose(self, accept: str = "") -> tuple[bytes, str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -183,4 +184,5 @@ class MetricsOfAll(MetricsApp):
             self._more,
             target_saturation=self._target_saturation,
             told=lambda: told,
+            process=os.getppid,
         )

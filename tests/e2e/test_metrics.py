@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import re
 from collections.abc import Iterator
+from pathlib import Path
 
 import httpx
 import pytest
@@ -125,6 +128,15 @@ def test_every_process_tells_the_spans_of_its_own_calls(asked: ServerProcess, si
     assert len(calls) == CALLS
     passes = [span for span in spans if span.name == "compute"]
     assert {span.parent_id for span in passes} == calls.keys()
+
+
+def test_the_process_that_is_told_of_is_the_one_that_was_started(asked: ServerProcess) -> None:
+    """Whichever front answers: one that is replaced, or another that is asked, would look like a restart."""
+    fields = Path(f"/proc/{asked.process.pid}/stat").read_text().rpartition(") ")[2].split()
+    boot_s = re.search(r"^btime (\d+)$", Path("/proc/stat").read_text(), re.MULTILINE)
+    assert boot_s is not None
+    began_s = int(boot_s[1]) + int(fields[19]) / os.sysconf("SC_CLK_TCK")
+    assert scraped(asked)[key("process_start_time_seconds")] == pytest.approx(began_s, abs=0.02)
 
 
 def test_both_formats_tell_the_same(asked: ServerProcess) -> None:
