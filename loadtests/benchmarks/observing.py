@@ -3,9 +3,11 @@
     python -m loadtests.benchmarks.observing
 
 From the bytes of a socket read to the bytes of the answers, over the real data plane and ONNX Runtime, in one
-process: 32 calls a read, the next read when all are answered. Each way to look takes turns with nothing, first and
-second, in short rounds on one core; told is the median of their ratios, which a slow moment of the machine moves
-little. A call's cost is CPU time of the whole process, so that threads that write and send are counted.
+process: 32 calls a read, or so many as `--at-once` says, the next read when all are answered. Each way to look takes
+turns with nothing, first and second, in short rounds on one core; told is the median of their ratios, which a slow
+moment of the machine moves little. A call's cost is CPU time of the whole process, so that threads that write and send
+are counted. What is counted of passes and requests is counted by all ways but by one, whose functions do nothing then:
+v2's statistics and the scaling signal would need it without a metric as well.
 Spans are made, batched and encoded as for a collector, and dropped there. A scrape is one that Prometheus makes, of
 the server's own port, with the shipped models in service beside the tiny one.
 """
@@ -31,9 +33,11 @@ from opentelemetry.exporter.otlp.proto.common.trace_encoder import encode_spans
 from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
 
-from loadtests.benchmarks.http2 import IN_FLIGHT, reads
+from loadtests.benchmarks.http2 import IN_FLIGHT
+from loadtests.benchmarks.http2 import PATH as CALL
 from loadtests.client import message
 from loadtests.cores import cores
+from loadtests.h2_calls import prepare
 from loadtests.models import tiny_mlp
 from loadtests.report import publish, table
 from server.app import Server
@@ -44,6 +48,7 @@ from server.observability.log_control import LogControl
 from server.observability.spans import Spans
 from server.observability.stages import PER_S, Stages
 from server.observability.tracing import Tracing
+from server.scheduler.load import Load
 from server.scheduler.statistics import ModelStatistics
 from server.settings import GrpcSettings, LogSettings, OtlpSettings, TraceSettings
 from server.transport.http2 import frames
@@ -53,6 +58,7 @@ from server.transport.methods import METHODS
 
 MODEL = "tiny_mlp"
 HEADER = ("looked at by", "a call, us", "over nothing", "95 % interval of that")
+_WITH_TRACEPARENT = "nothing, and callers send traceparent"
 _NEVER = 1 << 62
 _SCRAPE_S = 1.0
 """Prometheus' interval here; it is a minute by default, and 15 s with its operator."""
@@ -113,8 +119,10 @@ class Way:
     following: Following | None = None
     variant: str = "same"
     """Of the headers."""
-    base: bool = False
-    """The others are compared with it."""
+    counted: bool = True
+    """What became of passes and requests is."""
+    over: str = "nothing"
+    """What it is compared with; empty: it is there for the others."""
     stages: Sampled | None = None
     costs_us: list[float] = field(default_factory=list)
     ratios: list[float] = field(default_factory=list)
@@ -125,29 +133,37 @@ def ways() -> list[Way]:
         return Following(Spans(OtlpSettings(endpoint="nowhere:1", ratio=ratio), Encoded()), None)
 
     return [
-        Way("nothing", sampled=False, base=True),
+        Way("nothing", sampled=False, over=""),
+        Way("nothing, and nothing is counted", sampled=False, counted=False, over=""),
         Way("metrics, as shipped"),
+        Way("metrics, as shipped, and all counts", over="nothing, and nothing is counted"),
         Way("metrics, were every request looked at", every=True),
         Way("metrics, scraped each second", scraped=True),
         Way("access log, 1 %", following=Following(None, AccessLog(0.01))),
         Way("access log, all", following=Following(None, AccessLog(1.0))),
         Way("spans, 1 % and what is slow", following=spans(0.01)),
         Way("spans, all", following=spans(1.0)),
-        Way("nothing, and callers send traceparent", sampled=False, variant="literals", base=True),
-        Way("spans of all, as the callers' traceparent says", following=spans(0.01), variant="literals"),
+        Way(_WITH_TRACEPARENT, sampled=False, variant="literals", over=""),
+        Way(
+            "spans of all, as the callers' traceparent says",
+            following=spans(0.01),
+            variant="literals",
+            over=_WITH_TRACEPARENT,
+        ),
     ]
 
 
 class Bench:
     """One server, and a connection of its own for each round."""
 
-    def __init__(self, server: Server) -> None:
+    def __init__(self, server: Server, at_once: int) -> None:
         self._server = server
+        self._at_once = at_once
         data = message(MODEL, (30,))
         self.scrapes: list[tuple[float, float]] = []
         """How long each took, of the wall clock and of the process' CPU, in ms."""
         self.page_bytes = 0
-        self._received = {variant: reads(25, data, variant) for variant in ("same", "literals")}
+        self._received = {variant: _reads(at_once, data, variant) for variant in ("same", "literals")}
 
     async def run(self, way: Way, seconds: float) -> float:
         """CPU microseconds of a call."""
@@ -160,6 +176,8 @@ class Bench:
             way.stages.left = 0 if way.sampled else _NEVER
         served.stages = way.stages
         way.stages.go_on()
+        if not way.counted:
+            _forget_counting(served.statistics)
         calls, seconds_used, scrape_at = 0, 0.0, _SCRAPE_S / 2
         while seconds_used < (_SCRAPE_S if way.scraped else seconds):
             began = time.process_time()
@@ -169,6 +187,8 @@ class Bench:
                 scrape_at = _SCRAPE_S * 2
             seconds_used += time.process_time() - began
         way.stages.leave_off()
+        if not way.counted:
+            _count_again(served.statistics)
         return seconds_used / calls * 1e6
 
     async def _scrape(self) -> None:
@@ -198,28 +218,57 @@ class Bench:
             b"".join(connection.sender.out)
             connection.sender.out.clear()
             connection.sender.window = _WIDE
-        return len(received) * IN_FLIGHT
+        return len(received) * self._at_once
 
 
-async def measure(folder: Path, rounds: int, seconds: float, only: str) -> tuple[list[Way], str]:
+def _reads(at_once: int, data: bytes, variant: str) -> list[bytes]:
+    """800 calls, so many a read."""
+    calls = prepare(variant, data, CALL, "127.0.0.1:8001", 25 * IN_FLIGHT).frames
+    return [b"".join(calls[first : first + at_once]) for first in range(0, len(calls), at_once)]
+
+
+class _NoLoad(Load):
+    """Nothing arrives."""
+
+    __slots__ = ()
+
+    def arrive(self, work_ns: int, now_ns: int) -> None: ...
+
+
+_COUNTING = ("count_pass", "count_success", "count_end")
+
+
+def _forget_counting(statistics: ModelStatistics) -> None:
+    for name in _COUNTING:
+        setattr(statistics, name, lambda *_: None)
+    statistics.load = _NoLoad()
+
+
+def _count_again(statistics: ModelStatistics) -> None:
+    for name in _COUNTING:
+        delattr(statistics, name)
+    statistics.load = Load()
+
+
+async def measure(folder: Path, rounds: int, seconds: float, only: str, at_once: int) -> tuple[list[Way], str]:
     """The ways whose names have `only` in them, and those that they are compared with; and what a scrape takes."""
     tiny_mlp().save(folder, MODEL)
     ports = {"http": {"port": 0}, "grpc": {"port": 0}, "metrics": {"port": 0}}
     server = Server(load_settings({**ports, "engine": {"threads": 1}, "repository": {"path": [str(folder), _SHIPPED]}}))
     await server.start()
-    bench, every = Bench(server), ways()
-    asked = [way for way in every if not way.base and only in way.name]
-    found = [way for way in every if way in asked or (way.base and any(way.variant == one.variant for one in asked))]
+    bench, every = Bench(server, at_once), ways()
+    asked = [way for way in every if way.over and only in way.name]
+    found = [way for way in every if way in asked or any(way.name == one.over for one in asked)]
     for way in found:
         await bench.run(way, _WARM_S)
     gc.collect()
     gc.freeze()
     for number in range(rounds):
         for way in found:
-            if way.base:
+            if not way.over:
                 continue
             # Neighbours in time: what slows the one slows the other.
-            base = next(each for each in found if each.base and each.variant == way.variant)
+            base = next(each for each in found if each.name == way.over)
             for each in (base, way) if number % 2 else (way, base):
                 each.costs_us.append(await bench.run(each, seconds))
             way.ratios.append(way.costs_us[-1] / base.costs_us[-1])
@@ -238,7 +287,7 @@ async def measure(folder: Path, rounds: int, seconds: float, only: str) -> tuple
 
 def _line(way: Way) -> tuple[str, ...]:
     told = way.name, f"{statistics.median(way.costs_us):.2f}"
-    if way.base:
+    if not way.over:
         return (*told, "", "")
     low, high = median_interval(way.ratios)
     return (*told, f"{statistics.median(way.ratios):.3f}", f"{low:.3f} to {high:.3f}")
@@ -256,16 +305,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--rounds", type=int, default=30, help="of all ways (default: 30)")
     parser.add_argument("--seconds", type=float, default=0.2, help="of each in a round (default: 0.2)")
     parser.add_argument("--only", default="", help="ways whose names have this in them")
+    parser.add_argument("--at-once", type=int, default=IN_FLIGHT, help=f"calls a read (default: {IN_FLIGHT})")
     parser.add_argument("--out", type=Path, help="also write observing.md into this folder")
     options = parser.parse_args(arguments)
     os.sched_setaffinity(0, {cores()[0]})
     gc.set_threshold(10_000, 10, 10)
     _log_to_nowhere()
     with tempfile.TemporaryDirectory() as folder:
-        found, scrape = asyncio.run(measure(Path(folder), options.rounds, options.seconds, options.only))
+        found, scrape = asyncio.run(
+            measure(Path(folder), options.rounds, options.seconds, options.only, options.at_once)
+        )
     if not found:
         parser.error(f"--only: no way has {options.only!r} in its name")
-    text = f"# The cost of being looked at, {MODEL}, {IN_FLIGHT} calls a read, one core\n\n"
+    text = f"# The cost of being looked at, {MODEL}, {options.at_once} calls a read, one core\n\n"
     text += table(HEADER, [_line(way) for way in found])
     if looked := [way for way in found if way.every]:
         each_us = statistics.median(looked[0].costs_us) - statistics.median(found[0].costs_us)

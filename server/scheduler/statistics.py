@@ -3,15 +3,24 @@
 Names and meanings are those of v2's ModelStatistics and of Triton's nv_inference_* metrics. A counter of
 requests (`success`, `fail`, `queue`, `compute_*`) adds, for each request, the time of the batch that it was
 in; a counter of batches (`execution_count`, `batch_stats`) adds it once. Only the event loop writes.
+
+Passes that succeed are noted as numbers, and counted when somebody reads, or some hundreds have come: one by one it was
+a tenth of a small model's call.
 """
 
 from __future__ import annotations
 
 import time
+from array import array
 from bisect import bisect_left
 from collections.abc import Callable, Mapping, Sequence
 from enum import StrEnum
-from typing import TYPE_CHECKING, NamedTuple
+from functools import cache
+from itertools import groupby
+from typing import TYPE_CHECKING, Generic, NamedTuple, TypeVar, cast
+
+import numpy as np
+from numpy.typing import NDArray
 
 from server.errors import Cancelled, Code, DeadlineExceeded, Overloaded, QueueFull, ServingError
 from server.explain import WaitReason
@@ -32,6 +41,11 @@ DURATION_BOUNDS_NS = tuple(
     )
 )
 """Upper bounds of the buckets of both durations: 50 us to 10 s."""
+_COMPUTE = ("compute_input", "compute_infer", "compute_output")
+_PASSES, _RUNS = 256, 1024
+"""So many that are noted are counted at once."""
+_T = TypeVar("_T")
+_Numbers = NDArray[np.int64]
 ROWS_BOUNDS = tuple(1 << power for power in range(11))
 """Upper bounds of the buckets of rows in a batch: 1 to 1024."""
 
@@ -119,6 +133,12 @@ class Histogram:
         self.counts[bisect_left(self.bounds, value)] += count
         self.sum += value * count
 
+    def observe_all(self, values: _Numbers, counts: _Numbers) -> None:
+        """Count values [N] that occurred so often each [N]."""
+        found = np.bincount(np.searchsorted(_array(self.bounds), values), counts, len(self.counts))
+        self.counts = [before + int(more) for before, more in zip(self.counts, found.tolist(), strict=True)]
+        self.sum += int(values @ counts)
+
     def exemplify(self, value: int, trace_id: str) -> None:
         """A value that was counted is that of a request whose trace can be looked at."""
         self.exemplars[bisect_left(self.bounds, value)] = Exemplar(trace_id, value, time.time())
@@ -141,6 +161,11 @@ class Histogram:
             self.observe(end_ns - start_ns, same)
 
 
+@cache
+def _array(bounds: tuple[int, ...]) -> _Numbers:
+    return np.array(bounds, np.int64)
+
+
 class BatchStatistics:
     """Of the passes of one batch size. Source: v2 InferBatchStatistics."""
 
@@ -152,14 +177,41 @@ class BatchStatistics:
         self.compute_output = Duration()
 
 
+class _Due(Generic[_T]):
+    """A count that has in it, whenever it is read, what was noted before."""
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self._name = name
+
+    def __get__(self, statistics: ModelStatistics, owner: type) -> _T:
+        statistics.count_noted()
+        return cast("_T", vars(statistics)[self._name])
+
+    def __set__(self, statistics: ModelStatistics, value: _T) -> None:
+        vars(statistics)[self._name] = value
+
+
 class ModelStatistics:
     """The counters of one model version. Every request that is settled is in `success` or `fail`, once."""
+
+    success = _Due[Duration]()
+    queue = _Due[Duration]()
+    compute_input = _Due[Duration]()
+    compute_infer = _Due[Duration]()
+    compute_output = _Due[Duration]()
+    batch_stats = _Due[dict[int, BatchStatistics]]()
+    request_duration = _Due[Histogram]()
+    queue_duration = _Due[Histogram]()
+    batch_rows = _Due[Histogram]()
+    last_inference_ms = _Due[int]()
 
     def __init__(self, name: str, version: str, wall: Callable[[], float] = time.time) -> None:
         """`wall` gives seconds since the epoch."""
         self.name = name
         self.version = version
         self._wall = wall
+        self._noted_passes, self._noted_requests = array("q"), array("q")
+        self._last_s = 0.0
         self.last_inference_ms = 0
         """When the last pass ended, in milliseconds since the epoch; 0: there was none."""
         self.inference_count = 0
@@ -180,7 +232,7 @@ class ModelStatistics:
         and `queue`, and in nothing that tells of passes."""
         self.cache_miss = Duration()
         """Requests that were looked up, executed and answered; the time of looking up, and of keeping the answers."""
-        self.batch_stats: dict[int, BatchStatistics] = {}
+        self.batch_stats = {}
         """By rows."""
         self.pending = 0
         """Requests that wait for a pass now."""
@@ -249,14 +301,10 @@ class ModelStatistics:
         """Count one forward pass that succeeded, whatever became of its requests."""
         self.inference_count += rows
         self.execution_count += 1
-        self.last_inference_ms = int(self._wall() * 1000)
-        self.batch_rows.observe(rows)
-        sized = self.batch_stats.get(rows)
-        if sized is None:
-            sized = self.batch_stats[rows] = BatchStatistics()
-        sized.compute_input.add(1, input_ns)
-        sized.compute_infer.add(1, infer_ns)
-        sized.compute_output.add(1, output_ns)
+        self._last_s = self._wall()
+        self._noted_passes.extend((rows, input_ns, infer_ns, output_ns))
+        if len(self._noted_passes) >= _PASSES * 4:
+            self.count_noted()
 
     def count_padding(self, input_elements: int, padding_elements: int) -> None:
         """Count the elements of one pass that succeeded."""
@@ -273,18 +321,52 @@ class ModelStatistics:
         output_ns: int,
     ) -> None:
         """Count the requests of one pass that were settled with their answer at `settled_ns`."""
-        count = len(requests)
-        if settled_ns > min([request.deadline_ns for request in requests], default=settled_ns):
-            self.settled_late += sum([settled_ns > request.deadline_ns for request in requests])
+        count, noted = len(requests), self._noted_requests
+        if count == 1:
+            request = requests[0]
+            if settled_ns > request.deadline_ns:
+                self.settled_late += 1
+            times = settled_ns - request.received_ns, started_ns - request.enqueued_ns
+            noted.extend((1, *times, input_ns, infer_ns, output_ns))
+            return
+        if not count:
+            return
+        deadlines = [request.deadline_ns for request in requests]
+        if settled_ns > deadlines[0] or deadlines.count(deadlines[0]) != count:
+            self.settled_late += sum([settled_ns > deadline_ns for deadline_ns in deadlines])
         received = [request.received_ns for request in requests]
         enqueued = [request.enqueued_ns for request in requests]
-        self.success.add(count, settled_ns * count - sum(received))
-        self.queue.add(count, started_ns * count - sum(enqueued))
-        self.compute_input.add(count, input_ns * count)
-        self.compute_infer.add(count, infer_ns * count)
-        self.compute_output.add(count, output_ns * count)
-        self.request_duration.observe_since(received, settled_ns)
-        self.queue_duration.observe_since(enqueued, started_ns)
+        # Those that arrived in one tick of the loop are alike, and noted together.
+        if received.count(received[0]) == count and enqueued.count(enqueued[0]) == count:
+            runs = [(received[0], enqueued[0], count)]
+        else:
+            runs = [(*times, len(list(same))) for times, same in groupby(zip(received, enqueued, strict=True))]
+        for received_ns, enqueued_ns, alike in runs:
+            noted.extend((alike, settled_ns - received_ns, started_ns - enqueued_ns, input_ns, infer_ns, output_ns))
+        if len(noted) >= _RUNS * 6:
+            self.count_noted()
+
+    def count_noted(self) -> None:
+        """Bring the counts of passes that succeeded, and of their requests, up to now."""
+        passes, requests, own = self._noted_passes, self._noted_requests, vars(self)
+        if passes:
+            self._noted_passes = array("q")
+            own["last_inference_ms"] = int(self._last_s * 1000)
+            rows, *durations = np.frombuffer(passes, np.int64).reshape(-1, 4).T
+            sizes, passes_of = np.unique(rows, return_counts=True)
+            own["batch_rows"].observe_all(sizes, passes_of)
+            for size, count in zip(sizes.tolist(), passes_of.tolist(), strict=True):
+                sized = own["batch_stats"].setdefault(size, BatchStatistics())
+                for name, ns in zip(_COMPUTE, durations, strict=True):
+                    getattr(sized, name).add(count, int(ns[rows == size].sum()))
+        if requests:
+            self._noted_requests = array("q")
+            counts, whole_ns, queue_ns, *durations = np.frombuffer(requests, np.int64).reshape(-1, 6).T
+            count = int(counts.sum())
+            own["request_duration"].observe_all(whole_ns, counts)
+            own["queue_duration"].observe_all(queue_ns, counts)
+            for name, ns in (("success", whole_ns), ("queue", queue_ns), *zip(_COMPUTE, durations, strict=True)):
+                own[name].add(count, int(ns @ counts))
 
     def count_stages(self, parts_ns: Mapping[str, int], waited: WaitReason, weight: int) -> None:
         """Count where the time of one request went, for `weight` of them."""
@@ -297,11 +379,12 @@ class ModelStatistics:
     def count_cache_hit(self, request: InferRequest, settled_ns: int, lookup_ns: int) -> None:
         """Count one request that was settled at `settled_ns` with an answer that was kept: it did not wait."""
         duration_ns = settled_ns - request.received_ns
-        self.success.add(1, duration_ns)
-        self.queue.add(1, 0)
+        own = vars(self)  # What is noted may wait: sums come out the same.
+        own["success"].add(1, duration_ns)
+        own["queue"].add(1, 0)
         self.cache_hit.add(1, lookup_ns)
-        self.request_duration.observe(duration_ns)
-        self.queue_duration.observe(0)
+        own["request_duration"].observe(duration_ns)
+        own["queue_duration"].observe(0)
 
     def count_failure(self, error: BaseException, duration_ns: int) -> None:
         """Count one request that was settled with `error`, `duration_ns` after it was received."""

@@ -32,7 +32,8 @@ _LATEST = "last_inference_ms"
 _DEMAND = "demand"
 _SEQUENCES = "sequences"
 _WRITING = "writing"
-_OWN = frozenset({"name", "version", "_wall", "load", "ability", "demands", "preparing"})
+_NOTES = {"_wall", "_last_s", "_noted_passes", "_noted_requests"}
+_OWN = frozenset({"name", "version", "load", "ability", "demands", "preparing", *_NOTES})
 """Attributes that are no counts, and those of models that several processes do not serve."""
 
 
@@ -49,6 +50,7 @@ class Total(ModelStatistics):
 
 def told(statistics: ModelStatistics, now_ns: int) -> dict[str, Any]:
     """Of one version, as JSON."""
+    statistics.count_noted()
     counts = {key: _told(value) for key, value in vars(statistics).items() if key not in _OWN}
     return {"name": statistics.name, "version": statistics.version, _DEMAND: statistics.demand(now_ns), **counts}
 

@@ -484,7 +484,7 @@ def test_a_bug_at_the_end_of_a_pass_settles_its_requests(
 ) -> None:
     """If the end of a pass breaks, its requests are settled and the instance is used again."""
     bench = Bench(seed=seed)
-    healthy, bench.batcher.statistics.batch_stats = bench.statistics.batch_stats, Broken()  # type: ignore[assignment]
+    healthy, bench.statistics._wall = bench.statistics._wall, Broken()  # type: ignore[assignment]
     request = bench.caller.request([1])
     bench.submit(request)
     bench.loop.run()
@@ -492,7 +492,7 @@ def test_a_bug_at_the_end_of_a_pass_settles_its_requests(
         bench.complete()
     assert isinstance(bench.caller.outcome(request), EngineFailure)
     assert [record.levelno for record in caplog.records] == [logging.ERROR]
-    bench.statistics.batch_stats = healthy
+    bench.statistics._wall = healthy
     after = bench.caller.request([3])
     bench.submit(after)
     bench.loop.run()

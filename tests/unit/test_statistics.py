@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import random
+from collections import Counter
+
 import pytest
 
 from server.errors import (
@@ -79,6 +82,42 @@ def test_a_pass_is_counted_per_batch_and_per_request() -> None:
     assert statistics.batch_rows.counts[ROWS_BOUNDS.index(8)] == 1
     assert (statistics.request_duration.count, statistics.request_duration.sum) == (2, 400)
     assert (statistics.queue_duration.count, statistics.queue_duration.sum) == (2, 140)
+
+
+@pytest.mark.parametrize("read_each", [True, False])
+def test_what_is_noted_comes_out_as_if_it_were_counted_one_by_one(read_each: bool) -> None:
+    """Of a thousand passes, read after each or at their end: of requests that came together and of those that did not,
+    some late, with durations on the bounds of buckets."""
+    draw, settled_ns = random.Random(1), 10**12
+    statistics, whole, queued = ModelStatistics("m", "1"), Histogram(DURATION_BOUNDS_NS), Histogram(DURATION_BOUNDS_NS)
+    sizes: Counter[int] = Counter()
+    late = 0
+    for _ in range(1000):
+        came = [(draw.choice((*DURATION_BOUNDS_NS, 7, 10**11)), draw.choice((0, 1, 50_000))) for _ in range(3)]
+        asked = []
+        for whole_ns, queue_ns in draw.choice((came[:1], came[:1] * 5, came, came * 2)):
+            asked.append(request(settled_ns - whole_ns, settled_ns - 7 - queue_ns))
+            asked[-1].deadline_ns = settled_ns + draw.choice((-1, 0, 1))
+            late += asked[-1].deadline_ns < settled_ns
+            whole.observe(whole_ns)
+            queued.observe(queue_ns)
+        statistics.count_pass(len(asked), 10, 20, 30)
+        statistics.count_success(asked, settled_ns - 7, settled_ns, 10, 20, 30)
+        sizes[len(asked)] += 1
+        if read_each:
+            assert statistics.success.count == whole.count
+    assert (statistics.request_duration.counts, statistics.request_duration.sum) == (whole.counts, whole.sum)
+    assert (statistics.queue_duration.counts, statistics.queue_duration.sum) == (queued.counts, queued.sum)
+    assert (statistics.success.count, statistics.success.ns, statistics.queue.ns) == (
+        whole.count,
+        whole.sum,
+        queued.sum,
+    )
+    assert (statistics.compute_infer.count, statistics.compute_output.ns) == (whole.count, 30 * whole.count)
+    assert {size: found.compute_infer.count for size, found in statistics.batch_stats.items()} == sizes
+    assert {size: found.compute_infer.ns // 20 for size, found in statistics.batch_stats.items()} == sizes
+    assert statistics.batch_rows.sum == statistics.inference_count == whole.count
+    assert statistics.settled_late == late
 
 
 @pytest.mark.parametrize(
