@@ -64,7 +64,9 @@ class Driver:
         """Raises CudaFault, OSError: there is none, or it finds no GPU."""
         self._library = ctypes.CDLL(_LIBRARY)
         for name, types in _CALLS.items():
-            call = getattr(self._library, name)
+            call = getattr(self._library, name, None)
+            if call is None:
+                raise CudaFault(f"{_LIBRARY} has no {name}")
             call.argtypes, call.restype = types, c_int
         self._contexts: dict[int, c_void_p] = {}
         self.call("cuInit", 0)

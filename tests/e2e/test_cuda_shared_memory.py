@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import base64
 import mmap
+import subprocess
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -22,6 +24,7 @@ from tritonclient.utils import InferenceServerException
 from tests.e2e.conftest import ServerProcess, end, start
 from tests.support.fake_cuda import allocated, build, is_open
 from tests.support.onnx_models import identity_folder
+from tests.support.parts import tool
 
 pytestmark = pytest.mark.e2e
 
@@ -195,3 +198,21 @@ def test_a_server_that_ends_closes_what_is_open(servers: Callable[[str], ServerP
         with tritonclient.grpc.InferenceServerClient(server.grpc) as client:
             client.register_cuda_shared_memory("g", base64.b64encode(handle), 0, SIZE)
         assert server.terminate() == 0
+
+
+def test_a_driver_that_can_not_be_used_is_none(servers: Callable[[str], ServerProcess], tmp_path: Path) -> None:
+    """One that lacks a call: registering is refused with what is missing, and the server serves."""
+    library = tmp_path / "libcuda.so.1"
+    source = b"int cuInit(unsigned flags) { return flags; }"
+    subprocess.run([tool("gcc"), "-shared", "-o", library, "-xc", "-"], input=source, check=True)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LD_LIBRARY_PATH", str(tmp_path))
+        server = start(tmp_path / "server.log", repository=servers("http2").log.parent / "models")
+    try:
+        with tritonclient.grpc.InferenceServerClient(server.grpc) as client:
+            with pytest.raises(InferenceServerException, match=r"UNIMPLEMENTED.*cuda\.so\.1 has no cuDeviceGetCount"):
+                client.register_cuda_shared_memory("g", base64.b64encode(bytes(64)), 0, SIZE)
+            assert "cuda_shared_memory" not in client.get_server_metadata().extensions
+            assert client.is_server_ready()
+    finally:
+        end(server)

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import mmap
-import os
-import shutil
 import subprocess
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import pytest
-
+from tests.support.parts import tool
 from tests.support.shared_memory import SHM
 
 HANDLE_BYTES = 64
@@ -21,13 +18,8 @@ _SOURCE = Path(__file__).with_name("fake_libcuda.c")
 
 def build(folder: Path) -> Path:
     """A folder with its libcuda.so.1, for LD_LIBRARY_PATH."""
-    compiler = shutil.which("gcc") or shutil.which("cc")
-    if compiler is None:
-        if os.environ.get("CI"):
-            pytest.fail("no C compiler")
-        pytest.skip("no C compiler")
     library = folder / "libcuda.so.1"
-    subprocess.run([compiler, "-shared", "-fPIC", "-O1", "-Wall", "-o", library, _SOURCE, "-lrt"], check=True)
+    subprocess.run([tool("gcc"), "-shared", "-fPIC", "-O1", "-Wall", "-o", library, _SOURCE, "-lrt"], check=True)
     return folder
 
 
