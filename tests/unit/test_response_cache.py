@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import tracemalloc
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -16,6 +17,7 @@ from server.offload import Offload
 from server.repository.config_text import parse_text
 from server.repository.model_config import from_message
 from server.request_check import RequestCheck
+from server.scheduler.admission import Foreseen
 from server.scheduler.caching import CachingBatcher
 from server.scheduler.response_cache import ON_LOOP_BYTES, ResponseCache, copied, entry_bytes
 from server.scheduler.statistics import ModelStatistics
@@ -396,6 +398,32 @@ def test_a_hit_explains_itself() -> None:
         assert bool(explanation.batch_rows) == (value == 2)
 
 
+def test_lookups_and_keeping_are_timed() -> None:
+    """By a clock that goes on by one with each look at it: in the cache's counters, and in the model's."""
+    bench = Cached()
+    ticks = itertools.count(bench.clock.now_ns)
+    bench.front._clock = lambda: next(ticks)
+    bench.answered(1)
+    assert (bench.cache.lookup_ns, bench.cache.insertion_ns) == (1, 1)
+    assert (bench.statistics.cache_miss.count, bench.statistics.cache_miss.ns) == (1, 2)
+    bench.ask(1)
+    assert (bench.cache.lookup_ns, bench.cache.insertion_ns) == (2, 1)
+    assert (bench.statistics.cache_hit.count, bench.statistics.cache_hit.ns) == (1, 1)
+    # The second of two that come together is timed from where the first ended.
+    bench.submit(bench.caller.request([1]), bench.caller.request([1]))
+    assert (bench.cache.lookup_ns, bench.statistics.cache_hit.ns) == (4, 3)
+
+
+def test_it_is_as_well_as_its_batcher_and_foresees_as_it_does() -> None:
+    """It is only in front of it."""
+    bench = Cached()
+    assert bench.front.healthy() is bench.batcher.healthy() is True
+    assert bench.front.queue is bench.batcher.queue
+    request = bench.caller.request([1], deadline_ns=bench.clock.now_ns + 1)
+    assert bench.front.foresee(request, 0) == bench.batcher.foresee(request, 0) != Foreseen(None)
+    assert bench.front.hopeless(1, 0) is bench.batcher.hopeless(1, 0) is None
+
+
 # --- what is large goes to a thread --------------------------------------------------------------------
 
 
@@ -462,6 +490,46 @@ def test_what_is_large_is_hashed_and_copied_on_a_thread() -> None:
         assert second.outputs[0].data == LARGE
         assert len(batcher.seen) == 1
         assert (statistics.cache_hit.count, statistics.cache_miss.count) == (1, 1)
+        cache.offload.close()
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize(("size", "on_loop"), [(ON_LOOP_BYTES, True), (ON_LOOP_BYTES + 1, False)])
+def test_what_costs_less_than_the_way_to_a_thread_stays_on_the_loop(size: int, on_loop: bool) -> None:
+    """To be hashed, and to be copied."""
+
+    async def scenario() -> None:
+        batcher, cache, _, front = threaded()
+        request = InferRequest("m", [tensor(data=bytes(size))], on_settle=lambda _, __: None, received_ns=0)
+        front.submit((request,))
+        assert bool(batcher.seen) is on_loop
+        if on_loop:
+            assert cache.counts().num_entries == 1, "its answer is as large"
+        await front.drain(0)
+        await threads_end(cache)
+        assert cache.counts().num_entries == 1
+        cache.offload.close()
+
+    asyncio.run(scenario())
+
+
+def test_who_expires_while_it_is_hashed_is_left_to_the_batcher() -> None:
+    """Though its answer is there."""
+
+    async def scenario() -> None:
+        batcher, cache, statistics, front = threaded()
+        await settled(front, large())
+        await threads_end(cache)
+        now_ns = 0
+        front._clock = lambda: now_ns
+        late = large()
+        late.deadline_ns = 5
+        front.submit((late,))
+        now_ns = 5
+        await front.drain(0)
+        assert batcher.seen[1:] == [late]
+        assert statistics.cache_hit.count == 0
         cache.offload.close()
 
     asyncio.run(scenario())
