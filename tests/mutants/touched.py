@@ -58,10 +58,12 @@ def touched(remembered: Path) -> Touched:
         if known is None or known["digest"] != digest or not known["modules"].items() <= modules.items():
             told = _traced(name)
             known = {"digest": digest, "modules": {module: modules[module] for module in told["lines"]}, **told}
+            before[name] = known
+            remembered.parent.mkdir(parents=True, exist_ok=True)
+            half = remembered.with_suffix(".half")
+            half.write_text(json.dumps(before))
+            half.replace(remembered)
         now[name] = known
-        remembered.parent.mkdir(parents=True, exist_ok=True)
-        remembered.write_text(json.dumps(before | now))
-    remembered.write_text(json.dumps(now))
     return _together(now)
 
 
