@@ -53,3 +53,31 @@ def test_a_long_pass_is_never_tried_on_the_loop() -> None:
     """The loop would stand still for it."""
     handoff, cost = Handoff(), CostModel({1: 5 * HANDOFF_NS})
     assert not any(handoff.inline(cost, 1) for _ in range(1000))
+
+
+def test_where_there_is_one_core_three_times_as_long_is_short() -> None:
+    """A thread brings no second one."""
+    costs = [CostModel({1: 3 * HANDOFF_NS - 1}), CostModel({1: 3 * HANDOFF_NS})]
+    assert [Handoff(one_core=True).inline(cost, 1) for cost in costs] == [True, False]
+
+
+def test_each_sixty_fourth_candidate_is_a_trial() -> None:
+    """Until one was; four times the bound is no candidate."""
+    handoff, cost = Handoff(), CostModel({1: 4 * HANDOFF_NS - 1, 2: 4 * HANDOFF_NS})
+    assert not any(handoff.inline(cost, 2) for _ in range(100))
+    assert [handoff.inline(cost, 1) for _ in range(65)] == [False] * 63 + [True] * 2
+    handoff.learn(cost, 1, 4 * HANDOFF_NS)
+    assert [handoff.inline(cost, 1) for _ in range(64)] == [False] * 63 + [True]
+
+
+def test_a_longer_time_is_believed_by_an_eighth_and_a_shorter_one_at_once() -> None:
+    """In parts of what was expected before the first pass."""
+    handoff, cost = Handoff(), CostModel({1: HANDOFF_NS // 2})
+    handoff.inline(cost, 1)
+    known = handoff._known[cost]
+    handoff.learn(cost, 1, HANDOFF_NS)
+    assert known.share == 1 + 1 / 8
+    handoff.learn(cost, 1, HANDOFF_NS // 4)
+    assert known.share == 0.5
+    handoff.learn(cost, 1, HANDOFF_NS // 4)
+    assert known.share == 0.5
