@@ -15,6 +15,7 @@ from server.errors import (
     SequenceUnknown,
 )
 from server.explain import Explanation, WaitReason
+from server.scheduler.batcher import STALL_NS
 from server.scheduler.slots import Ending
 from server.sequences import Direct, Oldest
 from server.types import InferResponse
@@ -695,3 +696,89 @@ def test_every_request_is_counted_once() -> None:
     assert (bench.statistics.success.count, bench.statistics.fail.count) == (1, 3)
     assert bench.statistics.admitted == 3
     assert bench.statistics.pending == 0
+
+
+# --- what it tells ------------------------------------------------------------------------------------
+
+
+def test_who_is_refused_is_not_admitted() -> None:
+    """For its deadline, for no sequence, for the limit; the last one is work that arrived, for there was room once."""
+    bench = SequenceBench(max_queue_size=1)
+    running = bench.send(1, start=True)
+    arrived = bench.statistics.load.work(bench.clock())
+    assert arrived > 0
+    late = bench.send(2, start=True, deadline_ns=bench.clock())
+    unknown = bench.send(3)
+    outcome = bench.outcome(late)
+    assert isinstance(outcome, DeadlineExceeded)
+    assert outcome.waited_us == 0
+    assert isinstance(bench.outcome(unknown), SequenceUnknown)
+    assert (bench.statistics.admitted, bench.statistics.load.work(bench.clock())) == (1, arrived)
+    bench.send(4, start=True)
+    full = bench.outcome(bench.send(5, start=True))
+    assert isinstance(full, QueueFull)
+    assert full.limit == 1
+    assert bench.statistics.admitted == 2
+    assert bench.statistics.load.work(bench.clock()) == pytest.approx(3 * arrived)
+    assert bench.outcome(running) is None
+
+
+def test_where_all_have_died_nobody_is_admitted() -> None:
+    """Nor is it well."""
+    bench = SequenceBench(max_batch_size=1)
+    bench.send(1, start=True)
+    bench.runner.die()
+    bench.loop.run()
+    admitted = bench.statistics.admitted
+    assert isinstance(bench.outcome(bench.send(3, start=True)), ModelNotReady)
+    assert bench.statistics.admitted == admitted
+    assert not bench.batcher.healthy()
+
+
+def test_its_ability_is_that_of_its_passes() -> None:
+    """Rows and time of one, in the mean; before the first nothing is known."""
+    bench = SequenceBench(slo_ns=500 * MS, instances=2)
+    assert bench.batcher.ability()[:4] == (2, 1, 0, 500 * MS)
+    for number in (1, 2, 3, 4):
+        bench.batcher.submit([bench.request(number, start=True)])
+    bench.loop.run()
+    bench.clock.now_ns += 6 * MS
+    for runner in bench.runners:
+        if runner.job:
+            runner.complete()
+    bench.loop.run()
+    counts = bench.statistics
+    assert (counts.inference_count, counts.execution_count, counts.busy_ns) == (4, 2, 12 * MS)
+    assert bench.batcher.ability()[:3] == (2, 2, 6 * MS)
+
+
+def test_pending_has_those_who_were_not_looked_at_yet() -> None:
+    """And those that wait for a slot or a pass."""
+    bench = SequenceBench(max_batch_size=1)
+    bench.submit(bench.request(1, start=True), bench.request(1), bench.request(2, start=True))
+    bench.batcher.submit([bench.request(3, start=True)])
+    assert (bench.batcher.pending, bench.statistics.pending) == (3, 2)
+    bench.loop.run()
+    assert (bench.batcher.pending, bench.statistics.pending) == (3, 3)
+
+
+def test_a_sequence_that_has_just_come_is_known() -> None:
+    """Though it was not looked at yet."""
+    bench = SequenceBench()
+    bench.batcher.submit([bench.request(1, start=True)])
+    assert bench.batcher.knows(1)
+    assert not bench.batcher.knows(2)
+
+
+def test_it_is_ill_where_somebody_could_run_and_does_not() -> None:
+    """For longer than its window and some seconds, while every instance is idle."""
+    window_us = 3_000_000
+    bench = SequenceBench(Oldest(max_queue_delay_microseconds=window_us))
+    assert bench.batcher.healthy()
+    bench.send(1, start=True)
+    bench.clock.now_ns += window_us * 1000 + STALL_NS - 1
+    assert bench.batcher.healthy()
+    bench.clock.now_ns += 1
+    assert not bench.batcher.healthy()
+    bench.loop.run()
+    assert bench.batcher.healthy(), "it runs"
