@@ -68,8 +68,11 @@ class LogControl(logging.Filter):
         if not changes:
             return
         with audited("log.change", changes=dict(changes)):
-            checked = {name: _checked(name, value) for name, value in changes.items()}
-        self._values |= checked
+            self.follow(changes)
+
+    def follow(self, changes: Mapping[str, object]) -> None:
+        """As `update`, of what is written down already: another process of the server was asked for it."""
+        self._values |= {name: _checked(name, value) for name, value in changes.items()}
         if self._handler is None:
             return
         on = [severity for name, severity in _SEVERITIES.items() if self._values[name]]

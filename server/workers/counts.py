@@ -74,6 +74,20 @@ def summed(parts: Iterable[Mapping[str, Any]]) -> dict[tuple[str, str], Total]:
     return totals
 
 
+_GAUGES = {_LATEST, "pending", "instances"}
+
+
+def since(now: Any, before: Any) -> Any:
+    """What was counted between two tellings. What is no count, or began anew meanwhile, is as it is now."""
+    if isinstance(now, dict):
+        if "success" in now and (now["success"] < before["success"] or now["fail"] < before["fail"]):
+            return now
+        return {k: v if k in _GAUGES or k not in before else since(v, before[k]) for k, v in now.items()}
+    if isinstance(now, list) and len(now) == len(before):
+        return [since(more, less) for more, less in zip(now, before, strict=True)]
+    return now - before if type(now) is int else now
+
+
 def _told(value: Any) -> Any:
     if isinstance(value, Duration):
         return [value.count, value.ns]

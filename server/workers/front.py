@@ -11,6 +11,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Mapping
+from contextlib import suppress
 from functools import partial
 from typing import Any
 
@@ -18,6 +19,7 @@ from server import process
 from server.app import open_repository
 from server.banner import banner
 from server.engine.cores import available_cores
+from server.errors import EngineLost
 from server.lifecycle import State
 from server.model_control import ModelControl
 from server.observability.certificates import certificates
@@ -33,7 +35,7 @@ from server.transport.http1.server import Http1Server
 from server.transport.http2.server import Http2Server
 from server.transport.rest import RestServer
 from server.workers.control import COUNTS, LISTENERS, Said, Word, beat, hear, say
-from server.workers.counts import told, told_pulse
+from server.workers.counts import since, told, told_pulse
 from server.workers.plane import FrontPlane, LogsOfAll, MetricsOfAll
 from server.workers.remote import RemoteModels
 
@@ -104,6 +106,10 @@ class Front:
         self._got = dict.fromkeys(LISTENERS, 0)
         self._taking: Counter[str] = Counter()
         self._report_due = False
+        self._told_before: dict[str, Any] = {}
+        """What had been counted when the link to the engine process began. One that dies takes the sums along with it,
+        and counters may begin anew, but not in part: who reads them would take what is left for new. One that lives has
+        kept what it was told."""
         self._pulse = Pulse(name)
         self._stop = asyncio.Event()
         self._tasks = Tasks()
@@ -186,7 +192,11 @@ class Front:
         for file in memory:
             os.close(file)
         link = self.models.attach(places, partial(self._tell_lost, said.more))
+        self._told_before = self._counted()
         await asyncio.get_running_loop().create_unix_connection(lambda: link, sock=socket.socket(fileno=stream))
+        if self._logs.changes:
+            # Another engine process does not know of them.
+            self._spread_logs(self._logs.changes)
 
     def _tell_lost(self, number: bytes) -> None:
         say(self._supervisor, Word.LOST, number)
@@ -209,28 +219,38 @@ class Front:
     # --- the engine process -----------------------------------------------------------------------
 
     def _spread_logs(self, changes: Mapping[str, object]) -> None:
-        self._tasks.start(self.models.ask("logs", changes=dict(changes)))
+        self._tasks.start(self._ask_logs(dict(changes)))
+
+    async def _ask_logs(self, changes: Mapping[str, object]) -> None:
+        with suppress(EngineLost):
+            await self.models.ask("logs", changes=changes)
 
     async def _answer(self, question: Mapping[str, Any]) -> Any:
         """What this front has counted; or it is told of log settings."""
         if question["what"] == "logs":
             self._logs.follow(question["changes"])
             return None
-        now_ns = time.monotonic_ns()
         grpc = self.grpc
-        closed = {"http": dict(self.rest.closed), "grpc": dict(grpc.connections.closed)}
-        if self._shared:
-            closed["shared"] = dict(self._shared.closed)
+        counted = since(self._counted(), self._told_before)
         return {
             "pid": os.getpid(),
-            "models": [told(statistics, now_ns) for statistics in self.models.counted()],
-            "closed": closed,
+            "models": list(counted["models"].values()),
+            "closed": counted["closed"],
             "http_connections": len(self.rest.listener.connections),
             "pulse": told_pulse(self._pulse),
             "grpc": {
                 "connections": grpc.open_connections(),
                 "streams": grpc.open_streams(),
                 "held_bytes": grpc.held_bytes(),
-                "refused": dict(grpc.refused),
+                "refused": counted["refused"],
             },
         }
+
+    def _counted(self) -> dict[str, Any]:
+        """Since this process began."""
+        now_ns = time.monotonic_ns()
+        closed = {"http": dict(self.rest.closed), "grpc": dict(self.grpc.connections.closed)}
+        if self._shared:
+            closed["shared"] = dict(self._shared.closed)
+        models = {f"{each.name}/{each.version}": told(each, now_ns) for each in self.models.counted()}
+        return {"models": models, "closed": closed, "refused": dict(self.grpc.refused)}

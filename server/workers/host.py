@@ -12,6 +12,7 @@ import logging
 import pickle
 import time
 from base64 import b64decode
+from collections import Counter, defaultdict
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict
@@ -212,7 +213,10 @@ class Host:
         self._announcement = b""
         self._index: list[Any] = []
         self._gone: list[dict[str, Any]] = []
-        """The last known counts of fronts that have died."""
+        """The last known counts of fronts that have died, or whose links have."""
+        self._closed: dict[str, Counter[str]] = defaultdict(Counter)
+        self._refused: Counter[str] = Counter()
+        """Of the same: connections by listener and cause, and calls."""
         self._reports: dict[Guest, dict[str, Any]] = {}
         self._log_changes: dict[str, object] = {}
         self._tasks = Tasks()
@@ -238,6 +242,9 @@ class Host:
             parts = [*self._gone, *report["models"]]
             totals = summed(parts).values()
             self._gone = [told(_settled_for_good(total), 0) for total in totals]
+            for listener, causes in report["closed"].items():
+                self._closed[listener].update(causes)
+            self._refused.update(report["grpc"]["refused"])
 
     def close(self) -> None:
         for guest in list(self._guests):
@@ -335,7 +342,7 @@ class Host:
 
     async def change_logs(self, changes: Mapping[str, object]) -> None:
         """As one front was asked, in all processes; a front that comes later is told as well."""
-        self._dataplane.logs.update(changes)
+        self._dataplane.logs.follow(changes)
         self._log_changes |= changes
         for guest in list(self._guests):
             await guest.change_logs(changes)
@@ -354,6 +361,11 @@ class Host:
             self._reports[guest] = report
         return report
 
+    def _gone_fronts(self) -> dict[str, Any]:
+        """What is left of those that have died, as one of them would tell it."""
+        grpc = {"connections": 0, "streams": 0, "held_bytes": 0, "refused": self._refused}
+        return {"closed": self._closed, "http_connections": 0, "grpc": grpc}
+
     async def _counts(self) -> dict[str, Any]:
         reports = await asyncio.gather(*(self._report(guest) for guest in list(self._guests)))
         known = [report for report in reports if report is not None]
@@ -366,7 +378,7 @@ class Host:
         machine = self._machine.rows((*key, total.busy_ns) for key, total in serving.items())
         return {
             "models": [told(total, now_ns) for total in serving.values()],
-            "fronts": known,
+            "fronts": [*known, self._gone_fronts()],
             "cache": self._models.cache_counts(),
             "rows": {**self._models.load_rows(), **rollout_rows(self._models.rollouts()), **machine},
             "pulses": [told_pulse(self._pulse), *(report["pulse"] for report in known)],

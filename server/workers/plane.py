@@ -87,6 +87,8 @@ class LogsOfAll(LogControl):
     def __init__(self, settings: LogSettings, process: str) -> None:
         super().__init__(settings, process)
         self.spread: Callable[[Mapping[str, object]], None] = lambda _: None
+        self.changes: dict[str, object] = {}
+        """All that clients have changed, at whichever front."""
 
     def update(self, changes: Mapping[str, object]) -> None:
         super().update(changes)
@@ -94,8 +96,8 @@ class LogsOfAll(LogControl):
             self.spread(changes)
 
     def follow(self, changes: Mapping[str, object]) -> None:
-        """As another front was told."""
-        super().update(changes)
+        super().follow(changes)
+        self.changes |= changes
 
 
 class _Grpc:
@@ -171,7 +173,7 @@ class MetricsOfAll(MetricsApp):
         fronts = counts["fronts"]
         models: list[ModelStatistics] = [total for _, total in sorted(summed(counts["models"]).items())]
         listeners = {listener: None for front in fronts for listener in front["closed"]}
-        closed = {listener: counters(front["closed"][listener] for front in fronts) for listener in listeners}
+        closed = {listener: counters(front["closed"].get(listener, {}) for front in fronts) for listener in listeners}
         cache = CacheCounts(*counts["cache"]) if counts["cache"] is not None else None
         http = {"forwardpass_http_connections": [((), sum(front["http_connections"] for front in fronts))]}
         told = Told([counts["rows"], http, *(pulse["rows"] for pulse in counts["pulses"])], lags(counts["pulses"]))

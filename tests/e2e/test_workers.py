@@ -240,9 +240,26 @@ def test_a_supervisor_without_descriptors_goes_on(pair: ServerProcess) -> None:
     assert front not in whole(server).values()
 
 
+def closed(server: ServerProcess) -> float:
+    """Connections that were closed for a fault of their peer, as metrics tell."""
+    return sum(
+        map(float, re.findall(r"^forwardpass_connections_closed_total\{.*\} (\S+)$", metrics(server), re.MULTILINE))
+    )
+
+
+def metrics(server: ServerProcess) -> str:
+    return httpx.get(server.metrics).text
+
+
 def test_a_front_that_is_killed_is_replaced(pair: ServerProcess) -> None:
-    """Its connections are lost, nobody else is answered otherwise, and a new front takes its part."""
+    """Its connections are lost, nobody else is answered otherwise, and a new front takes its part. What it had told of
+    connections that it closed stays told."""
     before = children(pair)
+    bad = [socket.create_connection(("127.0.0.1", pair.port("REST"))) for _ in range(4)]
+    for connection in bad:
+        connection.sendall(b"no request\r\n\r\n")
+    until(lambda: closed(pair) >= 4)
+    closed_before = closed(pair)
     with Callers(pair) as callers:
         os.kill(before["front-1"], signal.SIGKILL)
         until(lambda: bool(now := children_or_none(pair)) and before["front-1"] not in now.values())
@@ -250,11 +267,22 @@ def test_a_front_that_is_killed_is_replaced(pair: ServerProcess) -> None:
     assert set(callers.seen) <= {200, 0}, callers.seen
     assert callers.seen[0] <= CALLERS
     assert children(pair)["engine"] == before["engine"]
+    assert closed(pair) >= closed_before
+    for connection in bad:
+        connection.close()
 
 
 def test_an_engine_process_that_is_killed_is_replaced(pair: ServerProcess) -> None:
-    """Who waited for it is answered UNAVAILABLE, the fronts stay, and the server is ready again."""
+    """Who waited for it is answered UNAVAILABLE, the fronts stay, and the server is ready again. All counts begin anew
+    with it: a sum of which a part is gone would look like a burst. Log settings stay."""
     before = set(children(pair).values())
+    row = re.search(r"models/breast_cancer/predict .* -d '(.*)'", pair.banner)
+    assert row is not None
+    answer = httpx.post(f"{pair.http}/v2/models/breast_cancer/predict", content=row[1])
+    assert answer.status_code == 200
+    until(lambda: successes(httpx.get(f"{pair.http}/v2/models/stats").json())["breast_cancer"] > 0)
+    changed = httpx.post(f"{pair.http}/v2/logging", json={"log_info": False})
+    assert changed.status_code == 200
     with Callers(pair) as callers:
         os.kill(min(before), signal.SIGKILL)
         until(lambda: callers.seen[503] > 0)
@@ -265,7 +293,13 @@ def test_an_engine_process_that_is_killed_is_replaced(pair: ServerProcess) -> No
     told = [line for line in pair.log.read_text().splitlines() if "the link to the engine process is lost" in line]
     # While it dies it may be given another link, which is lost as well; but nobody goes on and on about it.
     assert 2 <= len(told) < 10
-    assert httpx.get(pair.metrics).status_code == 200
+    assert successes(httpx.get(f"{pair.http}/v2/models/stats").json())["breast_cancer"] == 0
+    assert 'nv_inference_request_success{model="breast_cancer",version="1"} 0' in metrics(pair)
+    assert pair.log.read_text().count("action=log.change") == 1
+    loads = pair.log.read_text().count(" engine server.engine.onnxruntime: model 'fraud'")
+    assert httpx.post(f"{pair.http}/v2/repository/models/fraud/load").status_code == 200
+    assert pair.log.read_text().count(" engine server.engine.onnxruntime: model 'fraud'") == loads
+    assert httpx.post(f"{pair.http}/v2/logging", json={"log_info": True}).status_code == 200
 
 
 @contextmanager

@@ -23,7 +23,7 @@ from server.tensor import Tensor
 from server.types import InferRequest, InferResponse, Outcome, Timing
 from server.workers.children import Child, emptiest
 from server.workers.control import COUNTS, LISTENERS, Word, channel, hear, say
-from server.workers.counts import summed, told
+from server.workers.counts import since, summed, told
 from server.workers.deaths import Deaths
 from server.workers.frames import HEAD, BadFrame, Frames, Kind, frame
 from server.workers.link import Link
@@ -307,6 +307,21 @@ def test_the_sum_of_two_processes_is_what_one_would_have_counted() -> None:
     wanted = told(counted(5), 0)
     wanted["last_inference_ms"] = 3000
     assert total == wanted
+
+
+def test_what_was_counted_since_is_the_rest() -> None:
+    """Every count, whatever it is called; what began anew is all new, and what is no count is as it is now."""
+    before, now = counted(3), counted(5)
+    before.pending = now.pending = 7
+    now.request_duration.exemplify(50, "a1")
+    rest, wanted = since(told(now, 0), told(before, 0)), counted(2)
+    wanted.pending = 7
+    wanted.request_duration.exemplars |= now.request_duration.exemplars
+    assert rest == {**told(wanted, 0), "last_inference_ms": 5000}
+    assert since(told(before, 0), told(now, 0)) == told(before, 0)
+    closed = {"closed": {"http": {"limit": 5, "head": 1}}}
+    assert since(closed, {"closed": {"http": {"limit": 2}}}) == {"closed": {"http": {"limit": 3, "head": 1}}}
+    assert since(closed, {}) == closed
 
 
 def test_a_process_that_dies_again_and_again_is_replaced_ever_later_then_no_more() -> None:
