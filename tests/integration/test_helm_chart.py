@@ -31,6 +31,12 @@ CRON = {
     "type": "cron",
     "metadata": {"timezone": "UTC", "start": "0 6 * * *", "end": "0 20 * * *", "desiredReplicas": "9"},
 }
+ENGINES = {
+    "extraEnv": [{"name": "CACHE", "value": "/engines"}],
+    "extraVolumes": [{"name": "engines", "persistentVolumeClaim": {"claimName": "engines-h100"}}],
+    "extraVolumeMounts": [{"name": "engines", "mountPath": "/engines"}],
+    "updateStrategy": {"maxSurge": 0, "maxUnavailable": "50%"},
+}
 OPEN = {"auth": {"insecure": True}}
 CERT_MANAGER = {"enabled": True, "issuerRef": {"name": "ca", "kind": "Issuer"}}
 
@@ -164,6 +170,8 @@ CASES: dict[str, Values] = {
         "auth": {"keysSecret": "keys"},
     },
     "Tritons of its own": {"engine": "triton", "triton": {"replicas": 3, "flags": ["--log-verbose=1"]}},
+    "Tritons that keep what they built": {"engine": "triton", "triton": ENGINES},
+    "a Triton in each pod that keeps what it built": {"engine": "triton", "triton": ENGINES | {"placement": "sidecar"}},
     "a Triton in each pod": {"engine": "triton", "triton": {"placement": "sidecar"}},
     "Tritons that are there": {"engine": "triton", "triton": {"placement": "external", "urls": ["grpc://a:8001"]}},
     "a certificate of cert-manager": {"tls": {"certManager": CERT_MANAGER}},
@@ -189,6 +197,10 @@ CASES: dict[str, Values] = {
         "imagePullSecrets": [{"name": "registry"}],
     },
 }
+
+
+PROFILES = {path.stem: yaml.safe_load(path.read_text()) for path in sorted((CHART / "profiles").glob("*.yaml"))}
+CASES |= {f"the profile {name}": values for name, values in PROFILES.items()}
 
 
 @pytest.fixture(scope="module")
@@ -503,6 +515,27 @@ class TestTriton:
         path = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "POD_IP": address}
         done = subprocess.run(container["command"] + container["args"], env=path, capture_output=True, text=True)
         assert done.stdout.split() == [*more, *container["args"]]
+
+    @pytest.mark.parametrize(
+        ("case", "name"),
+        [
+            ("Tritons that keep what they built", "r-forwardpass-triton"),
+            ("a Triton in each pod that keeps what it built", "r-forwardpass"),
+        ],
+    )
+    def test_a_triton_has_volumes_of_its_own(self, case: str, name: str) -> None:
+        """Not the server's: for engines that take minutes to build, by the kind of GPU. And it may go before the next
+        one comes, where there is no GPU for both."""
+        deployment = one(render(CASES[case]), "Deployment", name)["spec"]
+        spec = deployment["template"]["spec"]
+        (triton,) = [each for each in spec["containers"] if each["name"] == "triton"]
+        assert ENGINES["extraVolumes"][0] in spec["volumes"]
+        assert ENGINES["extraVolumeMounts"][0] in triton["volumeMounts"]
+        assert ENGINES["extraEnv"][0] in triton["env"]
+        for other in (each for each in spec["containers"] if each is not triton):
+            assert ENGINES["extraVolumeMounts"][0] not in other["volumeMounts"]
+        surge = {"maxSurge": 1, "maxUnavailable": 0} if name == "r-forwardpass" else ENGINES["updateStrategy"]
+        assert deployment["strategy"]["rollingUpdate"] == surge
 
     def test_a_service_monitor_takes_none_of_them_for_a_server(self) -> None:
         """Their Service has a port of metrics as well."""
@@ -899,6 +932,10 @@ REFUSED: dict[str, tuple[Values, str]] = {
         "settings.auth.insecure: ingress.enabled, gateway.enabled: whoever",
     ),
     "a rolling update of no pod": ({"updateStrategy": {"maxSurge": 0}}, "updateStrategy: maxSurge and maxUnavailable"),
+    "a rolling update of no Triton": (
+        {"engine": "triton", "triton": {"updateStrategy": {"maxSurge": 0}}},
+        "triton.updateStrategy: maxSurge and maxUnavailable",
+    ),
     "an Ingress of no host": ({"ingress": {"enabled": True}, "settings": OPEN}, "ingress.hosts"),
     "one port for two": ({"service": {"httpPort": 8001}}, "service.grpcPort"),
     "a name that no Service may have": ({"fullnameOverride": "9lives"}, "fullnameOverride"),
@@ -961,6 +998,15 @@ REFUSED: dict[str, tuple[Values, str]] = {
     "a port of the pod": ({"settings": {"http": {"port": 80}}}, "settings.http.port"),
     "an address of the pod": ({"settings": {"host": "127.0.0.1"}}, "settings.host"),
     "an engine past the chart": ({"settings": {"engine": {"kind": "triton"}}}, "settings.engine.kind"),
+    "a certificate past the chart": (
+        {"settings": {"http_tls": {"certificate": "/c", "key": "/k"}}},
+        "settings.http_tls",
+    ),
+    "a scaler past the chart": (
+        CASES["KEDA asks the server"] | {"settings": {"scaling": {"external_scaler": False}}},
+        "settings.scaling.external_scaler",
+    ),
+    "a repository past the chart": ({"settings": {"repository": {"path": ["/mine"]}}}, "settings.repository.path"),
     "Tritons past the chart": (
         {"engine": "triton", "settings": {"triton": {"url": "grpc://a:8001"}}},
         "settings.triton.url",

@@ -204,6 +204,13 @@ loadBalancerSourceRanges:
 {{- end -}}
 {{- end -}}
 
+{{/* Of a rolling update of the Tritons' own Deployment. A merge would take a 0 for nothing. */}}
+{{- define "forwardpass.tritonStrategy" -}}
+{{- range $name, $value := .Values.updateStrategy }}
+{{ $name }}: {{ ternary (get $.Values.triton.updateStrategy $name) $value (hasKey $.Values.triton.updateStrategy $name) }}
+{{- end }}
+{{- end -}}
+
 {{/* What no schema can say. */}}
 {{- define "forwardpass.check" -}}
 {{- $repository := .Values.modelRepository -}}
@@ -267,9 +274,10 @@ loadBalancerSourceRanges:
 {{- if and .Values.gateway.canary.weight (not .Values.gateway.canary.serviceName) -}}
 {{- fail "gateway.canary.serviceName: needed where gateway.canary.weight is set" -}}
 {{- end -}}
-{{- $surge := .Values.updateStrategy -}}
+{{- range $where, $surge := dict "updateStrategy" .Values.updateStrategy "triton.updateStrategy" (include "forwardpass.tritonStrategy" . | fromYaml) -}}
 {{- if and (has (toString $surge.maxSurge) (list "0" "0%")) (has (toString $surge.maxUnavailable) (list "0" "0%")) -}}
-{{- fail "updateStrategy: maxSurge and maxUnavailable are both 0, and no pod could ever be replaced" -}}
+{{- fail (printf "%s: maxSurge and maxUnavailable are both 0, and no pod could ever be replaced" $where) -}}
+{{- end -}}
 {{- end -}}
 {{- if and .Values.ingress.enabled (not .Values.ingress.hosts) -}}
 {{- fail "ingress.hosts: needed where ingress.enabled; an Ingress without a rule is not taken" -}}
@@ -353,6 +361,19 @@ loadBalancerSourceRanges:
 {{- end -}}
 {{- if hasKey (default dict $given.engine) "kind" -}}
 {{- fail "settings.engine.kind: is chosen by engine and triton.placement" -}}
+{{- end -}}
+{{- range $section := list "tls" "http_tls" -}}
+{{- if or (hasKey (default dict (get $given $section)) "certificate") (hasKey (default dict (get $given $section)) "key") -}}
+{{- fail (printf "settings.%s: certificate and key are those of tls.secretName or tls.certManager, which probes, Services and Envoy go by" $section) -}}
+{{- end -}}
+{{- end -}}
+{{- range $name := list "external_scaler" "peers" "target_saturation" -}}
+{{- if hasKey (default dict $given.scaling) $name -}}
+{{- fail (printf "settings.scaling.%s: is chosen by autoscaling.keda.trigger and autoscaling.targetSaturation" $name) -}}
+{{- end -}}
+{{- end -}}
+{{- if hasKey (default dict $given.repository) "path" -}}
+{{- fail "settings.repository.path: is chosen by modelRepository" -}}
 {{- end -}}
 {{- if hasKey (default dict $given.triton) "url" -}}
 {{- fail "settings.triton.url: is chosen by triton.placement; those that are there are triton.urls" -}}
@@ -598,6 +619,9 @@ initContainers:
   env:
     - name: POD_IP
       valueFrom: { fieldRef: { fieldPath: status.podIP } }
+    {{- with $triton.extraEnv }}
+    {{- toYaml . | nindent 4 }}
+    {{- end }}
   args:
     - --model-repository=/models
     - --http-port={{ index .ports 0 }}
@@ -634,6 +658,9 @@ initContainers:
     {{- include "forwardpass.modelMount" .root | nindent 4 }}
     - name: shm
       mountPath: /dev/shm
+    {{- with $triton.extraVolumeMounts }}
+    {{- toYaml . | nindent 4 }}
+    {{- end }}
 {{- end -}}
 
 {{- /* A bucket's bound as the server exposes it: what is whole has a point. */ -}}
