@@ -197,3 +197,127 @@ async def test_closing_waits_for_the_pass_under_way() -> None:
     await closing
     assert instance.batches == [[1]]
     assert not any(thread.name == f"forward {instance.name}" for thread in threading.enumerate())
+
+
+# --- passes that are given up ---------------------------------------------------------------------------
+
+
+class Renewable(Gated):
+    """Its engine makes another one, and can tell a pass to stop."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.interrupted = 0
+        self.made: list[Gated] = []
+
+    def interrupt(self) -> None:
+        self.interrupted += 1
+
+    def renew(self) -> Gated:
+        self.made.append(Gated())
+        return self.made[-1]
+
+
+async def hung(instance: Gated, caller: Caller) -> tuple[Worker, list[Pass]]:
+    """A worker whose pass hangs, and what is told of it."""
+    instance.gate.clear()
+    worker = Worker(instance, MODEL, asyncio.get_running_loop(), time.monotonic_ns)
+    told: list[Pass] = []
+    worker.start([caller.request([1])], told.append)
+    assert await asyncio.to_thread(instance.began.wait, 30)
+    return worker, told
+
+
+async def test_a_pass_that_is_given_up_is_not_waited_for_nor_told_when_it_ends(caller: Caller) -> None:
+    """Another instance is in its place by then, on a thread of its own."""
+    instance = Renewable()
+    worker, told = await hung(instance, caller)
+    thread = worker._thread
+    worker.give_up()
+    assert (worker.alive, instance.interrupted) == (False, 1)
+    await worker.join()
+    await worker.renew()
+    assert worker.alive
+    assert (await run(worker, [caller.request([3])])).responses
+    [made] = instance.made
+    assert made.batches == [[3]]
+    instance.gate.set()
+    await asyncio.to_thread(thread.join, 30)
+    assert not thread.is_alive()
+    assert (await run(worker, [caller.request([4])])).error is None
+    assert told == []
+    worker.stop()
+    await worker.join()
+    assert not worker.alive
+
+
+async def test_a_pass_that_was_given_up_may_die_too(caller: Caller) -> None:
+    """Nobody is told, and the one in its place lives."""
+    instance = Renewable()
+    instance.faults.append(SystemExit())
+    worker, told = await hung(instance, caller)
+    thread = worker._thread
+    worker.give_up()
+    await worker.renew()
+    instance.gate.set()
+    await asyncio.to_thread(thread.join, 30)
+    assert (await run(worker, [caller.request([4])])).error is None
+    assert (worker.alive, told) == (True, [])
+    worker.stop()
+    await worker.join()
+
+
+async def test_an_instance_that_can_not_be_made_again_or_is_not_wanted_is_not_renewed(caller: Caller) -> None:
+    """The worker stays dead, and says why."""
+    plain = Gated()
+    worker, _ = await hung(plain, caller)
+    worker.give_up()
+    with pytest.raises(EngineFailure) as told:
+        await worker.renew()
+    assert "no second one" in told.value.detail
+    assert not worker.alive
+    plain.gate.set()
+
+    instance = Renewable()
+    worker, _ = await hung(instance, caller)
+    worker.give_up()
+    worker.stop()
+    with pytest.raises(EngineFailure) as told:
+        await worker.renew()
+    assert "not wanted" in told.value.detail
+    assert not worker.alive
+    instance.gate.set()
+    await worker.join()
+
+
+def test_a_pass_adds_up_its_parts() -> None:
+    """And tells the share of padding, none where nothing is padded."""
+    told = Pass(3, 0, compute_input_ns=1, compute_infer_ns=20, compute_output_ns=300)
+    assert (told.compute_ns, told.durations_ns, told.padding, told.died) == (321, (1, 20, 300), 0.0, False)
+    assert Pass(3, 0, input_elements=8, padding_elements=2).padding == 0.25
+
+
+async def test_a_thread_that_dies_tells_of_all_rows(caller: Caller) -> None:
+    """It has died before its callers hear of it."""
+    instance = Gated()
+    instance.faults.append(SystemExit())
+    worker = Worker(instance, MODEL, asyncio.get_running_loop(), time.monotonic_ns)
+    told = await run(worker, [caller.request([1, 2]), caller.request([3])])
+    assert (told.rows, told.died, worker.alive) == (3, True, False)
+    assert isinstance(told.error, EngineFailure)
+    assert isinstance(told.error.__cause__, SystemExit)
+    await worker.join()
+
+
+async def test_whoever_ends_after_its_loop_tells_nobody(caller: Caller) -> None:
+    """And its thread ends all the same."""
+    loop = asyncio.new_event_loop()
+    loop.close()
+    instance = Gated()
+    worker = Worker(instance, MODEL, loop, time.monotonic_ns)
+    told: list[Pass] = []
+    worker.start([caller.request([1])], told.append)
+    worker.stop()
+    await asyncio.to_thread(worker._thread.join, 30)
+    assert not worker.alive
+    assert (told, instance.batches) == ([], [[1]])
