@@ -30,7 +30,7 @@ from tests.mutants.touched import Touched, touched
 
 _TESTS_S = 120.0
 """Of tests for a mutant, as long as they took under coverage."""
-_FLOOR_S = 40.0
+_FLOOR_S = 30.0
 _AT_MOST_TIMES = 5
 
 

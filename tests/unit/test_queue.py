@@ -219,3 +219,13 @@ def test_who_has_no_deadline_is_not_starved_by_those_who_have() -> None:
     assert order == [sooner, patient, later]
     assert patient.deadline_ns == NO_DEADLINE
     assert queue.expire(PATIENCE_NS * 100) == [sooner, later]
+
+
+def test_a_clear_keeps_nothing_of_those_who_waited() -> None:
+    """Neither their places nor their deadlines: a request holds its tensors."""
+    queue, caller = RequestQueue(QueuePolicy()), Caller(ManualClock(0))
+    requests = [caller.request([1], deadline_ns=500 + number) for number in range(3)]
+    for request in requests:
+        admit(queue, request, 0)
+    assert queue.clear() == requests
+    assert (len(queue), queue.rows, queue._expiries, queue.next_expiry_ns()) == (0, 0, [], NO_DEADLINE)

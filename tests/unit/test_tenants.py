@@ -182,6 +182,79 @@ def test_within_a_tenant_deadlines_tell_who_is_before() -> None:
     assert foreseen("b", ("a", 20), ("b", 5), deadline_ns=400) == 200
 
 
+def test_what_others_were_served_beside_ones_own_is_told_after_some_rows() -> None:
+    """An eighth of those that are remembered; of what lies further back the half counts."""
+    line, _ = line_of(("a", 1), ("b", 1))
+    a, b = line.tenants["a"], line.tenants["b"]
+    assert a.others_share() == 0
+    a.charge(8)
+    b.charge(23)
+    assert a.others_share() == 0, "31 rows are too few"
+    b.charge(1)
+    assert a.others_share() == 3
+    assert b.others_share() == pytest.approx(1 / 3)
+    b.charge(480)
+    assert (a.served, a.since, line.served) == (8, 0, 512)
+    a.charge(2)
+    assert (a.served, a.since, line.served) == (5, 257, 514)
+    assert a.others_share() == (257 - 5) / 5
+    c, _ = line_of(("a", 1), ("c", 1))
+    c.tenants["a"].charge(100)
+    assert c.tenants["c"].others_share() == 0, "it had none of its own"
+
+
+def test_where_others_were_served_more_they_will_be_again() -> None:
+    """Beside a tenant whose requests are few, more of the others' will come before its turn."""
+    line, requests = line_of(*[("a", 1)] * 3, ("b", 2), ("b", 2))
+    line.tenants["a"].charge(200)
+    line.tenants["b"].charge(100)
+    ahead = dict(line.rows_before(requests[0]))
+    # Three of its own; of b's four at most as many, or half as many as its own by what was served.
+    assert ahead == {1: 7}
+    line.tenants["b"].charge(700)
+    assert line.tenants["a"].others_share() > 3
+    assert dict(line.rows_before(requests[0]))[1] > 7
+
+
+def test_a_newcomer_is_behind_a_turn_of_each_and_one_who_comes_back_behind_its_lead() -> None:
+    """In rows, spread over the signatures by what waits of each."""
+    caller = Caller(ManualClock(0))
+    line, requests = line_of(*[("a", 1)] * 6, *[("b", 1)] * 6)
+    new = caller.request([1, 1], tenant="new")
+    assert dict(line.rows_before(new)) == {1: 4}
+    line._left["new"] = 3
+    assert dict(line.rows_before(new)) == {1: 10}
+    line._left["new"] = 90
+    assert dict(line.rows_before(new)) == {1: 12}
+    mixed, _ = line_of(*[("a", 1)] * 3)
+    mixed.add((100, 9, caller.request([1] * 9, tenant="b", columns=2)))
+    assert dict(mixed.rows_before(new)) == {1: 1, 2: 3}
+    assert list(FairLine().rows_before(new)) == []
+    assert dict(mixed.rows_by_signature()) == {1: 3, 2: 9}
+    assert [line.held(request) for request in (requests[0], new)] == [6, 0]
+
+
+def test_tags_of_those_who_left_are_bounded_and_forgotten_with_the_last() -> None:
+    """Only those ahead of what is served are worth it."""
+    queue, caller = RequestQueue(QueuePolicy(), make_line=FairLine), Caller(ManualClock(0))
+    stays = caller.request([1], tenant="stays")
+    admit(queue, stays, 0)
+    line = queue.levels[0].waiting
+    assert isinstance(line, FairLine)
+    for number in range(MOST_TENANTS + 50):
+        request = caller.request([1] * 3, tenant=f"t{number}")
+        admit(queue, request, 0)
+        queue.take([request])
+        assert len(line._left) <= MOST_TENANTS
+    assert line._left["t7"] == 3
+    queue.take([stays])
+    assert (line._left, line._tag, line.tenants, line._order) == ({}, 0, {}, [])
+    admit(queue, gone := caller.request([1], tenant="a"), 0)
+    admit(queue, caller.request([1], tenant="b"), 0)
+    queue.remove(gone)
+    assert line._left == {}, "it was not served"
+
+
 # --- through the batcher -------------------------------------------------------------------------
 
 

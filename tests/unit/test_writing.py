@@ -451,3 +451,20 @@ async def test_why_a_text_is_gone_is_told_by_the_time(tmp_path: Path) -> None:
         assert told == [Finish.EXPIRED, Finish.FAILED, Finish.CANCELLED]
         batcher._clock, run.deadline_ns, batcher._drain_until_ns = clock, NO_DEADLINE, NO_DEADLINE
         await stream.aclose()
+
+
+async def test_who_comes_as_another_expires_has_its_row(tmp_path: Path) -> None:
+    """It is not refused for a text that is over by then."""
+    async with writing_plane(tmp_path, SLOW) as plane:
+        _, running = plane.ask("x", max_tokens=250, ignore_eos=True)
+        await anext(running)
+        [run] = plane.batcher._runs.values()
+        plane.batcher._hold(run, held=True)
+        costs = plane.batcher._door.costs
+        costs.steps, costs.prefill_ns = CostModel({1: 50_000_000}), 1_000_000.0
+        run.deadline_ns = time.monotonic_ns()
+        plane.batcher._door.margin.ns = 0.0
+        _, after = plane.ask("y", max_tokens=2, ignore_eos=True, deadline_ns=time.monotonic_ns() + 9_000_000_000)
+        assert await text_of(after)
+        with pytest.raises(DeadlineExceeded):
+            await text_of(running)
