@@ -250,7 +250,7 @@ def autoscaling() -> Schema:
         targetSaturation=number(0, 1),
         behavior=section(scaleUp=DIRECTION, scaleDown=DIRECTION),
         targetCPUUtilizationPercentage=whole(0, 100),
-        hpa=section(adapterRule=FLAG),
+        hpa=section(adapterRule=FLAG, adapterNamespace=NAME),
         keda=section(
             trigger=one_of("prometheus", "external"),
             extraTriggers=OBJECTS,

@@ -56,7 +56,9 @@ CASES: dict[str, Values] = {
     },
     "an HPA": {"autoscaling": {"kind": "hpa", "targetCPUUtilizationPercentage": 80}},
     "KEDA, to zero": {"autoscaling": {"kind": "keda", "minReplicas": 0, "keda": {"authenticationRef": "who"}}},
-    "an HPA with the adapter's rule": {"autoscaling": {"kind": "hpa", "hpa": {"adapterRule": True}}},
+    "an HPA with the adapter's rule": {
+        "autoscaling": {"kind": "hpa", "hpa": {"adapterRule": True, "adapterNamespace": "monitoring"}}
+    },
     "KEDA, to zero behind Envoy": {
         "autoscaling": {
             "kind": "keda",
@@ -712,6 +714,7 @@ class TestScaling:
     def test_the_adapters_rule_is_the_file_that_promtool_sees(self) -> None:
         """As a ConfigMap with the key that prometheus-adapter's chart reads."""
         config = one(render(CASES["an HPA with the adapter's rule"]), "ConfigMap", "r-forwardpass-adapter")
+        assert config["metadata"]["namespace"] == "monitoring"
         assert yaml.safe_load(config["data"]["config.yaml"]) == yaml.safe_load(
             (CHART / "rules/adapter.yaml").read_text()
         )
@@ -1098,6 +1101,14 @@ def test_a_value_that_is_wrong_is_named(case: str) -> None:
     values, named = REFUSED[case]
     with pytest.raises(Refused, match=named):
         render(values)
+
+
+@pytest.mark.parametrize("name", ["9lives", "our.app"])
+def test_a_release_whose_services_no_cluster_would_take_is_refused(name: str) -> None:
+    """Helm has such names, and Services have not."""
+    with pytest.raises(Refused, match=f"fullnameOverride: the Services would be called {name}-forwardpass"):
+        render(name=name)
+    assert one(render({"fullnameOverride": "ours"}, name=name), "Service", "ours")
 
 
 def test_every_value_of_the_chart_is_in_its_schema() -> None:

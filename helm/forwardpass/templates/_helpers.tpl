@@ -285,8 +285,8 @@ loadBalancerSourceRanges:
 {{- if eq (int .Values.service.httpPort) (int .Values.service.grpcPort) -}}
 {{- fail "service.grpcPort: is service.httpPort; a Service has a port of each" -}}
 {{- end -}}
-{{- if not (regexMatch "^[a-z]" (include "forwardpass.fullname" .)) -}}
-{{- fail (printf "fullnameOverride: the Services would be called %s, and a Service's name begins with a letter" (include "forwardpass.fullname" .)) -}}
+{{- if not (regexMatch "^[a-z][-a-z0-9]*$" (include "forwardpass.fullname" .)) -}}
+{{- fail (printf "fullnameOverride: the Services would be called %s, and a Service's name begins with a letter and has no dots" (include "forwardpass.fullname" .)) -}}
 {{- end -}}
 {{- if and .Values.resources (gt (int .Values.gpu.count) 0) -}}
 {{- fail (printf "gpu.count: goes into the preset, which resources are taken instead of: put %s among their limits" .Values.gpu.resource) -}}
