@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -14,6 +15,7 @@ from typing import Any
 import httpx
 import pytest
 
+from server.security.keys import KeyFile, new_key, write_file
 from tests.e2e.conftest import REPOSITORY, ServerProcess, StartServer
 from tests.support.parts import lacking, tool
 
@@ -123,8 +125,8 @@ def test_a_digit_that_is_drawn_gets_its_label_and_where_the_time_went(page: Any)
     assert complaint(page) == "Nothing is drawn yet."
 
 
-def test_a_picture_is_chosen_or_dropped_and_gets_the_label_of_the_api(page: Any, server: ServerProcess) -> None:
-    """The same label as the API gives, by the file dialog, by the mouse and from the model's example."""
+def test_a_picture_is_chosen_dropped_or_pasted_and_gets_the_label_of_the_api(page: Any, server: ServerProcess) -> None:
+    """The same label as the API gives, by the file dialog, the mouse, the clipboard and from the model's example."""
     wanted = answer_of(server, "digits", content=PICTURE.read_bytes(), headers={"Content-Type": "image/png"})
     way(page, "Picture")
     page.set_input_files("#file", PICTURE)
@@ -139,12 +141,23 @@ def test_a_picture_is_chosen_or_dropped_and_gets_the_label_of_the_api(page: Any,
 
     way(page, "Draw")
     way(page, "Picture")
+    pasted = transferred(page, PICTURE.read_bytes(), "seven.png", "image/png")
+    page.evaluate("t => document.dispatchEvent(new ClipboardEvent('paste', { clipboardData: t }))", pasted)
+    assert label(page) == wanted
+
+    way(page, "Draw")
+    way(page, "Picture")
     page.click("text=Use the model's example")
     assert label(page) == wanted
 
 
 def drop(page: Any, data: bytes, name: str, kind: str) -> None:
-    transfer = page.evaluate_handle(
+    page.dispatch_event(".zone", "drop", {"dataTransfer": transferred(page, data, name, kind)})
+
+
+def transferred(page: Any, data: bytes, name: str, kind: str) -> Any:
+    """A file on its way to the page."""
+    return page.evaluate_handle(
         """([bytes, name, type]) => {
           const transfer = new DataTransfer();
           transfer.items.add(new File([new Uint8Array(bytes)], name, { type }));
@@ -152,7 +165,6 @@ def drop(page: Any, data: bytes, name: str, kind: str) -> None:
         }""",
         [list(data), name, kind],
     )
-    page.dispatch_event(".zone", "drop", {"dataTransfer": transfer})
 
 
 def test_what_is_no_picture_is_told_in_a_sentence(page: Any) -> None:
@@ -331,6 +343,68 @@ def test_a_server_without_models_says_so_and_one_that_went_away_is_told(
     page.wait_for_selector("#away:has-text('The server does not answer.')")
     assert page.locator("#server-state").inner_text() == "away"
     assert page.locator("#model-name").inner_text().startswith("fraud")
+    context.close()
+
+
+def test_what_is_shown_follows_an_unload_and_a_restart_of_the_server(
+    start_server: StartServer, browser: Any, tmp_path: Path
+) -> None:
+    """Somebody else takes the model away: who tries it is told. Another server takes the place of this one: the page
+    goes on with its models and counts, without being loaded anew."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = ("--http-port", str(free.getsockname()[1]))
+    explicit = ("--model-control-mode", "explicit", *port, "--load-model")
+    server = start_server(*explicit, "digits", "--load-model", "fraud")
+    with opened(browser, f"{server.http}/") as page:
+        choose(page, "fraud")
+        page.wait_for_selector("#row")
+        assert httpx.post(f"{server.http}/v2/repository/models/fraud/unload").status_code == 200
+        page.click("#row button.main")
+        assert complaint(page).startswith("Not in service at the moment")
+        server.terminate()
+        page.wait_for_selector("#away:has-text('The server does not answer.')")
+        start_server(*explicit, "fraud")
+        page.wait_for_selector("#server-state:text-is('ready')")
+        page.wait_for_selector("#row")
+        assert page.locator("#away").is_hidden()
+        page.click("#row button.main")
+        assert label(page) == "honest"
+        until(page, "parseFloat(document.getElementById('throughput-value').innerText) > 0")
+
+
+def test_a_key_is_asked_for_and_what_it_is_not_for_is_said(
+    start_server: StartServer, browser: Any, tmp_path: Path
+) -> None:
+    """Once, for the whole tab; without one the page says what is missing, and with one of a reader it shows and does no
+    more than that key may."""
+    key, record = new_key(name="reader", roles=("read",))
+    write_file(tmp_path / "keys.yaml", KeyFile(keys=(record,)))
+    server = start_server(
+        *("--auth-keys", str(tmp_path / "keys.yaml")),
+        *("--model-control-mode", "explicit", "--load-model", "fraud"),
+    )
+    answers, asked = ["", key], []
+    context = browser.new_context()
+    page = context.new_page()
+    page.set_default_timeout(WAIT_MS)
+
+    def answer(dialog: Any) -> None:
+        asked.append(dialog.message)
+        dialog.accept(answers[len(asked) - 1])
+
+    page.on("dialog", answer)
+    page.goto(f"{server.http}/")
+    page.wait_for_selector("#away:has-text('The server asks for a key')")
+    assert page.locator("nav button").count() == 0
+    page.reload()
+    page.wait_for_selector("#row")
+    assert asked == ["This server asks for an API key:"] * 2
+    page.click("#row button.main")
+    assert complaint(page).startswith("That is not for this key")
+    page.click("#control button:text-is('Unload')")
+    page.wait_for_selector("#away:has-text('That is not for this key')")
+    assert httpx.get(f"{server.http}/v2/health/ready").status_code == 200
+    assert len(asked) == 2
     context.close()
 
 
