@@ -141,8 +141,12 @@ def test_probabilities_are_told_with_the_likeliest(client: openai.OpenAI) -> Non
     ("path", "body", "status", "param"),
     [
         ("completions", {"prompt": "x", "model": "nobody"}, 404, None),
-        ("completions", {"prompt": ""}, 400, "text_input"),
-        ("completions", {"prompt": "x " * 300}, 400, "text_input"),
+        ("completions", {"prompt": ""}, 400, "prompt"),
+        ("completions", {"prompt": "x " * 300}, 400, "prompt"),
+        ("completions", {"prompt": "x " * 300, "stream": True}, 400, "prompt"),
+        ("completions", {"prompt": "x" * 20_000}, 400, "prompt"),
+        ("completions", {"prompt": "x", "stop": {"a": 1}}, 400, "stop"),
+        ("chat/completions", {"messages": [{"role": "user", "content": "x " * 300}]}, 400, "messages"),
         ("completions", {"prompt": "x", "max_tokens": 1000}, 400, "max_tokens"),
         ("completions", {"prompt": [1, 2]}, 400, "prompt"),
         ("completions", {"prompt": "x", "temperature": 3}, 400, "temperature"),
@@ -172,7 +176,7 @@ def test_what_is_wrong_is_named(
     reply = httpx.post(f"{writer.http}/v1/{path}", json={"model": "writer", **body})
     error = reply.json()["error"]
     assert (reply.status_code, error["param"]) == (status, param), error
-    assert error["message"]
+    assert error["message"].startswith(param or "")
 
 
 def test_bytes_that_are_no_text_are_refused(writer: ServerProcess) -> None:

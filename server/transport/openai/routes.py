@@ -19,7 +19,7 @@ from server.errors import InvalidRequest, ServingError, UnknownModel, Unsupporte
 from server.transport.exchange import failure_reply
 from server.transport.http1.reply import Headers, Reply, StreamedReply, json_reply
 from server.transport.openai.answers import Answers, Choice
-from server.transport.openai.dialect import Dialect, Piece, writes_text
+from server.transport.openai.dialect import PROMPT, Dialect, Piece, writes_text
 from server.transport.openai.fields import Ask, read_chat, read_completion
 from server.transport.status import failure_of
 from server.types import InferRequest, InferResponse
@@ -35,33 +35,42 @@ _SAMPLING_FIELD = "sampling_parameters."
 Handler = Callable[["Exchange"], Awaitable[Reply | StreamedReply]]
 
 
-def _in_its_form(handler: Handler) -> Handler:
-    @wraps(handler)
-    async def handle(exchange: Exchange) -> Reply | StreamedReply:
-        try:
-            return await handler(exchange)
-        except ServingError as error:
-            plain = failure_reply(error)
-            return Reply(plain.status, orjson.dumps(_error(error)), plain.headers)
+def _in_its_form(prompt: str = PROMPT) -> Callable[[Handler], Handler]:
+    """`prompt`: the field of the body that the model's prompt comes from."""
 
-    return handle
+    def form(handler: Handler) -> Handler:
+        @wraps(handler)
+        async def handle(exchange: Exchange) -> Reply | StreamedReply:
+            try:
+                return await handler(exchange)
+            except ServingError as error:
+                plain = failure_reply(error)
+                return Reply(plain.status, orjson.dumps(_error(error, prompt)), plain.headers)
+
+        return handle
+
+    return form
 
 
-def _error(error: BaseException) -> dict[str, object]:
+def _error(error: BaseException, prompt: str = PROMPT) -> dict[str, object]:
     failure = failure_of(error)
-    field = error.field if isinstance(error, InvalidRequest | Unsupported) else None
-    message = failure.message.removeprefix(_SAMPLING_FIELD)
+    field, message = None, failure.message
+    if isinstance(error, InvalidRequest | Unsupported):
+        # By its name in the body; to the model it has another one.
+        field = prompt if error.field == PROMPT else error.field.removeprefix(_SAMPLING_FIELD)
+        if message.startswith(error.field):
+            message = field + message[len(error.field) :]
     kind = "invalid_request_error" if failure.http < 500 and failure.http != 429 else "server_error"
     told = {
         "message": message,
         "type": "rate_limit_error" if failure.http == 429 else kind,
-        "param": field.removeprefix(_SAMPLING_FIELD) if field is not None else None,
+        "param": field,
         "code": "model_not_found" if isinstance(error, UnknownModel) else failure.code.value,
     }
     return {"error": told}
 
 
-@_in_its_form
+@_in_its_form()
 async def models(exchange: Exchange) -> Reply:
     """The models in service that write text."""
     dataplane = exchange.dataplane
@@ -69,7 +78,7 @@ async def models(exchange: Exchange) -> Reply:
     return json_reply({"object": "list", "data": [_model(name) for name in names if _writes(dataplane, name)]})
 
 
-@_in_its_form
+@_in_its_form()
 async def model(exchange: Exchange) -> Reply:
     """One of them. Raises UnknownModel."""
     name = exchange.names["model"]
@@ -89,14 +98,14 @@ def _model(name: str) -> dict[str, object]:
     return {"id": name, "object": "model", "created": 0, "owned_by": "forwardpass"}
 
 
-@_in_its_form
+@_in_its_form("prompt")
 async def completions(exchange: Exchange) -> Reply | StreamedReply:
     """Texts that continue their prompts."""
     ask = read_completion(await exchange.body())
     return await _answer(exchange, ask, ask.prompts, chat=False)
 
 
-@_in_its_form
+@_in_its_form("messages")
 async def chat_completions(exchange: Exchange) -> Reply | StreamedReply:
     """The next message of a conversation."""
     ask = read_chat(await exchange.body())
