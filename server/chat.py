@@ -34,7 +34,7 @@ class ChatTemplate:
         sandbox: Any = importlib.import_module("jinja2.sandbox")
         self._error: type[Exception] = jinja.TemplateError
         environment = sandbox.ImmutableSandboxedEnvironment(
-            trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
+            trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols", _generation()]
         )
         environment.filters["tojson"] = _to_json
         environment.globals.update(raise_exception=self._raise, strftime_now=lambda form: datetime.now().strftime(form))
@@ -61,21 +61,36 @@ class ChatTemplate:
             prompt: str = self._template.render(
                 messages=messages, add_generation_prompt=True, tools=None, documents=None, **self._special_tokens
             )
-        except (
-            self._error,
-            ArithmeticError,
-            AttributeError,
-            LookupError,
-            TypeError,
-            ValueError,
-            RecursionError,
-        ) as error:
-            raise InvalidRequest("messages", f"the model's chat template fails on them: {error}") from error
+            prompt.encode()  # half a surrogate pair can be written in a template, and is no text
+        except Exception as error:  # a template is a program: it may fail in any way
+            problem = str(error) or type(error).__name__
+            raise InvalidRequest("messages", f"the model's chat template fails on them: {problem}") from error
         return prompt
 
 
-def _to_json(value: object, indent: int | None = None, ensure_ascii: bool = False) -> str:
-    return json.dumps(value, indent=indent, ensure_ascii=ensure_ascii)
+def _to_json(
+    value: object,
+    ensure_ascii: bool = False,
+    indent: int | None = None,
+    separators: tuple[str, str] | None = None,
+    sort_keys: bool = False,
+) -> str:
+    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+
+
+def _generation() -> type[Any]:
+    """``{% generation %}`` marks what the model itself says, for those who train on it: no part of a prompt."""
+    extension: Any = importlib.import_module("jinja2.ext").Extension
+    scope: Any = importlib.import_module("jinja2.nodes").Scope
+
+    class Generation(extension):  # type: ignore[misc]
+        tags = frozenset({"generation"})
+
+        def parse(self, parser: Any) -> Any:
+            line = next(parser.stream).lineno
+            return scope(parser.parse_statements(("name:endgeneration",), drop_needle=True), lineno=line)
+
+    return Generation
 
 
 def read_chat_template(model_name: str, folder: Path, shown: str = "") -> ChatTemplate | None:

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from transformers.utils.chat_template_utils import render_jinja_template
 
 from server.chat import ChatTemplate, read_chat_template
 from server.errors import InvalidRequest, ModelLoadFailed, PermissionDenied
@@ -40,6 +41,20 @@ def test_a_template_has_its_messages_and_special_tokens(tmp_path: Path) -> None:
     assert found.render(MESSAGES[:1]) == '1 [{"role": "user", "content": "Hi"}]'
 
 
+def test_a_template_says_what_transformers_says() -> None:
+    """By the tags and filters that only chat templates have."""
+    source = (
+        "{% for m in messages %}{% if m.role == 'assistant' %}{% generation %}{{ m.content }}{% endgeneration %}"
+        "{% else %}{{ m | tojson(sort_keys=true, separators=(',', ':')) }}{{ m | tojson(true, 1) }}{% endif %}"
+        "{% if loop.last %}{% break %}{% endif %}{% endfor %}"
+        "{% set own = 1 %}{% generation %}{% set own = 2 %}{% endgeneration %}{{ own }}"
+    )
+    messages = [{"role": "user", "content": "Hé"}, {"role": "assistant", "content": "Ho"}]
+    [want], _ = render_jinja_template([messages], chat_template=source, add_generation_prompt=True)
+    assert ChatTemplate(source, {}).render(messages) == want
+    assert want.endswith("Ho1")
+
+
 @pytest.mark.parametrize(
     "source",
     [
@@ -50,6 +65,8 @@ def test_a_template_has_its_messages_and_special_tokens(tmp_path: Path) -> None:
         "{{ 1 / 0 }}",
         "{% for a in range(10000000) %}{% endfor %}",
         "{% include '/etc/passwd' %}",
+        "{{ messages[0].content * 10**15 }}",
+        "{{ '\\ud800' }}",
     ],
 )
 def test_a_template_that_fails_or_reaches_out_is_an_error_of_the_messages(source: str) -> None:
@@ -63,6 +80,7 @@ def test_a_template_that_fails_or_reaches_out_is_an_error_of_the_messages(source
     ("name", "content"),
     [
         ("chat_template.jinja", "{% for %}"),
+        ("chat_template.jinja", "{% generation %}"),
         ("tokenizer_config.json", "{"),
         ("tokenizer_config.json", "[]"),
         ("tokenizer_config.json", '{"chat_template": [{"name": "default"}]}'),
