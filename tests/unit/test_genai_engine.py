@@ -181,6 +181,7 @@ def test_without_a_stream_the_text_comes_behind_its_prompt_as_a_whole(instance: 
         (said("x", max_tokens=0), {}, "sampling_parameters.max_tokens"),
         (said("x", max_tokens=1.5), {}, "sampling_parameters.max_tokens"),
         (said("x", stop=["", "a"]), {}, "sampling_parameters.stop"),
+        (said("x", stop={"a": 1}), {}, "sampling_parameters.stop"),
         (said("x", logprobs=21), {}, "sampling_parameters.logprobs"),
         (said("x", n=2), {}, "sampling_parameters.n"),
         (said("x", min_tokens=30), {}, "min_tokens"),
@@ -201,6 +202,14 @@ def test_what_a_request_gets_wrong_is_named_before_anything_runs(
         instance.prepare(inputs, parameters)
     assert refused.value.field == field
     assert not instance.busy
+
+
+def test_what_can_not_fit_is_refused_before_its_tokens_are_counted(instance: GenaiInstance) -> None:
+    """By its bytes: those of the longest token, or 64, for each of the context."""
+    for count, unit in ((64 * 256, "tokens"), (64 * 256 + 1, "bytes")):
+        with pytest.raises(InvalidRequest, match=f"has {count} {unit}") as refused:
+            instance.prepare(said("x" * count), {})
+        assert refused.value.field == "text_input"
 
 
 @pytest.mark.parametrize(

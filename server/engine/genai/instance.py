@@ -23,6 +23,10 @@ from server.errors import EngineFailure, InvalidRequest
 from server.tensor import Array
 from server.types import Batch, Parameter
 
+_LONGEST_TOKEN = 64
+"""Bytes of a prompt for each token of the context, where no token of the vocabulary has more. It is not the longest
+token alone because some tokenizers make one token of any run of spaces."""
+
 
 class GenaiInstance:
     """`prepare` may be called by any thread; all else by one at a time."""
@@ -50,6 +54,8 @@ class GenaiInstance:
         self._config = config
         self._context = options.context
         self._tokenizer = tokenizer
+        longest = max(len(token.encode()) for token in tokenizer.get_vocab())
+        self._most_bytes = options.context * max(_LONGEST_TOKEN, longest)
         self._decode: Decode = partial(tokenizer.decode, skip_special_tokens=False)
         self._detokenizers = {skip: detokenizers(tokenizer, skip_special_tokens=skip) for skip in (True, False)}
         self._forward = forward
@@ -72,6 +78,10 @@ class GenaiInstance:
         sampling = read_sampling(document, parameters)
         raw = _only(PROMPT, inputs)
         assert raw is not None
+        if len(raw) > self._most_bytes:
+            # Before its tokens are counted, which would take seconds and gigabytes.
+            room = f"the model's context of {self._context} tokens at most {self._most_bytes}"
+            raise InvalidRequest(PROMPT, f"has {len(raw)} bytes, and {room}")
         try:
             prompt = raw.decode()
         except UnicodeDecodeError as error:

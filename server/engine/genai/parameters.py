@@ -150,8 +150,8 @@ def _top_k(value: Any) -> int:
 def _stop(value: Any) -> tuple[str, ...]:
     if value is None:
         return ()
-    stops = [value] if isinstance(value, str) else list(value)
-    if len(stops) > MOST_STOPS:
+    stops = [value] if isinstance(value, str) else value
+    if not isinstance(stops, list) or len(stops) > MOST_STOPS:
         raise ValueError
     for stop in stops:
         if not isinstance(stop, str) or not 1 <= len(stop) <= LONGEST_STOP:
