@@ -460,15 +460,20 @@ class Overloaded(ServingError):
 class DeadlineExceeded(ServingError):
     code = Code.DEADLINE
 
-    def __init__(self, model_name: str, waited_us: int) -> None:
-        super().__init__(model_name, waited_us)
+    def __init__(self, model_name: str, waited_us: int, num_tokens: int = 0) -> None:
+        """`num_tokens`: of the text that was being written when its time was over."""
+        super().__init__(model_name, waited_us, num_tokens)
         self.model_name = model_name
         self.waited_us = waited_us
+        self.num_tokens = num_tokens
 
     @property
     def public_message(self) -> str:
-        waited = f"the request to model '{self.model_name}' waited {self.waited_us} us and was not executed"
-        return f"deadline exceeded: {waited}"
+        if self.num_tokens:
+            told = f"the text of model '{self.model_name}' had {self.num_tokens} tokens after {self.waited_us} us"
+        else:
+            told = f"the request to model '{self.model_name}' waited {self.waited_us} us and was not executed"
+        return f"deadline exceeded: {told}"
 
 
 class CallExpired(ServingError):

@@ -145,7 +145,8 @@ class WritingBatcher(Ticking):
         for run in self._runs.values():
             if run.deadline_ns <= now_ns:
                 waited_us = (now_ns - run.request.enqueued_ns) // 1000
-                self._settling.fail(run.request, DeadlineExceeded(self.model_name, waited_us), now_ns)
+                error = DeadlineExceeded(self.model_name, waited_us, run.job.made)
+                self._settling.fail(run.request, error, now_ns)
         self._sweep()
         if self._backlog.arrived:
             self._take_in(now_ns)
