@@ -149,6 +149,7 @@ def test_admission_is_told_whether_there_is_room_and_how_many_go_at_once() -> No
     assert not fleet.flights.has_room
     told = fleet.flights.outlook(7, 30, False)
     assert (told.left_ns, told.free) == (30, False)
+    assert (told.turn_ns, told.slowdown) == (0, 1.0), "their cores are not ours"
 
 
 def test_a_close_gives_up_all_and_returns_when_the_last_has_ended() -> None:

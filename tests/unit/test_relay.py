@@ -332,14 +332,16 @@ def test_a_close_gives_up_what_is_under_way() -> None:
     """It is settled as Draining, once, and the close waits for its end."""
 
     async def close() -> None:
-        bench = RelayBench()
-        request = bench.caller.request()
-        bench.submit(request)
+        bench = RelayBench(window=1)
+        request, waits = bench.caller.request(), bench.caller.request()
+        bench.submit(request, waits)
         closing = asyncio.ensure_future(bench.relay.close())
         await asyncio.sleep(0)
+        assert bench.statistics.pending == 0, "at once"
         bench.loop.run()
         await closing
         assert isinstance(bench.caller.outcome(request), Draining)
+        assert isinstance(bench.caller.outcome(waits), Draining)
         assert bench.server.waiting == {}
 
     asyncio.run(close())
