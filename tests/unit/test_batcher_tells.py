@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from server.errors import Draining, Overloaded
+from server.errors import Draining, InvalidRequest, ModelNotReady, Overloaded
 from server.scheduler.batcher import STALL_NS
 from server.scheduler.cost import CostModel
 from server.scheduler.saturation import Ability
@@ -136,3 +136,37 @@ def test_who_expires_tells_how_long_it_waited(waited_ms: int, waited_us: int) ->
     outcome = bench.caller.outcome(late)
     assert getattr(outcome, "waited_us", None) == waited_us
     assert bench.statistics.admitted == (2 if waited_ms else 1)
+
+
+def test_who_is_still_made_ready_is_foreseen_behind_all_who_are_there_or_come_before_it() -> None:
+    """Who runs, who has just come, and those that are made ready too; it is told at once that it can't be."""
+    bench = Bench(1, cost=StillCost(10 * MS))
+    bench.submit(bench.caller.request())
+    bench.clock.now_ns += 4 * MS
+    bench.batcher.submit([bench.caller.request()])
+    request = bench.caller.request(deadline_ns=bench.clock.now_ns + 500 * MS)
+    told = bench.batcher.foresee(request, 2)
+    assert (told.refusal, told.own_ns) == (None, 10 * MS)
+    assert request.predicted_ns - bench.clock.now_ns == (6 + 10 + 2 * 10 + 10) * MS
+    too_large = bench.batcher.foresee(bench.caller.request([1, 2]), 0).refusal
+    assert isinstance(too_large, InvalidRequest)
+    assert too_large.field == "inputs"
+    bench.runner.die()
+    bench.loop.run()
+    assert isinstance(bench.batcher.foresee(bench.caller.request(), 0).refusal, ModelNotReady)
+    bench.batcher.drain(bench.clock.now_ns + MS).send(None)
+    assert isinstance(bench.batcher.foresee(bench.caller.request(), 0).refusal, Draining)
+
+
+def test_reruns_go_before_everybody() -> None:
+    """Each alone; an instance that is idle is not free for those who come then."""
+    bench = Bench(4, cost=StillCost(10 * MS), instances=2)
+    bench.submit(*(bench.caller.request([value]) for value in (POISON, 1, 2)))
+    later = bench.caller.request(deadline_ns=bench.clock.now_ns + 500 * MS)
+    next(runner for runner in bench.runners if runner.job).complete()
+    bench.loop.run()
+    assert len([runner for runner in bench.runners if runner.job]) == 2
+    bench.submit(later)
+    # Two run, for 10 ms yet; one more rerun goes before it; two instances share that.
+    assert later.predicted_ns - bench.clock.now_ns == (30 / 2 + 10) * MS
+    assert bench.statistics.pending == 2
