@@ -12,6 +12,7 @@ from server.dataplane import DataPlane
 from server.pipeline.base import Pipeline
 from server.proto.triton import model_config_pb2
 from server.settings import Settings, without_secrets
+from server.transport.openai.dialect import writes_text
 from server.types import ImageInput, ModelMetadata, RowInput
 
 _MOST_ELEMENTS = 4096
@@ -49,10 +50,14 @@ def _bracketed(host: str) -> str:
 
 
 def command(dataplane: DataPlane, settings: Settings, name: str, url: str) -> str:
-    """A curl command that asks `name` for a prediction, or for an inference where it has no pipeline."""
+    """A curl command that asks `name` for a prediction, or where it has no pipeline for a text or an inference."""
     pipeline = dataplane.pipeline(name)
     if pipeline is None:
-        return _infer(dataplane.model_metadata(name), url, _sequence(dataplane.model_config(name)))
+        metadata = dataplane.model_metadata(name)
+        if writes_text(metadata):
+            body = {"model": name, "prompt": "The", "max_tokens": 32, "stream": True}
+            return _post(f"{url}/v1/completions", body).replace("curl -s", "curl -sN", 1)
+        return _infer(metadata, url, _sequence(dataplane.model_config(name)))
     folders = [Path(path) / name for path in settings.repository.path]
     return _predict(pipeline, folders, f"{url}/v2/models/{name}/predict")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import queue
+import re
 import subprocess
 import threading
 from collections.abc import Iterator
@@ -185,6 +186,16 @@ def test_bytes_that_are_no_text_are_refused(writer: ServerProcess) -> None:
         reply = httpx.post(f"{writer.http}/v1/completions", content=body)
         assert reply.status_code == 400
         assert reply.json()["error"]["type"] == "invalid_request_error"
+
+
+def test_the_printed_command_can_be_pasted(writer: ServerProcess) -> None:
+    """It shows a text as it is written."""
+    match = re.search(r"^# writer\n(.+)$", writer.banner, re.MULTILINE)
+    assert match, writer.banner
+    told = subprocess.run(["/bin/sh", "-c", match[1]], capture_output=True, text=True, check=True, timeout=30).stdout
+    events = told.split("\n\n")
+    assert json.loads(events[0].removeprefix("data: "))["choices"], told
+    assert events[-2:] == ["data: [DONE]", ""]
 
 
 def test_curl_streams(writer: ServerProcess) -> None:
