@@ -138,6 +138,30 @@ def test_probabilities_are_told_with_the_likeliest(client: openai.OpenAI) -> Non
     assert len(told.tokens or []) == len(told.token_logprobs) == len(told.text_offset or []) == 12
 
 
+def test_a_character_over_several_tokens_is_told_by_its_bytes(client: openai.OpenAI) -> None:
+    """Those of all tokens make the text, and each token stands where its text begins."""
+    more = {"ignore_eos": True, "skip_special_tokens": False}
+    ask: dict[str, Any] = {"model": "writer", "max_tokens": 200, "seed": 5, "extra_body": more}
+    chat = client.chat.completions.create(messages=CHAT, logprobs=True, top_logprobs=20, **ask).choices[0]
+    assert chat.logprobs is not None
+    tokens = chat.logprobs.content or []
+    assert all(one.bytes for token in tokens for one in (token, *token.top_logprobs))
+    told = b"".join(bytes(token.bytes or ()) for token in tokens)
+    assert chat.message.content is not None
+    assert told.decode(errors="replace").startswith(chat.message.content)
+    assert sum("\ufffd" in token.token for token in tokens) > 10
+    choice = client.completions.create(prompt="x", logprobs=5, **ask).choices[0]
+    told_of = choice.logprobs
+    assert told_of is not None
+    names, offsets, logprobs = told_of.tokens or [], told_of.text_offset or [], told_of.token_logprobs or []
+    assert all(best[name] == own for best, name, own in zip(told_of.top_logprobs or [], names, logprobs, strict=True))
+    assert all(len(best) in (5, 6) for best in told_of.top_logprobs or [])
+    whole = [(name, at) for name, at in zip(names, offsets, strict=True) if name.isascii() and name.isalpha()]
+    assert len(whole) > 20
+    # Half a character behind it is told with the next token.
+    assert all(choice.text[at:].lstrip("\ufffd").startswith(name) for name, at in whole)
+
+
 @pytest.mark.parametrize(
     ("path", "body", "status", "param"),
     [

@@ -15,6 +15,7 @@ from typing import Any, Protocol
 
 Decode = Callable[[Sequence[int]], str]
 """Text of a list of tokens; bytes that make no character as U+FFFD."""
+Spell = Callable[[int], Mapping[str, object]]
 
 _BROKEN = "\ufffd"
 _WINDOW, _KEPT = 32, 8
@@ -30,9 +31,13 @@ class Detokenizer(Protocol):
 
 def detokenizers(tokenizer: Any, *, skip_special_tokens: bool) -> Callable[[], Detokenizer]:
     """What makes one for each text of a tokenizer (of `tokenizers`)."""
-    if type(tokenizer.decoder).__name__ == "ByteLevel":
+    if _byte_level(tokenizer):
         return partial(Lookup, TokenBytes(tokenizer, skip_special_tokens=skip_special_tokens))
     return partial(Window, partial(tokenizer.decode, skip_special_tokens=skip_special_tokens))
+
+
+def _byte_level(tokenizer: Any) -> bool:
+    return type(tokenizer.decoder).__name__ == "ByteLevel"
 
 
 def _byte_of_character() -> Mapping[str, int]:
@@ -66,6 +71,20 @@ class TokenBytes(dict[int, bytes]):
                 said = name.encode()
         self[token] = said
         return said
+
+
+def spelling(tokenizer: Any) -> Spell:
+    """How each token of a tokenizer is written, as Triton's vLLM backend tells it beside its probability; of a part of
+    a character, by a byte-level vocabulary, the ``bytes`` as well."""
+    bytes_of = TokenBytes(tokenizer, skip_special_tokens=False) if _byte_level(tokenizer) else None
+
+    def spell(token: int) -> Mapping[str, object]:
+        text = tokenizer.decode([token], skip_special_tokens=False)
+        if bytes_of is None or _BROKEN not in text:
+            return {"decoded_token": text}
+        return {"decoded_token": text, "bytes": list(bytes_of[token])}
+
+    return spell
 
 
 class Lookup:

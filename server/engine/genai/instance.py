@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from functools import partial
 from typing import Any
 
 import numpy as np
 
 from server.engine.base import EngineSpec
 from server.engine.genai.cache import KvCache
-from server.engine.genai.detokenize import Decode, detokenizers
+from server.engine.genai.detokenize import detokenizers, spelling
 from server.engine.genai.folder import GenaiConfig
 from server.engine.genai.forward import Forward
 from server.engine.genai.options import EXCLUDE, PROMPT, RETURNS, SAMPLING, STREAM, Options
@@ -56,7 +55,7 @@ class GenaiInstance:
         self._tokenizer = tokenizer
         longest = max(len(token.encode()) for token in tokenizer.get_vocab())
         self._most_bytes = options.context * max(_LONGEST_TOKEN, longest)
-        self._decode: Decode = partial(tokenizer.decode, skip_special_tokens=False)
+        self._spell = spelling(tokenizer)
         self._detokenizers = {skip: detokenizers(tokenizer, skip_special_tokens=skip) for skip in (True, False)}
         self._forward = forward
         self._cache = cache
@@ -97,7 +96,7 @@ class GenaiInstance:
             self._detokenizers[sampling.skip_special_tokens](),
             StopStrings(sampling.stop, include=sampling.include_stop_str_in_output),
             self._config.end_tokens,
-            self._decode,
+            self._spell,
         )
 
     def _most(self, tokens: Sequence[int], sampling: Sampling) -> int:
@@ -185,7 +184,7 @@ class GenaiInstance:
         sampler = Sampler(sampling, prompt, self._config.vocab_size, ())
         wanted = Wanted(frozenset({TEXT}), stream=False, prompt="")
         detokenizer = self._detokenizers[True]()
-        self._write(Text(prompt, 2, sampling, wanted, sampler, detokenizer, StopStrings(()), (), self._decode))
+        self._write(Text(prompt, 2, sampling, wanted, sampler, detokenizer, StopStrings(()), (), self._spell))
 
     def _write(self, text: Text) -> Mapping[str, Array]:
         self.join(text)

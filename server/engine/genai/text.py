@@ -10,7 +10,7 @@ import numpy as np
 import orjson
 from numpy.typing import NDArray
 
-from server.engine.genai.detokenize import Decode, Detokenizer
+from server.engine.genai.detokenize import Detokenizer, Spell
 from server.engine.genai.parameters import Sampling
 from server.engine.genai.sampling import Likely, Sampler
 from server.engine.genai.stops import StopStrings
@@ -53,7 +53,7 @@ class Text:
     detokenizer: Detokenizer
     stops: StopStrings
     ends: Collection[int]
-    decode: Decode
+    spell: Spell
     row: int = -1
     length: int = 0
     """Tokens in the cache."""
@@ -145,10 +145,7 @@ class Text:
     def _tell_logprobs(self) -> bytes:
         """As Triton's vLLM backend: for each token an object by token, the chosen one first."""
         told = [
-            {
-                str(one.token): {"logprob": one.logprob, "rank": one.rank, "decoded_token": self.decode([one.token])}
-                for one in likely
-            }
+            {str(one.token): {"logprob": one.logprob, "rank": one.rank, **self.spell(one.token)} for one in likely}
             for likely in self._logprobs
         ]
         return orjson.dumps(told)

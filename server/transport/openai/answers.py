@@ -5,14 +5,17 @@ Source: OpenAI API reference, "The chat completion object", "The chat completion
 
 from __future__ import annotations
 
+import codecs
 import time
 import uuid
-from collections.abc import Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from server.transport.openai.dialect import Piece
 
+_BROKEN = "\ufffd"
 Logprobs = Sequence[Mapping[str, Mapping[str, Any]]]
 
 
@@ -52,7 +55,7 @@ class Answers:
             "model": model,
         }
         self._chunk = {**self._whole, "object": "chat.completion.chunk" if chat else "text_completion"}
-        self._offsets: dict[int, int] = {}
+        self._offsets: dict[int, _Offset] = defaultdict(_Offset)
 
     def whole(self, choices: Sequence[Choice]) -> dict[str, object]:
         told = [
@@ -103,16 +106,28 @@ class Answers:
         if self._chat:
             return {"content": [_chat_token(one) for one in logprobs], "refusal": None}
         tokens = [_chosen(one) for one in logprobs]
-        offsets = []
-        for token in tokens:
-            offsets.append(self._offsets.get(index, 0))
-            self._offsets[index] = offsets[-1] + len(token["decoded_token"])
+        offset = self._offsets[index]
         return {
-            "tokens": [token["decoded_token"] for token in tokens],
+            "tokens": [_name(token) for token in tokens],
             "token_logprobs": [token["logprob"] for token in tokens],
-            "top_logprobs": [{one["decoded_token"]: one["logprob"] for one in of.values()} for of in logprobs],
-            "text_offset": offsets,
+            "top_logprobs": [_by_name(of.values()) for of in logprobs],
+            "text_offset": [offset.of_next(token) for token in tokens],
         }
+
+
+class _Offset:
+    """Where the tokens of a text begin, in its characters: a part of one is none yet."""
+
+    __slots__ = ("_decode", "_so_far")
+
+    def __init__(self) -> None:
+        self._decode = codecs.getincrementaldecoder("utf-8")("replace").decode
+        self._so_far = 0
+
+    def of_next(self, token: Mapping[str, Any]) -> int:
+        before = self._so_far
+        self._so_far += len(self._decode(bytes(token.get("bytes") or token["decoded_token"].encode())))
+        return before
 
 
 def _chosen(token: Mapping[str, Mapping[str, Any]]) -> Mapping[str, Any]:
@@ -128,4 +143,21 @@ def _chat_token(token: Mapping[str, Mapping[str, Any]]) -> dict[str, object]:
 
 def _one(token: Mapping[str, Any]) -> dict[str, object]:
     text = token["decoded_token"]
-    return {"token": text, "logprob": token["logprob"], "bytes": list(text.encode())}
+    # A part of a character has no text; without its bytes, they are not known.
+    spelled = token.get("bytes") or (None if _BROKEN in text else list(text.encode()))
+    return {"token": text, "logprob": token["logprob"], "bytes": spelled}
+
+
+def _by_name(tokens: Iterable[Mapping[str, Any]]) -> dict[str, float]:
+    """Of those with the same name the first one's: the chosen one is the first of all."""
+    told: dict[str, float] = {}
+    for one in tokens:
+        told.setdefault(_name(one), one["logprob"])
+    return told
+
+
+def _name(token: Mapping[str, Any]) -> str:
+    """A part of a character by its bytes, as OpenAI's completions name it: several would have the same text."""
+    if "bytes" in token:
+        return "bytes:" + "".join([f"\\x{byte:02x}" for byte in token["bytes"]])
+    return str(token["decoded_token"])
