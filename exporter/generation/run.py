@@ -76,6 +76,8 @@ class GenerationRun:
             return
         if self.folder.exists() and any(self.folder.iterdir()) and not path.exists():
             raise RunError(f"{self.folder} is not empty and is no run folder; name another with --run-dir")
+        if self.config.base and Path(self.config.base).resolve().is_relative_to(self.folder.resolve()):
+            raise UsageError(f"--base {self.config.base} is in {self.folder}, which a new run empties: name another")
         shutil.rmtree(self.folder, ignore_errors=True)
         self.folder.mkdir(parents=True)
         path.write_text(yaml.safe_dump(self.config.model_dump(mode="json"), sort_keys=False))

@@ -85,7 +85,11 @@ class GenerationTask:
             )
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", FutureWarning)  # peft's own use of transformers
-                model = get_peft_model(model, lora)
+                try:
+                    model = get_peft_model(model, lora)
+                except ValueError as error:
+                    names = ", ".join(_LORA_TARGETS)
+                    raise UsageError(f"--lora-rank: {config.base} has no layers {names}: leave it out") from error
         # As transformers reads a model it is in evaluation mode.
         return Causal(model).train()
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 from typer.testing import CliRunner
 
 from exporter.cli import commands
@@ -98,6 +98,23 @@ def test_a_model_is_fine_tuned_beside_its_weights_and_published_in_int4(made: tu
     version = json.loads((place / "models" / "tuned" / "manifest.json").read_text())["versions"]["1"]
     assert version["environment"]["precision"] == "int4"
     assert version["metrics"]["perplexity"] != version["metrics"]["perplexity_trained"]
+
+
+def test_a_base_that_can_not_be_tuned_is_named(made: tuple[Path, str], texts: Path, tmp_path: Path) -> None:
+    """By its option: it has other layers than those that are tuned, or lies where the run would empty its folder."""
+    place, _ = made
+    trained, other = place / "run" / "trained", tmp_path / "other"
+    GPT2LMHeadModel(GPT2Config(vocab_size=300, n_embd=32, n_layer=1, n_head=2, n_positions=96)).save_pretrained(other)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(trained / name, other)
+    flags = ["--data", str(texts), "--name", "m", "--window", "32", "--epochs", "1"]
+    for more, named in (
+        (["--base", str(other), "--lora-rank", "2", "--run-dir", str(tmp_path / "run")], "--lora-rank"),
+        (["--base", str(trained), "--run-dir", str(place / "run")], "--base"),
+    ):
+        result = CliRunner().invoke(commands, ["text-generation", *flags, *more])
+        assert (result.exit_code, named in result.output) == (2, True), result.output
+    assert (trained / "config.json").is_file()
 
 
 def test_fp16_for_cuda_is_certified_on_the_cpu(made: tuple[Path, str], tmp_path: Path) -> None:
