@@ -399,6 +399,23 @@ def test_a_drain_waits_for_who_is_under_way_and_admits_nobody() -> None:
     asyncio.run(scenario())
 
 
+@pytest.mark.parametrize("before", [0, 1])
+def test_a_drain_of_nobody_is_over_at_once(before: int) -> None:
+    """Also where somebody was there before."""
+
+    async def scenario() -> None:
+        bench = Bench()
+        for _ in range(before):
+            bench.submit(bench.request())
+            for step in (0, 1, 2):
+                bench.answer(step)
+        async with asyncio.timeout(30):
+            await bench.batcher.drain(bench.clock.now_ns + 3_600_000 * MS)
+        assert [model.in_use for model in bench.models] == [0, 0, 0]
+
+    asyncio.run(scenario())
+
+
 def test_a_drain_that_is_over_settles_who_is_left_and_who_waits() -> None:
     """Each once."""
 
