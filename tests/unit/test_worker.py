@@ -321,3 +321,20 @@ async def test_whoever_ends_after_its_loop_tells_nobody(caller: Caller) -> None:
     await asyncio.to_thread(worker._thread.join, 30)
     assert not worker.alive
     assert (told, instance.batches) == ([], [[1]])
+
+
+async def test_a_join_returns_when_the_thread_is_gone(instance: Gated) -> None:
+    """Not when it says that it goes."""
+    goes_on = threading.Event()
+
+    class Lingering(Worker):
+        def _post(self, callback: object, *arguments: object) -> bool:
+            posted = super()._post(callback, *arguments)  # type: ignore[arg-type]
+            assert goes_on.wait(30)
+            return posted
+
+    worker = Lingering(instance, MODEL, asyncio.get_running_loop(), time.monotonic_ns)
+    worker.stop()
+    threading.Timer(0.05, goes_on.set).start()
+    await worker.join()
+    assert not worker._thread.is_alive()
