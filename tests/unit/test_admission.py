@@ -367,6 +367,7 @@ def test_what_is_known_of_a_signature_holds_until_the_next_pass() -> None:
     door.admission.learn_pass([], 16_000, 0)
     assert door.admission.known("any").row_ns > 400
     assert Door(cost, largest=0).admission.known(None)[1:] == (0, 1000)
+    assert Door(CostModel(), largest=0).admission.known(None)[1:] == (0, 0), "nothing is known"
 
     by_length = Door(CostsByLength({1: {1: 1000}, 8: {1: 9000}}, buckets=(1, 8))).admission
     assert (by_length.known(1).row_ns, by_length.known(8).row_ns) == (1000, 9000)

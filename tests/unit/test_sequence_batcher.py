@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
+
+import numpy as np
 import pytest
 
 from server.errors import (
@@ -16,11 +19,15 @@ from server.errors import (
 )
 from server.explain import Explanation, WaitReason
 from server.scheduler.batcher import STALL_NS
+from server.scheduler.queue import QueuePolicy
+from server.scheduler.sequence_batcher import SequenceBatcher
 from server.scheduler.slots import Ending
-from server.sequences import Direct, Oldest
-from server.types import InferResponse
+from server.scheduler.statistics import ModelStatistics
+from server.sequences import Direct, Oldest, SequenceBatching
+from server.tensor import Array, Tensor
+from server.types import Batch, InferRequest, InferResponse, Outcome
 from tests.support.scheduler import MS, POISON, StillCost
-from tests.support.sequences import SequenceBench
+from tests.support.sequences import CONTROLS, TOTAL, SequenceBench
 
 STRATEGIES = pytest.mark.parametrize("strategy", [Direct(), Oldest()], ids=["direct", "oldest"])
 
@@ -782,3 +789,50 @@ def test_it_is_ill_where_somebody_could_run_and_does_not() -> None:
     assert not bench.batcher.healthy()
     bench.loop.run()
     assert bench.batcher.healthy(), "it runs"
+
+
+@pytest.mark.parametrize("max_batch_size", [0, 2])
+async def test_a_model_runs_on_threads_of_its_own_with_rows_or_without(max_batch_size: int) -> None:
+    """As the config says; its outputs are told as they are."""
+
+    class Adds:
+        name, threads, device = "adds", 1, "cpu"
+
+        def run(self, batch: Batch) -> dict[str, Array]:
+            x, total = batch.inputs["x"], batch.inputs["total_in"]
+            assert x.shape == ((1, 3) if max_batch_size else (3,))
+            added = total + x.sum().reshape(total.shape)
+            return {"y": np.repeat(added, 3, axis=-1), "total_out": added}
+
+    loop = asyncio.get_running_loop()
+    statistics = ModelStatistics("adds", "1")
+    batcher = SequenceBatcher(
+        "adds",
+        "1",
+        [Adds()],  # type: ignore[list-item]
+        SequenceBatching(Direct(), 10**9, CONTROLS, (TOTAL,)),
+        max_batch_size,
+        QueuePolicy(),
+        StillCost(),
+        statistics,
+        loop,
+        outputs=["y"],
+    )
+    sums = []
+    for number, flags in enumerate(({"sequence_start": True}, {}, {"sequence_end": True})):
+        outcome: asyncio.Future[Outcome] = loop.create_future()
+        shape = (1, 3) if max_batch_size else (3,)
+        request = InferRequest(
+            "adds",
+            [Tensor("x", "INT64", shape, np.full(3, number + 1, np.int64).tobytes())],
+            on_settle=lambda _, it, to=outcome: to.set_result(it),
+            received_ns=0,
+            parameters={"sequence_id": 1, **flags},
+        )
+        batcher.submit([request])
+        told = await outcome
+        assert isinstance(told, InferResponse), repr(told)
+        assert told.outputs[0].shape == shape
+        sums.append(int(told.outputs[0].numpy().reshape(-1)[0]))
+    assert sums == [3, 9, 18]
+    await batcher.close()
