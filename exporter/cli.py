@@ -217,14 +217,22 @@ def card(folder: Annotated[Path, typer.Argument(help="A published model's folder
 @commands.command()
 def certify(
     folder: Annotated[Path, typer.Argument(help="A published model's folder.")],
-    data: Annotated[str, typer.Option(help="What it was trained on, as for train.")],
+    data: Annotated[str, typer.Option(help="What it was trained on, as for train.")] = "",
     target: Annotated[str, typer.Option(help="The column that it predicts, as for train.")] = "",
+    from_run: Annotated[
+        Path | None, typer.Option(help="Its run, where it was trained with more options than these two.")
+    ] = None,
 ) -> None:
     """Write the certificate of a model that was published before anew, with all that one has by now."""
     with _reported():
-        from exporter.recertify import certify_again
+        from exporter.folder import read_config
+        from exporter.recertify import Trained, certify_again
 
-        certify_again(folder, data, _report, target=target)
+        if from_run is not None:
+            _refuse_beside_from_run({"--data": data, "--target": target}, {})
+        else:
+            _require({"--data": data})
+        certify_again(folder, read_config(from_run) if from_run else Trained(data, target), _report)
 
 
 @commands.command()

@@ -43,5 +43,13 @@ def make_config(changes: Mapping[str, Any], training: Mapping[str, Any]) -> RunC
 
 def difference(found: RunConfig, wanted: RunConfig) -> str:
     """In words."""
-    before, after = found.model_dump(), wanted.model_dump()
-    return ", ".join(f"{key} was {before[key]!r}, now {after[key]!r}" for key in before if before[key] != after[key])
+    before, after = _flat(found.model_dump()), _flat(wanted.model_dump())
+    names = [name for name in (before | after) if before.get(name) != after.get(name)]
+    return ", ".join(f"{name} was {before.get(name)!r}, now {after.get(name)!r}" for name in names)
+
+
+def _flat(values: Mapping[str, Any], above: str = "") -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for name, value in values.items():
+        found |= _flat(value, f"{above}{name}.") if isinstance(value, dict) else {f"{above}{name}": value}
+    return found

@@ -9,6 +9,7 @@ were told, with the threshold or the margin that is served.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,7 @@ from exporter.config import make_config
 from exporter.errors import DataError, UsageError, VerifyError
 from exporter.rebuilt import network_of
 from exporter.recipes import find
-from exporter.recipes.base import Decides, Evaluation, Fits, Measured, Predict, Task
+from exporter.recipes.base import Decides, Evaluation, Fits, Measured, Predict, RunConfig, Task
 from server.errors import ServingError
 from server.pipeline.load import load_pipeline
 from server.repository import certificate
@@ -31,8 +32,16 @@ METRIC_TOLERANCE = 1e-3
 Report = Callable[[str, Sequence[str]], None]
 
 
-def certify_again(folder: Path, data: str, report: Report, *, target: str = "") -> None:
-    """Write the manifest and the card of a published model anew. `data` and `target` as they were for `train`.
+@dataclass(frozen=True, slots=True)
+class Trained:
+    """What a model was trained on, as for `train`, where that is all that was told."""
+
+    data: str
+    target: str = ""
+
+
+def certify_again(folder: Path, trained: Trained | RunConfig, report: Report) -> None:
+    """Write the manifest and the card of a published model anew, by what it was trained on or the whole configuration.
 
     Raises:
         UsageError: the recipe can't measure a file by itself.
@@ -44,7 +53,7 @@ def certify_again(folder: Path, data: str, report: Report, *, target: str = "") 
         if manifest is None:
             raise DataError(f"{folder} has no {certificate.MANIFEST_FILE}: it was not published from here")
         versions = {
-            version: _again(folder, manifest, version, record, data, target, report)
+            version: _again(folder, manifest, version, record, trained, report)
             for version, record in manifest.versions.items()
         }
         certificate.write_manifest(folder, manifest.model_copy(update={"versions": versions}))
@@ -54,7 +63,12 @@ def certify_again(folder: Path, data: str, report: Report, *, target: str = "") 
 
 
 def _again(
-    folder: Path, manifest: Manifest, version: str, record: VersionRecord, data: str, target: str, report: Report
+    folder: Path,
+    manifest: Manifest,
+    version: str,
+    record: VersionRecord,
+    trained: Trained | RunConfig,
+    report: Report,
 ) -> VersionRecord:
     certificate.verify_files(folder, manifest, version)
     golden, raw, pipeline = (
@@ -64,22 +78,25 @@ def _again(
     )
     if golden is None:
         raise DataError(f"{folder} has no golden files of version {version}")
-    task = _task(manifest, record, data, target)
+    task = _task(manifest, record, trained)
     served = task.served(folder) if isinstance(task, Decides) else None
     checked = _checked(task, folder / version / "model.onnx", golden, record, served)
     report("check", [checks.told(one, record.metrics, "trained") for one in checked])
     return record.model_copy(update={"checks": checked, "answers": labels_of(pipeline, raw, golden.outputs)})
 
 
-def _task(manifest: Manifest, record: VersionRecord, data: str, target: str) -> Task:
+def _task(manifest: Manifest, record: VersionRecord, trained: Trained | RunConfig) -> Task:
     """As it was prepared then. Raises DataError, UsageError."""
-    config = make_config(
-        {"recipe": manifest.recipe, "data": data, "name": manifest.model_name, "target": target, "seed": record.seed},
-        {},
-    )
+    if isinstance(trained, RunConfig):
+        if (trained.recipe, trained.seed) != (manifest.recipe, record.seed):
+            raise UsageError(f"the run is not that of {manifest.model_name}: another recipe or seed")
+        config = trained
+    else:
+        told = {"recipe": manifest.recipe, "name": manifest.model_name, "seed": record.seed}
+        config = make_config(told | {"data": trained.data, "target": trained.target}, {})
     collected = find(manifest.recipe).collect(config)
     if collected.sha256 != record.data.sha256:
-        raise DataError(f"the data at {data} is not what {manifest.model_name} was trained on")
+        raise DataError(f"the data at {config.data} is not what {manifest.model_name} was trained on")
     return collected.prepare(config)
 
 
@@ -90,8 +107,8 @@ def _checked(
         raise UsageError("the recipe can't measure a file by itself")
     limits = checks.Limits(record.tolerances)
     if record.precision == checks.FULL_PRECISION and not isinstance(task, Fits):
-        trained = _trained(task, file, golden, record)
-        found = checks.check(task, trained, file, golden.inputs, limits, record.precision, served=served)
+        predict = _rebuilt(task, file, golden, record)
+        found = checks.check(task, predict, file, golden.inputs, limits, record.precision, served=served)
         for each in found:
             _demand_metrics(each.metrics, record, file)
         return found
@@ -111,13 +128,13 @@ def _checked(
     return (*checked, held_out)
 
 
-def _trained(task: Task, file: Path, golden: Golden, record: VersionRecord) -> Predict:
+def _rebuilt(task: Task, file: Path, golden: Golden, record: VersionRecord) -> Predict:
     """In PyTorch, with the file's weights. Raises VerifyError where that is not who gave the golden outputs."""
-    trained = network_of(task, file)
-    for name, array in trained.predict(golden.inputs).items():
+    rebuilt = network_of(task, file)
+    for name, array in rebuilt.predict(golden.inputs).items():
         what = f"output {name!r}, with the weights of {file}: PyTorch's"
         checks.demand_same(what, array, golden.outputs[name], record.tolerances[name])
-    return trained.predict
+    return rebuilt.predict
 
 
 def _demand_metrics(metrics: Mapping[str, float], record: VersionRecord, file: Path) -> None:

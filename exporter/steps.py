@@ -71,8 +71,8 @@ Report = Callable[[str, Sequence[str]], None]
 class Run:
     """A run folder with its task."""
 
-    def __init__(self, folder: Path, config: RunConfig, report: Report) -> None:
-        """Collects and prepares the data.
+    def __init__(self, folder: Path, config: RunConfig, report: Report, task: Task | None = None) -> None:
+        """Collects and prepares the data, unless that was done: then `task` is what came of it.
 
         Raises:
             DataError, UsageError: see `Recipe.collect` and `Collected.prepare`.
@@ -81,13 +81,17 @@ class Run:
         self.folder = folder
         self.config = config
         self._report = report
-        self.task = self._collect_and_prepare()
+        self.task = task or _prepared(config, report, folder)
+        write_text(folder / DATA_FILE, json.dumps(asdict(self.task.report), indent=2, ensure_ascii=False) + "\n")
 
     @classmethod
     def start(cls, folder: Path, config: RunConfig, report: Report, *, resume: bool) -> Run:
         """A new run (what an earlier one left in `folder` is removed), or with `resume` the one that is there.
 
+        Nothing is removed before the data was found to be fit to train on.
+
         Raises:
+            DataError, UsageError: see `Recipe.collect` and `Collected.prepare`.
             RunError: nothing to resume, or it has another configuration; `folder` holds something else.
         """
         if resume:
@@ -97,12 +101,12 @@ class Run:
             return cls(folder, config, report)
         if folder.exists() and any(folder.iterdir()) and not (folder / CONFIG_FILE).exists():
             raise RunError(f"{folder} is not empty and is no run folder; name another with --run-dir")
-        find(config.recipe)
+        task = _prepared(config, report)
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
         write_config(folder, config)
         write_text(folder / ENVIRONMENT_FILE, json.dumps(_environment(), indent=2) + "\n")
-        return cls(folder, config, report)
+        return cls(folder, config, report, task)
 
     @classmethod
     def repeat(cls, earlier: Path, folder: Path, report: Report, *, resume: bool) -> Run:
@@ -313,21 +317,22 @@ class Run:
             checks=tuple(records),
         )
 
-    def _collect_and_prepare(self) -> Task:
-        collected = find(self.config.recipe).collect(self.config)
-        path = self.folder / DATA_FILE
-        if path.exists() and json.loads(path.read_text(encoding="utf-8"))["sha256"] != collected.sha256:
-            raise RunError(f"the data at {self.config.data} is not what {self.folder} was trained on; train anew")
-        self._report("collect", [collected.source, f"{collected.rows} rows, sha256 {collected.sha256[:12]}"])
-        task = collected.prepare(self.config)
-        write_text(path, json.dumps(asdict(task.report), indent=2, ensure_ascii=False) + "\n")
-        report = task.report
-        lines = [*_listed("broken", report.broken), *_listed("duplicate", report.duplicates)]
-        for split, counts in report.rows.items():
-            by_label = ", ".join(f"{label}: {count}" for label, count in counts.items())
-            lines.append(f"{split} {sum(counts.values())} rows ({by_label})")
-        self._report("prepare", [*lines, *report.notes])
-        return task
+
+def _prepared(config: RunConfig, report: Report, folder: Path | None = None) -> Task:
+    """Collect and prepare the data; of a run that is there, by its `folder`, it must be the data of then."""
+    collected = find(config.recipe).collect(config)
+    path = folder / DATA_FILE if folder is not None else None
+    if path is not None and path.exists() and read_json(path).get("sha256") != collected.sha256:
+        raise RunError(f"the data at {config.data} is not what {folder} was trained on; train anew")
+    report("collect", [collected.source, f"{collected.rows} rows, sha256 {collected.sha256[:12]}"])
+    task = collected.prepare(config)
+    told = task.report
+    lines = [*_listed("broken", told.broken), *_listed("duplicate", told.duplicates)]
+    for split, counts in told.rows.items():
+        by_label = ", ".join(f"{label}: {count}" for label, count in counts.items())
+        lines.append(f"{split} {sum(counts.values())} rows ({by_label})")
+    report("prepare", [*lines, *told.notes])
+    return task
 
 
 def _environment() -> dict[str, str]:

@@ -12,6 +12,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from exporter.cli import commands
+from exporter.config import difference
 from exporter.data import drawing
 from exporter.data.split import stratified
 from exporter.errors import DataError
@@ -105,6 +106,26 @@ def test_a_folder_that_is_no_run_is_not_emptied(tmp_path: Path) -> None:
     arguments = ["train", "image-classification", "--data", "digits", "--name", "m", "--run-dir", str(tmp_path)]
     assert CliRunner().invoke(commands, arguments).exit_code == 4
     assert (tmp_path / "thesis.txt").read_text() == "years of work"
+
+
+def test_an_earlier_run_stays_where_the_new_one_has_no_data(tmp_path: Path) -> None:
+    """A slip in a path must not cost a trained model."""
+    (tmp_path / "config.yaml").write_text("recipe: image-classification\n")
+    (tmp_path / "checkpoint.pt").write_bytes(b"hours of training")
+    arguments = ["train", "image-classification", "--data", "digitss", "--name", "m", "--run-dir", str(tmp_path)]
+    assert CliRunner().invoke(commands, arguments).exit_code == 3
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {
+        "config.yaml": b"recipe: image-classification\n",
+        "checkpoint.pt": b"hours of training",
+    }
+
+
+def test_what_differs_in_a_configuration_is_named_alone() -> None:
+    """Not all of what the group has that it belongs to."""
+    before = RunConfig(recipe="image-classification", data="digits", name="m")
+    training = before.training.model_copy(update={"epochs": before.training.epochs + 1})
+    told = difference(before, before.model_copy(update={"training": training, "seed": 5}))
+    assert told == f"seed was 0, now 5, training.epochs was {before.training.epochs}, now {training.epochs}"
 
 
 def test_preparing_twice_gives_the_same_rows(folder: Path) -> None:

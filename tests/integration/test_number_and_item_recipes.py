@@ -16,6 +16,7 @@ from exporter import variants
 from exporter.checks import predictor_of, session_of
 from exporter.data import interactions
 from exporter.errors import DataError
+from exporter.recertify import certify_again
 from exporter.recipes.base import Decides, Hyperparameters, RunConfig, Split
 from exporter.recipes.recommendation import RecommendationTask
 from exporter.recipes.regression import RegressionTask, margin_for, measured
@@ -179,6 +180,20 @@ def shop(tmp_path_factory: pytest.TempPathFactory) -> tuple[Run, Path]:
     training = Hyperparameters(epochs=12, batch_size=32, learning_rate=1e-2, patience=12)
     config = RunConfig(recipe="recommendation", data=str(folder / "visits.csv"), name="shop", training=training)
     return published(config, folder)
+
+
+@pytest.mark.training
+def test_rankings_and_numbers_are_certified_again(prices: tuple[Run, Path], shop: tuple[Run, Path]) -> None:
+    """The network is built of the file's weights, those of linear layers over a sequence too, and compared with it."""
+    for run, model in (prices, shop):
+        before = read_manifest(model)
+        certify_again(model, run.config, lambda *_: None)
+        after = read_manifest(model)
+        assert before is not None
+        assert after is not None
+        assert [check.data for check in after.versions["1"].checks] == ["golden", "held-out"]
+        for old, new in zip(before.versions["1"].checks, after.versions["1"].checks, strict=True):
+            assert (new.limits, new.rows, set(new.errors)) == (old.limits, old.rows, set(old.errors))
 
 
 @pytest.mark.training

@@ -15,7 +15,7 @@ from onnx import load, numpy_helper
 from exporter import onnx, quantize, run, verify
 from exporter.errors import UsageError, VerifyError
 from exporter.folder import write_evaluation
-from exporter.recertify import certify_again
+from exporter.recertify import Trained, certify_again
 from exporter.recipes.base import Evaluation, Hyperparameters, RunConfig, Split
 from exporter.recipes.tabular import TabularRecipe, TabularTask
 from exporter.recipes.tabular_metrics import choose_threshold
@@ -132,7 +132,7 @@ def test_a_copy_is_served_with_a_threshold_of_its_own(
         assert record.checks[1].metrics == record.metrics
     for model in (same, place):
         before = checked_manifest(model)
-        certify_again(model, task.config.data, lambda *_: None, target="label")
+        certify_again(model, Trained(task.config.data, "label"), lambda *_: None)
         after = checked_manifest(model)
         assert {version: record.metrics for version, record in after.versions.items()} == {
             version: record.metrics for version, record in before.versions.items()

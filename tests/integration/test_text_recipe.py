@@ -64,6 +64,26 @@ def model(trained: tuple[Path, str]) -> Path:
     return trained[0] / "repository" / "wishes"
 
 
+def test_a_model_of_texts_is_certified_again_by_its_run(trained: tuple[Path, str], model: Path) -> None:
+    """By its data alone it would be prepared by the usual length and vocabulary, which it has not."""
+    before = read_manifest(model)
+    data = str(trained[0] / "wishes.csv")
+    for told, code, words in (
+        (["--from-run", str(trained[0] / "run")], 0, "held-out rows: logits off by"),
+        (["--from-run", str(trained[0] / "run"), "--data", data], 2, "--data: not beside --from-run"),
+        ([], 2, "--data: missing"),
+        (["--data", data], 6, "it does not hold the weights"),
+    ):
+        result = CliRunner().invoke(commands, ["certify", str(model), *told])
+        assert (result.exit_code, words in result.output) == (code, True), result.output
+    after = read_manifest(model)
+    assert before is not None
+    assert after is not None
+    assert [check.metrics for check in after.versions["1"].checks] == [
+        check.metrics for check in before.versions["1"].checks
+    ]
+
+
 def test_a_file_of_texts_becomes_a_model_beside_its_baseline(trained: tuple[Path, str], model: Path) -> None:
     """Each step is told; what was dropped, what is cut, and what a bag of words reaches stand beside."""
     _, output = trained
