@@ -21,11 +21,12 @@ from server.explain import Explanation, WaitReason
 from server.scheduler.batcher import STALL_NS
 from server.scheduler.queue import QueuePolicy
 from server.scheduler.sequence_batcher import SequenceBatcher
+from server.scheduler.share import Share
 from server.scheduler.slots import Ending
 from server.scheduler.statistics import ModelStatistics
 from server.sequences import Direct, Oldest, SequenceBatching
 from server.tensor import Array, Tensor
-from server.types import Batch, InferRequest, InferResponse, Outcome
+from server.types import NO_DEADLINE, Batch, InferRequest, InferResponse, Outcome
 from tests.support.scheduler import MS, POISON, StillCost
 from tests.support.sequences import CONTROLS, TOTAL, SequenceBench
 
@@ -650,8 +651,9 @@ def test_a_bug_of_ours_lets_nobody_wait(monkeypatch: pytest.MonkeyPatch) -> None
     bench.finish()
 
     assert isinstance(bench.outcome(running), EngineFailure)
-    assert bench.outcome(waiting) is not None
+    assert isinstance(bench.outcome(waiting), SequenceLost)
     assert bench.answer(new) == 3
+    assert (list(bench.batcher._slots), bench.batcher._slots.active) == ([], 1), "that of the new one"
 
 
 def test_a_caller_that_fails_to_take_its_answer_is_alone_with_it() -> None:
@@ -836,3 +838,26 @@ async def test_a_model_runs_on_threads_of_its_own_with_rows_or_without(max_batch
         sums.append(int(told.outputs[0].numpy().reshape(-1)[0]))
     assert sums == [3, 9, 18]
     await batcher.close()
+
+
+def test_who_leaves_while_others_have_the_cores_gives_up_its_turn() -> None:
+    """Nobody else waits behind it for nothing; the time that it waited is counted."""
+    share = Share(1)
+    other = share.join("other", 1, lambda: None)
+    bench = SequenceBench(share=share, cost=StillCost(10 * MS))
+    lease = other.take(1, 10 * MS, NO_DEADLINE, bench.clock())
+    assert lease is not None
+    request = bench.send(1, start=True)
+    turn = bench.batcher._instances.turn
+    assert turn.waiting
+    assert bench.runner.job is None
+    bench.clock.now_ns += 4 * MS
+    bench.batcher.cancel(request)
+    bench.loop.run()
+    assert (turn.waiting, bench.statistics.turn_wait_ns) == (False, 4 * MS)
+    again = bench.send(2, 5, start=True)
+    other.give(lease, bench.clock())
+    bench.batcher._tick_soon()
+    bench.loop.run()
+    bench.finish()
+    assert bench.answer(again) == 5
