@@ -7,16 +7,21 @@ import heapq
 import random
 from collections import Counter
 from collections.abc import Callable
+from itertools import count
+from types import SimpleNamespace
+from typing import Any
 
+import numpy as np
 import pytest
 
 from server.errors import Cancelled, DeadlineExceeded, Draining, InvalidRequest, Overloaded, QueueFull
 from server.explain import Explanation
 from server.scheduler.handoff import HANDOFF_NS
-from server.scheduler.preparing import size_class
+from server.scheduler.preparing import OnThread, Work, size_class
 from server.scheduler.queue import Priorities, QueuePolicy
 from server.scheduler.statistics import Refusal
-from server.types import ImageInput, InferRequest, InferResponse, Outcome, RowInput, TextInput
+from server.scheduler.worker import Model
+from server.types import NO_DEADLINE, ImageInput, InferRequest, InferResponse, Outcome, RowInput, TextInput
 from tests.support.preparing import SMALL, PreparingBench
 from tests.support.scheduler import MS, StillCost
 
@@ -486,3 +491,19 @@ def test_overload_costs_little_of_the_capacity_whatever_takes_the_time(
     begun = len(simulation.bench.begun)
     assert begun < 1.1 * simulation.outcomes["in time"]
     assert simulation.outcomes["Overloaded"] > 0.8 * (sum(simulation.outcomes.values()) - begun)
+
+
+def test_a_pass_of_preprocessing_takes_from_its_begin_to_its_end() -> None:
+    """By a clock that goes on by one with each look at it; one that fails alone has no answer."""
+    ticks = count(100)
+    nobody: Any = SimpleNamespace()
+    made = OnThread(Model("m", "1", batched=False), lambda raw: {"x": np.ones(1)}, nobody, lambda: next(ticks))
+    request = InferRequest("m", (), on_settle=lambda _, __: None, received_ns=0)
+    work = Work(request, [TextInput("a"), TextInput("b")], lambda _, __: None, NO_DEADLINE)
+    told = made.run_inline([work])
+    assert (told.rows, told.started_ns, told.compute_infer_ns, told.error) == (2, 100, 2, None)
+    assert len(told.responses) == 1
+    request.deadline_ns = 0
+    told = made.run_inline([work])
+    assert (told.rows, told.started_ns) == (2, 103)
+    assert isinstance(told.error, DeadlineExceeded)

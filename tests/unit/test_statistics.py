@@ -252,3 +252,15 @@ def test_what_is_asked_of_a_version_is_its_passes_or_what_prepares_them() -> Non
     counts.preparing.instances = 1
     counts.preparing.load.arrive(75_000_000, now_ns)
     assert counts.demand(now_ns) == Demand(0.3, 1, 0.25)
+
+
+def test_what_is_noted_and_not_read_stays_small() -> None:
+    """Of passes, and of requests that share them; nothing of it is lost."""
+    counts = ModelStatistics("m", "1")
+    for number in range(3000):
+        counts.count_pass(2, 1, 1, 1)
+        counts.count_success([request(0, 0), request(number, 0)], 1, 3000, 1, 1, 1)
+        assert len(counts._noted_passes) + len(counts._noted_requests) < 8192
+    assert (counts.success.count, counts.execution_count, counts.inference_count) == (6000, 3000, 6000)
+    assert counts.success.ns == 6000 * 3000 - sum(range(3000))
+    assert counts.request_duration.count == 6000
