@@ -245,12 +245,22 @@ def verify(run_dir: RunFolder) -> None:
 
 
 @commands.command()
-def publish(run_dir: RunFolder, repository: Repository = DEFAULT_REPOSITORY, replace: Replace = False) -> None:
+def publish(
+    run_dir: RunFolder,
+    repository: Repository = DEFAULT_REPOSITORY,
+    accelerator: Annotated[
+        list[str] | None,
+        typer.Option(help="Of GPUs, into config.pbtxt: tensorrt, cuda, or tensorrt:precision_mode=FP16,..."),
+    ] = None,
+    replace: Replace = False,
+) -> None:
     """Verify the exported model of a run and publish it: a new model, or a further version of one."""
     with _reported():
+        from exporter import publish as publishing
         from exporter.steps import Run
 
-        Run.open(run_dir, _report).publish(repository, replace=replace)
+        wanted = tuple(publishing.accelerator(text) for text in accelerator or ())
+        Run.open(run_dir, _report).publish(repository, replace=replace, accelerators=wanted)
 
 
 @commands.command()

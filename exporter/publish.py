@@ -16,7 +16,9 @@ from tritonclient.grpc import model_config_pb2 as pb
 
 from exporter import swap
 from exporter.card import write_card
-from exporter.errors import PublishError
+from exporter.errors import PublishError, UsageError
+from server.engine.base import Accelerator
+from server.engine.session import place
 from server.errors import ServingError
 from server.pipeline.base import PROCESSING_FILE
 from server.pipeline.classification import LABELS_FILE
@@ -62,6 +64,8 @@ class Model:
     certify: Certify
     parameters: Mapping[str, str] = field(default_factory=dict)
     """Of config.pbtxt."""
+    accelerators: tuple[Accelerator, ...] = ()
+    """Of a GPU, for config.pbtxt's `optimization`; a server or a Triton without one passes them over."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,6 +120,8 @@ def _publish(model: Model, target: Path, staged: Path, backup: Path, replace: bo
     versions = dict(previous.versions) if previous else {}
     version = str(max((int(name) for name in versions), default=0) + 1)
     _fill(model, folder, version, versions, raw)
+    # As the server will, wherever it has no GPU: what it would refuse of the config is refused before it is there.
+    place(read_model_config(folder).engine_spec(folder, version), (), ())
     swap.flush(folder)
     if target.exists():
         return Published(target, version, swap.exchange(folder, target, backup=backup))
@@ -164,6 +170,16 @@ def _joinable(folder: Path, target: Path) -> Manifest:
     return manifest
 
 
+def accelerator(text: str) -> Accelerator:
+    """``tensorrt``, or with parameters ``tensorrt:precision_mode=FP16,trt_cuda_graph_enable=1``. Raises UsageError."""
+    name, _, rest = text.partition(":")
+    pairs = [pair.partition("=") for pair in rest.split(",") if pair]
+    bad = next(("".join(pair) for pair in pairs if not (pair[0] and pair[2])), None)
+    if not name or bad is not None:
+        raise UsageError(f"--accelerator {text}: wanted is NAME, or NAME:KEY=VALUE,KEY=VALUE")
+    return Accelerator(name, {key: value for key, _, value in pairs})
+
+
 def model_config(model: Model, *, labelled: bool) -> pb.ModelConfig:
     """The config.pbtxt of a model, as Triton's own message: dynamic batching, one instance on what there is.
 
@@ -179,6 +195,10 @@ def model_config(model: Model, *, labelled: bool) -> pb.ModelConfig:
     )
     for key, value in model.parameters.items():
         message.parameters[key].string_value = value
+    for accelerator in model.accelerators:
+        message.optimization.execution_accelerators.gpu_execution_accelerator.add(
+            name=accelerator.name, parameters=dict(accelerator.parameters)
+        )
     for spec in model.inputs:
         message.input.add(name=spec.name, data_type=DATATYPES[spec.datatype].config, dims=spec.dims)
     for spec in model.outputs:

@@ -6,6 +6,7 @@ the module that does it: `exporter.run`, `exporter.onnx`, `exporter.verify`, `ex
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 from collections.abc import Callable, Mapping, Sequence
@@ -46,6 +47,7 @@ from exporter.recipes.base import (
 )
 from exporter.report import write_report
 from exporter.verify import verify
+from server.engine.base import Accelerator
 from server.errors import ServingError
 from server.pipeline.base import Pipeline
 from server.pipeline.load import load_pipeline
@@ -174,11 +176,10 @@ class Run:
         self.task.write_processing(folder, self.evaluation)
         self._certify(folder, self.task.golden_inputs())
 
-    def publish(self, repository: Path, *, replace: bool) -> Published:
+    def publish(self, repository: Path, *, replace: bool, accelerators: tuple[Accelerator, ...] = ()) -> Published:
         """Verify once more, in the folder to be, and publish. Raises PublishError, VerifyError."""
-        return self._publish(
-            self._to_publish(self.config.name, self.model_file, self._certify, self.evaluation), repository, replace
-        )
+        model = self._to_publish(self.config.name, self.model_file, self._certify, self.evaluation)
+        return self._publish(dataclasses.replace(model, accelerators=accelerators), repository, replace)
 
     def publish_copy(
         self, file: Path, precision: str, repository: Path, *, name: str, replace: bool, max_drop: float

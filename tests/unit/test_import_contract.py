@@ -196,8 +196,8 @@ def test_the_server_knows_neither_the_exporter_nor_its_packages(path: Path) -> N
 
 @pytest.mark.parametrize("path", modules("exporter"), ids=dotted)
 def test_the_exporter_reads_only_what_the_server_reads(path: Path) -> None:
-    """Training shares the repository's formats and the pipelines with serving, and the engine that writes text, which
-    certifies what is built; nothing else."""
+    """Training shares the repository's formats and the pipelines with serving, what a config means to the engine, and
+    the engine that writes text, which certifies what is built; nothing else."""
     allowed = (
         "server.repository",
         "server.pipeline",
@@ -206,6 +206,7 @@ def test_the_exporter_reads_only_what_the_server_reads(path: Path) -> None:
         "server.errors",
         "server.whole",
         "server.engine.base",
+        "server.engine.session",
         "server.engine.genai",
     )
     trespass = [n for n in imports(path) if n.startswith("server.") and not n.startswith(allowed)]

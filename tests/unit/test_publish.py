@@ -13,8 +13,8 @@ import pytest
 
 from exporter import publish as publishing
 from exporter import swap
-from exporter.errors import PublishError, VerifyError
-from exporter.publish import Certificate, Model, publish
+from exporter.errors import PublishError, UsageError, VerifyError
+from exporter.publish import Certificate, Model, accelerator, publish
 from server.pipeline.load import load_pipeline
 from server.repository import certificate
 from server.repository.certificate import DataRecord, RowCounts, Tolerance, VersionRecord
@@ -94,6 +94,42 @@ def test_a_new_model_is_a_whole_folder_that_the_server_accepts(model: Model, rep
     assert golden is not None
     certificate.replay_preprocessing("pets", golden, certificate.read_raw(folder), load_pipeline(folder))
     assert [path.name for path in repository.iterdir()] == ["pets"], "nothing else is left behind"
+
+
+def test_accelerators_of_a_gpu_stand_in_the_config_as_the_server_reads_them(model: Model, repository: Path) -> None:
+    """On request; a version more must ask for the same, for all versions share the config."""
+    wanted = tuple(accelerator(text) for text in ("tensorrt:precision_mode=FP16,trt_engine_cache_enable=1", "cuda"))
+    folder = publish(replace(model, accelerators=wanted), repository).folder
+    config = read_model_config(folder)
+    assert config.gpu_accelerators == wanted
+    assert dict(wanted[0].parameters) == {"precision_mode": "FP16", "trt_engine_cache_enable": "1"}
+    with pytest.raises(PublishError, match=r"another config\.pbtxt"):
+        publish(model, repository)
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("openvino", "'openvino' is not served here; known are tensorrt, cuda"),
+        ("tensorrt:precision_mode=FP8", r'parameters\["precision_mode"\]: is .FP8., it must be FP32'),
+        ("tensorrt:wings=2", r'parameters\["wings"\]: is not honoured'),
+    ],
+    ids=["another name", "another value", "another key"],
+)
+def test_an_accelerator_that_no_server_would_load_is_not_published(
+    model: Model, repository: Path, text: str, problem: str
+) -> None:
+    """The server's own reader says so, before anything is there."""
+    with pytest.raises(PublishError, match=problem):
+        publish(replace(model, accelerators=(accelerator(text),)), repository)
+    assert list(repository.iterdir()) == []
+
+
+@pytest.mark.parametrize("text", ["", ":a=b", "tensorrt:a", "tensorrt:=b", "tensorrt:a="])
+def test_an_accelerator_is_a_name_with_keys_and_values(text: str) -> None:
+    """What is wanted is said."""
+    with pytest.raises(UsageError, match="NAME:KEY=VALUE"):
+        accelerator(text)
 
 
 def test_a_second_training_becomes_a_further_version(model: Model, repository: Path) -> None:
