@@ -34,11 +34,15 @@ export function chat(model) {
         turns.scrollTop = turns.scrollHeight;
       });
     } catch (error) {
-      // What failed is not said: it may be said again.
-      messages.pop();
-      editor.value = content;
-      turns.lastChild.remove();
-      turns.lastChild.remove();
+      if (!place.isConnected) throw error; // It was cleared meanwhile.
+      if (error.name === "AbortError" && place.textContent) messages.push({ role: "assistant", content: place.textContent });
+      else {
+        // What failed is not said: it may be said again.
+        messages.pop();
+        editor.value = content;
+        turns.lastChild.remove();
+        turns.lastChild.remove();
+      }
       throw error;
     }
     messages.push({ role: "assistant", content: place.textContent });

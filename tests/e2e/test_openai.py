@@ -328,6 +328,37 @@ def test_the_chat_box_writes_word_by_word(writer: ServerProcess, browser: Any) -
         until(page, "document.querySelector('#say').value.length > 15")
 
 
+ENDLESS = """() => {
+  const real = window.fetch;
+  const event = new TextEncoder().encode('data: {"choices": [{"index": 0, "delta": {"content": "Half a"}}]}\\n\\n');
+  const endless = (signal) => new ReadableStream({
+    start(controller) {
+      controller.enqueue(event);
+      signal.addEventListener("abort", () => controller.error(new DOMException("", "AbortError")));
+    },
+  });
+  window.fetch = async (url, how) => String(url).includes("v1/") ? new Response(endless(how.signal)) : real(url, how);
+}"""
+"""An answer that begins and goes on for ever."""
+
+
+def test_a_chat_is_stopped_or_cleared_in_the_middle(writer: ServerProcess, browser: Any) -> None:  # noqa: F811
+    """What was written by then stays where it is stopped; where it is cleared nothing does, and nothing went wrong."""
+    with opened(browser, f"{writer.http}/") as page:
+        choose(page, "writer")
+        way(page, "Chat")
+        page.evaluate(ENDLESS)
+        for number, (press, left) in enumerate((("Stop", ["One", "Half a"]), ("Clear", []))):
+            page.fill("#say", ("One", "Two")[number])
+            page.click("button:has-text('Send')")
+            until(page, f"document.querySelectorAll('#turns .assistant p')[{number}]?.textContent === 'Half a'")
+            page.click(f"button:has-text('{press}')")
+            until(page, "!document.querySelector('.chat .main').disabled")
+            assert page.locator("#turns li p").all_inner_texts() == left
+            assert page.input_value("#say") == ""
+            assert page.locator(".chat [role=alert]").is_hidden()
+
+
 def test_a_hundred_callers_who_hang_up_leave_nothing_behind(writer: ServerProcess) -> None:
     """By events, by PredictStream, by connections that are cut: a text so far is what its prompt gets alone."""
     where = [f"127.0.0.1:{writer.port(listener)}" for listener in ("REST", "gRPC", "metrics")]
