@@ -257,6 +257,10 @@ def test_what_is_asked_of_a_version_is_its_passes_or_what_prepares_them() -> Non
 def test_what_is_noted_and_not_read_stays_small() -> None:
     """Of passes, and of requests that share them; nothing of it is lost."""
     counts = ModelStatistics("m", "1")
+    for _ in range(600):
+        counts.count_pass(2, 1, 1, 1)
+        assert len(counts._noted_passes) <= 1024
+    counts = ModelStatistics("m", "1")
     for number in range(3000):
         counts.count_pass(2, 1, 1, 1)
         counts.count_success([request(0, 0), request(number, 0)], 1, 3000, 1, 1, 1)
