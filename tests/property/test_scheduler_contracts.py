@@ -24,7 +24,7 @@ from server.errors import (
     Overloaded,
     QueueFull,
 )
-from server.scheduler.handoff import HANDOFF_NS
+from server.scheduler.handoff import HANDOFF_NS, ONE_CORE
 from server.scheduler.queue import Priorities, QueuePolicy
 from server.scheduler.share import Lease, Share
 from server.scheduler.statistics import FailureReason
@@ -67,7 +67,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         override=st.booleans(),
         instances=st.integers(1, 3),
         inline=st.booleans(),
-        pass_ns=st.sampled_from([HANDOFF_NS, TICK_NS, 3 * TICK_NS]),
+        pass_ns=st.sampled_from([ONE_CORE * HANDOFF_NS, TICK_NS, 3 * TICK_NS]),
         best=st.sampled_from([1, 3, 100]),
         levels=st.sampled_from([0, 0, 2, 3]),
         slo=st.sampled_from([0, 0, 6]),
