@@ -261,6 +261,10 @@ def test_what_is_noted_and_not_read_stays_small() -> None:
         counts.count_pass(2, 1, 1, 1)
         assert len(counts._noted_passes) <= 1024
     counts = ModelStatistics("m", "1")
+    for number in range(700):
+        counts.count_success([request(0, 0), request(number + 1, 0)], 1, 3000, 1, 1, 1)
+        assert len(counts._noted_requests) <= 6 * 1024
+    counts = ModelStatistics("m", "1")
     for number in range(3000):
         counts.count_pass(2, 1, 1, 1)
         counts.count_success([request(0, 0), request(number, 0)], 1, 3000, 1, 1, 1)
