@@ -53,7 +53,8 @@ def _listen_everywhere(port: int) -> socket.socket:
         # A kernel that was started without IPv6.
         if error.errno != errno.EAFNOSUPPORT:
             raise
-        return socket.create_server(("0.0.0.0", port), backlog=BACKLOG)  # noqa: S104 - what was asked for
+        every = "0.0.0.0"  # nosec B104 # noqa: S104 - what was asked for
+        return socket.create_server((every, port), backlog=BACKLOG)
 
 
 def tls_context(settings: TlsSettings, *protocols: str) -> ssl.SSLContext | None:
