@@ -7,7 +7,7 @@ What is not here goes through as it is: that a caller may make a call at all is 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from server.errors import ServingError, UnknownRegion
@@ -16,6 +16,7 @@ from server.security.caller import Caller
 
 if TYPE_CHECKING:
     from server.security.gate import Entry, Owners
+    from server.shared_memory.region import Kind
     from server.types import IndexEntry, InferRequest, PredictRequest, PredictResponse
 
 _OF_A_MODEL = frozenset(
@@ -156,16 +157,21 @@ class _OwnMemory:
             self._regions.register(name, key, offset, byte_size)
         self._owners[name] = self._name
 
-    def unregister(self, name: str = "") -> None:
+    async def register_cuda(self, name: str, raw_handle: bytes, device_id: int, byte_size: int) -> None:
+        with acting(self._name):
+            await self._memory.register_cuda(name, raw_handle, device_id, byte_size)
+        self._owners[name] = self._name
+
+    def unregister(self, kind: Kind, name: str = "") -> None:
         if name and self._regions.get(name) is not None and self._owners.get(name) != self._name:
             raise UnknownRegion(name)
-        for own in [name] if name else [region.name for region in self]:
+        for own in [region.name for region in self.of(kind) if name in ("", region.name)]:
             with acting(self._name):
-                self._regions.unregister(own)
+                self._regions.unregister(kind, own)
             self._owners.pop(own, None)
 
     def get(self, name: str) -> Any:
         return self._regions.get(name) if self._owners.get(name) == self._name else None
 
-    def __iter__(self) -> Iterator[Any]:
-        return (region for region in self._regions if self._owners.get(region.name) == self._name)
+    def of(self, kind: Kind) -> list[Any]:
+        return [region for region in self._regions.of(kind) if self._owners.get(region.name) == self._name]

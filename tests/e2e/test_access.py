@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import tritonclient.grpc
 
 from server.security.keys import KeyFile, new_key, write_file
 from tests.e2e.conftest import REPOSITORY, end, on_one_port, start
+from tests.support.fake_cuda import allocated, build
 
 pytestmark = pytest.mark.e2e
 
@@ -148,6 +150,32 @@ def test_the_metrics_take_a_token_of_their_own(tmp_path: Path) -> None:
         assert httpx.get(server.metrics, headers={"authorization": "Bearer s3cret"}).status_code == 401
     finally:
         end(server)
+
+
+def test_regions_of_gpus_are_their_owners_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By a driver without a GPU; what one forgets of a kind is its own, of that kind."""
+    monkeypatch.setenv("LD_LIBRARY_PATH", str(build(tmp_path)))
+    shop = Shop(tmp_path, [])
+    at = "/v2/cudasharedmemory"
+
+    def told(who: str) -> list[str]:
+        return [region["name"] for region in shop.ask("GET", f"{at}/status", who).json()]
+
+    try:
+        with allocated(1600) as (handle, _):
+            place = {"raw_handle": {"b64": base64.b64encode(handle).decode()}, "device_id": 0, "byte_size": 1600}
+            answers = [shop.ask("POST", f"{at}/region/mine/register", "ops", json=place) for _ in range(2)]
+            assert [answer.status_code for answer in answers] == [200, 409]
+            assert (told("ops"), told("user")) == (["mine"], [])
+            shop.ask("POST", f"{at}/unregister", "user")
+            shop.ask("POST", "/v2/systemsharedmemory/unregister", "ops")
+            assert shop.ask("POST", f"{at}/region/mine/unregister", "user").status_code == 404
+            assert told("ops") == ["mine"]
+            shop.ask("POST", f"{at}/unregister", "ops")
+            assert told("ops") == []
+            assert "actor='ops' action=shared_memory.register region='mine' device='0'" in shop.server.log.read_text()
+    finally:
+        end(shop.server)
 
 
 def test_regions_are_their_owners(tmp_path: Path) -> None:

@@ -9,9 +9,11 @@ from typing import Any
 
 import pytest
 
+from server.settings import HttpSettings
 from server.transport.http1.chunked import Chunked
 from server.transport.http1.head import Refused
 from server.transport.http1.reply import CONTINUE
+from server.transport.http1.server import Http1Server
 from tests.support.http1 import Echo, Peer
 
 S = 1_000_000_000
@@ -491,6 +493,27 @@ async def test_drain(app: Echo) -> None:
         assert [answer.body for answer in answers] == [b"GET %s " % path for path in paths]
         assert [answer.headers.get("connection") for answer in answers] == [None] * (len(paths) - 1) + ["close"]
         assert peer.transport.closed
+
+
+async def test_a_request_that_crosses_the_end_is_answered(app: Echo) -> None:
+    """On a connection that was idle as the server began to stop: a proxy that uses it again gets no end of file."""
+    server = Http1Server(app, "127.0.0.1", 0, HttpSettings())
+    port = await server.start()
+    (reader, writer), (unused, other) = [await asyncio.open_connection("127.0.0.1", port) for _ in range(2)]
+    writer.write(get("/1"))
+    assert b"GET /1" in await reader.readuntil(b"GET /1 ")
+    stopping = asyncio.create_task(server.stop(20))
+    while not server.draining:  # noqa: ASYNC110 - it has no event
+        await asyncio.sleep(0)
+    writer.write(get("/2"))
+    rest = await asyncio.wait_for(reader.read(), 20)
+    assert b"connection: close" in rest
+    assert b"GET /2" in rest
+    assert await asyncio.wait_for(unused.read(), 20) == b""
+    for each in (writer, other):
+        each.close()
+        await each.wait_closed()
+    await asyncio.wait_for(stopping, 20)
 
 
 # --- fuzz --------------------------------------------------------------------------------------------------------

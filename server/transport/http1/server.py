@@ -19,6 +19,8 @@ _LOOK_S = 1.0
 """Between two looks at the connections' time-outs, which are as exact as this."""
 _LAST_ANSWERS_S = 5.0
 """After the grace, for those that were cut off to take their last answer."""
+_IDLE_S = 0.25
+"""How long a connection that nothing is under way on stays open behind the listener."""
 
 
 class App(Protocol):
@@ -72,14 +74,21 @@ class Http1Server:
 
     async def stop(self, grace_s: float) -> None:
         """Close the listener and idle connections, answer what is in flight; abandon what is not answered after
-        `grace_s`."""
+        `grace_s`.
+
+        A proxy may be sending a request on a connection that is idle here, and would make a 502 of it. So those stay
+        open for a moment: what comes is answered, with the word that it was the last one, and for the next the proxy
+        finds no listener and goes elsewhere.
+        """
         if self._look is None or self.draining:
             return
         self.draining = True
         self.entrance.close()
+        idle_s = min(_IDLE_S, grace_s)
+        await self._emptied(idle_s)
         for connection in self.connections:
             connection.drain()
-        if not await self._emptied(grace_s):
+        if not await self._emptied(grace_s - idle_s):
             for connection in self.connections:
                 connection.cut_off()
             await self._emptied(_LAST_ANSWERS_S)
