@@ -100,6 +100,20 @@ def test_a_model_is_fine_tuned_beside_its_weights_and_published_in_int4(made: tu
     assert version["metrics"]["perplexity"] != version["metrics"]["perplexity_trained"]
 
 
+def test_a_model_is_fine_tuned_whole(made: tuple[Path, str], texts: Path) -> None:
+    """From a local folder, without LoRA: all its weights move, and it is certified as one from scratch is."""
+    place, _ = made
+    base = place / "run" / "trained"
+    flags = ["--data", str(texts), "--base", str(base), "--window", "32", "--epochs", "1", "--batch-size", "16"]
+    run(*flags, "--run-dir", str(place / "whole"), "--name", "whole", "--repository", str(place / "models"))
+    before, after = (AutoModelForCausalLM.from_pretrained(folder) for folder in (base, place / "whole" / "trained"))
+    weights = dict(after.named_parameters())
+    assert [name for name, weight in before.named_parameters() if bool((weights[name] == weight).all())] == []
+    version = json.loads((place / "models" / "whole" / "manifest.json").read_text())["versions"]["1"]
+    assert version["metrics"]["same_tokens_as_transformers"] == 1
+    assert version["baseline"]["name"] == "bigram table"
+
+
 def test_a_base_that_can_not_be_tuned_is_named(made: tuple[Path, str], texts: Path, tmp_path: Path) -> None:
     """By its option: it has other layers than those that are tuned, or lies where the run would empty its folder."""
     place, _ = made
