@@ -304,8 +304,7 @@ class Preparing:
             refusal, own_ns = self._behind.foresee(request, self._batcher.rows_before(work))
             now_ns = self._clock()
             if refusal is not None:
-                if request.settle(refusal):
-                    self._model_statistics.count_failure(refusal, now_ns - request.received_ns)
+                self._refuse(request, refusal, now_ns)
                 return
             self._own_ns = own_ns
             work.deadline_ns = request.deadline_ns
@@ -320,8 +319,7 @@ class Preparing:
         if self._behind is not None and request.deadline_ns < NO_DEADLINE:
             refusal = self._behind.hopeless(self._signatures.get(_BRIEF), request.deadline_ns)
         if refusal is not None:
-            if request.settle(refusal):
-                self._model_statistics.count_failure(refusal, self._clock() - request.received_ns)
+            self._refuse(request, refusal, self._clock())
             return
         tensors = _tensors(self._model, self._prepare, raw)
         if isinstance(tensors, ServingError):
@@ -330,6 +328,10 @@ class Preparing:
         if request.explanation is not None:
             request.explanation.mark("preprocess")
         self._hand_on(request, tensors, _BRIEF)
+
+    def _refuse(self, request: InferRequest, refusal: ServingError, now_ns: int) -> None:
+        if request.settle(refusal):
+            self._model_statistics.count_failure(refusal, now_ns - request.received_ns)
 
     def _kept_ns(self, left_ns: int) -> int:
         """Of the time that a request has left: what its own pass needs."""

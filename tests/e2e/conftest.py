@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -105,6 +106,27 @@ def end(server: ServerProcess) -> None:
     if server.process.poll() is None:
         server.process.kill()
         server.process.wait(10)
+
+
+@contextmanager
+def by_transport(root: Path) -> Iterator[Callable[[str], ServerProcess]]:
+    """Gives the server of `root`/models by a gRPC transport, started when it is first asked for; each must be alive at
+    the end."""
+    running: dict[str, ServerProcess] = {}
+
+    def of(transport: str) -> ServerProcess:
+        if transport not in running:
+            flags = ("--grpc-transport", transport)
+            running[transport] = start(root / f"{transport}.log", *flags, repository=root / "models")
+        return running[transport]
+
+    try:
+        yield of
+        alive = [server.process.poll() is None for server in running.values()]
+    finally:
+        for server in running.values():
+            end(server)
+    assert all(alive)
 
 
 @pytest.fixture

@@ -21,7 +21,7 @@ import tritonclient.grpc
 import tritonclient.http
 from tritonclient.utils import InferenceServerException
 
-from tests.e2e.conftest import ServerProcess, end, start
+from tests.e2e.conftest import ServerProcess, by_transport, end, start
 from tests.support.fake_cuda import allocated, build, is_open
 from tests.support.onnx_models import identity_folder
 from tests.support.parts import tool
@@ -46,21 +46,9 @@ VIA: dict[str, tuple[str, ModuleType]] = {
 def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str], ServerProcess]]:
     root = tmp_path_factory.mktemp("servers")
     identity_folder(root / "models", "same")
-    running: dict[str, ServerProcess] = {}
-    with pytest.MonkeyPatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch, by_transport(root) as of:
         patch.setenv("LD_LIBRARY_PATH", str(build(tmp_path_factory.mktemp("driver"))))
-
-        def of(transport: str) -> ServerProcess:
-            if transport not in running:
-                flags = ("--grpc-transport", transport)
-                running[transport] = start(root / f"{transport}.log", *flags, repository=root / "models")
-            return running[transport]
-
         yield of
-    alive = [server.process.poll() is None for server in running.values()]
-    for server in running.values():
-        end(server)
-    assert all(alive)
 
 
 @dataclass

@@ -18,7 +18,7 @@ import tritonclient.http
 import tritonclient.utils.shared_memory as shm
 from tritonclient.utils import InferenceServerException, serialize_byte_tensor
 
-from tests.e2e.conftest import ServerProcess, StartServer, end, start
+from tests.e2e.conftest import ServerProcess, StartServer, by_transport
 from tests.support.onnx_models import identity_folder
 from tests.support.shared_memory import SHM, shared_file
 
@@ -39,21 +39,10 @@ VIA = {
 
 @pytest.fixture(scope="module")
 def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str], ServerProcess]]:
-    running: dict[str, ServerProcess] = {}
     root = tmp_path_factory.mktemp("servers")
     identity_folder(root / "models", "same")
-
-    def of(transport: str) -> ServerProcess:
-        if transport not in running:
-            flags = ("--grpc-transport", transport)
-            running[transport] = start(root / f"{transport}.log", *flags, repository=root / "models")
-        return running[transport]
-
-    yield of
-    alive = [server.process.poll() is None for server in running.values()]
-    for server in running.values():
-        end(server)
-    assert all(alive)
+    with by_transport(root) as of:
+        yield of
 
 
 class Asking:
