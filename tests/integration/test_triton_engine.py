@@ -48,6 +48,7 @@ from server.settings import Settings, TritonSettings
 from server.tensor import Array, Tensor
 from server.types import NO_DEADLINE, InferRequest, InferResponse
 from tests.e2e.conftest import REPOSITORY, ServerProcess, end, start
+from tests.support import fake_triton
 from tests.support.fake_triton import CONFIG, FakeTriton, Model, never, refusing, response
 from tests.support.parts import self_signed
 
@@ -521,6 +522,27 @@ async def test_a_server_that_comes_back_with_another_config_gets_nothing_of_the_
             await ask(models)
 
     assert len(one.requests) == before
+
+
+async def test_a_server_that_is_up_is_ready_when_it_has_said_what_it_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Until then nothing is sent to it, and the index does not say READY."""
+    triton, told = FakeTriton(), asyncio.Event()
+    async with over(triton) as models:
+        await triton.stop()
+        await until(lambda: not models.pool.up)
+        request, config = fake_triton._METHODS["ModelConfig"]
+
+        async def later(fake: FakeTriton, message: Any, context: Any) -> Any:
+            await told.wait()
+            return await config(fake, message, context)
+
+        monkeypatch.setitem(fake_triton._METHODS, "ModelConfig", (request, later))
+        await triton.start()
+        await until(lambda: bool(models.pool.up))
+        assert [entry.state for entry in models.index()] == ["UNAVAILABLE"]
+        told.set()
+        await until(lambda: [entry.state for entry in models.index()] == ["READY"])
+        await ask(models)
 
 
 async def test_a_name_is_looked_up_again_and_again() -> None:

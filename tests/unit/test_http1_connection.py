@@ -495,25 +495,39 @@ async def test_drain(app: Echo) -> None:
         assert peer.transport.closed
 
 
-async def test_a_request_that_crosses_the_end_is_answered(app: Echo) -> None:
+async def test_a_request_that_crosses_the_end_is_answered(app: Echo, monkeypatch: pytest.MonkeyPatch) -> None:
     """On a connection that was idle as the server began to stop: a proxy that uses it again gets no end of file."""
+    monkeypatch.setattr("server.transport.http1.server._IDLE_S", 20.0)
     server = Http1Server(app, "127.0.0.1", 0, HttpSettings())
-    port = await server.start()
-    (reader, writer), (unused, other) = [await asyncio.open_connection("127.0.0.1", port) for _ in range(2)]
+    reader, writer = await asyncio.open_connection("127.0.0.1", await server.start())
     writer.write(get("/1"))
     assert b"GET /1" in await reader.readuntil(b"GET /1 ")
     stopping = asyncio.create_task(server.stop(20))
     while not server.draining:  # noqa: ASYNC110 - it has no event
         await asyncio.sleep(0)
+    await asyncio.sleep(0.05)
     writer.write(get("/2"))
     rest = await asyncio.wait_for(reader.read(), 20)
     assert b"connection: close" in rest
     assert b"GET /2" in rest
-    assert await asyncio.wait_for(unused.read(), 20) == b""
-    for each in (writer, other):
-        each.close()
-        await each.wait_closed()
+    writer.close()
+    await writer.wait_closed()
     await asyncio.wait_for(stopping, 20)
+
+
+async def test_a_connection_that_stays_idle_is_closed_as_the_server_stops(
+    app: Echo, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Behind the moment in which something might have crossed."""
+    monkeypatch.setattr("server.transport.http1.server._IDLE_S", 0.01)
+    server = Http1Server(app, "127.0.0.1", 0, HttpSettings())
+    reader, writer = await asyncio.open_connection("127.0.0.1", await server.start())
+    writer.write(get("/1"))
+    assert b"GET /1" in await reader.readuntil(b"GET /1 ")
+    await asyncio.wait_for(server.stop(20), 20)
+    assert await asyncio.wait_for(reader.read(), 20) == b""
+    writer.close()
+    await writer.wait_closed()
 
 
 # --- fuzz --------------------------------------------------------------------------------------------------------
