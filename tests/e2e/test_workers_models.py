@@ -156,6 +156,7 @@ def test_a_shadow_of_all_fronts_is_judged_once(pair: Pair, server: ServerProcess
     first, second = pair
     config = first.get_model_config("canary", as_json=True)["config"]
     keys = {"shadow_version": "2", "rollout_compare": "values", "rollout_min_requests": "30"}
+    keys["rollout_max_latency_ratio"] = "1000"  # On a busy machine a shadow may well be slow, too.
     config["parameters"] = {key: {"string_value": value} for key, value in keys.items()}
     second.load_model("canary", config=json.dumps(config))
     rolled_back = 'forwardpass_rollout_rolled_back{cause="disagreement",kind="shadow",model="canary",version="2"} 1.0'

@@ -155,10 +155,14 @@ def test_a_canary_is_chosen_in_front_of_the_tritons(sides: Sides) -> None:
 
 def test_a_worse_shadow_on_tritons_is_rolled_back(sides: Sides) -> None:
     """A load with another config makes the candidate a shadow, whose answers are twice as large: nobody saw one. A load
-    puts it on trial again. What the Tritons are to classify is not compared."""
+    puts it on trial again. What the Tritons are to classify is not compared.
+
+    The latency's limit is out of reach: where the Tritons share two cores with other tests, a shadow that stands still
+    for some milliseconds would be rolled back for that."""
     with triton_grpc.InferenceServerClient(sides.over.grpc) as client:
         config = client.get_model_config("parted", as_json=True)["config"]
         keys = {"shadow_version": "2", "rollout_compare": "values", "rollout_min_requests": "20"}
+        keys["rollout_max_latency_ratio"] = "1000"
         config["parameters"] = {key: {"string_value": value} for key, value in keys.items()}
         client.load_model("parted", config=json.dumps(config))
         labels = 'kind="shadow",model="parted"'
@@ -168,10 +172,12 @@ def test_a_worse_shadow_on_tritons_is_rolled_back(sides: Sides) -> None:
         wanted = [triton_grpc.InferRequestedOutput("y", class_count=1)]
         assert infer(sides, "parted", np.array([[3.0]], np.float32), outputs=wanted).tolist() == [[b"3.000000:0"]]
         assert f'forwardpass_rollout_requests_total{{{labels},outcome="skipped",version="2"}} 1.0' in told(sides)
-        for _ in range(10):
+
+        def no_longer_asked() -> bool:
             assert versions(sides, 20) == {"1": 20}
-            if f"{asked} 0.0" in told(sides):
-                break
+            return f"{asked} 0.0" in told(sides)
+
+        until(no_longer_asked)
         assert f'forwardpass_rollout_rolled_back{{cause="disagreement",{labels},version="2"}} 1.0' in told(sides)
         client.load_model("parted", config=json.dumps(config))
         assert f"{asked} 1.0" in told(sides)
