@@ -27,6 +27,7 @@ from server.pipeline.base import Pipeline
 from server.predictions import Predictions
 from server.proto.triton import model_config_pb2
 from server.repository.certificate import Manifest
+from server.repository.completed import completed
 from server.repository.repository import NOT_LOADED, UNLOADED
 from server.scheduler.share import Share
 from server.scheduler.statistics import ModelStatistics
@@ -291,8 +292,8 @@ class DataPlane:
         return self._models.resolve(name, version).model.manifest
 
     def model_config(self, name: str, version: str = "") -> model_config_pb2.ModelConfig:
-        """The config.pbtxt as the server read it. Raises UnknownModel, ModelNotReady."""
-        return self._models.resolve(name, version).model.config.message
+        """What config.pbtxt says, completed by what is so where it says nothing. Raises UnknownModel, ModelNotReady."""
+        return completed(self._models.resolve(name, version).model.config)
 
     def statistics(self, name: str = "", version: str = "") -> list[ModelStatistics]:
         """What this process counted of every version in service, or of those that `name` and `version` name.

@@ -9,6 +9,9 @@ from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import Message
 
 _ACCELERATORS = "optimization.execution_accelerators"
+_PINNED = ("input_pinned_memory", "output_pinned_memory")
+"""Hints of how a copy to a GPU and back is made, which either way changes no answer, and is ONNX Runtime's choice here.
+Triton has `enable: true` in every config that it tells, so a client that loads such a config anew says it."""
 _FIELDS: Mapping[str, tuple[str, ...]] = {
     "": (
         "name",
@@ -82,7 +85,8 @@ _FIELDS: Mapping[str, tuple[str, ...]] = {
     "model_transaction_policy": ("decoupled",),
     "ensemble_scheduling": ("step",),
     "ensemble_scheduling.step": ("model_name", "model_version", "input_map", "output_map"),
-    "optimization": ("graph", "execution_accelerators"),
+    "optimization": ("graph", "execution_accelerators", *_PINNED),
+    **{f"optimization.{name}": ("enable",) for name in _PINNED},
     "optimization.graph": ("level",),
     _ACCELERATORS: ("gpu_execution_accelerator", "cpu_execution_accelerator"),
     f"{_ACCELERATORS}.gpu_execution_accelerator": ("name", "parameters"),

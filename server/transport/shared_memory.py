@@ -104,8 +104,9 @@ async def post_cuda_register(exchange: Exchange) -> Reply:
     shared_memory = exchange.dataplane.shared_memory
     shared_memory.regions()
     document = await _object(exchange)
-    numbers = (_number(document, "device_id", None), _number(document, "byte_size", None))
-    await shared_memory.register_cuda(exchange.names["region"], _handle(document), *numbers)
+    handle = _handle(document)
+    numbers = (_number(document, "device_id", None, of=""), _number(document, "byte_size", None))
+    await shared_memory.register_cuda(exchange.names["region"], handle, *numbers)
     return Reply(200)
 
 
@@ -133,8 +134,8 @@ def _handle(document: dict[str, Any]) -> bytes:
         raise InvalidRequest("raw_handle.b64", "is no base64") from error
 
 
-def _number(document: dict[str, Any], name: str, default: int | None) -> int:
+def _number(document: dict[str, Any], name: str, default: int | None, of: str = " of bytes") -> int:
     value = document.get(name, default)
     if type(value) is not int or not 0 <= value <= _LARGEST:
-        raise InvalidRequest(name, "must be a whole number of bytes, 0 to 2**64 - 1")
+        raise InvalidRequest(name, f"must be a whole number{of}, 0 to 2**64 - 1")
     return value

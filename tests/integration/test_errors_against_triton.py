@@ -353,12 +353,13 @@ def test_binary_data_over_rest(sides: Sides, data: bytes, length: int | None, wo
         ("GET", "/v2/models/linear/infer", 405, 405),
         ("POST", "/v2/models/linear", 405, 405),
         ("GET", "/v2/models/linear/nope", 404, 404),
+        ("GET", "/v2/models/lin%65ar", 404, 200),
         ("GET", "/v2/models/linear/versions/v1", 404, 404),
         ("POST", "/v2/repository/models/linear/load", 503, 503),
     ],
 )
 def test_other_routes(sides: Sides, method: str, path: str, theirs: int, ours: int) -> None:
-    """What is not there is 404 everywhere."""
+    """What is not there is 404 everywhere. Names are percent-decoded here."""
     for port, status in ((sides.triton.http, theirs), (sides.ours.http, ours)):
         assert httpx.request(method, f"http://127.0.0.1:{port}{path}", timeout=30).status_code == status
 

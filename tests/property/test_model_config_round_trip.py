@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tritonclient.grpc import model_config_pb2 as pb
 
+from server.repository.completed import completed
 from server.repository.model_config import from_message, parse_text, write_model_config
 
 names = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=12)
@@ -58,3 +59,15 @@ def test_written_then_read_is_the_same_message_and_config(message: pb.ModelConfi
     assert again == message
     assert from_message(again, "m") == from_message(message, "m")
     assert f"max_batch_size: {message.max_batch_size}\n" in text
+
+
+@given(configs())
+@settings(max_examples=80, deadline=None)
+def test_the_config_that_is_told_means_the_same(message: pb.ModelConfig) -> None:
+    """A client may load a model with the config that it was told of it."""
+    config = from_message(message, "m")
+
+    told = completed(config)
+
+    assert from_message(told, "m") == config
+    assert completed(from_message(told, "m")) == told

@@ -14,6 +14,7 @@ from tritonclient.grpc import model_config_pb2 as pb
 
 from server.engine.base import Accelerator, InstanceGroup
 from server.errors import ModelLoadFailed
+from server.repository.completed import completed
 from server.repository.honoured import HONOURED, unhonoured
 from server.repository.model_config import (
     All,
@@ -398,3 +399,55 @@ def test_a_rate_limiter_is_refused_with_what_to_do_instead() -> None:
     assert "instance_group.count" in reason
     assert "--rate-limit" in reason
     assert not list(unhonoured(parse_text("instance_group { count: 2 rate_limiter {} }", "m")))
+
+
+LEFT_OUT = """
+backend: "onnxruntime" max_batch_size: 8
+input { name: "x" data_type: TYPE_FP32 dims: 2 } output { name: "y" data_type: TYPE_FP32 dims: 1 }
+sequence_batching {
+  control_input { name: "START" control { kind: CONTROL_SEQUENCE_START bool_false_true: [false, true] } }
+}
+"""
+
+
+def test_the_config_that_is_told_says_what_is_so_where_the_file_says_nothing(tmp_path: Path) -> None:
+    """As Triton completes it; the file's own message stays as it is, for those who write it again."""
+    config = read(tmp_path, LEFT_OUT)
+    told = completed(config)
+
+    assert told.name == config.name
+    assert told.version_policy.latest.num_versions == 1
+    assert told.sequence_batching.max_sequence_idle_microseconds == 1_000_000
+    assert [group.count for group in told.instance_group] == [1]
+    assert config.message == parse_text(LEFT_OUT, "m")
+
+
+def test_the_config_that_is_told_keeps_what_the_file_says(tmp_path: Path) -> None:
+    """Other policies, counts and times are told as they are."""
+    said = (
+        LEFT_OUT.replace("sequence_batching {", "sequence_batching { max_sequence_idle_microseconds: 7")
+        + "version_policy { latest { num_versions: 3 } } instance_group { count: 2 kind: KIND_CPU }"
+    )
+    told = completed(read(tmp_path, said))
+
+    assert told.version_policy.latest.num_versions == 3
+    assert told.sequence_batching.max_sequence_idle_microseconds == 7
+    assert [(group.count, group.kind) for group in told.instance_group] == [(2, pb.ModelInstanceGroup.KIND_CPU)]
+    assert completed(read(tmp_path, BASE + "version_policy { all {} }")).version_policy.HasField("all")
+
+
+TOLD_BY_TRITON = """
+name: "m" backend: "onnxruntime" version_policy { latest { num_versions: 1 } } max_batch_size: 8
+input { name: "x" data_type: TYPE_FP32 dims: 3 } output { name: "y" data_type: TYPE_FP32 dims: 2 }
+optimization { priority: PRIORITY_DEFAULT input_pinned_memory { enable: true } output_pinned_memory { enable: true } }
+dynamic_batching { preferred_batch_size: 8 }
+instance_group { name: "m" kind: KIND_CPU count: 1 } default_model_filename: "model.onnx"
+"""
+"""Of a file that says the backend, the tensors and `dynamic_batching {}`."""
+
+
+def test_the_config_that_a_triton_tells_is_taken(tmp_path: Path) -> None:
+    """Clients load a model with the config that they were told, a field or two changed."""
+    config = read(tmp_path, TOLD_BY_TRITON)
+
+    assert (config.max_batch_size, config.instance_groups) == (8, (InstanceGroup("KIND_CPU", 1, (), "m"),))
