@@ -30,6 +30,10 @@ class DataError(ExporterError):
     exit_code = 3
 
 
+class LabelsError(DataError):
+    """There are no labels, or too few rows of one."""
+
+
 class RunError(ExporterError):
     exit_code = 4
 

@@ -28,8 +28,8 @@ from exporter.errors import DataError
 from exporter.publish import Certificate, Model, Published, publish
 from exporter.recipes.base import Arrays, Split, Tolerance
 from exporter.text.hub import HubFolder
-from exporter.text.network import SentenceEncoder
 from exporter.text.rows import bucket_parameters
+from exporter.text.sentence import MODULES_FILE
 from exporter.verify import verify
 from server.pipeline.classification import LABELS, ClassificationSpec
 from server.pipeline.image_spec import Filter, ImageSpec, Normalize, Resize
@@ -151,7 +151,7 @@ def read(folder: HubFolder) -> Imported:
         return _texts(folder, "AutoModelForTokenClassification", per_token=True)
     if kind.endswith("ForImageClassification"):
         return _pictures(folder)
-    if kind.endswith("Model") or (folder.path / "modules.json").is_file():
+    if kind.endswith("Model") or (folder.path / MODULES_FILE).is_file():
         return _sentences(folder)
     raise DataError(
         f"{folder.path}: no task for the architecture {kind}; known are models for sequence, token and image "
@@ -181,15 +181,15 @@ def _texts(folder: HubFolder, kind: str, *, per_token: bool) -> Imported:
 
 
 def _sentences(folder: HubFolder) -> Imported:
-    tokens, dimensions = folder.tokens(), int(folder.config["hidden_size"])
+    tokens, dimensions = folder.tokens(), folder.dimensions
     spec = TextEmbeddingSpec(
-        tokens=tokens, output=EMBEDDING, dimensions=dimensions, normalized=folder.normalized, example=TEXTS[0]
+        tokens=tokens, output=EMBEDDING, dimensions=dimensions, normalized=folder.modules.normalized, example=TEXTS[0]
     )
     inputs = tuple(TensorSpec(name, "INT64", (-1,)) for name in tokens.tensors)
     golden = [TextInput(text) for text in TEXTS]
 
     def network() -> nn.Module:
-        return SentenceEncoder(folder.encoder(), folder.pooling, normalized=folder.normalized)
+        return folder.sentences()
 
     outputs = (TensorSpec(EMBEDDING, "FP32", (dimensions,)),)
     return Imported(folder, spec, (), inputs, outputs, golden, network, bucket_parameters(tokens))

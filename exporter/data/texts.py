@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from exporter.data.records import csv_rows, jsonl_rows, kind_of, parquet_frame
-from exporter.errors import DataError
+from exporter.errors import DataError, LabelsError
 from exporter.recipes.base import Dropped
 
 COLUMNS = ("text", "label")
 MOST_CHARACTERS = 20_000
+_NO_LABEL = "has no label"
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +60,8 @@ def read_file(path: Path) -> TextSet:
             labelled.append(LabelledText(where, row["text"], _label(row["label"])))
     if not labelled:
         first = f"; the first: {broken[0].where}: {broken[0].reason}" if broken else ""
-        raise DataError(f"{path}: no row has a text and a label{first}")
+        wrong = LabelsError if broken and all(each.reason == _NO_LABEL for each in broken) else DataError
+        raise wrong(f"{path}: no row has a text and a label{first}")
     return TextSet(f"file {path.name}", tuple(labelled), tuple(broken))
 
 
@@ -105,7 +107,8 @@ def _demand_columns(path: Path, names: Sequence[str]) -> None:
         raise DataError(f"{path}: two columns are named {repeated[0]!r}")
     missing = [name for name in COLUMNS if name not in names]
     if missing:
-        raise DataError(f"{path}: has no column {' and no column '.join(missing)}; there are {', '.join(names)}")
+        wrong = LabelsError if missing == ["label"] else DataError
+        raise wrong(f"{path}: has no column {' and no column '.join(missing)}; there are {', '.join(names)}")
 
 
 def _label(value: object) -> str:
@@ -125,7 +128,7 @@ def _problem(row: Mapping[str, Any]) -> str:
     if len(text) > MOST_CHARACTERS:
         return f"has a text of {len(text)} characters, the most are {MOST_CHARACTERS}"
     if not label:
-        return "has no label"
+        return _NO_LABEL
     if len(label.splitlines()) != 1:
         return "has a label of several lines"
     try:

@@ -5,19 +5,21 @@ Nothing is trained. Labelled texts measure it: how often is the nearest training
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
+from pydantic import BaseModel
 from torch import nn
 
-from exporter.errors import ExporterError, UsageError
+from exporter.errors import ExporterError, LabelsError, UsageError
 from exporter.onnx import TrainedNetwork
 from exporter.recipes.base import Collected, Evaluation, Hyperparameters, Predict, RunConfig, Split, Tolerance, Trained
-from exporter.recipes.text import BUNDLED, TextTask, collected
+from exporter.recipes.text import BUNDLED, TextTask, by_words, collected
 from exporter.text.hub import HubFolder
-from exporter.text.network import SentenceEncoder
 from exporter.text.rows import lengths_cut
 from server.pipeline.load import write_spec
 from server.pipeline.text_spec import TextEmbeddingSpec
@@ -34,7 +36,7 @@ class EmbeddingTask(TextTask):
 
     @property
     def outputs(self) -> tuple[TensorSpec, ...]:
-        return (TensorSpec(OUTPUT, "FP32", (int(self._hub.config["hidden_size"]),)),)
+        return (TensorSpec(OUTPUT, "FP32", (self._hub.dimensions,)),)
 
     @property
     def tolerances(self) -> Mapping[str, Tolerance]:
@@ -50,20 +52,17 @@ class EmbeddingTask(TextTask):
         return TrainedNetwork(self, self.network().eval())
 
     def network(self) -> nn.Module:
-        return SentenceEncoder(self._hub.encoder(), self._hub.pooling, normalized=self._hub.normalized)
+        return self._hub.sentences()
 
     def loss(self, outputs: Sequence[torch.Tensor], targets: torch.Tensor) -> torch.Tensor:
         raise ExporterError("an encoder of sentences is not trained here")
 
     def evaluate(self, predict: Predict) -> Evaluation:
         """The share of test texts whose nearest training text has their label, by vectors and by tf-idf."""
-        from sklearn.feature_extraction.text import TfidfVectorizer
-
         (train, known), (test, wanted) = self.rows.of(Split.TRAIN), self.rows.of(Split.TEST)
-        vectorizer = TfidfVectorizer(sublinear_tf=True)
-        words = vectorizer.fit_transform(train)
-        by_words = (vectorizer.transform(test) @ words.T).toarray().argmax(axis=1)
-        baseline = {METRIC: float(np.mean(known[by_words] == wanted))}
+        words, asked = by_words(train, test, most=1)
+        nearest = (asked @ words.T).toarray().argmax(axis=1)
+        baseline = {METRIC: float(np.mean(known[nearest] == wanted))}
         note = (f"cut at {self.tokens.max_length} tokens: {lengths_cut(self.rows, Split.TEST)} test texts",)
         return Evaluation(self.metrics(predict), baseline, "nearest by tf-idf", notes=note)
 
@@ -79,7 +78,7 @@ class EmbeddingTask(TextTask):
             tokens=self.tokens,
             output=OUTPUT,
             dimensions=self.outputs[0].dims[0],
-            normalized=self._hub.normalized,
+            normalized=self._hub.modules.normalized,
             example=self.rows.texts[int(self.rows.splits[Split.TEST][0])],
         )
         write_spec(spec, folder)
@@ -111,4 +110,28 @@ class EmbeddingRecipe:
     def collect(self, config: RunConfig) -> Collected:
         if config.text is None or not config.text.encoder:
             raise UsageError("--encoder is missing: the folder of a sentence encoder, or `minilm`")
-        return collected(config, EmbeddingTask)
+        self._refuse_training(config)
+        with _without_labels():
+            found = collected(config, EmbeddingTask)
+        return replace(found, prepare=_without_labels()(found.prepare))
+
+    def _refuse_training(self, config: RunConfig) -> None:
+        """Options that would do nothing."""
+        assert config.text is not None
+        given: tuple[tuple[BaseModel, Sequence[str]], ...] = (
+            (config.training, tuple(Hyperparameters.model_fields)),
+            (config.text, ("tuning", "vocabulary")),
+        )
+        for values, names in given:
+            for name in names:
+                if getattr(values, name) != type(values).model_fields[name].default:
+                    raise UsageError(f"--{name.replace('_', '-')}: nothing is trained by {TASK}")
+
+
+@contextmanager
+def _without_labels() -> Iterator[None]:
+    """Who has no labels is told what else there is."""
+    try:
+        yield
+    except LabelsError as error:
+        raise LabelsError(f"{error}; `forwardpass import FOLDER` publishes an encoder without a single text") from error

@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from itertools import chain, islice, zip_longest
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,7 +15,6 @@ from torch.nn import functional
 
 from exporter.data.support import SOURCE, support_messages
 from exporter.data.texts import TextSet, clean, read_file
-from exporter.errors import DataError
 from exporter.recipes.base import (
     Arrays,
     Collected,
@@ -77,6 +77,8 @@ class TextTask:
             if not options.max_length:
                 tokens = tokens.model_copy(update={"max_length": min(tokens.max_length, ENCODER_LENGTH)})
         self.rows.encode(tokens, self.tokenizer_json)
+        if self.hub is not None:
+            self.hub.check_vocabulary(self.rows.vocabulary)
         self.tokens = tokens
         self.report = self._report(found, duplicates)
 
@@ -111,7 +113,7 @@ class TextTask:
             return TextClassifier(small, small.width, len(self.labels), "mean", dropout=0.1)
         encoder = self.hub.encoder()
         freeze(encoder, self._options.tuning)
-        return TextClassifier(encoder, encoder.width, len(self.labels), self.hub.pooling, dropout=0.1)
+        return TextClassifier(encoder, encoder.width, len(self.labels), self.hub.modules.pooling, dropout=0.1)
 
     def learning_rates(self, network: nn.Module) -> Sequence[tuple[Sequence[nn.Parameter], float]]:
         """A pretrained encoder is moved less than its new head."""
@@ -152,17 +154,12 @@ class TextTask:
         return ClassificationSpec(output=OUTPUT, top_k=min(len(self.labels), 5))
 
     def _baseline(self) -> dict[str, float]:
-        from sklearn.feature_extraction.text import TfidfVectorizer
         from sklearn.linear_model import LogisticRegression
 
-        vectorizer = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True)
         train, test = (self.rows.of(split) for split in (Split.TRAIN, Split.TEST))
-        try:
-            features = vectorizer.fit_transform(train[0])
-        except ValueError as error:  # texts without a single word, of Chinese for example
-            raise DataError(f"no words are found in the texts: {error}") from error
-        model = LogisticRegression(max_iter=2_000, C=10.0).fit(features, train[1])
-        return balanced_metrics(Scored(test[1], model.predict_proba(vectorizer.transform(test[0]))))
+        known, asked = by_words(train[0], test[0], most=2)
+        model = LogisticRegression(max_iter=2_000, C=10.0).fit(known, train[1])
+        return balanced_metrics(Scored(test[1], model.predict_proba(asked)))
 
     def _report(self, found: TextSet, duplicates: tuple[Dropped, ...]) -> DataReport:
         cut = lengths_cut(self.rows, Split.TRAIN)
@@ -179,6 +176,19 @@ class TextTask:
             notes=(*notes, *self.rows.notes),
             synthetic=found.synthetic,
         )
+
+
+def by_words(train: Sequence[str], test: Sequence[str], most: int) -> tuple[Any, Any]:
+    """tf-idf of words, and of up to `most` in a row; of characters, where the training texts have no words."""
+    from sklearn.feature_extraction.text import TfidfVectorizer
+
+    vectorizer = TfidfVectorizer(ngram_range=(1, most), sublinear_tf=True)
+    try:
+        known = vectorizer.fit_transform(train)
+    except ValueError:  # of signs alone, or each a single one, as in Chinese
+        vectorizer = TfidfVectorizer(ngram_range=(1, most), sublinear_tf=True, analyzer="char")
+        known = vectorizer.fit_transform(train)
+    return known, vectorizer.transform(test)
 
 
 def golden_texts(rows: TextRows) -> list[RawInput]:

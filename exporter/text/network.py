@@ -6,11 +6,11 @@ what is padded never changes what comes out.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Literal, Protocol
 
 import torch
 from torch import nn
-from torch.nn import functional
 
 Pooling = Literal["mean", "cls", "max"]
 
@@ -110,14 +110,14 @@ class TextClassifier(nn.Module):
 
 
 class SentenceEncoder(nn.Module):
-    """Tokens to one vector for each text, [B, D], of the length 1 if `normalized`."""
+    """Tokens to one vector for each text, [B, D]: pooled, then through what follows in turn."""
 
-    def __init__(self, encoder: nn.Module, pooling: Pooling, *, normalized: bool) -> None:
+    def __init__(self, encoder: nn.Module, pooling: Pooling, following: Iterable[nn.Module] = ()) -> None:
         super().__init__()
         self.encoder = encoder
         self._pooling: Pooling = pooling
-        self._normalized = normalized
+        self._following = nn.Sequential(*following)
 
     def forward(self, *inputs: torch.Tensor) -> torch.Tensor:
-        vectors_bd = pooled(self.encoder(*inputs), inputs[1], self._pooling)
-        return functional.normalize(vectors_bd, p=2.0, dim=1) if self._normalized else vectors_bd
+        vectors_bd: torch.Tensor = self._following(pooled(self.encoder(*inputs), inputs[1], self._pooling))
+        return vectors_bd

@@ -11,7 +11,9 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 from exporter.data import labels
 from exporter.data.split import Indices, stratified
 from exporter.data.texts import LabelledText
+from exporter.errors import DataError
 from exporter.recipes.base import Arrays, Split
+from server.errors import InvalidRequest, ModelLoadFailed
 from server.pipeline.text_spec import TokensSpec
 from server.pipeline.tokens import TextEncoder
 from server.tensor import Array
@@ -28,6 +30,7 @@ class TextRows:
     def __init__(self, kept: Sequence[LabelledText], seed: int) -> None:
         """Raises DataError: fewer than 2 labels, or too few texts of one. `notes`: on labels that are rare."""
         self.texts = [item.text for item in kept]
+        self._where = [item.where for item in kept]
         self.labels = tuple(sorted({item.label for item in kept}))
         number = {label: index for index, label in enumerate(self.labels)}
         self.targets = np.array([number[item.label] for item in kept], dtype=np.int64)
@@ -35,11 +38,20 @@ class TextRows:
         self.splits: Mapping[Split, Indices] = stratified(self.targets, seed)
 
     def encode(self, tokens: TokensSpec, tokenizer_json: bytes) -> None:
-        """Tokenise all texts as serving will, once."""
-        tokenizer = Tokenizer.from_buffer(tokenizer_json)
+        """Tokenise all texts as serving will, once. Raises DataError: the tokenizer can't be used, or not on a text."""
+        try:
+            tokenizer = Tokenizer.from_buffer(tokenizer_json)
+        except ValueError as error:
+            raise DataError(f"{tokens.tokenizer} is no tokenizer: {error}") from error
         self.vocabulary = tokenizer.get_vocab_size()
-        self._encoder = TextEncoder(tokens, tokenizer)
-        encodings = self._encoder.encode(self.texts)
+        try:
+            self._encoder = TextEncoder.checked(tokens, tokenizer, "")
+            encodings = self._encoder.encode(self.texts)
+        except ModelLoadFailed as error:
+            raise DataError(f"{error.where}: {error.problem}") from error
+        except InvalidRequest as error:
+            row = int(error.field.removeprefix("inputs[").removesuffix("]"))
+            raise DataError(f"{self._where[row]}: {error.problem}") from error
         self._ids = [encoding.ids for encoding in encodings]
         self.cut = np.array([bool(encoding.overflowing) for encoding in encodings])
 

@@ -41,18 +41,22 @@ class TextEncoder:
     @classmethod
     def from_folder(cls, spec: TokensSpec, folder: Path) -> TextEncoder:
         """Raises ModelLoadFailed: `tokenizers` is not installed, or the file is no tokenizer that fits the spec."""
-        tokenizer = read_tokenizer(folder / spec.tokenizer)
+        return cls.checked(spec, read_tokenizer(folder / spec.tokenizer), folder.name)
+
+    @classmethod
+    def checked(cls, spec: TokensSpec, tokenizer: Tokenizer, model_name: str) -> TextEncoder:
+        """Raises ModelLoadFailed: the tokenizer does not fit the spec."""
         if spec.pad_id >= tokenizer.get_vocab_size():
             problem = f"{spec.pad_id} is no token: {spec.tokenizer} has {tokenizer.get_vocab_size()}"
-            raise ModelLoadFailed(folder.name, f"{PROCESSING_FILE}: tokens.pad_id", problem)
+            raise ModelLoadFailed(model_name, f"{PROCESSING_FILE}: tokens.pad_id", problem)
         special = tokenizer.num_special_tokens_to_add(False) if spec.special_tokens else 0
         if spec.max_length <= special:
             problem = f"{spec.max_length} leaves no token for the text beside {special} special ones"
-            raise ModelLoadFailed(folder.name, f"{PROCESSING_FILE}: tokens.max_length", problem)
+            raise ModelLoadFailed(model_name, f"{PROCESSING_FILE}: tokens.max_length", problem)
         try:
             tokenizer.encode_batch([_UNHEARD_OF])
         except Exception as error:  # tokenizers raises `Exception` itself
-            raise ModelLoadFailed(folder.name, spec.tokenizer, f"can't read every text: {error}") from error
+            raise ModelLoadFailed(model_name, spec.tokenizer, f"can't read every text: {error}") from error
         return cls(spec, tokenizer)
 
     def preprocess(self, inputs: Sequence[RawInput]) -> dict[str, Array]:

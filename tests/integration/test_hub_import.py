@@ -168,24 +168,6 @@ def test_another_path_is_no_model(tmp_path: Path) -> None:
     assert (result.exit_code, (tmp_path / "r").exists()) == (2, False)
 
 
-@pytest.mark.parametrize(
-    ("modules", "pooling", "problem"),
-    [
-        (["Transformer", "Dense"], {}, "modules.json has sentence_transformers.models.Dense"),
-        (["Transformer", "Pooling"], {"pooling_mode_weightedmean_tokens": True}, "pools by pooling_mode_weightedmean"),
-    ],
-)
-def test_modules_that_are_not_known_are_refused(
-    tmp_path: Path, modules: list[str], pooling: dict[str, bool], problem: str
-) -> None:
-    """A sentence encoder that does more than pool and normalise would give other vectors."""
-    told = [{"path": kind, "type": f"sentence_transformers.models.{kind}"} for kind in modules]
-    folder = written(tmp_path / "m", config={"architectures": ["BertModel"]}, modules=told)
-    written(tmp_path / "m" / "Pooling", config=pooling)
-    with pytest.raises(DataError, match=problem):
-        _ = folder.pooling
-
-
 # --- the real one: alone in using MiniLM ----------------------------------------------------------------
 
 
