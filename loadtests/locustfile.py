@@ -6,19 +6,21 @@ server that stalls is asked less meanwhile, and what callers on time would have 
 
     SLO          the SLO file (loadtests/slo.yaml)
     REPOSITORY   the models' folder, for inputs and what is right (model_repository)
-    REST, GRPC   the server (http://127.0.0.1:8000, grpc://127.0.0.1:8001)
+    REST, GRPC   the server; where neither is given, http://127.0.0.1:8000 and grpc://127.0.0.1:8001
     METRICS      the URL of its metrics, for the report    PRICE_PER_HOUR   of the machine, for the report
     LOOP         open or closed       CALLERS   of each kind (4)       SEED   of the arrivals (0)
     SECONDS      how long requests are due (60)
     REPORTS      a folder for load.json, load.md, load.html, junit.xml; without it the verdict is printed alone
 
-Its exit code is 0 where the objectives were held, 1 where not, 2 where the run tells nothing.
+Its exit code is 0 where the objectives were held, 1 where not, 2 where the run tells nothing, 3 where nothing can be
+asked.
 """
 
 from __future__ import annotations
 
 import itertools
 import os
+import re
 import sys
 import time
 from collections.abc import Sequence
@@ -43,13 +45,14 @@ from loadtests.slo.record import Record
 from loadtests.slo.report import publish
 from loadtests.slo.senders import GrpcSender, RestSender, Sender
 from loadtests.slo.streams import AsksStream
-from loadtests.slo.verdict import INVALID, judge
+from loadtests.slo.verdict import INVALID, MISUSED, judge
 from server import process
 from server.client import rest
+from server.client.errors import ClientError
 from server.load.grpc import GrpcWire
 from server.load.http1 import Http1Wire
 from server.load.payloads import Judged, NoPayload, Payload
-from server.load.wire import Wire
+from server.load.wire import Wire, address
 
 grpc.experimental.gevent.init_gevent()
 
@@ -58,22 +61,26 @@ CALLERS = int(os.environ.get("CALLERS", "4"))
 SEED = int(os.environ.get("SEED", "0"))
 SECONDS = float(os.environ.get("SECONDS", "60"))
 REPOSITORY = Path(os.environ.get("REPOSITORY", "model_repository"))
-URLS = {
-    "rest": os.environ.get("REST", "http://127.0.0.1:8000"),
-    "grpc": os.environ.get("GRPC", "grpc://127.0.0.1:8001"),
-}
+URLS = {"rest": os.environ.get("REST", ""), "grpc": os.environ.get("GRPC", "")}
+if not any(URLS.values()):
+    URLS = {"rest": "http://127.0.0.1:8000", "grpc": "grpc://127.0.0.1:8001"}
 TIMEOUT_S = 30.0
 _EXPLAINED_S = 1.0
 """A call that asks the server where its time goes is sent so often, beside those that count."""
 _LOOK_S = 0.2
+_CUT_S = 4.0
+"""A request that the end of the test cuts off has failed if it was under way for longer."""
 _LEAD_S = 1.0
 """The first request is due so long after the start of the test, when all users are there."""
 
 try:
     SLO = read_slo(Path(os.environ.get("SLO", str(Path(__file__).with_name("slo.yaml")))), REPOSITORY)
     ASKED = {str(one.kind): asked(one, REPOSITORY) for one in SLO.objectives}
-except (SloFault, NoPayload) as fault:
-    sys.exit(str(fault))
+    for name in {one.kind.wire for one in SLO.objectives}:
+        address(URLS[name], {"rest": "http"}.get(name, name), 0)
+except (SloFault, NoPayload, ClientError) as fault:
+    sys.stderr.write(f"{fault}\n")
+    sys.exit(MISUSED)
 
 
 class Run:
@@ -99,10 +106,16 @@ def ask(objective: Objective, way: Sender, payload: Payload | AsksStream, due_s:
     """Send one, and count what became of it. `due_s`: on the monotonic clock, now or before."""
     lag_s = time.monotonic() - due_s
     answered: list[float] = []
-    if isinstance(payload, AsksStream):
-        judged, answered = way.stream(payload, TIMEOUT_S)
-    else:
-        judged = way.send(payload, TIMEOUT_S)
+    try:
+        if isinstance(payload, AsksStream):
+            judged, answered = way.stream(payload, TIMEOUT_S)
+        else:
+            judged = way.send(payload, TIMEOUT_S)
+    except gevent.GreenletExit:
+        # The test is over. What the server had no time for is not its fault; what it does not answer is.
+        if time.monotonic() - due_s > _CUT_S:
+            ended(objective, due_s, lag_s, greenlets.UNANSWERED)
+        raise
     ended(objective, due_s, lag_s, judged, [at_s - due_s for at_s in answered])
 
 
@@ -173,7 +186,10 @@ class OpenLoop(Caller):
             due_s = Run.began_s + offset_ns / 1e9
             gevent.sleep(max(0.0, due_s - time.monotonic()))
             under_way.spawn(ask, self.objective, self.way, self.asked.payloads[place], due_s)
-        under_way.join()
+        try:
+            under_way.join()
+        finally:
+            under_way.kill()
 
 
 class ClosedLoop(Caller):
@@ -189,12 +205,15 @@ class ClosedLoop(Caller):
     @task
     def send_one(self) -> None:
         gevent.sleep(max(0.0, Run.began_s - time.monotonic()))
+        if time.monotonic() > Run.began_s + SECONDS:
+            raise StopUser
         ask(self.objective, self.way, next(self.turn), time.monotonic())
 
 
-def user(objective: Objective, base: type[Caller]) -> type[Caller]:
-    name = "".join(word.title() for word in str(objective.kind).replace("_", " ").replace("-", " ").split())
-    return type(name, (base,), {"objective": objective, "__module__": __name__})
+def user(number: int, objective: Objective, base: type[Caller]) -> type[Caller]:
+    """Numbered, for what differs in a sign alone would have the same name."""
+    name = "".join(word.title() for word in re.findall(r"\w+", str(objective.kind).replace("_", " ")))
+    return type(f"{name}{number}", (base,), {"objective": objective, "__module__": __name__})
 
 
 def quit_when_answered(runner: Any) -> None:
@@ -205,7 +224,7 @@ def quit_when_answered(runner: Any) -> None:
     runner.quit()
 
 
-USERS = [user(one, ClosedLoop if LOOP == "closed" else OpenLoop) for one in SLO.objectives]
+USERS = [user(number, one, ClosedLoop if LOOP == "closed" else OpenLoop) for number, one in enumerate(SLO.objectives)]
 # Locust takes the classes that it finds among the names of this module.
 globals().update((made.__name__, made) for made in USERS)
 
@@ -222,7 +241,7 @@ def _begin(environment: Any, **_: Any) -> None:
     if not isinstance(environment.runner, WorkerRunner):
         models = tuple({one.kind.model for one in SLO.objectives})
         Run.meter = Meter(os.environ.get("METRICS", ""), models)
-        if LOOP == "open" and environment.web_ui is None:
+        if environment.web_ui is None:
             gevent.spawn(quit_when_answered, environment.runner)
     Run.record = Record(SLO.window_s)
     # A look of the garbage collector through all that Locust has imported is a stall of its own making.
@@ -245,7 +264,8 @@ def _hear(client_id: str, data: dict[str, Any]) -> None:
 def _end(environment: Any, **_: Any) -> None:
     if isinstance(environment.runner, WorkerRunner):
         return
-    verdict = judge(SLO, Run.record, SECONDS)
+    schedules = {kind: one.schedule(SECONDS, SEED) for kind, one in ASKED.items()} if LOOP == "open" else None
+    verdict = judge(SLO, Run.record, SECONDS, schedules)
     reports = os.environ.get("REPORTS")
     processes = environment.runner.worker_count if isinstance(environment.runner, MasterRunner) else 1
     meter, price = Run.meter, os.environ.get("PRICE_PER_HOUR")

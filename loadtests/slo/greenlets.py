@@ -26,6 +26,7 @@ select.epoll = monkey.get_original("select", "epoll")  # type: ignore[misc]
 Ended = Callable[[float, float, Judged], None]
 """Hears when a request was due, on the monotonic clock, how late it was sent, in seconds, and what became of it."""
 
+UNANSWERED: Judged = ("failed", "no answer in time")
 _AT_ONCE = 32
 """Requests that are sent before other greenlets have their turn."""
 _LOOK_S = 0.05
@@ -44,7 +45,8 @@ def send_all(
     ended: Ended,
     timeout_s: float,
 ) -> None:
-    """Return when all is answered, or `timeout_s` after the last one was due: the rest has failed then."""
+    """Return when all is answered, or `timeout_s` after the last one was due. What is not answered then has failed,
+    and so it has where this is killed before."""
     under_way: dict[int, tuple[float, float]] = {}
 
     def take(answers: Sequence[tuple[int, Judged]]) -> None:
@@ -73,5 +75,5 @@ def send_all(
         receiving.kill()
         alarm.close()
         wire.close()
-    for due_s, lag_s in under_way.values():
-        ended(due_s, lag_s, ("failed", "no answer in time"))
+        for due_s, lag_s in under_way.values():
+            ended(due_s, lag_s, UNANSWERED)

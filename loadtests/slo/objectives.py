@@ -36,9 +36,12 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from loadtests.arrivals import PROCESSES
+from server.pipeline.load import UniqueKeys
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
+MOST_MS = 120_000
+"""No latency is recorded above."""
 
 
 class SloFault(Exception):
@@ -46,7 +49,7 @@ class SloFault(Exception):
 
 
 class Strict(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class Kind(Strict):
@@ -75,7 +78,7 @@ class Kind(Strict):
         return f"{self.transport} {self.call} {self.model}"
 
 
-Latencies = dict[Annotated[str, Field(pattern=r"^p\d{1,2}(\.\d+)?$")], Positive]
+Latencies = dict[Annotated[str, Field(pattern=r"^p\d{1,2}(\.\d+)?$")], Annotated[float, Field(gt=0, le=MOST_MS)]]
 TRACE = "trace"
 STREAMS = ("stream", "chat")
 
@@ -84,9 +87,9 @@ class Objective(Strict):
     """Of one kind of request."""
 
     kind: Kind
-    rate: Annotated[float, Field(ge=0)] = 0.0
+    rate: Annotated[float, Field(ge=0, le=1e6)] = 0.0
     arrivals: str = "poisson"
-    rows: dict[Annotated[int, Field(ge=1)], Positive] = {}
+    rows: dict[Annotated[int, Field(ge=1, le=65_536)], Positive] = {}
     replay: Path | None = None
     optional: bool = False
     """It is asked only where the models' folder has the model."""
@@ -126,16 +129,27 @@ class Objective(Strict):
 
 class Slo(Strict):
     warm_up_s: Annotated[float, Field(ge=0)] = 5.0
-    window_s: Positive = 5.0
+    window_s: Annotated[float, Field(ge=0.1)] = 5.0
     max_lag_ms: Positive = 5.0
-    objectives: Annotated[tuple[Objective, ...], Field(min_length=1)]
+    objectives: tuple[Objective, ...]
+
+    @field_validator("objectives")
+    @classmethod
+    def _each_once(cls, value: tuple[Objective, ...]) -> tuple[Objective, ...]:
+        """What came of requests is recorded by their kind."""
+        kinds = [str(one.kind) for one in value]
+        if twice := [kind for number, kind in enumerate(kinds) if kind in kinds[:number]]:
+            raise ValueError(f"{twice[0]} is there twice; its sizes are mixed by rows, or by a replay file")
+        if not value:
+            raise ValueError("must have one or more")
+        return value
 
 
 def read_slo(path: Path, repository: Path | None = None) -> Slo:
     """A replay file is beside the SLO file. With a `repository` optional objectives are there only where their models
     are. Raises SloFault."""
     try:
-        slo = Slo.model_validate(yaml.safe_load(path.read_text()))
+        slo = Slo.model_validate(yaml.load(path.read_text(), UniqueKeys))  # nosec B506 # noqa: S506 - a safe loader
         beside = [
             one.model_copy(update={"replay": path.parent / one.replay}) if one.replay else one
             for one in slo.objectives
@@ -144,8 +158,11 @@ def read_slo(path: Path, repository: Path | None = None) -> Slo:
         if not beside:
             raise SloFault(f"{path}: {repository} has none of its models, and all its objectives are optional")
         return slo.model_copy(update={"objectives": tuple(beside)})
-    except (OSError, yaml.YAMLError) as error:
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise SloFault(f"{path}: {error}") from error
     except ValidationError as error:
-        faults = [f"{'.'.join(str(step) for step in fault['loc'])}: {fault['msg']}" for fault in error.errors()]
+        faults = [
+            ": ".join(filter(None, [".".join(str(step) for step in fault["loc"]), fault["msg"]]))
+            for fault in error.errors()
+        ]
         raise SloFault(f"{path}: {'; '.join(faults)}") from error

@@ -2,7 +2,8 @@
 
     python -m loadtests.slo.run --seconds 120
 
-With --rest and --grpc a server that runs already is asked. The exit code: 0 held, 1 broken, 2 invalid.
+With --rest and --grpc a server that runs already is asked. The exit code: 0 held, 1 broken, 2 invalid, 3 where it can't
+be asked.
 """
 
 from __future__ import annotations
@@ -19,12 +20,11 @@ from loadtests.cores import cores, pinned
 from loadtests.process import serving
 from loadtests.slo import wire
 from loadtests.slo.objectives import SloFault, read_slo
+from loadtests.slo.verdict import INVALID, MISUSED
 from server.client.errors import ClientError
 from server.load.payloads import NoPayload
 
 _ROOT = Path(__file__).parents[2]
-MISUSED = 3
-"""The exit code of what can't be asked; no verdict has it."""
 _MARGIN_S = 5
 """After the last request is due, for its answer: Locust ends sooner where all are answered."""
 _GRACE_S = 90
@@ -41,6 +41,9 @@ def locust(seconds: float, processes: int, core: int, environment: Mapping[str, 
         started = subprocess.Popen([*command, *extra], cwd=_ROOT, env=values)  # noqa: S603 - our own command
     try:
         return started.wait(seconds + _GRACE_S)
+    except subprocess.TimeoutExpired:
+        sys.stderr.write(f"Locust did not end within {_GRACE_S} s of what was due\n")
+        return INVALID
     finally:
         if started.poll() is None:
             started.terminate()

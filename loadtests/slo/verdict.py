@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from loadtests.slo.objectives import Objective, Slo
-from loadtests.slo.record import Record, Window
+from loadtests.slo.record import Record, Window, window_of
 from server.load.samples import half_width
 
 Exit = Literal[0, 1, 2]
 HELD, BROKEN, INVALID = 0, 1, 2
+MISUSED = 3
+"""The exit code of what can't be asked; no verdict has it."""
 
 
 @dataclass(frozen=True)
@@ -48,23 +50,44 @@ class Verdict:
         return HELD if all(check.held for check in self.checks) else BROKEN
 
 
-def judge(slo: Slo, record: Record, seconds: float) -> Verdict:
-    """A run of `seconds`, of which `slo.warm_up_s` are cut off."""
+Schedules = Mapping[str, Sequence[tuple[int, int]]]
+"""By kind: when requests are due, in nanoseconds from the start, and what each one is."""
+
+
+def judge(slo: Slo, record: Record, seconds: float, schedules: Schedules | None = None) -> Verdict:
+    """A run of `seconds`, of which `slo.warm_up_s` are cut off. `schedules`: of an open loop, what it had to send."""
     first, last = math.ceil(slo.warm_up_s / slo.window_s), int(seconds / slo.window_s)
     windows = range(first, last)
     checks = [check for objective in slo.objectives for check in _checks(objective, record, windows)]
+    sent = {str(objective.kind): record.whole(str(objective.kind), windows) for objective in slo.objectives}
     lag = Window()
-    for objective in slo.objectives:
-        lag.add(record.whole(str(objective.kind), windows))
+    for window in sent.values():
+        lag.add(window)
     lag_ms = percentile_ms(lag.lag_us, 99)
-    return Verdict(checks, lag_ms, _invalid(slo, len(windows), lag, lag_ms))
+    invalid = _too_short(slo, windows) or _not_as_asked(slo, sent, windows, schedules) or _late(slo, lag_ms)
+    return Verdict(checks, lag_ms, invalid)
 
 
-def _invalid(slo: Slo, windows: int, lag: Window, lag_ms: float) -> str:
-    if windows < 1:
-        return f"shorter than the warm-up ({slo.warm_up_s:g} s) and one window ({slo.window_s:g} s)"
-    if not lag.asked:
-        return "nothing was sent"
+def _too_short(slo: Slo, windows: range) -> str:
+    if windows:
+        return ""
+    return f"shorter than the warm-up ({slo.warm_up_s:g} s) and one window ({slo.window_s:g} s)"
+
+
+def _not_as_asked(slo: Slo, sent: Mapping[str, Window], windows: range, schedules: Schedules | None) -> str:
+    """A generator that ended too soon, or whose users were too few or too many, has not asked what it had to."""
+    for kind, window in sent.items():
+        if not window.asked:
+            return f"{kind}: nothing was sent after the warm-up"
+        if schedules is None:
+            continue
+        due = sum(window_of(at_ns / 1e9, slo.window_s) in windows for at_ns, _ in schedules[kind])
+        if window.asked != due:
+            return f"{kind}: {window.asked} requests are known of, and {due} were due"
+    return ""
+
+
+def _late(slo: Slo, lag_ms: float) -> str:
     if lag_ms > slo.max_lag_ms:
         return (
             f"the generator was late itself: {lag_ms:.1f} ms at the 99th percentile, {slo.max_lag_ms:g} ms are allowed"

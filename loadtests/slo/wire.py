@@ -36,9 +36,10 @@ def run(
         ClientError: a URL is of another form.
     """
     legs: list[Leg] = []
+    schedules: dict[str, Sequence[tuple[int, int]]] = {}
     for objective in slo.objectives:
         one = asked(objective, repository)
-        schedule = one.schedule(seconds, seed)
+        schedule = schedules[one.kind] = one.schedule(seconds, seed)
         sent = _unary(one.kind, one.payloads)
         legs.append(
             Leg(
@@ -55,7 +56,7 @@ def run(
         for leg in legs:
             leg.wire.close()
     record = Record.of(samples, [str(objective.kind) for objective in slo.objectives], slo.window_s)
-    verdict = judge(slo, record, seconds)
+    verdict = judge(slo, record, seconds, schedules)
     around = Around("open", seconds, 1, "server/load", meter.served(), meter.joules(), price_per_hour)
     publish(verdict, slo, record, around, out)
     return verdict.exit_code

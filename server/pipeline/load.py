@@ -34,7 +34,7 @@ _ADAPTER: TypeAdapter[Spec] = TypeAdapter(ProcessingSpec)
 _SafeLoader: type[yaml.SafeLoader] = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
-class _UniqueKeys(_SafeLoader):  # type: ignore[misc, valid-type]
+class UniqueKeys(_SafeLoader):  # type: ignore[misc, valid-type]
     """YAML's safe subset; a key given twice is an error instead of the last one winning in silence."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
@@ -53,7 +53,7 @@ def read_spec(folder: Path) -> Spec:
         ModelLoadFailed: processing.yaml is missing, is no YAML, or has a field that is unknown or wrong.
     """
     try:
-        content = yaml.load((folder / PROCESSING_FILE).read_bytes(), Loader=_UniqueKeys)  # nosec B506 # noqa: S506
+        content = yaml.load((folder / PROCESSING_FILE).read_bytes(), Loader=UniqueKeys)  # nosec B506 # noqa: S506
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         reason = _where_in_yaml(error) if isinstance(error, yaml.MarkedYAMLError) else type(error).__name__
         raise ModelLoadFailed(folder.name, PROCESSING_FILE, f"can't be read: {reason}") from error

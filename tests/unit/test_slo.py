@@ -79,14 +79,48 @@ class TestTheFile:
             ({"first_answer_ms": {"p50": 1}}, "are of streams"),
             ({"rows": {0: 1}}, "objectives.0.rows"),
             ({"rows": {2: 1}, "replay": "a.jsonl"}, "rows"),
+            ({"rate": math.inf}, "objectives.0.rate: .* finite"),
+            ({"rate": 1e7}, "objectives.0.rate: .* 1000000"),
+            ({"latency_ms": {"p99": 120_001}}, "objectives.0.latency_ms.p99: .* 120000"),
+            ({"min_answers_per_s": math.inf}, "objectives.0.min_answers_per_s: .* finite"),
+            ({"rows": {10**9: 1}}, "objectives.0.rows"),
         ],
     )
     def test_a_fault_is_named_by_its_field(self, tmp_path: Path, changes: dict[str, Any], named: str) -> None:
         """Unknown fields too."""
         path = tmp_path / "slo.yaml"
         path.write_text(yaml.safe_dump({"objectives": [OBJECTIVE | changes]}))
+        with pytest.raises(SloFault, match=named) as caught:
+            read_slo(path)
+        assert str(caught.value).count(";") == 0, "and nothing else is"
+
+    @pytest.mark.parametrize(
+        ("text", "named"),
+        [
+            ("objectives: []", "objectives: .*one or more"),
+            (
+                "objectives: [{kind: rest infer a, rate: 1}, {kind: rest infer a, rate: 2}]",
+                "rest infer a is there twice",
+            ),
+            ("objectives: [{kind: rest infer a, rate: 1, rate: 2}]", "'rate' stands twice"),
+            ("window_s: 0.01\nobjectives: [{kind: rest infer a, rate: 1}]", "window_s: .*0.1"),
+            ("warm_up_s: .inf\nobjectives: [{kind: rest infer a, rate: 1}]", "warm_up_s: .*finite"),
+            ("", "slo.yaml: Input should be a valid dictionary"),
+            ("\0", "slo.yaml"),
+        ],
+    )
+    def test_a_fault_of_the_whole_is_named(self, tmp_path: Path, text: str, named: str) -> None:
+        """What is recorded by kind must be there once; what would never end, or not be read, is refused."""
+        path = tmp_path / "slo.yaml"
+        path.write_text(text)
         with pytest.raises(SloFault, match=named):
             read_slo(path)
+
+    def test_a_file_that_is_no_text_is_said(self, tmp_path: Path) -> None:
+        """By its path."""
+        (tmp_path / "slo.yaml").write_bytes(b"\xff\xfe")
+        with pytest.raises(SloFault, match=r"slo\.yaml"):
+            read_slo(tmp_path / "slo.yaml")
 
     def test_a_file_that_is_not_there_is_said(self, tmp_path: Path) -> None:
         """By its path."""
@@ -178,6 +212,31 @@ class TestTheVerdict:
         verdict = judge(slo(), record, seconds)
         assert verdict.exit_code == 2
         assert why in verdict.invalid
+
+    @pytest.mark.parametrize(
+        "missing", [0, -100, 100], ids=["all are there", "some were sent twice", "some were not sent"]
+    )
+    def test_what_was_due_and_is_not_known_of_makes_a_run_invalid(self, missing: int) -> None:
+        """A generator that ended too soon, users that are too few or too many: the server is not to blame, nor praised.
+        What is due on the border of two windows is in the second, though a clock was added to it and taken away."""
+        clock_s = 123_456.789
+        record = Record(1.0)
+        due = [number * 10_000_000 for number in range(500)]
+        for at_ns in due[: 500 - max(0, missing)] + due[300 : 300 - min(0, missing)]:
+            record.count(KIND, (clock_s + at_ns / 1e9) - clock_s, "right", 5_000, 0)
+        verdict = judge(slo(), record, 5, {KIND: [(at_ns, 0) for at_ns in due]})
+        assert verdict.exit_code == (2 if missing else 0)
+        assert verdict.invalid == (
+            f"{KIND}: {400 - missing} requests are known of, and 400 were due" if missing else ""
+        )
+
+    def test_a_kind_of_which_nothing_was_sent_makes_a_run_invalid(self) -> None:
+        """Whatever the others did."""
+        both = Slo.model_validate(
+            slo().model_dump() | {"objectives": [OBJECTIVE, OBJECTIVE | {"kind": "grpc infer fraud"}]}
+        )
+        verdict = judge(both, recorded(), 5)
+        assert (verdict.exit_code, verdict.invalid) == (2, "grpc infer fraud: nothing was sent after the warm-up")
 
     def test_a_confidence_interval_is_of_the_windows(self) -> None:
         """Four windows of 4, 5, 6 and 5 ms: Student's t of three degrees of freedom."""
