@@ -482,6 +482,21 @@ def test_6_9_2_a_setting_that_makes_a_window_too_large() -> None:
     assert goaway_code(peer.send(frames.settings({frames.INITIAL_WINDOW_SIZE: 65_536}))) is FLOW
 
 
+def test_6_5_3_settings_of_one_frame_hold_in_their_order() -> None:
+    """Of a setting that comes more than once in a frame the last value holds, and none before it may break a window."""
+    peer = Peer()
+    ask(peer)
+    twice = pack(">HIHI", frames.INITIAL_WINDOW_SIZE, 1000, frames.INITIAL_WINDOW_SIZE, 10)
+    peer.send(frame(frames.SETTINGS, 0, 0, twice))
+    peer.connection.answer(peer.connection.streams[1], bytes(100))
+    assert payloads(peer.sent()) == [10]
+    peer.send(frames.window_update(1, 2**31 - 1))
+    over = pack(">HIHI", frames.INITIAL_WINDOW_SIZE, 1000, frames.INITIAL_WINDOW_SIZE, 10)
+    ask(peer, 3)
+    peer.send(frames.window_update(3, 2**31 - 1 - 500))
+    assert goaway_code(peer.send(frame(frames.SETTINGS, 0, 0, over))) is FLOW
+
+
 def test_6_9_streams_share_the_connection_window() -> None:
     """Two large answers take turns, frame by frame."""
     peer = Peer()

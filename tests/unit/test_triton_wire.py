@@ -160,6 +160,18 @@ def test_a_large_message_waits_for_the_servers_windows() -> None:
     assert client.result(stream) == Failed(Fate.UNSENT, "gone")
 
 
+def test_a_streams_window_that_is_too_large_ends_its_call() -> None:
+    """And no other: the error is the stream's (RFC 9113 section 6.9.1)."""
+    client = Client()
+    stream, other = client.ask(bytes(70_000)), client.ask()
+    client.sent()
+    client.wire.receive(frames.window_update(1, 2**31 - 1) + frames.window_update(1, 2**31 - 1))
+    assert client.kinds()[-1] == frames.RST_STREAM
+    assert client.result(stream) == Failed(Fate.LOST, "the stream's window is over 2^31 - 1")
+    client.wire.receive(headers(3, RESPONSE) + frames.frame(frames.DATA, 0, 3, message(b"a")) + headers(3, OK, END))
+    assert client.result(other) == Answered(0, "", b"a")
+
+
 def test_the_connections_window_is_given_back() -> None:
     client = Client(max_message_bytes=1 << 26)
     client.ask()

@@ -16,7 +16,7 @@ from urllib.parse import unquote
 
 import server.transport.http2.frames as frames
 from server.transport.http2.flow import Sender
-from server.transport.http2.frames import ConnectionFault, ErrorCode, read_header
+from server.transport.http2.frames import ConnectionFault, ErrorCode, StreamFault, read_header
 from server.transport.http2.hpack import Decoder, Field, HeaderListTooLarge, HpackError
 
 PREFIX_BYTES = 5
@@ -291,7 +291,7 @@ class Wire:
             elif number == frames.INITIAL_WINDOW_SIZE:
                 if value > frames.LARGEST_WINDOW_BYTES:
                     raise ConnectionFault(ErrorCode.FLOW_CONTROL_ERROR, "SETTINGS_INITIAL_WINDOW_SIZE over 2^31 - 1")
-                self._sender.change_initial(value, self.streams.values())
+                self._sender.change_initial([value], self.streams.values())
             elif number == frames.MAX_FRAME_SIZE:
                 self._sender.max_frame_bytes = value
         self._sender.out.append(frames.SETTINGS_ACK)
@@ -314,10 +314,17 @@ class Wire:
         if stream_id:
             stream = self.streams.get(stream_id)
             if stream is not None:
-                stream.send_offset += increment
+                self._widen(stream, increment)
         else:
             self._sender.widen(increment)
         self._pump()
+
+    def _widen(self, stream: Stream, increment: int) -> None:
+        try:
+            self._sender.widen_stream(stream, increment)
+        except StreamFault as fault:
+            self._reset(stream, fault.code)
+            self._conclude(stream, Failed(Fate.LOST, fault.problem))
 
     def _pump(self) -> None:
         if self._sender.blocked:

@@ -6,7 +6,7 @@ Source: RFC 9113, of which each method names its section.
 from __future__ import annotations
 
 from collections import Counter
-from struct import unpack
+from struct import iter_unpack
 
 from server.settings import GrpcSettings
 from server.transport.http2 import frames
@@ -72,8 +72,14 @@ class ControlFrames(Streams):
         if self.greeted:
             self._spend(self._settings_frames, "settings_flood")
         self.greeted = True
-        for start in range(0, len(payload), 6):
-            self._on_setting(*unpack(">HI", payload[start : start + 6]))
+        windows: list[int] = []
+        for number, value in iter_unpack(">HI", payload):
+            self._on_setting(number, value)
+            if number == frames.INITIAL_WINDOW_SIZE:
+                windows.append(value)
+        if windows:
+            # Together: it is a look at every stream, and a frame has room for thousands.
+            self.sender.change_initial(windows, self.streams.values())
         self.sender.out.append(frames.SETTINGS_ACK)
         self._pump()
 
@@ -81,10 +87,8 @@ class ControlFrames(Streams):
         """Section 6.5.2. The rest does not matter to a server that never pushes nor uses the client's table."""
         if number == frames.ENABLE_PUSH and value > 1:
             raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "SETTINGS_ENABLE_PUSH is 0 or 1")
-        if number == frames.INITIAL_WINDOW_SIZE:
-            if value > frames.LARGEST_WINDOW_BYTES:
-                raise ConnectionFault(ErrorCode.FLOW_CONTROL_ERROR, "SETTINGS_INITIAL_WINDOW_SIZE is over 2^31 - 1")
-            self.sender.change_initial(value, self.streams.values())
+        if number == frames.INITIAL_WINDOW_SIZE and value > frames.LARGEST_WINDOW_BYTES:
+            raise ConnectionFault(ErrorCode.FLOW_CONTROL_ERROR, "SETTINGS_INITIAL_WINDOW_SIZE is over 2^31 - 1")
         if number == frames.MAX_FRAME_SIZE:
             if not frames.DEFAULT_FRAME_BYTES <= value <= frames.LARGEST_FRAME_BYTES:
                 raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "SETTINGS_MAX_FRAME_SIZE is out of its range")

@@ -2,12 +2,15 @@
 
 A stream's window is the client's SETTINGS_INITIAL_WINDOW_SIZE and the stream's own offset: so a change of the
 setting, which changes the windows of all streams and may make them negative, is one assignment.
+
+A client decides how many streams wait, and a frame that widens a window has 13 bytes: so what one costs does not depend
+on how many wait. Who waits for its own window is not looked at until that is widened.
 """
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Iterable
+from collections import OrderedDict, deque
+from collections.abc import Iterable, Sequence
 from typing import Generic, Protocol, TypeVar
 
 from server.transport.http2.frames import (
@@ -39,7 +42,7 @@ S = TypeVar("S", bound=Sending)
 class Sender(Generic[S]):
     """Everything that goes to the client of one connection. `out` is what can go now."""
 
-    __slots__ = ("blocked", "initial_window", "max_frame_bytes", "now_ns", "out", "pending_bytes", "window")
+    __slots__ = ("_turns", "blocked", "initial_window", "max_frame_bytes", "now_ns", "out", "pending_bytes", "window")
 
     def __init__(self) -> None:
         self.out: list[bytes] = []
@@ -48,7 +51,9 @@ class Sender(Generic[S]):
         self.initial_window = DEFAULT_WINDOW_BYTES
         self.max_frame_bytes = DEFAULT_FRAME_BYTES
         self.blocked: dict[S, None] = {}
-        """Streams with `pending`, in the order in which they take turns."""
+        """Streams with `pending`."""
+        self._turns: OrderedDict[S, None] = OrderedDict()
+        """Those of them whose own windows are open, as far as is known; in the order in which they take turns."""
         self.pending_bytes = 0
         self.now_ns = 0
 
@@ -67,7 +72,7 @@ class Sender(Generic[S]):
         if stream.pending is None:
             stream.pending = deque()
             stream.blocked_ns = self.now_ns
-            self.blocked[stream] = None
+            self.blocked[stream] = self._turns[stream] = None
         stream.pending.append(memoryview(data))
         stream.pending_bytes += size
         self.pending_bytes += size
@@ -80,13 +85,13 @@ class Sender(Generic[S]):
     def pump(self) -> list[S]:
         """Send what the windows allow, the streams taking turns frame by frame; those that have now sent all."""
         finished: list[S] = []
-        turns = deque(self.blocked)
+        turns = self._turns
         while turns and self.window > 0:
-            stream = turns.popleft()
+            stream, _ = turns.popitem(last=False)
             if not self._send_frame(stream):
                 continue
             if stream.pending:
-                turns.append(stream)
+                turns[stream] = None
             else:
                 del self.blocked[stream]
                 stream.pending = None
@@ -116,6 +121,7 @@ class Sender(Generic[S]):
         """The stream is closed: what it still had to send is dropped."""
         if stream.pending is not None:
             del self.blocked[stream]
+            self._turns.pop(stream, None)
             self.pending_bytes -= stream.pending_bytes
             stream.pending = None
 
@@ -130,9 +136,16 @@ class Sender(Generic[S]):
         stream.send_offset += increment
         if self.initial_window + stream.send_offset > LARGEST_WINDOW_BYTES:
             raise StreamFault(ErrorCode.FLOW_CONTROL_ERROR, "the stream's window is over 2^31 - 1")
+        if stream.pending is not None:
+            self._turns[stream] = None
 
-    def change_initial(self, size: int, streams: Iterable[S]) -> None:
-        """SETTINGS_INITIAL_WINDOW_SIZE. Raises ConnectionFault if a window becomes too large (section 6.9.2)."""
-        self.initial_window = size
-        if any(size + stream.send_offset > LARGEST_WINDOW_BYTES for stream in streams):
+    def change_initial(self, sizes: Sequence[int], streams: Iterable[S]) -> None:
+        """All that one frame says of SETTINGS_INITIAL_WINDOW_SIZE: the last holds, and the largest held before it.
+
+        Raises ConnectionFault if a window becomes too large (section 6.9.2).
+        """
+        self.initial_window = sizes[-1]
+        self._turns.update(self.blocked)
+        largest = max(sizes)
+        if any(largest + stream.send_offset > LARGEST_WINDOW_BYTES for stream in streams):
             raise ConnectionFault(ErrorCode.FLOW_CONTROL_ERROR, "SETTINGS_INITIAL_WINDOW_SIZE: a window over")
