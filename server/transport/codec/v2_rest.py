@@ -15,7 +15,7 @@ import orjson
 from server.errors import InvalidRequest
 from server.tensor import DATATYPES, Tensor, TensorSpec, pack_bytes
 from server.transport.codec.json_data import pack_json, unpack_json
-from server.transport.codec.shared_memory import SharedParts, parameters_of, reference_of, special_of
+from server.transport.codec.shared_memory import SharedParts, reference_of, special_of
 from server.transport.codec.tensors import (
     check_datatype,
     check_name,
@@ -106,7 +106,7 @@ def encode_infer(response: InferResponse, format: OutputFormat) -> tuple[list[by
     for index, tensor in enumerate(response.outputs):
         output: dict[str, object] = {"name": tensor.name, "datatype": tensor.datatype, "shape": tensor.shape}
         if response.shared and tensor.name in response.shared:
-            output["parameters"] = parameters_of(response.shared[tensor.name])
+            pass  # To Triton's C++ client any parameters of an output are those of binary data, so it has none.
         elif format.binary(tensor.name):
             output["parameters"] = {"binary_data_size": len(tensor.data)}
             binary.append(bytes(tensor.data))

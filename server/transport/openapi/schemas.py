@@ -88,17 +88,7 @@ def _infer() -> dict[str, Schema]:
             told,
             {
                 "data": {"type": "array", "items": {"type": ["boolean", "number", "string"]}},
-                "parameters": {
-                    **record(
-                        {},
-                        {
-                            "binary_data_size": _NUMBER,
-                            "shared_memory_region": _TEXT,
-                            "shared_memory_offset": _NUMBER,
-                            "shared_memory_byte_size": _NUMBER,
-                        },
-                    )
-                },
+                "parameters": record({}, {"binary_data_size": _NUMBER}),
             },
         ),
     }

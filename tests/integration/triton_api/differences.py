@@ -43,7 +43,7 @@ DIFFERENCES: dict[str, Difference] = {
     ),
     "infer, an output that does not fit its place": Difference("the place is the client's", **_FAULT),
     "infer, what is said of an output in shared memory": Difference(
-        "the answer says where the output lies, and how many bytes it has", ("[]", _PLACE), ("[]", _PLACE)
+        "the answer says where the output lies, and how many bytes it has", ("[]", _PLACE)
     ),
     "get_model_repository_index, a model that was never loaded": Difference(
         "it can't be asked, and the state says so", ("", "UNAVAILABLE"), ("", "UNAVAILABLE")
