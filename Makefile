@@ -17,7 +17,7 @@ LOAD ?=
 REPORTS ?= build/bench
 
 .DEFAULT_GOAL := help
-.PHONY: help audit coverage mutants chaos load capacity bench-swaps serve test check format types lint bench bench-quick bench-simulate bench-overload bench-cap bench-prediction bench-collector bench-decode bench-startup bench-share bench-scaling simulate-scaling bench-rest bench-workers bench-shm bench-access bench-triton-shm bench-over-triton bench-repair fuzz-rest fuzz-grpc fuzz-bytes soak models text-model recipes proto metrics lock clean triton helm-tools chart images kserve bench-observing watch dashboards dashboards-types
+.PHONY: help audit coverage mutants chaos load capacity bench-swaps serve test check format types lint bench bench-quick bench-simulate bench-overload bench-cap bench-prediction bench-collector bench-decode bench-startup bench-share bench-scaling simulate-scaling bench-rest bench-workers bench-shm bench-access bench-triton-shm bench-over-triton bench-repair fuzz-rest fuzz-grpc fuzz-bytes soak models text-model recipes proto metrics lock clean triton helm-tools chart images kserve perf-analyzer bench-observing watch dashboards dashboards-types
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -192,6 +192,13 @@ kserve: build/kserve/.installed ## install KServe's Python client for its test i
 build/kserve/.installed: $(BIN)/python tests/support/kserve_sdk/requirements.txt
 	@echo "Installing KServe's client into build/kserve ..."
 	@$(BIN)/python -m pip --disable-pip-version-check install --quiet --no-deps --no-compile --upgrade --target build/kserve -r tests/support/kserve_sdk/requirements.txt
+	@touch $@
+
+perf-analyzer: build/perf_analyzer/.installed ## install Triton's perf_analyzer for its test into build/perf_analyzer, 20 MB (needs gcc)
+
+build/perf_analyzer/.installed: $(BIN)/python tests/support/perf_analyzer.py tests/support/perf_analyzer.c
+	@echo "Installing perf_analyzer into build/perf_analyzer ..."
+	@$(BIN)/python -m tests.support.perf_analyzer build/perf_analyzer
 	@touch $@
 
 models: $(VENV)/.dev ## train, verify and publish the committed models anew: digits, breast_cancer, fraud
