@@ -84,7 +84,8 @@ def _asking(folder: Path, manifest: Manifest) -> list[str]:
     if isinstance(example, RowInput) and isinstance(given_input, Mapping) and "columns" in given_input:
         lines += ["", "| column | kind | may be missing |", "|---|---|---|"]
         lines += [
-            f"| {one['name']} | {one['kind']} | {'yes' if one['nullable'] else 'no'} |"
+            f"| {one['name']} | {'true or false' if one.get('boolean') else one['kind']} | "
+            f"{'yes' if one['nullable'] else 'no'} |"
             for one in given_input["columns"]
         ]
     return lines

@@ -42,8 +42,8 @@ from exporter.recipes.tabular import (
     UNSEEN_CATEGORY,
     example_of,
     one_hot,
-    plain,
     profile_of,
+    row_of,
 )
 from exporter.recipes.tabular_network import TabularNetwork
 from server.pipeline.load import read_spec, write_spec
@@ -195,7 +195,7 @@ class RegressionTask:
         return [RowInput(values) for values in (*rows, *hard)]
 
     def _row(self, row: int) -> dict[str, int | float | str | None]:
-        return {name: plain(values[row]) for name, values in self._table.columns.items()}
+        return row_of(self.spec.columns, self._table.columns, row)
 
     def _targets(self, split: Split) -> Floats:
         return self._table.targets[self._indices[split]]

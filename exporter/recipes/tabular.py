@@ -203,7 +203,7 @@ class TabularTask:
         return chance_metrics(self._table.targets[self._indices[Split.TEST]], len(self.labels), self._rare)
 
     def _row(self, row: int) -> dict[str, Any]:
-        return {name: plain(values[row]) for name, values in self._table.columns.items()}
+        return row_of(self.spec.columns, self._table.columns, row)
 
     def _score_network(self, predict: Predict) -> dict[Split, Scored]:
         """By the serving code: what `postprocess` makes of the outputs is what is measured."""
@@ -286,15 +286,21 @@ def profile_of(columns: Mapping[str, Array], indices: Mapping[Split, Indices]) -
 def example_of(columns: tuple[Column, ...]) -> dict[str, int | float | str | None]:
     """A row of typical values."""
     return {
-        column.name: plain(column.typical) if isinstance(column, NumericColumn) else column.categories[0]
+        column.name: plain(column, column.typical if isinstance(column, NumericColumn) else column.categories[0])
         for column in columns
     }
 
 
-def plain(value: Any) -> int | float | str | None:
-    """A value as a client would send it: whole numbers without a fraction, None for a missing one."""
-    if not isinstance(value, float):
-        return None if value is None else str(value)
+def row_of(columns: Sequence[Column], values: Mapping[str, Array], row: int) -> dict[str, int | float | str | None]:
+    """A row as a client would send it."""
+    return {column.name: plain(column, values[column.name][row]) for column in columns}
+
+
+def plain(column: Column, value: Any) -> int | float | str | None:
+    """A value as a client would send it: whole numbers without a fraction, booleans as such, None for a missing one."""
+    if isinstance(column, CategoricalColumn):
+        told = {text: each for each, text in column.booleans.items()}
+        return None if value is None else told.get(value, str(value))
     if isnan(value):
         return None
     return int(value) if value.is_integer() else float(value)

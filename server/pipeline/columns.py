@@ -2,7 +2,7 @@
 
 A numeric value is imputed where it is missing, clipped, put on a log scale where the column asks for it, and
 standardised. A categorical value becomes an index: 0 for a missing value, 1 for a category that training
-did not know, 2 and up for the known ones in their order.
+did not know, 2 and up for the known ones in their order. A boolean is the category that spells it.
 
 Everything works on whole columns; each element is computed on its own in float64 and rounded to float32 at
 the end, so that a row alone, a batch and a whole dataset give the same bits.
@@ -37,6 +37,7 @@ Values = Sequence[Any] | Array
 _FLOAT32_MAX = float(np.finfo(np.float32).max)
 _PLAIN_NUMBERS = frozenset({int, float, type(None)})
 _PLAIN_TEXTS = frozenset({str, type(None)})
+_PLAIN_CATEGORIES = _PLAIN_TEXTS | {bool}
 _SHOWN_CHARACTERS = 60
 _SHOWN_CATEGORIES = 10
 
@@ -90,6 +91,16 @@ class CategoricalColumn(SpecModel):
     def cardinality(self) -> int:
         """How many indices there are, those of missing and unknown values included."""
         return len(self.categories) + FIRST_CATEGORY_INDEX
+
+    @property
+    def booleans(self) -> Mapping[bool, str]:
+        """What JSON's true and false are in this column, whatever the case of its spelling. Empty: it takes neither,
+        for no category is one of them."""
+        spelled = {
+            value: min((each for each in self.categories if each.casefold() == word), key=word.__ne__, default=word)
+            for value, word in ((True, "true"), (False, "false"))
+        }
+        return spelled if not set(self.categories).isdisjoint(spelled.values()) else {}
 
     @model_validator(mode="after")
     def _distinct(self) -> CategoricalColumn:
@@ -189,8 +200,8 @@ class ColumnTransform:
         """The indices of the categorical columns, INT64 [R, C]. Columns of other names are ignored.
 
         Raises:
-            InvalidRequest: a value is no string, or missing or unknown where it may not be; the field is
-                ``inputs[row].column``.
+            InvalidRequest: a value is no string (nor a boolean, where the column has such), or missing or unknown where
+                it may not be; the field is ``inputs[row].column``.
         """
         if not self._categorical:
             raise ValueError("no categorical columns")
@@ -199,9 +210,9 @@ class ColumnTransform:
         )
 
     def plain_categories(self, values_rc: Sequence[Sequence[Any]]) -> NDArray[np.int64] | None:
-        """The same of rows with the values of the categorical columns, where each is a plain string or None and taken
-        by its column. None: one is not; the way by columns says of it what there is to say."""
-        if not _PLAIN_TEXTS.issuperset(map(type, chain.from_iterable(values_rc))):
+        """The same of rows with the values of the categorical columns, where each is a plain string, a boolean or None
+        and taken by its column. None: one is not; the way by columns says of it what there is to say."""
+        if not _PLAIN_CATEGORIES.issuperset(map(type, chain.from_iterable(values_rc))):
             return None
         columns = self._plain_indices
         rows = [[of.get(value, other) for (of, other), value in zip(columns, row, strict=True)] for row in values_rc]
@@ -218,11 +229,14 @@ class ColumnTransform:
             raise InvalidRequest(f"inputs[{row}].{self._numeric_names[column]}", problem)
 
 
-def _plain_index(column: CategoricalColumn, index_of: Mapping[str, int]) -> tuple[Mapping[str | None, int], int]:
-    """The index of each known category and of None, and that of others; `_REFUSED` where there is none."""
-    known: dict[str | None, int] = {None: MISSING_INDEX if column.missing == "index" else _REFUSED}
+def _plain_index(column: CategoricalColumn, index_of: Mapping[str, int]) -> tuple[Mapping[str | bool | None, int], int]:
+    """The index of each known category, of booleans and of None, and that of others; `_REFUSED` where there is none."""
+    other = UNKNOWN_INDEX if column.unknown == "index" else _REFUSED
+    known: dict[str | bool | None, int] = {None: MISSING_INDEX if column.missing == "index" else _REFUSED}
     known.update(index_of.items())
-    return known, UNKNOWN_INDEX if column.unknown == "index" else _REFUSED
+    booleans = column.booleans
+    known.update({value: index_of.get(booleans[value], other) if booleans else _REFUSED for value in (True, False)})
+    return known, other
 
 
 def _numbers(name: str, values: Values) -> NDArray[np.float64]:
@@ -250,7 +264,8 @@ def _indices(column: CategoricalColumn, index_of: Mapping[str, int], values: Val
     """A column as indices, INT64 [R]."""
     plain: Sequence[Any] = values.tolist() if isinstance(values, np.ndarray) else values
     if not _PLAIN_TEXTS.issuperset(map(type, plain)):
-        plain = [_text_or_missing(column.name, row, value) for row, value in enumerate(plain)]
+        booleans = column.booleans
+        plain = [_text_or_missing(column.name, booleans, row, value) for row, value in enumerate(plain)]
     indices = [MISSING_INDEX if value is None else index_of.get(value, UNKNOWN_INDEX) for value in plain]
     if column.missing == "error" and MISSING_INDEX in indices:
         field = f"inputs[{indices.index(MISSING_INDEX)}].{column.name}"
@@ -262,11 +277,13 @@ def _indices(column: CategoricalColumn, index_of: Mapping[str, int], values: Val
     return np.array(indices, dtype=np.int64)
 
 
-def _text_or_missing(name: str, row: int, value: object) -> str | None:
+def _text_or_missing(name: str, booleans: Mapping[bool, str], row: int, value: object) -> str | None:
     if value is None or (isinstance(value, float) and isnan(value)):
         return None
     if isinstance(value, str):
         return str(value)
+    if booleans and isinstance(value, bool | np.bool_):
+        return booleans[bool(value)]
     raise InvalidRequest(f"inputs[{row}].{name}", f"a string is wanted, not {_told(value)}")
 
 

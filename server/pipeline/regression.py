@@ -15,7 +15,7 @@ from typing import Annotated, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field, FiniteFloat, StrictInt, StrictStr, model_validator
+from pydantic import Field, FiniteFloat, StrictBool, StrictInt, StrictStr, model_validator
 
 from server.answers import Prediction, Regression
 from server.errors import EngineFailure, InvalidRequest
@@ -49,7 +49,7 @@ class RegressionSpec(SpecModel):
     target: str = ""
     """What is estimated, for people."""
     interval: IntervalSpec = IntervalSpec()
-    example: Mapping[str, StrictInt | FiniteFloat | StrictStr | None]
+    example: Mapping[str, StrictBool | StrictInt | FiniteFloat | StrictStr | None]
 
     @model_validator(mode="after")
     def _consistent(self) -> RegressionSpec:

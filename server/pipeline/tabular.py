@@ -13,7 +13,7 @@ from operator import itemgetter
 from pathlib import Path
 from typing import Annotated, Any, Literal, Protocol
 
-from pydantic import Field, FiniteFloat, StrictInt, StrictStr, model_validator
+from pydantic import Field, FiniteFloat, StrictBool, StrictInt, StrictStr, model_validator
 
 from server.errors import InvalidRequest, ModelLoadFailed
 from server.pipeline.base import PROCESSING_FILE
@@ -42,7 +42,7 @@ class TabularSpec(SpecModel):
     categories: Annotated[str, Field(min_length=1)] = "categories"
     """Name of the INT64 input [B, C]: an index for each categorical column. A model without any has no such input."""
     classification: ClassificationSpec = ClassificationSpec()
-    example: Mapping[str, StrictInt | FiniteFloat | StrictStr | None]
+    example: Mapping[str, StrictBool | StrictInt | FiniteFloat | StrictStr | None]
     """A realistic row, for the commands that people paste."""
 
     @model_validator(mode="after")
@@ -240,8 +240,13 @@ def described(spec: RowSpec) -> dict[str, object]:
 
 
 def _described(column: NumericColumn | CategoricalColumn) -> dict[str, object]:
-    """A column for clients and forms. `nullable`: null is accepted; `closed`: only the listed categories are."""
+    """A column for clients and forms. `nullable`: null is accepted; `closed`: only the listed categories are;
+    `boolean`: true and false are, as such and as texts."""
     told: dict[str, object] = {"name": column.name, "kind": column.kind, "nullable": column.missing != "error"}
     if isinstance(column, CategoricalColumn):
-        return told | {"categories": list(column.categories), "closed": column.unknown == "error"}
+        return (
+            told
+            | {"categories": list(column.categories), "closed": column.unknown == "error"}
+            | ({"boolean": True} if column.booleans else {})
+        )
     return told | {"minimum": column.minimum, "maximum": column.maximum, "typical": column.typical}

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import onnxruntime as ort
+import pandas as pd
 import pytest
 import torch
 import yaml
@@ -17,10 +18,10 @@ from exporter.errors import UsageError, VerifyError
 from exporter.folder import write_evaluation
 from exporter.recertify import Trained, certify_again
 from exporter.recipes.base import Evaluation, Hyperparameters, RunConfig, Split
-from exporter.recipes.tabular import TabularRecipe, TabularTask
+from exporter.recipes.tabular import UNSEEN_CATEGORY, TabularRecipe, TabularTask
 from exporter.recipes.tabular_metrics import choose_threshold
 from exporter.steps import Run
-from server.pipeline.load import read_spec
+from server.pipeline.load import load_pipeline, read_spec
 from server.pipeline.tabular import TabularPipeline, TabularSpec
 from server.repository.certificate import Manifest, read_manifest
 from server.tensor import Array
@@ -279,6 +280,47 @@ def test_golden_rows_hold_the_hard_cases(
     assert 2 <= len(named) == len(rows) <= 32
     assert any(row["size"] is row["shape"] is None for row in named)
     assert any(row["shape"] not in ("round", "square", "", None) for row in named)
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "parquet", "csv"])
+def test_a_column_of_booleans_takes_booleans(tmp_path: Path, kind: str) -> None:
+    """Whatever the file: golden rows and the example have them as JSON has, and serving makes training's tensors of
+    them; so it does of their texts, which is how models of before were asked."""
+    frame = pd.DataFrame(
+        {
+            "amount": np.arange(120.0),
+            "member": pd.array([True, False, None] * 40, dtype="boolean"),
+            "label": ["yes", "no"] * 60,
+        }
+    )
+    path = tmp_path / f"data.{kind}"
+    if kind == "parquet":
+        frame.to_parquet(path)
+    elif kind == "csv":  # True and False, as pandas writes them
+        frame.to_csv(path, index=False)
+    else:
+        frame.to_json(path, orient="records", lines=True)
+    task = prepared(config(str(path), "label"))
+    golden = [each.values for each in task.golden_inputs() if isinstance(each, RowInput)]
+    assert {row["member"] for row in golden if isinstance(row, dict)} == {True, False, None, UNSEEN_CATEGORY}
+    task.write_processing(tmp_path, Evaluation({}, {}, ""))
+    pipeline = load_pipeline(tmp_path)
+    assert isinstance(pipeline, TabularPipeline)
+    assert isinstance(pipeline.example().values, dict)
+    assert isinstance(pipeline.example().values["member"], bool)
+    learnt = [task.batch(split, np.arange(task.size(split)), 0)[0] for split in Split]
+    wanted = sorted(row for tensors in learnt for row in by_row(tensors))
+    texts = {**task.spec.categorical[0].booleans, None: None}
+    for said in ({True: True, False: False, None: None}, texts):
+        rows = [{"amount": n, "member": said[(True, False, None)[n % 3]]} for n in range(120)]
+        assert sorted(by_row(pipeline.preprocess([RowInput(row) for row in rows]))) == wanted
+
+
+def by_row(tensors: Mapping[str, Array]) -> list[tuple[bytes, bytes]]:
+    return [
+        (features.tobytes(), categories.tobytes())
+        for features, categories in zip(tensors["features"], tensors["categories"], strict=True)
+    ]
 
 
 def test_a_bundled_set_has_a_target_of_its_own() -> None:

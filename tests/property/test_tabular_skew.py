@@ -17,7 +17,7 @@ from server.tensor import Array
 from server.types import RowInput
 
 FINITE = st.floats(-1e6, 1e6, allow_nan=False)
-SMALL_TEXTS = st.text(max_size=3)
+SMALL_TEXTS = st.text(max_size=3) | st.sampled_from(["true", "True", "false", "FALSE"])
 
 
 @st.composite
@@ -46,7 +46,7 @@ def categorical_columns(draw: st.DrawFn, name: str) -> CategoricalColumn:
 
 def values_of(column: NumericColumn | CategoricalColumn) -> st.SearchStrategy[Any]:
     if isinstance(column, CategoricalColumn):
-        known = st.one_of(st.sampled_from(column.categories), SMALL_TEXTS)
+        known = st.one_of(st.sampled_from(column.categories), SMALL_TEXTS, st.sampled_from([*column.booleans, "b"]))
     else:
         known = st.one_of(FINITE, st.integers(-(10**6), 10**6))
     return known if column.missing == "error" else st.one_of(st.none(), known)

@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from server.errors import InvalidRequest, ModelLoadFailed
 from server.pipeline.classification import LABELS, ClassificationSpec, DecisionThreshold
-from server.pipeline.tabular import RowEncoder, TabularPipeline, TabularSpec
+from server.pipeline.tabular import RowEncoder, TabularPipeline, TabularSpec, described
 from server.types import RowInput, TextInput
 
 AMOUNT = {"kind": "numeric", "name": "amount", "mean": 10.0, "std": 2.0, "minimum": 0, "maximum": 50, "typical": 9}
@@ -73,6 +73,39 @@ def test_categories_have_indices_of_their_own_for_missing_and_unknown(pipeline: 
     categories = pipeline.preprocess(rows)["categories"]
     assert categories.dtype == np.int64
     assert categories.tolist() == [[0, 2], [1, 2], [2, 2], [3, 2]]
+
+
+@pytest.mark.parametrize(
+    ("categories", "values", "indices"),
+    [
+        (["false", "true"], [True, "true", False, "false", None, "yes"], [3, 3, 2, 2, 0, 1]),
+        (["True", "False"], [True, False, "True", "true"], [2, 3, 2, 1]),
+        (["TRUE", "true"], [True, False], [3, 1]),
+        (["false"], [True, False], [1, 2]),
+        (["maybe", "true"], [True, "maybe", False], [3, 2, 1]),
+    ],
+    ids=["in JSON's spelling", "as pandas writes them", "JSON's comes first", "true was rare", "beside other texts"],
+)
+def test_a_boolean_is_the_category_that_spells_it(categories: list[str], values: list[Any], indices: list[int]) -> None:
+    """Alone, among others and as a column, by name and by place; the texts themselves stay what they were."""
+    spec = make_spec(SHOP | {"categories": categories}, example={"shop": True})
+    encoder = RowEncoder(spec)
+    assert [encoder.transform_rows([RowInput([value])])["categories"].item() for value in values] == indices
+    assert (
+        encoder.transform_rows([RowInput({"shop": value}) for value in values])["categories"].ravel().tolist()
+        == indices
+    )
+    for column in (values, np.array(values, dtype=object), [np.bool_(v) if isinstance(v, bool) else v for v in values]):
+        assert encoder.transform_columns({"shop": column})["categories"].ravel().tolist() == indices
+    assert described(spec)["columns"][0]["boolean"] is True  # type: ignore[index]
+
+
+def test_a_closed_column_refuses_a_boolean_that_it_has_not() -> None:
+    """By the name of the column, as the text would be."""
+    encoder = RowEncoder(make_spec(COUNTRY | {"categories": ["false"]}, example={"country": False}))
+    for value in (True, "true"):
+        with pytest.raises(InvalidRequest, match=r"unknown category: a string \('true'\); known: false"):
+            encoder.transform_rows([RowInput([value])])
 
 
 def test_an_object_and_an_array_are_the_same_row(pipeline: TabularPipeline) -> None:
