@@ -273,7 +273,9 @@ def quantize(
     max_metric_drop: Annotated[
         float, typer.Option(min=0, help="How much of the recipe's first metric may be lost.")
     ] = 0.01,
-    publish: Annotated[str, typer.Option(help="A variant to publish, or best: the quickest of those within it.")] = "",
+    publish: Annotated[
+        str, typer.Option(help="A variant to publish, or best: the quickest of those within it, if quicker than fp32.")
+    ] = "",
     name: Annotated[str, typer.Option("--as", help="The model to publish it as; NAME-VARIANT if not given.")] = "",
     repository: Repository = DEFAULT_REPOSITORY,
     replace: Replace = False,
