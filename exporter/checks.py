@@ -14,13 +14,12 @@ import onnxruntime as ort
 
 from exporter.errors import VerifyError
 from exporter.recipes.base import Arrays, Decides, Evaluation, Measured, Predict, Split, Task
-from server.repository.certificate import CheckRecord, ErrorRecord, Tolerance, compare
+from server.repository.certificate import FULL_PRECISION, CheckRecord, ErrorRecord, Tolerance, compare
 from server.tensor import Array
 
 CPU = "CPUExecutionProvider"
 _PROVIDERS = (CPU, "CUDAExecutionProvider")
 """Those that are tried where ONNX Runtime has them; others (TensorRT) build engines for minutes."""
-FULL_PRECISION = "fp32"
 GOLDEN, HELD_OUT = "golden", "held-out"
 _CHANGED_SHARE = 0.001
 """Of the held-out rows, how many may get another best label: such as were all but even between two."""

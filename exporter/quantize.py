@@ -64,6 +64,13 @@ def make(variant: Variant, source: Path, target: Path, batches: Sequence[Arrays]
         raise ExportError(f"{variant.name}: no copy of {source.name} can be made: {error}") from error
 
 
+def is_optimized(file: Path) -> bool:
+    """Whether ONNX Runtime's optimiser has written it: such a file names the domains of all that it may hold."""
+    return any(
+        entry.domain == f"{_CONTRIBUTED}.nchwc" for entry in onnx.load(file, load_external_data=False).opset_import
+    )
+
+
 def calibration(task: Task) -> list[Arrays]:
     """Inputs of training rows, spread over the split, in batches; the same each time."""
     size = task.size(Split.TRAIN)

@@ -3,7 +3,8 @@
 The checkpoint is gone. But the file holds the weights: the network is built from them in PyTorch again, must give the
 golden outputs, which are the trained model's, and is what the file is compared with on the held-out rows of then. Of
 another precision, or of trees, the golden outputs alone stand for who trained it. The file's metrics must be those that
-were told, with the threshold or the margin that is served.
+were told, with the threshold or the margin that is served. Copies whose graph is optimised were once told to be in fp32
+as their models are: what wrote the file tells them apart.
 """
 
 from __future__ import annotations
@@ -14,10 +15,11 @@ from pathlib import Path
 
 import numpy as np
 
-from exporter import checks
+from exporter import checks, quantize
 from exporter.card import write_card
 from exporter.config import make_config
 from exporter.errors import DataError, UsageError, VerifyError
+from exporter.publish import MODEL_FILE
 from exporter.rebuilt import network_of
 from exporter.recipes import find
 from exporter.recipes.base import Decides, Evaluation, Fits, Measured, Predict, RunConfig, Task
@@ -78,9 +80,11 @@ def _again(
     )
     if golden is None:
         raise DataError(f"{folder} has no golden files of version {version}")
+    if record.precision == certificate.FULL_PRECISION and quantize.is_optimized(folder / version / MODEL_FILE):
+        record = record.model_copy(update={"precision": quantize.VARIANTS["optimized"].precision})  # as was told once
     task = _task(manifest, record, trained)
     served = task.served(folder) if isinstance(task, Decides) else None
-    checked = _checked(task, folder / version / "model.onnx", golden, record, served)
+    checked = _checked(task, folder / version / MODEL_FILE, golden, record, served)
     report("check", [checks.told(one, record.metrics, "trained") for one in checked])
     return record.model_copy(update={"checks": checked, "answers": labels_of(pipeline, raw, golden.outputs)})
 
@@ -106,7 +110,7 @@ def _checked(
     if not isinstance(task, Measured):
         raise UsageError("the recipe can't measure a file by itself")
     limits = checks.Limits(record.tolerances)
-    if record.precision == checks.FULL_PRECISION and not isinstance(task, Fits):
+    if record.precision == certificate.FULL_PRECISION and not isinstance(task, Fits):
         predict = _rebuilt(task, file, golden, record)
         found = checks.check(task, predict, file, golden.inputs, limits, record.precision, served=served)
         for each in found:

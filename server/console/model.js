@@ -67,7 +67,7 @@ function certificate(model) {
         element("th", { scope: "col" }, "model"), element("th", { scope: "col" }, "baseline"))),
       element("tbody", {}, ...rows))),
     element("p", { class: "quiet" }, `Baseline: ${held.baseline.name || "none"}. ${held.source}. `
-      + `Trained on ${short(held.rows.train)}, tested on ${short(held.rows.test)} rows, ${held.created.slice(0, 10)}. `
+      + `Trained on ${short(held.rows.train)}, tested on ${short(held.rows.test)} rows, ${held.created.slice(0, 10)}, ${held.precision}. `
       + `${held.files} files verified by hash and golden answers.`));
 }
 

@@ -32,6 +32,7 @@ from server.whole import write_text
 
 __all__ = [
     "DEFAULT_TOLERANCE",
+    "FULL_PRECISION",
     "MANIFEST_FILE",
     "CheckRecord",
     "DataRecord",
@@ -59,6 +60,7 @@ __all__ = [
 ]
 
 MANIFEST_FILE = "manifest.json"
+FULL_PRECISION = "fp32"
 
 Vouch = Callable[[Path, bytes | None], None]
 """Looks at who signed the manifest of a folder; None: there is none. Raises ModelLoadFailed."""
@@ -100,7 +102,7 @@ class CheckRecord(Record):
     provider: str
     """ONNX Runtime's name without its end: ``CPU``, ``CUDA``."""
     precision: str
-    """Of the file: ``fp32``, ``fp16``, ``int8-static``."""
+    """Of the file: ``fp32``, ``fp32-optimized``, ``fp16``, ``int8-static``."""
     data: Literal["golden", "held-out"]
     rows: int
     errors: dict[str, ErrorRecord]
@@ -134,7 +136,8 @@ class VersionRecord(Record):
     """By output; measured when it was verified."""
     answers: tuple[str, ...] = ()
     """The labels that the raw golden inputs got, where the task gives labels: so that their order is certified too."""
-    precision: str = "fp32"
+    precision: str = FULL_PRECISION
+    """Of the file, as in its checks. Anything else than `FULL_PRECISION` is a copy, with golden outputs of its own."""
     checks: tuple[CheckRecord, ...] = ()
     """By each provider that was there, on golden and on held-out data."""
 

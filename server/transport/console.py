@@ -127,6 +127,7 @@ def _certificate(manifest: Manifest, version: str) -> dict[str, Any]:
         "task": manifest.task,
         "synthetic": manifest.synthetic,
         "created": record.created,
+        "precision": record.precision,
         "source": record.data.source,
         "rows": record.data.rows.model_dump(),
         "metrics": record.metrics,

@@ -23,7 +23,7 @@ from exporter.recipes.tabular_metrics import choose_threshold
 from exporter.steps import Run
 from server.pipeline.load import load_pipeline, read_spec
 from server.pipeline.tabular import TabularPipeline, TabularSpec
-from server.repository.certificate import Manifest, read_manifest
+from server.repository.certificate import Manifest, read_manifest, write_manifest
 from server.tensor import Array
 from server.types import Classification, RowInput
 from tests.support.tables import write_csv
@@ -131,6 +131,14 @@ def test_a_copy_is_served_with_a_threshold_of_its_own(
     assert recall["1"] == recall["3"] > recall["2"] + 0.01
     for record in versions.values():
         assert record.checks[1].metrics == record.metrics
+    # As such a version was told before: it is no network that could be built of its weights.
+    told = checked_manifest(same)
+    write_manifest(
+        same,
+        told.model_copy(
+            update={"versions": {**told.versions, "3": told.versions["3"].model_copy(update={"precision": "fp32"})}}
+        ),
+    )
     for model in (same, place):
         before = checked_manifest(model)
         certify_again(model, Trained(task.config.data, "label"), lambda *_: None)
@@ -141,6 +149,12 @@ def test_a_copy_is_served_with_a_threshold_of_its_own(
         assert [record.checks[1].metrics for record in after.versions.values()] == [
             pytest.approx(record.checks[1].metrics) for record in before.versions.values()
         ]
+    assert [each.precision for each in checked_manifest(same).versions.values()] == [
+        "fp32",
+        "int8-static",
+        "fp32-optimized",
+    ]
+    assert "fp32-optimized" in (same / "README.md").read_text()
 
 
 def checked_manifest(folder: Path) -> Manifest:
