@@ -189,6 +189,8 @@ class GrpcSettings(Section):
     """Bytes that a client may send on all streams of a connection before it hears of the server."""
     max_received_bytes: Annotated[int, Field(gt=0)] = 256 * 1024 * 1024
     """Bytes of unfinished messages that the calls of one connection may hold; the call that goes over is refused."""
+    max_unfinished_bytes: Annotated[int, Field(gt=0)] = 1024 * 1024 * 1024
+    """The same of the calls of all connections."""
     send_buffer_bytes: Annotated[int, Field(gt=0)] = 1024 * 1024
     """Bytes that wait for a slow reader's socket before its own requests are no longer read."""
     max_send_bytes: Annotated[int, Field(gt=0)] = 256 * 1024 * 1024

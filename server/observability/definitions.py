@@ -378,7 +378,7 @@ _LISTENERS = (
         "counter",
         "connections",
         ("listener", "cause"),
-        "Connections turned away, or ended for a fault of their peer, by cause (server/transport/README.md)",
+        "Connections turned away, or ended for what their peer did or did not, by cause (server/transport/README.md)",
     ),
     Definition(
         "forwardpass_tls_certificate_not_after_timestamp_seconds",

@@ -56,7 +56,12 @@ def share_of(settings: Settings) -> Settings:
                     "max_bodies_bytes": -(-http.max_bodies_bytes // count),
                 }
             ),
-            "grpc": grpc.model_copy(update={"max_connections": -(-grpc.max_connections // count)}),
+            "grpc": grpc.model_copy(
+                update={
+                    "max_connections": -(-grpc.max_connections // count),
+                    "max_unfinished_bytes": -(-grpc.max_unfinished_bytes // count),
+                }
+            ),
         }
     )
 

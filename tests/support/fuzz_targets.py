@@ -21,7 +21,7 @@ from server.settings import HttpSettings
 from server.tensor import DATATYPES
 from server.transport.codec.v2_rest import Call, OutputFormat, decode_infer, encode_infer
 from server.transport.codec.wire_request import Forms
-from server.transport.http1.connection import Connection, Memory
+from server.transport.http1.connection import Connection
 from server.transport.http1.head import END
 from server.transport.http1.head import Head as HttpHead
 from server.transport.http1.head import Heads as HttpHeads
@@ -29,6 +29,7 @@ from server.transport.http2.frames import StreamFault
 from server.transport.http2.heads import Heads
 from server.transport.http2.hpack import FIELD_OVERHEAD, Decoder, HeaderListTooLarge, HpackError, value_spans
 from server.transport.http2.hpack_encode import encode
+from server.transport.memory import Memory
 from server.types import InferResponse
 from tests.support import http2_fuzz
 from tests.support.header_blocks import KNOWN_METHODS, read_anew, said, table

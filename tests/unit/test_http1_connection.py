@@ -385,7 +385,7 @@ async def test_a_reader_that_is_too_slow_is_cut_off(app: Echo) -> None:
 
 
 async def test_an_idle_connection_is_closed(app: Echo) -> None:
-    """Without a word, for it is no fault; but not while a request is under way."""
+    """Without a word; but not while a request is under way."""
     app.held = True
     peer = Peer(app, keep_alive_s=30)
     peer.send(get())
@@ -397,7 +397,7 @@ async def test_an_idle_connection_is_closed(app: Echo) -> None:
     later(peer, 31)
     assert peer.transport.closed
     assert len(peer.answers()) == 1
-    assert not peer.causes
+    assert peer.causes == {"idle": 1}
 
 
 @pytest.mark.parametrize(

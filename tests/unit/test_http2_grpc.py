@@ -272,6 +272,51 @@ async def test_limits_of_messages() -> None:
     assert session.status(session.call(INFER, message(request(elements=40))))[0] == 8
 
 
+async def test_what_is_over_a_limit_is_counted() -> None:
+    """Header lists by themselves; messages, whichever way they go and whether or not they are compressed."""
+    session = Session(max_message_bytes=1000, max_header_list_bytes=1024)
+    session.call(INFER, message(), (b"x-long", bytes(1024)))
+    assert session.service.refused == {"header_list_too_large": 1}
+    session.send(headers(3), data(3, message(bytes(2000))[:10]))
+    session.call(INFER, message(gzip.compress(bytes(10**5)), 1), (b"grpc-encoding", b"gzip"), stream_id=5)
+    assert session.status(await session.settled())[0] == 8
+    session.send(headers(7, call_fields(STREAM)), data(7, message(bytes(2000))[:10]))
+    session.dataplane.answers = [Tensor.from_numpy("sum", np.zeros(1000, np.uint8))]
+    session.call(INFER, message(request()), stream_id=9)
+    assert session.service.refused == {"header_list_too_large": 1, "message_too_large": 4}
+
+
+async def test_what_all_connections_hold_is_bounded() -> None:
+    """A call that goes over it is refused, on whichever connection; there is room again once others are gone."""
+    first, second = Session(max_unfinished_bytes=50_000), Session()
+    second.calls.service = first.service
+    half = message(bytes(40_000))[:15_000]
+    for session, stream_id in ((first, 1), (second, 1), (first, 3)):
+        assert session.send(headers(stream_id), data(stream_id, half)) == []
+    for stream_id, fields in ((5, call_fields()), (7, call_fields(STREAM))):
+        sent = second.send(headers(stream_id, fields), data(stream_id, half))
+        assert second.status(sent) == (8, "all connections: over the limit of 50000 bytes")
+    assert first.service.refused == {"out_of_memory": 2}
+    assert (first.calls.held_bytes, second.calls.held_bytes) == (30_000, 15_000)
+    first.calls.close()
+    assert second.send(headers(9), data(9, half)) == []
+    second.calls.close()
+    await second.settled()
+    assert first.service.memory.take(50_000)
+
+
+async def test_a_stream_holds_nothing_of_the_messages_that_it_has_taken_up(session: Session) -> None:
+    """However many there were: else a stream that lives for long would come to its connection's limit."""
+    session.send(headers(1, call_fields(STREAM)))
+    asked = message(request())
+    for _ in range(50):
+        session.send(data(1, asked))
+        await session.settled()
+        assert session.calls.held_bytes == 0
+    session.send(data(1, asked[:7]))
+    assert session.calls.held_bytes == 7
+
+
 async def test_what_one_connection_holds_is_bounded() -> None:
     """Unfinished requests of a connection share a limit; the one that goes over it is refused, its bytes let go."""
     session = Session(max_received_bytes=50_000)
@@ -282,6 +327,9 @@ async def test_what_one_connection_holds_is_bounded() -> None:
     sent = session.send(headers(7), data(7, half))
     assert session.status(sent) == (8, "connection: over the limit of 50000 bytes")
     assert session.service.refused == {"too_much_received": 1}
+    assert session.calls.held_bytes == 45_000
+    session.send(headers(9, call_fields(STREAM)), data(9, half))
+    await session.settled()
     assert session.calls.held_bytes == 45_000
     session.send(*[frames.rst_stream(i, ErrorCode.CANCEL) for i in (1, 3, 5)])
     assert session.calls.held_bytes == 0

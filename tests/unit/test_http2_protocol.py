@@ -1,8 +1,9 @@
-"""A client that asks for more than can be done is not heard for a moment, and loses nothing by it."""
+"""Connections on their sockets: who is not heard for a moment loses nothing by it, and who leaves is counted."""
 
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import Counter
 from typing import Any
 
@@ -15,6 +16,7 @@ from server.transport.connections import Connections
 from server.transport.http2 import frames
 from server.transport.http2.calls import Service
 from server.transport.http2.protocol import Http2Protocol
+from server.transport.http2.streams import DRAIN_PING
 from server.transport.methods import METHODS
 from tests.support.fake_dataplane import FakeDataPlane
 from tests.support.http2_client import END_STREAM, INFER, call_fields, data, headers, message
@@ -50,14 +52,21 @@ class Socket(asyncio.Transport):
     def is_closing(self) -> bool:
         return False
 
+    def can_write_eof(self) -> bool:
+        return True
+
+    def write_eof(self) -> None:
+        return
+
 
 class Client:
-    def __init__(self, outcome: ServingError) -> None:
+    def __init__(self, outcome: ServingError | None = None, **limits: Any) -> None:
         self.dataplane = FakeDataPlane(outcome=outcome)
-        service = Service(self.dataplane, GrpcSettings(), Counter())  # type: ignore[arg-type]
+        service = Service(self.dataplane, GrpcSettings(**limits), Counter())  # type: ignore[arg-type]
         methods = {method.name.encode(): method for method in METHODS}
         self.socket = Socket()
-        self.protocol = Http2Protocol(service, methods, Connections(1))
+        self.connections: Connections[Http2Protocol] = Connections(1)
+        self.protocol = Http2Protocol(service, methods, self.connections)
         self.protocol.connection_made(self.socket)
         self.protocol.data_received(frames.PREFACE + frames.settings({}) + frames.SETTINGS_ACK)
 
@@ -140,3 +149,12 @@ async def test_a_slow_reader_is_not_heard_because_the_moment_is_over() -> None:
     assert not client.socket.reading
     client.protocol.resume_writing()
     assert client.socket.reading
+
+
+async def test_a_connection_that_leaves_because_it_was_idle_is_counted() -> None:
+    """When it has heard that it is to, and not before."""
+    client = Client(idle_timeout_s=10)
+    client.protocol.tick(time.monotonic_ns() + 11 * 10**9)
+    assert not client.connections.closed
+    client.protocol.data_received(frames.ping(DRAIN_PING, frames.ACK))
+    assert client.connections.closed == {"idle": 1}

@@ -860,9 +860,11 @@ def test_idle_and_old_connections_are_asked_to_leave() -> None:
     assert peer.wait(11) == []
     peer.send(frames.rst_stream(1, ErrorCode.CANCEL))
     assert goaway_code(peer.wait(11)) is ErrorCode.NO_ERROR
+    assert peer.connection.leaves == "idle"
     peer = Peer(max_connection_age_s=10, max_connection_age_grace_s=5)
     peer.send(headers(1))
     assert goaway_code(peer.wait(11)) is ErrorCode.NO_ERROR
+    assert peer.connection.leaves == "old"
     peer.wait(2)
     assert peer.connection.fault is None
     peer.wait(4)

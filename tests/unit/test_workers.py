@@ -26,6 +26,7 @@ from server.workers.control import COUNTS, LISTENERS, Word, channel, hear, say
 from server.workers.counts import since, summed, told
 from server.workers.deaths import Deaths
 from server.workers.frames import HEAD, BadFrame, Frames, Kind, frame
+from server.workers.front import share_of
 from server.workers.link import Link
 from server.workers.messages import (
     Shapes,
@@ -371,6 +372,21 @@ def test_settings_that_workers_can_not_have_are_refused_by_name() -> None:
     with pytest.raises(ValueError, match=r"shared_memory\.allow needs workers\.count 1"):
         load_settings({"workers": {"count": 2}, "shared_memory": {"allow": "true"}})
     assert load_settings({"workers": {"count": 2}}).workers.count == 2
+
+
+def test_each_front_has_its_part_of_what_all_may_hold() -> None:
+    """Connections and bytes of bodies; rounded up, so that nobody is left with none. The rest is each one's own."""
+    settings = load_settings(
+        {
+            "workers": {"count": 3},
+            "http": {"max_connections": 10, "max_bodies_bytes": 100},
+            "grpc": {"max_connections": 2, "max_unfinished_bytes": 1000},
+        }
+    )
+    own = share_of(settings)
+    assert (own.http.max_connections, own.http.max_bodies_bytes) == (4, 34)
+    assert (own.grpc.max_connections, own.grpc.max_unfinished_bytes) == (1, 334)
+    assert own.grpc.max_received_bytes == settings.grpc.max_received_bytes
 
 
 def test_pieces_on_the_way_to_a_front_are_few() -> None:

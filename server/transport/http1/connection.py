@@ -13,6 +13,7 @@ from io import BytesIO
 from server.settings import HttpSettings
 from server.transport.http1.chunked import Chunked
 from server.transport.http1.head import END, Head, Heads, Refused, malformed
+from server.transport.memory import Memory
 
 
 class Phase(Enum):
@@ -30,22 +31,6 @@ _MAX_EMPTY_LINES = 64
 
 # Names of the module: CPython 3.11 takes ten times as long to find a member through its class.
 IDLE, HEAD, BODY, OVER = Phase.IDLE, Phase.HEAD, Phase.BODY, Phase.OVER
-
-
-class Memory:
-    """Bytes of bodies that are under way, over all connections of a listener: `limit` at most."""
-
-    def __init__(self, limit: int) -> None:
-        self._left = limit
-
-    def take(self, size: int) -> bool:
-        if size > self._left:
-            return False
-        self._left -= size
-        return True
-
-    def give_back(self, size: int) -> None:
-        self._left += size
 
 
 Received = tuple[Head, bytes, int]

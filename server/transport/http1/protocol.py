@@ -360,6 +360,7 @@ class Http1Protocol(asyncio.Protocol):
             self._since_ns = now_ns
         elif phase is IDLE and waited_s > settings.keep_alive_s:
             if self._transport is not None:
+                self.server.connections.count_closed("idle")
                 self._transport.close()
         elif phase is HEAD and waited_s > settings.head_timeout_s:
             self._time_out("slow_head", f"request head: not complete after {settings.head_timeout_s:g} s")

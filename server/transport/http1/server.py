@@ -10,10 +10,10 @@ from typing import Protocol
 from server.settings import HttpSettings, TlsSettings
 from server.transport.connections import Connections
 from server.transport.entrance import Entrance
-from server.transport.http1.connection import Memory
 from server.transport.http1.head import Head, Heads
 from server.transport.http1.protocol import Http1Protocol, Turn
 from server.transport.http1.reply import Clock
+from server.transport.memory import Memory
 
 _LOOK_S = 1.0
 """Between two looks at the connections' time-outs, which are as exact as this."""

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from server.errors import Draining, Overloaded, PayloadTooLarge, ServingError
@@ -21,12 +20,13 @@ from server.settings import GrpcSettings
 from server.transport.codec.v2_wire import decode_infer, encode_infer
 from server.transport.http2 import answers
 from server.transport.http2.connection import Connection
-from server.transport.http2.messages import IDENTITY, deflate, write_prefix
+from server.transport.http2.messages import IDENTITY, MESSAGE, deflate, write_prefix
 from server.transport.http2.refused import RefusedCall
 from server.transport.http2.states import State
 from server.transport.http2.streaming import StreamsCall
 from server.transport.http2.streams import Event, Kind
 from server.transport.http2.unary import UnaryCall
+from server.transport.memory import Memory
 from server.transport.methods import CallInfo
 from server.transport.status import failure_of
 from server.types import NO_DEADLINE, InferRequest, InferResponse, Outcome
@@ -51,14 +51,18 @@ class Call(Protocol):
     def cancel(self) -> None: ...
 
 
-@dataclass(frozen=True, slots=True)
 class Service:
     """What all connections of a server share."""
 
-    dataplane: DataPlane
-    settings: GrpcSettings
-    refused: Counter[str]
-    """Streams that were not served as they were asked, by cause."""
+    __slots__ = ("dataplane", "memory", "refused", "settings")
+
+    def __init__(self, dataplane: DataPlane, settings: GrpcSettings, refused: Counter[str]) -> None:
+        """`refused` counts streams that were not served as they were asked, by cause."""
+        self.dataplane = dataplane
+        self.settings = settings
+        self.refused = refused
+        self.memory = Memory(settings.max_unfinished_bytes)
+        """Of requests that are not yet complete."""
 
 
 class Calls:
@@ -141,7 +145,7 @@ class Calls:
             else:
                 message = encode_infer(outcome)
                 if len(message) > self._max_bytes:
-                    raise PayloadTooLarge("message", self._max_bytes, len(message))
+                    raise PayloadTooLarge(MESSAGE, self._max_bytes, len(message))
                 self.connection.answer(stream, message)
         except Exception as error:  # noqa: BLE001 - the boundary where every error becomes a status
             self.fail(stream, of(error, request))
@@ -188,6 +192,8 @@ class Calls:
         if stream.state not in (_OPEN, _HALF_CLOSED_REMOTE):
             return
         if head.refusal is not None:
+            if head.over_limit:
+                self.service.refused["header_list_too_large"] += 1
             self._turn_away(stream, head.refusal)
             return
         error = None if head.entry is None else head.entry.refusal(self.connection.now_ns)
@@ -246,11 +252,20 @@ class Calls:
                 stream.call.sent()
 
     def hold(self, size: int) -> None:
-        """`size` more bytes of a request are here, or fewer. Raises PayloadTooLarge."""
-        self.held_bytes += size
-        if size > 0 and self.held_bytes > self.service.settings.max_received_bytes:
+        """`size` more bytes of a request are here. Raises PayloadTooLarge: then they are not counted."""
+        limits = self.service.settings
+        if self.held_bytes + size > limits.max_received_bytes:
             self.service.refused["too_much_received"] += 1
-            raise PayloadTooLarge("connection", self.service.settings.max_received_bytes)
+            raise PayloadTooLarge("connection", limits.max_received_bytes)
+        if not self.service.memory.take(size):
+            self.service.refused["out_of_memory"] += 1
+            raise PayloadTooLarge("all connections", limits.max_unfinished_bytes)
+        self.held_bytes += size
+
+    def let_go(self, size: int) -> None:
+        """So many of them are taken up, or dropped."""
+        self.held_bytes -= size
+        self.service.memory.give_back(size)
 
     def info(self, stream: Stream) -> CallInfo:
         """What the call says beside its messages. Raises InvalidRequest."""
@@ -278,7 +293,7 @@ class Calls:
     def send_message(self, stream: Stream, message: bytes, *, first: bool) -> None:
         """One message, behind the headers if it is the `first`. Raises PayloadTooLarge."""
         if len(message) > self._max_bytes:
-            raise PayloadTooLarge("message", self._max_bytes, len(message))
+            raise PayloadTooLarge(MESSAGE, self._max_bytes, len(message))
         flag, compresses = 0, self.compresses(stream)
         if compresses and len(message) >= _COMPRESSED_FROM_BYTES:
             flag, message = 1, deflate(stream.head.encoding, message)
@@ -309,6 +324,8 @@ class Calls:
         """The status of a call that did not; `begun` where its headers are sent already."""
         if stream.state not in (_OPEN, _HALF_CLOSED_REMOTE):
             return
+        if isinstance(error, PayloadTooLarge) and error.field == MESSAGE:
+            self.service.refused["message_too_large"] += 1
         failure = failure_of(error)
         self.end(stream, answers.failed_trailers(failure) if begun else answers.trailers_only(failure))
 

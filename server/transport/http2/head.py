@@ -43,6 +43,7 @@ class Head:
         "hot",
         "metadata",
         "method",
+        "over_limit",
         "refusal",
         "tenant",
     )
@@ -65,6 +66,8 @@ class Head:
         """A plain ModelInfer: it goes to the data plane without a task of its own."""
         self.refusal: bytes | None = None
         """The header block that answers the call, whatever is in its body."""
+        self.over_limit = False
+        """That is so because there were too many fields."""
 
 
 Opening = tuple[Head, int]
@@ -139,4 +142,5 @@ def refused(failure: Failure) -> Head:
     """The head of a call that is answered by its failure."""
     head = Head()
     head.refusal = answers.trailers_only(failure)
+    head.over_limit = failure.code is Code.TOO_LARGE
     return head

@@ -14,6 +14,8 @@ from server.transport import inflate
 
 PREFIX_BYTES = 5
 IDENTITY = b"identity"
+MESSAGE = "message"
+"""What errors call one."""
 
 ENCODINGS = frozenset((IDENTITY, *(name.encode() for name in inflate.WINDOW_BITS)))
 
@@ -66,15 +68,15 @@ class MessageReader:
     def _read_prefix(self, data: bytes, start: int) -> None:
         flag, length = read_prefix(data, start)
         if flag > 1:
-            raise InvalidRequest("message", f"has the compressed-flag {flag}, which is neither 0 nor 1")
+            raise InvalidRequest(MESSAGE, f"has the compressed-flag {flag}, which is neither 0 nor 1")
         if length > self._max_bytes:
-            raise PayloadTooLarge("message", self._max_bytes, length)
+            raise PayloadTooLarge(MESSAGE, self._max_bytes, length)
         self._compressed, self._wanted = bool(flag), length
 
     def end(self) -> None:
         """The stream has ended. Raises InvalidRequest if it did so inside of a message."""
         if self.buffered_bytes or self._compressed is not None:
-            raise InvalidRequest("message", "is cut off by the end of the stream")
+            raise InvalidRequest(MESSAGE, "is cut off by the end of the stream")
 
 
 async def inflated(encoding: bytes, data: bytes, max_bytes: int) -> bytes:
@@ -85,8 +87,8 @@ async def inflated(encoding: bytes, data: bytes, max_bytes: int) -> bytes:
         InvalidRequest: `data` is not of that encoding, or the call has none.
     """
     if encoding == IDENTITY:
-        raise InvalidRequest("message", "is compressed, and grpc-encoding does not say how")
-    return await inflate.inflated("message", data, encoding.decode(), max_bytes)
+        raise InvalidRequest(MESSAGE, "is compressed, and grpc-encoding does not say how")
+    return await inflate.inflated(MESSAGE, data, encoding.decode(), max_bytes)
 
 
 def deflate(encoding: bytes, message: bytes) -> bytes:

@@ -177,8 +177,9 @@ class Http2Protocol(asyncio.Protocol):
         if self._left_ns:
             return
         fault = self.connection.fault
-        if fault is not None and fault.cause not in (TOO_MANY, "shutdown"):
-            self._connections.count_closed(fault.cause)
+        cause = self.connection.leaves if fault is None else fault.cause
+        if cause and cause not in (TOO_MANY, "shutdown"):
+            self._connections.count_closed(cause)
         self._write()
         self._left_ns = time.monotonic_ns()
         self._calls.close()

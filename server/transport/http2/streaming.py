@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING, Any
 
 from server.errors import CallExpired
-from server.transport.http2.messages import MessageReader, inflated
+from server.transport.http2.messages import PREFIX_BYTES, MessageReader, inflated
 
 if TYPE_CHECKING:
     from server.transport.http2.calls import Calls
@@ -122,7 +122,7 @@ class StreamsCall:
         calls.answered()
 
     def _over(self, _task: asyncio.Task[None]) -> None:
-        self._calls.hold(-self._held_bytes)
+        self._calls.let_go(self._held_bytes)
         if self._timer is not None:
             self._timer.cancel()
 
@@ -150,8 +150,9 @@ class StreamsCall:
             if not self._messages:
                 self._give_back()
                 self._calls.answered()
-            self._held_bytes -= len(data)
-            self._calls.hold(-len(data))
+            size = PREFIX_BYTES + len(data)
+            self._held_bytes -= size
+            self._calls.let_go(size)
             if compressed:
                 data = await inflated(encoding, data, max_bytes)
             yield self._method.parse(data)

@@ -65,6 +65,7 @@ class Streams:
         "drained_ns",
         "fault",
         "idle_since_ns",
+        "leaves",
         "now_ns",
         "refused",
         "sender",
@@ -83,6 +84,8 @@ class Streams:
         self.drained_ns = 0
         """When `drain` was called; 0: it was not."""
         self.drain_until_ns = 0
+        self.leaves = ""
+        """Why it was asked to; empty: for the server's own sake."""
         self._events: list[Event] = []
         self._last_id = 0
         self._accepted_until = frames.LARGEST_STREAM_ID
@@ -267,15 +270,16 @@ class Streams:
 
     # --- leaving ----------------------------------------------------------------------------------
 
-    def drain(self, now_ns: int, grace_s: float) -> None:
+    def drain(self, now_ns: int, grace_s: float, cause: str = "") -> None:
         """Ask the client to open no more streams, and take those that it opens until it has heard (section 6.8).
 
-        Asked again, only the grace is another.
+        `cause` is counted if it leaves. Asked again, only the grace is another.
         """
         self.drain_until_ns = now_ns + int(grace_s * 1e9)
         if self.drained_ns:
             return
         self.drained_ns = now_ns
+        self.leaves = cause
         self.sender.out.append(frames.goaway(frames.LARGEST_STREAM_ID, ErrorCode.NO_ERROR))
         self.sender.out.append(frames.ping(DRAIN_PING))
 

@@ -38,9 +38,10 @@ def check_stay(connection: Connection, limits: GrpcSettings, now_ns: int) -> Non
         if passed(connection.drained_ns, HEARING_S, now_ns):
             connection.finish_drain()
         return
-    idle = not connection.streams and passed(connection.idle_since_ns, limits.idle_timeout_s, now_ns)
-    if idle or passed(connection.opened_ns, limits.max_connection_age_s, now_ns):
-        connection.drain(now_ns, limits.max_connection_age_grace_s)
+    if not connection.streams and passed(connection.idle_since_ns, limits.idle_timeout_s, now_ns):
+        connection.drain(now_ns, limits.max_connection_age_grace_s, "idle")
+    elif passed(connection.opened_ns, limits.max_connection_age_s, now_ns):
+        connection.drain(now_ns, limits.max_connection_age_grace_s, "old")
 
 
 def slow_readers(connection: Connection, limits: GrpcSettings, now_ns: int) -> list[Stream]:

@@ -39,8 +39,8 @@ class UnaryCall:
             return
         try:
             size = sum(map(len, parts))
-            self._held_bytes += size
             self._calls.hold(size)
+            self._held_bytes += size
             self._calls.connection.consumed(self._stream, size)
             for message in self._reader.feed(parts):
                 if self._message is not None:
@@ -133,7 +133,7 @@ class UnaryCall:
         self._calls.fail(self._stream, error)
 
     def _release(self) -> None:
-        self._calls.hold(-self._held_bytes)
+        self._calls.let_go(self._held_bytes)
         self._held_bytes = 0
         self._stream.due_ns = 0
         if self._timer is not None:
