@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from math import cos, pi
+from math import ceil, cos, pi
 from random import Random
 
 
@@ -42,7 +42,9 @@ def bursty(rate_per_s: float, seconds: float, seed: int, *, swing: float = 0.8, 
 def constant(rate_per_s: float, seconds: float, seed: int) -> list[int]:
     """Evenly spaced; the seed says when the first one comes."""
     first_s = Random(seed).random() / rate_per_s
-    return [int((first_s + index / rate_per_s) * 1e9) for index in range(int((seconds - first_s) * rate_per_s) + 1)]
+    return [
+        int((first_s + index / rate_per_s) * 1e9) for index in range(max(0, ceil((seconds - first_s) * rate_per_s)))
+    ]
 
 
 def ramp(rate_per_s: float, seconds: float, seed: int) -> list[int]:

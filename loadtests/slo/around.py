@@ -72,7 +72,8 @@ class Meter:
 
     def joules(self) -> float | None:
         self._powercap.read()
-        return sum(self._powercap.joules.values()) if self._powercap.joules else None
+        # A counter that stands still is none: virtual machines have such.
+        return sum(self._powercap.joules.values()) or None
 
     def _scrape(self) -> dict[str, dict[str, float]]:
         """Of each model; of a server that does not tell, nothing."""

@@ -99,8 +99,7 @@ def _by_window(
 
 
 def _panel(title: str, x_label: str, lines: dict[str, list[tuple[float, float]]]) -> Panel:
-    drawn = {name: points for name, points in lines.items() if points} or {"nothing": [(0.0, 0.0), (1.0, 0.0)]}
-    top = max((y for points in drawn.values() for _, y in points), default=0) or 1.0
-    if not max(x for points in drawn.values() for x, _ in points):  # One window alone.
-        drawn = {name: [*points, (0.5, points[-1][1])] for name, points in drawn.items()}
-    return Panel(title, x_label, drawn, top * 1.05, marks(top * 1.05))
+    top = max((y for points in lines.values() for _, y in points), default=0) or 1.0
+    if not max((x for points in lines.values() for x, _ in points), default=1.0):  # One window alone.
+        lines = {name: [*points, *((0.5, y) for _, y in points)] for name, points in lines.items()}
+    return Panel(title, x_label, lines, top * 1.05, marks(top * 1.05))

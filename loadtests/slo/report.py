@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import sys
 from collections import Counter
@@ -10,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from xml.etree import ElementTree
 
-from loadtests.report import table
+from loadtests.report import as_json, table
 from loadtests.slo.around import Around
 from loadtests.slo.objectives import Slo
 from loadtests.slo.page import page
@@ -42,7 +41,7 @@ def publish(verdict: Verdict, slo: Slo, record: Record, around: Around, folder: 
         return
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "load.md").write_text(text)
-    (folder / "load.json").write_text(json.dumps(plain(verdict, record, around), indent=1) + "\n")
+    (folder / "load.json").write_text(as_json(plain(verdict, record, around)))
     (folder / "load.html").write_text(
         page(
             head(slo, around),
@@ -112,7 +111,11 @@ def _limit(check: Check) -> tuple[str, str, str]:
 
 def _cells(check: Check) -> tuple[str, str, str]:
     interval = "" if math.isnan(check.interval) else f"+- {check.interval:.3g}"
-    return f"{check.measured:.4g}", interval, "yes" if check.held else "NO"
+    return _measured(check, ".4g"), interval, "yes" if check.held else "NO"
+
+
+def _measured(check: Check, form: str) -> str:
+    return "nothing" if math.isnan(check.measured) else format(check.measured, form)
 
 
 def whole(record: Record, kind: str) -> Window:
@@ -216,14 +219,14 @@ def _number(value: float) -> float | None:
 
 
 def junit(verdict: Verdict, seconds: float) -> ElementTree.Element:
-    """A test case for each limit; an invalid run is an error, which no limit is to blame for."""
+    """A test case for each limit; in an invalid run each is an error, for nothing is known of it."""
     failures = sum(not check.held for check in verdict.checks)
     suite = ElementTree.Element(
         "testsuite",
         name="slo",
         tests=str(len(verdict.checks)),
         failures=str(0 if verdict.exit_code == INVALID else failures),
-        errors=str(int(verdict.exit_code == INVALID)),
+        errors=str(len(verdict.checks) if verdict.exit_code == INVALID else 0),
         time=f"{seconds:g}",
     )
     for check in verdict.checks:
@@ -231,6 +234,8 @@ def junit(verdict: Verdict, seconds: float) -> ElementTree.Element:
         if verdict.exit_code == INVALID:
             ElementTree.SubElement(case, "error", message=verdict.invalid)
         elif not check.held:
-            said = f"{check.measured:g}, and {check.limit:g} {'at least' if check.at_least else 'at most'} is allowed"
+            said = (
+                f"{_measured(check, 'g')}, and {check.limit:g} {'at least' if check.at_least else 'at most'} is allowed"
+            )
             ElementTree.SubElement(case, "failure", message=said)
     return suite

@@ -128,7 +128,11 @@ def _share(window: Window, outcomes: Sequence[str]) -> float:
 
 
 def percentile_ms(histogram: object, q: float) -> float:
-    """NaN of nothing, which holds no limit."""
+    """By the nearest rank, as everywhere here; NaN of nothing, which holds no limit."""
     total: int = histogram.get_total_count()  # type: ignore[attr-defined]
-    value: float = histogram.get_value_at_percentile(q)  # type: ignore[attr-defined]
-    return value / 1e3 if total else math.nan
+    if not total:
+        return math.nan
+    # The histogram itself would round to a rank, which of few requests is the one before.
+    rank = max(1, math.ceil(q / 100 * total - 1e-6))
+    value: float = histogram.get_value_at_percentile(100 * rank / total)  # type: ignore[attr-defined]
+    return value / 1e3
