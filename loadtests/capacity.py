@@ -5,13 +5,13 @@
 
 A bisection over steady windows of an open loop, one kind after the other, each alone on a server of one replica.
 Written are capacity.md, capacity.svg (p99 against load), capacity.json, and capacity.yaml for `helm install -f`. With
---repeats all is measured so many times; the exit code is 1 where the rates of a kind differ by more than --agree.
+--repeats all is measured so many times; the exit code is 1 where the rates of a kind differ by more than --agree, or
+none holds, and 2 where a kind could not be asked, or was not answered rightly.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import tempfile
 from collections import Counter
@@ -24,15 +24,18 @@ import httpx
 
 from loadtests.capacity_report import Capacity, knees, table_of, values
 from loadtests.cores import cores, pinned
+from loadtests.flags import counted, positive
 from loadtests.machine import describe
 from loadtests.process import family, rss_bytes, samples, serving
-from loadtests.slo.objectives import Objective, Slo, SloFault, read_slo
+from loadtests.report import as_json
+from loadtests.slo.asked import asked
+from loadtests.slo.objectives import STREAMS, Objective, Slo, SloFault, read_slo
 from server.client.errors import ClientError
 from server.load.drive import Leg, closed_loop, open_loop, poisson
 from server.load.grpc import GrpcWire
 from server.load.http1 import Http1Wire
 from server.load.limits import Limits
-from server.load.payloads import NoPayload, payloads
+from server.load.payloads import NoPayload, Payload
 from server.load.search import Probe, highest, judged
 from server.load.wire import Wire
 
@@ -45,6 +48,8 @@ _SWEEP = (0.2, 0.4, 0.6, 0.8, 0.9)
 _WINDOW = 5
 """A window lasts so many times the highest latency that is allowed, at least."""
 _PERCENTILES = (50.0, 99.0)
+UNASKED = 2
+"""The exit code where a kind could not be asked."""
 
 
 @dataclass(frozen=True)
@@ -58,13 +63,19 @@ class Target:
     """0: of another machine, or not known."""
 
     def wire(self, transport: str) -> Wire:
+        """Raises ClientError: there is no such URL."""
         return GrpcWire(self.urls["grpc"]) if transport == "grpc" else Http1Wire(self.urls["rest"])
 
     def saturation(self, model: str) -> float | None:
+        """None: the server does not tell."""
         if not self.metrics_url:
             return None
-        found = samples(httpx.get(self.metrics_url).raise_for_status().text, model)
-        return found.get("forwardpass_saturation")
+        try:
+            text = httpx.get(self.metrics_url).raise_for_status().text
+        except (httpx.HTTPError, httpx.InvalidURL) as error:
+            sys.stderr.write(f"{self.metrics_url}: {error}\n")
+            return None
+        return samples(text, model).get("forwardpass_saturation")
 
     def rss_bytes(self) -> int:
         return sum(map(rss_bytes, family(self.pid))) if self.pid else 0
@@ -74,10 +85,10 @@ def measure(target: Target, objective: Objective, slo: Slo, options: argparse.Na
     """The capacity of one kind; in the last repeat with what the plot and the chart want to know.
 
     Raises:
-        NoPayload, ClientError: it can't be asked.
+        NoPayload, ClientError, OSError: it can't be asked.
     """
     kind = objective.kind
-    made = payloads(kind.transport, kind.call, kind.model, options.model_repository)
+    made = [one for one in asked(objective, options.model_repository).payloads if isinstance(one, Payload)]
     wire = target.wire(kind.wire)
     latency = {float(name[1:]): ms for name, ms in objective.latency_ms.items()}
     limits = Limits(latency, objective.max_error_rate, objective.max_refused_rate)
@@ -94,8 +105,8 @@ def measure(target: Target, objective: Objective, slo: Slo, options: argparse.Na
 
     try:
         closed = closed_loop(Leg(wire, made, ()), _IN_FLIGHT, window_s)
-        if closed.share("right") < 1:
-            raise NoPayload(f"{kind}: {closed.faults.most_common(1)}")
+        if closed.share("wrong", "failed") > limits.max_error_rate or not closed.answers_per_s():
+            raise NoPayload(f"{kind}: {closed.fault()}")
         found = highest(probe, closed.answers_per_s() * _GUESS, options.precision)
         sweep: list[Probe] = []
         saturation = None
@@ -111,7 +122,7 @@ def measure(target: Target, objective: Objective, slo: Slo, options: argparse.Na
 @contextmanager
 def served(options: argparse.Namespace) -> Iterator[Target]:
     if options.rest or options.grpc:
-        yield Target({"rest": options.rest, "grpc": options.grpc}, options.metrics or "")
+        yield Target({"rest": options.rest or "", "grpc": options.grpc or ""}, options.metrics or "")
         return
     with (
         tempfile.TemporaryDirectory() as folder,
@@ -127,16 +138,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--model-repository", type=Path, default=_ROOT / "model_repository")
     parser.add_argument("--only", default="", help="kinds with this text in them")
     parser.add_argument(
-        "--cores", type=int, default=1, help="of the replica; the generator has the last one (default: 1)"
+        "--cores", type=counted, default=1, help="of the replica; the generator has the last one (default: 1)"
     )
-    parser.add_argument("--window", type=float, default=3.0, help="seconds at each rate, at least (default: 3)")
-    parser.add_argument("--hold", type=float, default=5.0, help="seconds at the rate that was found (default: 5)")
-    parser.add_argument("--precision", type=float, default=0.03, help="where the search ends (default: 0.03)")
+    parser.add_argument("--window", type=positive, default=3.0, help="seconds at each rate, at least (default: 3)")
+    parser.add_argument("--hold", type=positive, default=5.0, help="seconds at the rate that was found (default: 5)")
+    parser.add_argument("--precision", type=positive, default=0.03, help="where the search ends (default: 0.03)")
     parser.add_argument(
-        "--margin", type=float, default=0.8, help="of the capacity, before replicas are added (default: 0.8)"
+        "--margin", type=positive, default=0.8, help="of the capacity, before replicas are added (default: 0.8)"
     )
-    parser.add_argument("--repeats", type=int, default=1)
-    parser.add_argument("--agree", type=float, default=0.1, help="how far repeats may differ (default: 0.1)")
+    parser.add_argument("--repeats", type=counted, default=1)
+    parser.add_argument("--agree", type=positive, default=0.1, help="how far repeats may differ (default: 0.1)")
     parser.add_argument("--rest", help="http://HOST:PORT of a server that runs")
     parser.add_argument("--grpc", help="grpc://HOST:PORT of the same server")
     parser.add_argument("--metrics", help="http://HOST:PORT/metrics of the same server")
@@ -144,23 +155,33 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     try:
         slo = read_slo(options.slo, options.model_repository)
-        # Of texts there is no rate: they are as long as they are.
-        asked = [one for one in slo.objectives if options.only in str(one.kind) and one.kind.call != "chat"]
-        if not asked:
-            parser.error(f"--only: {options.slo} has no kind with {options.only!r} in it")
-        measured: list[list[Capacity]] = []
+        # Of streams there is no rate: they are as long as they are.
+        objectives = [one for one in slo.objectives if options.only in str(one.kind) and one.kind.call not in STREAMS]
+        if not objectives:
+            parser.error(f"--only: {options.slo} has no kind with {options.only!r} in it that is no stream")
         with served(options) as target, pinned(cores()[-1]):
+            for one in objectives:
+                target.wire(one.kind.wire).close()
             # One kind after the other: what a machine has to give wanders over minutes, and is no kind's doing.
-            for one in asked:
-                measured.append([])
-                for number in range(1, options.repeats + 1):
-                    measured[-1].append(measure(target, one, slo, options, number == options.repeats))
-                    sys.stderr.write(f"{one.kind}: {measured[-1][-1].found.rate:,.0f} requests/s\n")
-        repeats = list(zip(*measured, strict=True))
-    except (SloFault, NoPayload, ClientError, OSError) as error:
+            measured = [found for one in objectives if (found := _repeated(target, one, slo, options))]
+    except (SloFault, ClientError, OSError, RuntimeError) as error:
         sys.stderr.write(f"{error}\n")
-        return 2
-    return report(repeats, options)
+        return UNASKED
+    code = report(list(zip(*measured, strict=True)), options) if measured else UNASKED
+    return code if len(measured) == len(objectives) else UNASKED
+
+
+def _repeated(target: Target, objective: Objective, slo: Slo, options: argparse.Namespace) -> list[Capacity]:
+    """Nothing where it can't be asked, which is said: what was measured of other kinds stays."""
+    found: list[Capacity] = []
+    try:
+        for number in range(1, options.repeats + 1):
+            found.append(measure(target, objective, slo, options, number == options.repeats))
+            sys.stderr.write(f"{objective.kind}: {found[-1].found.rate:,.0f} requests/s\n")
+    except (NoPayload, ClientError, OSError) as error:
+        sys.stderr.write(f"{error}\n")
+        return []
+    return found
 
 
 def report(repeats: Sequence[Sequence[Capacity]], options: argparse.Namespace) -> int:
@@ -173,7 +194,7 @@ def report(repeats: Sequence[Sequence[Capacity]], options: argparse.Namespace) -
         (options.out / "capacity.svg").write_text(knees(last))
         (options.out / "capacity.yaml").write_text(values(last, options.cores, options.margin))
         told = {"machine": describe(), "runs": [[asdict(one) for one in run] for run in repeats]}
-        (options.out / "capacity.json").write_text(json.dumps(told, indent=1) + "\n")
+        (options.out / "capacity.json").write_text(as_json(told))
     return 0 if agreed and all(one.found.rate for one in last) else 1
 
 

@@ -19,6 +19,8 @@ _MEMORY_MARGIN = 1.5
 _MEMORY_STEP = 64
 """MiB."""
 _SHOWN = 1.3
+_ROOM = 1.5
+"""Of the limit, or of the highest p99 where there is none: how high the plot goes."""
 """Of the capacity: how far the plot goes."""
 
 
@@ -46,7 +48,7 @@ def table_of(repeats: Sequence[Sequence[Capacity]], agree: float) -> tuple[str, 
     spreads: list[float] = []
     for several in zip(*repeats, strict=True):
         rates, last = [one.found.rate for one in several], several[-1]
-        spread = max(rates) / min(rates) - 1 if min(rates) else math.inf
+        spread = max(rates) / min(rates) - 1 if min(rates) else math.inf * max(rates) if max(rates) else 0.0
         spreads.append(spread)
         best = last.found.best
         latency = [f"{best.latency_ms[q]:.2f}" for q in (50.0, 99.0)] if best else ["", ""]
@@ -56,27 +58,27 @@ def table_of(repeats: Sequence[Sequence[Capacity]], agree: float) -> tuple[str, 
     text = "# The highest rate that holds the SLO\n\n" + table(header, rows)
     text += "\n" + "".join(f"* {one.kind}: {one.limits}\n" for one in repeats[-1])
     if len(repeats) > 1:
-        text += f"\n{len(repeats)} repeats differ by {max(spreads):.1%} at most; {agree:.0%} are allowed.\n"
+        apart = f"by {max(spreads):.1%} at most" if max(spreads) < math.inf else "in whether anything holds at all"
+        text += f"\n{len(repeats)} repeats differ {apart}; {agree:.0%} are allowed.\n"
     return text, max(spreads) <= agree or len(repeats) == 1
 
 
 def knees(capacities: Sequence[Capacity]) -> str:
     """p99 against the rate, in parts of the capacity: a diagram for each kind."""
-    panels = [_knee(one) for one in capacities if one.found.rate]
-    return svg(panels) if panels else svg([Panel("nothing held", "", {"p99": [(0, 0), (1, 0)]}, 1.0, [0])])
+    return svg([_knee(one) for one in capacities if one.found.rate] or [Panel("nothing held", "", {}, 1.0, [0])])
 
 
 def _knee(one: Capacity) -> Panel:
     rate = one.found.rate
-    worst: dict[float, float] = {}
+    best: dict[float, float] = {}
     for probe in (*one.sweep, *one.found.probes):
         ms = probe.latency_ms.get(99.0, math.nan)
         if not probe.late and not math.isnan(ms) and probe.rate <= _SHOWN * rate:
-            worst[probe.rate] = min(ms, worst.get(probe.rate, math.inf))
-    points = [(each / rate, ms) for each, ms in sorted(worst.items())] or [(0.0, 0.0), (1.0, 0.0)]
-    limit = one.limits.latency_ms.get(99.0, max(ms for _, ms in points))
-    lines = {"p99": points, "limit": [(0.0, limit), (_SHOWN, limit)]}
-    top = 1.5 * limit
+            best[probe.rate] = min(ms, best.get(probe.rate, math.inf))
+    points = [(each / rate, ms) for each, ms in sorted(best.items())]
+    limit = one.limits.latency_ms.get(99.0)
+    lines = {"p99": points, "limit": [] if limit is None else [(0.0, limit), (_SHOWN, limit)]}
+    top = _ROOM * (limit or max((ms for _, ms in points), default=0.0)) or 1.0
     return Panel(f"{one.kind}: p99 in ms", f"of {rate:,.0f} requests a second", lines, top, marks(top))
 
 

@@ -15,7 +15,6 @@ tell, and 0 otherwise; the quantities of --judge count. A fault in an answer is 
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import sys
 import tempfile
@@ -25,9 +24,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from loadtests.cores import cores, pinned
+from loadtests.flags import positive
 from loadtests.machine import describe
 from loadtests.process import serving
-from loadtests.report import publish, table
+from loadtests.report import as_json, publish, table
 from loadtests.slo.objectives import Kind
 from server.client.errors import ClientError
 from server.load.drive import Leg, closed_loop, open_loop, poisson
@@ -72,7 +72,7 @@ def verdict(ratios: Sequence[Ratio], judged: Sequence[str], fail_below: float) -
     counted = [one for one in ratios if one.quantity in judged]
     if any(one.high < fail_below for one in counted):
         return LOWER
-    return UNDECIDED if any(one.ratio < fail_below for one in counted) else 0
+    return 0 if all(one.ratio >= fail_below for one in counted) else UNDECIDED
 
 
 class Fault(Exception):
@@ -109,9 +109,8 @@ class Sided:
         return self._right(open_loop([Leg(self.wire, self.made, poisson(rate, seconds, seed))]))
 
     def _right(self, samples: Samples) -> Samples:
-        if samples.share("right") < 1:
-            ((_, words), count) = samples.faults.most_common(1)[0]
-            raise Fault(f"{self.name}: {count} of {len(samples)} requests: {words}")
+        if not samples.share("right") == 1:
+            raise Fault(f"{self.name}: {samples.fault() or 'no request was due in a window, which must be longer'}")
         return samples
 
 
@@ -144,11 +143,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--model-repository", type=Path, default=_ROOT / "model_repository", help="golden inputs, answers"
     )
     parser.add_argument("--pairs", type=int, default=8, help="of windows (default: 8)")
-    parser.add_argument("--seconds", type=float, default=1.0, help="of a window (default: 1)")
+    parser.add_argument("--seconds", type=positive, default=1.0, help="of a window (default: 1)")
     parser.add_argument(
-        "--load", type=float, default=0.5, help="of the closed loop's rate, for latencies (default: 0.5)"
+        "--load", type=positive, default=0.5, help="of the closed loop's rate, for latencies (default: 0.5)"
     )
-    parser.add_argument("--fail-below", type=float, help="the ratio below which B is not good enough")
+    parser.add_argument("--fail-below", type=positive, help="the ratio below which B is not good enough")
     parser.add_argument("--judge", default="answers/s,p50", help=f"of {', '.join(QUANTITIES)} (default: answers/s,p50)")
     parser.add_argument("--out", type=Path, help="a folder for compare.md and compare.json")
     options = parser.parse_args(arguments)
@@ -215,7 +214,7 @@ def report(ratios: Sequence[Ratio], options: argparse.Namespace, judged: Sequenc
     publish(text, "compare.md", options.out)
     if options.out:
         told = {"machine": describe(), "a": options.a, "b": options.b, "ratios": [asdict(one) for one in ratios]}
-        (options.out / "compare.json").write_text(json.dumps(told, indent=1) + "\n")
+        (options.out / "compare.json").write_text(as_json(told))
     return code
 
 

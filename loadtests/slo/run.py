@@ -17,6 +17,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from loadtests.cores import cores, pinned
+from loadtests.flags import counted, positive
 from loadtests.process import serving
 from loadtests.slo import wire
 from loadtests.slo.objectives import SloFault, read_slo
@@ -52,11 +53,11 @@ def locust(seconds: float, processes: int, core: int, environment: Mapping[str, 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seconds", type=float, default=120, help="how long requests are due (default: 120)")
+    parser.add_argument("--seconds", type=positive, default=120, help="how long requests are due (default: 120)")
     parser.add_argument("--slo", type=Path, default=_ROOT / "loadtests" / "slo.yaml")
     parser.add_argument("--model-repository", type=Path, default=_ROOT / "model_repository")
     parser.add_argument("--loop", choices=("open", "closed"), default="open")
-    parser.add_argument("--processes", type=int, default=1, help="of the generator; kinds are shared out over them")
+    parser.add_argument("--processes", type=counted, default=1, help="of the generator; kinds are shared out over them")
     parser.add_argument("--seed", type=int, default=0, help="of the arrivals")
     parser.add_argument("--rest", help="http://HOST:PORT of a server that runs")
     parser.add_argument("--grpc", help="grpc://HOST:PORT of the same server")
@@ -64,7 +65,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--generator", choices=("locust", "wire"), default="locust", help="wire: server/load, open loop"
     )
-    parser.add_argument("--price-per-hour", type=float, help="of the machine: what 1,000 predictions cost is told then")
+    parser.add_argument(
+        "--price-per-hour", type=positive, help="of the machine: what 1,000 predictions cost is told then"
+    )
     parser.add_argument("--out", type=Path, help="a folder for load.md, load.json, load.html and junit.xml")
     options = parser.parse_args(arguments)
     if options.generator == "wire" and options.loop == "closed":

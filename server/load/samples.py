@@ -47,6 +47,14 @@ class Samples:
     def __len__(self) -> int:
         return len(self.due_ns)
 
+    def fault(self) -> str:
+        """What went wrong most often, for people; empty: nothing did."""
+        if self.faults:
+            ((_, words), count) = self.faults.most_common(1)[0]
+            return f"{count} of {len(self)} requests: {words}"
+        amiss = int((self.outcome != 0).sum())
+        return f"{amiss} of {len(self)} requests were not answered rightly, and nobody says why" if amiss else ""
+
     def of(self, mask: NDArray[np.bool_]) -> Samples:
         return Samples(
             self.due_ns[mask], self.sent_ns[mask], self.ended_ns[mask], self.outcome[mask], self.leg[mask], self.faults

@@ -176,7 +176,6 @@ class _Trial:
         if guess is None:
             samples = closed_loop(Leg(self._wire, self._bench.payloads, ()), _IN_FLIGHT, self._window_s)
             if samples.share("right") < 1:
-                ((_, words), count), *_ = samples.faults.most_common(1)
-                raise Failed(f"{count} of {len(samples)} requests: {words}")
+                raise Failed(samples.fault())
             guess = _GUESS * samples.answers_per_s()
         return highest(self._probe, guess, _PRECISION, over=self._bench.over)

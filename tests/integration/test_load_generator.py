@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -190,21 +191,31 @@ def test_a_request_is_sent_when_it_is_due_and_its_latency_counts_from_then(serve
     assert len(samples.between(0.6, 0.9)) == len([at for at in asked.due_ns if 0.6e9 <= at < 0.9e9])
 
 
-def test_capacity_is_written_for_people_and_for_the_chart(server: Server, tmp_path: Path) -> None:
-    """A short search of one kind: the table, the plot, and values that Helm renders."""
+def test_capacity_is_written_for_people_and_for_the_chart(
+    server: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A short search of one kind: the table, the plot, and values that Helm renders. It stays where another kind is
+    answered otherwise than its replay file says, which is told; a stream has no rate."""
     slo = tmp_path / "slo.yaml"
-    objective = {"kind": KINDS[1], "rate": 1, "latency_ms": {"p50": 40}}
-    slo.write_text(yaml.safe_dump({"max_lag_ms": 5_000, "objectives": [objective]}))
+    wrong = {"inputs": {"features": [[0.0] * 10], "categories": [[0] * 3]}, "outputs": {"logits": [[1.0, 2.0]]}}
+    (tmp_path / "wrong.jsonl").write_text(json.dumps(wrong))
+    objectives = [
+        {"kind": KINDS[1], "rate": 1, "latency_ms": {"p50": 40}, "rows": {1: 0.5, 2: 0.5}},
+        {"kind": "rest infer fraud", "rate": 1, "latency_ms": {"p50": 40}, "replay": "wrong.jsonl"},
+        {"kind": "rest stream digits", "rate": 1},
+    ]
+    slo.write_text(yaml.safe_dump({"max_lag_ms": 5_000, "objectives": objectives}))
     out = tmp_path / "out"
     urls = ["--rest", f"http://{server.http}", "--metrics", server.metrics_url]
     arguments = ["--slo", str(slo), "--window", "0.2", "--hold", "0.2", "--precision", "0.9", "--out", str(out), *urls]
-    assert capacity.main(arguments) == 0
+    assert capacity.main(arguments) == capacity.UNASKED
+    assert re.search(r"rest infer fraud: \d+ of \d+ requests: the answer is not", capsys.readouterr().err)
 
     (run,) = json.loads((out / "capacity.json").read_text())["runs"]
-    assert run[0]["kind"] == KINDS[1]
+    assert [one["kind"] for one in run] == [KINDS[1]]
     assert run[0]["found"]["rate"] > 5
     assert run[0]["saturation"] > 0
-    assert "limit" in (out / "capacity.svg").read_text()
+    assert "p99 in ms" in (out / "capacity.svg").read_text()
     assert set(yaml.safe_load((out / "capacity.yaml").read_text())) == {"autoscaling", "capacity"}
 
 
@@ -232,11 +243,16 @@ def test_capacities_as_values_are_what_helm_renders() -> None:
 
 
 def test_what_can_not_be_asked_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """A model without golden files."""
+    """A model without golden files; a server that is not there; a kind whose server has no address."""
     slo = tmp_path / "slo.yaml"
-    slo.write_text("objectives: [{kind: rest infer nobody, rate: 1, latency_ms: {p50: 1}}]")
-    assert capacity.main(["--slo", str(slo), "--rest", "http://127.0.0.1:1"]) == 2
-    assert "nobody" in capsys.readouterr().err
+    for kind, said in (
+        ("rest infer nobody", "nobody"),
+        ("rest infer fraud", "refused"),
+        ("grpc infer fraud", "url: ''"),
+    ):
+        slo.write_text(yaml.safe_dump({"objectives": [{"kind": kind, "rate": 1, "latency_ms": {"p50": 1}}]}))
+        assert capacity.main(["--slo", str(slo), "--rest", "http://127.0.0.1:1", "--window", "0.1"]) == capacity.UNASKED
+        assert said in capsys.readouterr().err
 
 
 def test_a_server_that_serves_does_not_import_the_generator() -> None:

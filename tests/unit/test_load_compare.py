@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import math
+from pathlib import Path
+
 import numpy as np
 import pytest
 
 from loadtests import compare
 from loadtests.compare import Ratio, verdict
+from server.load.http1 import Http1Wire
+from server.load.payloads import payloads
+
+REPOSITORY = Path(__file__).parents[2] / "model_repository"
 
 
 def ratio(quantity: str, factor: float, noise: float = 0.02, pairs: int = 8) -> Ratio:
@@ -41,6 +48,29 @@ def test_the_interval_has_the_truth_nineteen_times_of_twenty() -> None:
 def test_the_exit_code_is_of_the_interval(factor: float, noise: float, code: int) -> None:
     """With --fail-below 0.95."""
     assert verdict([ratio("answers/s", factor, noise)], ["answers/s"], 0.95) == code
+
+
+def test_what_was_not_measured_is_not_decided() -> None:
+    """And no reason to let a change pass."""
+    nothing = Ratio.of("k", "p50", [(1.0, math.nan), (1.0, 1.0)])
+    assert verdict([ratio("answers/s", 1.0), nothing], ["answers/s", "p50"], 0.95) == compare.UNDECIDED
+
+
+def test_a_window_in_which_nothing_was_due_is_a_fault() -> None:
+    """It has no median."""
+    wire = Http1Wire("http://127.0.0.1:1")
+    with pytest.raises(compare.Fault, match="B, rest infer m: no request was due in a window"):
+        compare.Sided("B, rest infer m", wire, payloads("rest", "infer", "fraud", REPOSITORY)).open(1e-6, 1, 0)
+    wire.close()
+
+
+@pytest.mark.parametrize("flag", ["--seconds", "--load", "--fail-below"])
+@pytest.mark.parametrize("value", ["0", "-1", "nan", "inf", "x"])
+def test_a_number_that_can_not_be_is_refused(flag: str, value: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """By the flag's name."""
+    with pytest.raises(SystemExit):
+        compare.main([".", ".", f"{flag}={value}"])
+    assert f"argument {flag}: must be a number above 0, and not '{value}'" in capsys.readouterr().err
 
 
 def test_only_what_is_judged_counts() -> None:
