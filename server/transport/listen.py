@@ -70,6 +70,8 @@ def tls_context(settings: TlsSettings, *protocols: str) -> ssl.SSLContext | None
         raise ListenFailed("TLS", "certificate and key are needed, and one of them is not set")
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
+    # For RFC 9113, section 9.2.1; who may renegotiate may do so without end.
+    context.options |= ssl.OP_NO_RENEGOTIATION | ssl.OP_NO_COMPRESSION
     context.set_alpn_protocols(protocols)
     try:
         context.load_cert_chain(settings.certificate, settings.key)

@@ -269,6 +269,54 @@ def test_tiny_chunks_are_bounded() -> None:
     assert reader.feed((b"40\r\n" + b"a" * 64 + b"\r\n") * 10_000, lambda _: None) is None
 
 
+# --- what might hide a request -------------------------------------------------------------------------------
+
+_UPGRADE = ("Connection: Upgrade, HTTP2-Settings", "Upgrade: h2c", "HTTP2-Settings: AAMAAABkAAQAAP__")
+HIDING = {
+    "GET with a body": (get("/", "Content-Length: 3") + b"GET", b"GET / GET"),
+    "GET with chunks": (get("/", CHUNKED) + b"3\r\nGET\r\n0\r\n\r\n", b"GET / GET"),
+    "OPTIONS *": (get("*", method="OPTIONS"), b"OPTIONS * "),
+    "an upgrade": (get("/", *_UPGRADE), b"GET / "),
+    "an upgrade with a body": (post(b"GET", *_UPGRADE), b"POST / GET"),
+    "an upgrade with chunks": (get("/", CHUNKED, *_UPGRADE, method="POST") + b"1\r\nG\r\n0\r\n\r\n", b"POST / G"),
+    "trailers that say a length": (
+        get("/", CHUNKED, method="POST") + b"0\r\nContent-Length: 99\r\nTransfer-Encoding: gzip\r\n\r\n",
+        b"POST / ",
+    ),
+    "quoted extensions": (
+        get("/", CHUNKED, method="POST") + b'1;a="0;b";c\r\nx\r\n00;d="\\""\r\n\r\n',
+        b"POST / x",
+    ),
+    "a length that Connection names": (post(b"GET", "Connection: content-length"), b"POST / GET"),
+    "a length by another name": (get("/", "Content_Length: 99", "Content-Length-: 99", method="POST"), b"POST / "),
+    "a body that was expected": (post(b"GET", EXPECT), b"POST / GET"),
+    "empty lines": (b"\r\n\r\n" + get("/"), b"GET / "),
+}
+
+
+@pytest.mark.parametrize(("hiding", "body"), HIDING.values(), ids=HIDING.keys())
+@pytest.mark.parametrize("size", [1, 10**6], ids=["byte by byte", "at once"])
+async def test_what_follows_a_request_is_the_next_one(app: Echo, hiding: bytes, body: bytes, size: int) -> None:
+    """Neither more nor less is taken for its body than another reader of the same bytes would take."""
+    peer = Peer(app)
+    data = hiding + get("/next")
+    for at in range(0, len(data), size):
+        peer.send(data[at : at + size])
+    final = [answer for answer in peer.answers() if answer.status != 100]
+    assert [answer.body for answer in final] == [body, b"GET /next "]
+    assert not peer.causes
+
+
+async def test_faults_of_single_requests_are_answered_in_their_places(app: Echo) -> None:
+    """What the application refuses leaves the connection to those behind it; what is no HTTP ends it."""
+    peer = Peer(app)
+    refused = get("/refused", "Content-Length: 2") + b"ab"
+    peer.send(get("/1") + refused + post(b"x") + refused + get("/2") + get("nothing") + get("/smuggled"))
+    assert [answer.status for answer in peer.answers()] == [200, 404, 200, 404, 200, 400]
+    assert peer.causes == {"malformed": 1}
+    assert app.batches == [3]
+
+
 # --- limits ----------------------------------------------------------------------------------------------------
 
 

@@ -51,8 +51,9 @@ def test_what_is_remembered_is_bounded(read: Reader) -> None:
         (b"HTTPS://host", b"/", b""),
         (b"http://host?y", b"/", b"y"),
         (b"//host/x", b"//host/x", b""),
+        (b"/x@y:1", b"/x@y:1", b""),
     ],
-    ids=["origin form", "a second question mark", "absolute form", "no path", "a query alone", "two slashes"],
+    ids=["origin form", "a second question mark", "absolute form", "no path", "a query alone", "two slashes", "a path"],
 )
 def test_rfc_9112_3_2_targets(read: Reader, target: bytes, path: bytes, query: bytes) -> None:
     """The origin form is taken as it is, of the absolute form the authority is left out."""
@@ -79,6 +80,11 @@ def test_rfc_9112_9_3_persistence(
     fields = [b"Connection: " + connection, b"Upgrade: h2c"] if connection else []
     head = read(b"GET / HTTP/" + version, *fields)
     assert (head.keep_alive, head.plain) == (keep_alive, plain)
+
+
+def test_rfc_9112_3_2_4_the_asterisk_form(read: Reader) -> None:
+    """It asks of the server as a whole, and only OPTIONS may."""
+    assert read(b"OPTIONS * HTTP/1.1").path == b"*"
 
 
 def test_rfc_9112_6_framing(read: Reader) -> None:
@@ -121,6 +127,14 @@ REFUSED = {
     "3.1 an unknown method": (b"FOO / HTTP/1.1\r\nHost: x\r\n\r\n", 400),
     "3.2 a target of other bytes": (b"GET /\xe9 HTTP/1.1\r\nHost: x\r\n\r\n", 400),
     "3.2 a fragment": (b"GET /a#b HTTP/1.1\r\nHost: x\r\n\r\n", 400),
+    "3.2.2 user information": (b"GET http://a@x/v2 HTTP/1.1\r\nHost: x\r\n\r\n", 400),
+    "3.2.2 another scheme": (b"GET ftp://x/v2 HTTP/1.1\r\nHost: x\r\n\r\n", 400),
+    "3.2.2 no host": (b"GET http:///v2 HTTP/1.1\r\nHost: x\r\n\r\n", 400),
+    "3.2.3 the authority form": (b"GET x:80 HTTP/1.1\r\nHost: x\r\n\r\n", 400),
+    "3.2.4 * of GET": (b"GET * HTTP/1.1\r\nHost: x\r\n\r\n", 400),
+    "3.2.4 * and more": (b"OPTIONS *x HTTP/1.1\r\nHost: x\r\n\r\n", 400),
+    "9110 9.3.6 CONNECT": (b"CONNECT x:80 HTTP/1.1\r\nHost: x:80\r\n\r\n", 501),
+    "9110 9.3.6 CONNECT with a body": (b"CONNECT x:80 HTTP/1.1\r\nHost: x:80\r\nContent-Length: 9\r\n\r\n", 501),
     "3.2 no Host": (b"GET / HTTP/1.1\r\nA: b\r\n\r\n", 400),
     "3.2 two Hosts": (b"GET / HTTP/1.1\r\nHost: x\r\nHost: x\r\n\r\n", 400),
     "3.2 a Host that is none": (b"GET / HTTP/1.1\r\nHost: a/b\r\n\r\n", 400),

@@ -600,6 +600,20 @@ def test_6_10_continuation_out_of_place(bad: bytes) -> None:
     assert goaway_code(Peer().send(bad)) is PROTOCOL
 
 
+# --- 7 error codes --------------------------------------------------------------------------------
+
+
+def test_7_unknown_error_codes() -> None:
+    """They are nothing special: a reset is one, and who goes away by GOAWAY has its calls answered before."""
+    peer = Peer()
+    peer.send(headers(1), headers(3))
+    peer.send(frame(frames.RST_STREAM, 0, 1, pack(">I", 0xDEADBEEF)))
+    assert peer.kinds == [Kind.RESET]
+    assert peer.send(frame(frames.GOAWAY, 0, 0, pack(">II", 0, 0xDEADBEEF)), data(3, MESSAGE, END_STREAM)) == []
+    peer.connection.answer(peer.connection.streams[3], b"")
+    assert [f.kind for f in peer.sent()] == [frames.HEADERS, frames.DATA, frames.HEADERS]
+
+
 # --- 8.1 messages ---------------------------------------------------------------------------------
 
 
@@ -681,6 +695,23 @@ def test_8_2_8_3_malformed_fields(field: tuple[bytes, bytes]) -> None:
         assert reset_code(sent, stream_id) is PROTOCOL
         assert goaway_code(sent) is None
     assert peer.send(headers(5)) == []
+
+
+def test_8_2_3_a_cookie_in_pieces() -> None:
+    """One of the fields that may come several times."""
+    pieces = [(b"cookie", b"a=1"), (b"cookie", b"b=2")]
+    assert Peer().send(headers(1, call_fields(LIVE, *pieces))) == []
+
+
+def test_8_5_connect() -> None:
+    """It has no :scheme and no :path, and is refused as any method but POST is: it is well-formed."""
+    authority = (b":authority", b"x:443")
+    peer = Peer()
+    assert peer.send(headers(1, [(b":method", b"CONNECT"), authority])) == []
+    [(_, stream, _)] = peer.events
+    assert dict(peer.decoder.decode(stream.head.refusal, 2**20))[b":status"] == b"405"
+    path = [(b":scheme", b"http"), (b":path", b"/")]
+    assert reset_code(peer.send(headers(3, [(b":method", b"CONNECT"), authority, *path])), 3) is PROTOCOL
 
 
 @pytest.mark.parametrize("missing", [b":method", b":scheme", b":path"])

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import errno
 import socket
+import ssl
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from server.transport.listen import ListenFailed, listen
+from server.transport.listen import ListenFailed, listen, tls_context
+from tests.support.parts import self_signed
 
 
 def reached(host: str, listener: socket.socket) -> bool:
@@ -18,6 +21,15 @@ def reached(host: str, listener: socket.socket) -> bool:
             return True
     except ConnectionRefusedError:
         return False
+
+
+def test_rfc_9113_9_2_1_tls_is_neither_renegotiated_nor_compressed(tmp_path: Path) -> None:
+    """And not older than 1.2, whatever OpenSSL is built with."""
+    context = tls_context(self_signed(tmp_path), "h2")
+    assert context is not None
+    assert context.options & ssl.OP_NO_RENEGOTIATION
+    assert context.options & ssl.OP_NO_COMPRESSION
+    assert context.minimum_version is ssl.TLSVersion.TLSv1_2
 
 
 @pytest.mark.parametrize(

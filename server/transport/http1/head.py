@@ -21,7 +21,7 @@ from server.transport.http1.reply import Headers, Reply, error_reply
 END = b"\r\n\r\n"
 _REQUEST_LINE = re.compile(rb"([!#$%&'*+.^_`|~0-9A-Za-z-]+) ([\x21-\x7e]+) HTTP/([0-9])\.([0-9])\r\n")
 _AUTHORITY = re.compile(rb"[^\s/?#@\\,]*")
-_ABSOLUTE = re.compile(rb"https?://[^/?#@\\]+", re.IGNORECASE)
+_ABSOLUTE = re.compile(rb"https?://[^/?#@\\]+(?=[/?]|$)", re.IGNORECASE)
 _LENGTH = re.compile(rb"[0-9]{1,18}")
 _SLACK_BYTES = 64
 """Of a request line beside its target: the longest method that is known, the version, the spaces."""
@@ -66,7 +66,7 @@ class Head:
     def __init__(self, method: str, target: bytes, version: tuple[int, int], headers: Headers) -> None:
         """`headers` have lower-case names."""
         self.method = method
-        self.path, _, self.query = _origin_form(target).partition(b"?")
+        self.path, _, self.query = _origin_form(method, target).partition(b"?")
         self.version = version
         self.headers = headers
         self.fields = dict(reversed(headers))
@@ -139,6 +139,9 @@ class Heads:
         if len(data) > settings.max_head_bytes:
             raise _head_too_large(f"over the limit of {settings.max_head_bytes} bytes")
         method, target, version = _read_request_line(data, settings.max_target_bytes)
+        if method == "CONNECT":
+            # What follows it are a tunnel's bytes to some, and the next request to others.
+            raise Refused(501, "malformed", "method: CONNECT is for proxies")
         fields = _Fields()
         parser = httptools.HttpRequestParser(fields)
         try:
@@ -208,15 +211,17 @@ def _read_request_line(data: bytes, max_target_bytes: int) -> tuple[str, bytes, 
     return method.decode(), target, version
 
 
-def _origin_form(target: bytes) -> bytes:
+def _origin_form(method: str, target: bytes) -> bytes:
     """Path and query of a target; of the absolute form without the authority. Source: RFC 9112, section 3.2."""
     if b"#" in target:
         raise malformed("has a fragment in its target")
+    if target[:1] == b"/" or (target == b"*" and method == "OPTIONS"):
+        return target
     absolute = _ABSOLUTE.match(target)
-    if absolute:
-        rest = target[absolute.end() :]
-        return rest if rest[:1] == b"/" else b"/" + rest
-    return target
+    if absolute is None:
+        raise malformed("has a target that is neither a path nor a URL of http")
+    rest = target[absolute.end() :]
+    return rest if rest[:1] == b"/" else b"/" + rest
 
 
 def _keep_alive(version: tuple[int, int], connection: list[bytes]) -> bool:
