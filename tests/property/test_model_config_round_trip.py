@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 from hypothesis import given, settings
@@ -61,13 +62,17 @@ def test_written_then_read_is_the_same_message_and_config(message: pb.ModelConfi
     assert f"max_batch_size: {message.max_batch_size}\n" in text
 
 
-@given(configs())
+@given(configs(), st.sampled_from([("cpu",), ("gpu0", "gpu1"), ("cpu", "gpu0")]))
 @settings(max_examples=80, deadline=None)
-def test_the_config_that_is_told_means_the_same(message: pb.ModelConfig) -> None:
-    """A client may load a model with the config that it was told of it."""
+def test_the_config_that_is_told_means_the_same(message: pb.ModelConfig, devices: tuple[str, ...]) -> None:
+    """A client may load a model with the config that it was told of it; where its instances run is said."""
     config = from_message(message, "m")
 
-    told = completed(config)
+    told = completed(config, devices)
+    again = from_message(told, "m")
 
-    assert from_message(told, "m") == config
-    assert completed(from_message(told, "m")) == told
+    assert replace(again, instance_groups=config.instance_groups) == config
+    for was, now in zip(config.instance_groups, again.instance_groups, strict=True):
+        assert (now.name, now.count) == (was.name, was.count)
+        assert now.kind == (was.kind if was.kind != "KIND_AUTO" else "KIND_GPU" if "gpu0" in devices else "KIND_CPU")
+    assert completed(again, devices) == told

@@ -413,12 +413,12 @@ sequence_batching {
 def test_the_config_that_is_told_says_what_is_so_where_the_file_says_nothing(tmp_path: Path) -> None:
     """As Triton completes it; the file's own message stays as it is, for those who write it again."""
     config = read(tmp_path, LEFT_OUT)
-    told = completed(config)
+    told = completed(config, ["cpu"])
 
     assert told.name == config.name
     assert told.version_policy.latest.num_versions == 1
     assert told.sequence_batching.max_sequence_idle_microseconds == 1_000_000
-    assert [group.count for group in told.instance_group] == [1]
+    assert [(group.count, group.kind) for group in told.instance_group] == [(1, pb.ModelInstanceGroup.KIND_CPU)]
     assert config.message == parse_text(LEFT_OUT, "m")
 
 
@@ -428,12 +428,32 @@ def test_the_config_that_is_told_keeps_what_the_file_says(tmp_path: Path) -> Non
         LEFT_OUT.replace("sequence_batching {", "sequence_batching { max_sequence_idle_microseconds: 7")
         + "version_policy { latest { num_versions: 3 } } instance_group { count: 2 kind: KIND_CPU }"
     )
-    told = completed(read(tmp_path, said))
+    told = completed(read(tmp_path, said), ["cpu", "cpu"])
 
     assert told.version_policy.latest.num_versions == 3
     assert told.sequence_batching.max_sequence_idle_microseconds == 7
     assert [(group.count, group.kind) for group in told.instance_group] == [(2, pb.ModelInstanceGroup.KIND_CPU)]
-    assert completed(read(tmp_path, BASE + "version_policy { all {} }")).version_policy.HasField("all")
+    assert completed(read(tmp_path, BASE + "version_policy { all {} }"), []).version_policy.HasField("all")
+
+
+@pytest.mark.parametrize(
+    ("group", "devices", "told"),
+    [
+        ("", ["cpu"], ("KIND_CPU", [])),
+        ("", ["gpu1", "gpu0", "gpu0"], ("KIND_GPU", [0, 1])),
+        ("kind: KIND_AUTO gpus: [1]", ["gpu1"], ("KIND_GPU", [1])),
+        ("kind: KIND_AUTO gpus: [1]", ["cpu"], ("KIND_CPU", [])),
+        ("kind: KIND_GPU", ["gpu0"], ("KIND_GPU", [0])),
+        ("kind: KIND_GPU gpus: [1]", ["gpu1"], ("KIND_GPU", [1])),
+        ("kind: KIND_CPU", ["cpu"], ("KIND_CPU", [])),
+    ],
+)
+def test_the_config_that_is_told_says_where_instances_run(
+    tmp_path: Path, group: str, devices: list[str], told: tuple[str, list[int]]
+) -> None:
+    """Never KIND_AUTO, which has no kind in protobuf's JSON: PyTriton's client over gRPC fails at it."""
+    [found] = completed(read(tmp_path, f"{BASE} instance_group {{ {group} }}"), devices).instance_group
+    assert (pb.ModelInstanceGroup.Kind.Name(found.kind), list(found.gpus)) == told
 
 
 TOLD_BY_TRITON = """
