@@ -30,6 +30,7 @@ from server.errors import (
     ServingError,
     TritonUnreached,
 )
+from server.observability.whose import about
 from server.scheduler.admission import Admission, Foreseen, Outlook
 from server.scheduler.backlog import Backlog
 from server.scheduler.costs import Costs
@@ -246,9 +247,10 @@ class Relay(Ticking):
         try:
             flight.give_up = server.ask(request, partial(self._on_done, flight))
         except Exception as error:
+            # Its own fault, if it can't be written as a message: nobody else's outcome hangs on it.
+            log.exception("a request can't be sent", extra=about(request))
             self._flights.end(flight, now_ns, answered=False)
             self._settling.fail(request, EngineFailure(self.model_name, repr(error)), now_ns)
-            raise
 
     # --- an answer ---------------------------------------------------------------------------------
 

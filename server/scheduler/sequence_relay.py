@@ -12,13 +12,24 @@ sequence is over, and begins anew when its caller starts it again.
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from hashlib import blake2b
 
-from server.errors import Cancelled, DeadlineExceeded, Draining, QueueFull, SequenceLost, ServingError, TritonUnreached
+from server.errors import (
+    Cancelled,
+    DeadlineExceeded,
+    Draining,
+    EngineFailure,
+    QueueFull,
+    SequenceLost,
+    ServingError,
+    TritonUnreached,
+)
+from server.observability.whose import about
 from server.scheduler.flights import Flight, Flights, Server
 from server.scheduler.queue import QueuePolicy, RequestQueue
 from server.scheduler.settling import Settling
@@ -28,6 +39,8 @@ from server.scheduler.window import Bounds
 from server.scheduler.worker import Pass
 from server.sequences import SequenceId, sequence_id
 from server.types import NO_DEADLINE, InferRequest, InferResponse, Outcome
+
+log = logging.getLogger(__name__)
 
 _UNBOUNDED = Bounds(1 << 30, 1 << 30, 1 << 30)
 """Each sequence has one request under way at most; how many run at a time is the server's to say."""
@@ -209,7 +222,12 @@ class SequenceRelay(Ticking):
         flight = Flight(request, course.server, now_ns, 0)
         course.busy = True
         self._flights.begin(flight)
-        flight.give_up = course.server.ask(request, partial(self._on_done, course, flight))
+        try:
+            flight.give_up = course.server.ask(request, partial(self._on_done, course, flight))
+        except Exception as error:
+            # As of `Relay`.
+            log.exception("a request can't be sent", extra=about(request))
+            self._conclude(course, flight, EngineFailure(self.model_name, repr(error)))
 
     def _on_done(self, course: _Course, flight: Flight, outcome: Outcome) -> None:
         self._guarded(self._conclude, course, flight, outcome)

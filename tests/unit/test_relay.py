@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 
 import pytest
 
@@ -11,6 +12,7 @@ from server.errors import (
     Cancelled,
     DeadlineExceeded,
     Draining,
+    EngineFailure,
     Overloaded,
     QueueFull,
     TritonDeclined,
@@ -19,6 +21,7 @@ from server.errors import (
     TritonUnreached,
 )
 from server.explain import Explanation, WaitReason
+from server.scheduler.flights import Done
 from server.scheduler.queue import Priorities, QueuePolicy
 from server.scheduler.statistics import FailureReason
 from server.scheduler.window import Bounds, Window
@@ -308,6 +311,33 @@ def test_a_bug_strikes_nobody_twice() -> None:
     bench.answer(later)
 
     assert bench.caller.answer(later) == [2]
+
+
+class Choosy(ManualServer):
+    """Can't begin with a request that is not its like."""
+
+    def ask(self, request: InferRequest, done: Done) -> Callable[[], None]:
+        if request.id == "odd":
+            raise ValueError("it can't be written")
+        return super().ask(request, done)
+
+
+def test_a_request_that_can_not_be_sent_costs_its_neighbours_nothing() -> None:
+    """Those before it are under way, those behind it are sent, and its place is free."""
+    bench = RelayBench(window=2)
+    choosy = Choosy("choosy", bench.loop)
+    bench.relay.serve_by([choosy])
+    first, odd, second, third = requests = [bench.caller.request() for _ in range(4)]
+    odd.id = "odd"
+
+    bench.submit(*requests)
+    assert isinstance(bench.caller.outcome(odd), EngineFailure)
+    assert choosy.asked == [first, second]
+    for request in (first, second, third):
+        choosy.answer(request)
+        bench.loop.run()
+
+    assert [bench.caller.answer(request) for request in (first, second, third)] == [[2]] * 3
 
 
 def test_a_drain_answers_what_was_admitted_and_nothing_more() -> None:

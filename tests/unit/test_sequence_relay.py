@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -17,6 +18,7 @@ from server.errors import (
     TritonRefused,
     TritonUnreached,
 )
+from server.scheduler.flights import Done
 from server.scheduler.queue import QueuePolicy
 from server.scheduler.sequence_relay import SequenceRelay
 from server.scheduler.statistics import ModelStatistics
@@ -81,6 +83,27 @@ def test_the_requests_of_a_sequence_go_one_behind_the_other() -> None:
     assert home.asked == requests
     assert [bench.caller.answer(request) for request in requests] == [[2]] * 3
     assert bench.statistics.success.count == 3
+
+
+def test_a_request_that_can_not_be_sent_ends_its_sequence_alone() -> None:
+    """Others go on."""
+    bench = Bench()
+    (server,) = bench.servers
+    odd, behind, other = bench.request(1, start=True), bench.request(1), bench.request(2, start=True)
+    ask = server.ask
+
+    def choosy(request: InferRequest, done: Done) -> Callable[[], None]:
+        if request is odd:
+            raise ValueError("it can't be written")
+        return ask(request, done)
+
+    server.ask = choosy  # type: ignore[method-assign]
+    bench.submit(odd, behind, other)
+    bench.answer(other)
+
+    assert isinstance(bench.caller.outcome(odd), EngineFailure)
+    assert isinstance(bench.caller.outcome(behind), SequenceLost)
+    assert bench.caller.answer(other) == [2]
 
 
 def test_sequences_do_not_wait_for_each_other() -> None:
