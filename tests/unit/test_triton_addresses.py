@@ -37,6 +37,8 @@ def test_tls_can_be_for_all() -> None:
         ("grpc://a:65536", "port of 1 to 65535"),
         ("grpc://a:b", "port of 1 to 65535"),
         ("grpc://:8001", "must end in HOST:PORT"),
+        ("grpc://a..b:8001", "has no name of a host"),
+        ("grpc://" + "a" * 64 + ".b:8001", "has no name of a host"),
         ("grpc://a:1/path", "must end in HOST:PORT"),
         ("dns://1.1.1.1/a:1", "names a DNS server"),
         ("grpc://a:1,grpcs://a:1", "a:1 is there twice"),

@@ -94,6 +94,10 @@ def _target(url: str, tls: bool) -> Target:
     host = host.removeprefix("[").removesuffix("]")
     if not colon or not host or "/" in host or not port.isdecimal() or not 0 < int(port) < 65536:
         raise ValueError(f"'{url}' must end in HOST:PORT, with a port of 1 to 65535")
+    try:
+        host.encode("idna")
+    except UnicodeError as error:
+        raise ValueError(f"'{url}' has no name of a host: {error.__cause__ or error}") from error
     return Target(host, int(port), tls or scheme == "grpcs")
 
 
