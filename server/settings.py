@@ -26,6 +26,8 @@ ClientSharedMemory = Literal["auto", "true", "false"]
 
 
 _METADATA_NAME = re.compile(r"(?!grpc-)[a-z0-9_.-]+")
+_MOST_PINGS = 3
+"""That a gRPC server takes without an answer of its own between them: the first, and two offences."""
 _NOT_FORWARDED = frozenset(("content-type", "content-length", "te", "host", "user-agent", "connection"))
 
 
@@ -398,6 +400,15 @@ class TritonSettings(Section):
     shared_memory_bytes: Annotated[int, Field(ge=64 * 1024)] = 64 * 1024 * 1024
     """Bytes of that memory, for all Tritons together, taken with the first request that needs it. Where it is full,
     inputs go by message."""
+
+    @model_validator(mode="after")
+    def _probes_are_between_the_pings(self) -> Self:
+        if self.health_interval_s > _MOST_PINGS * self.keepalive_s:
+            problem = f"must be at most {_MOST_PINGS} times triton.keepalive_s ({self.keepalive_s:g})"
+            raise ValueError(
+                f"--triton-health-interval-secs {problem}: a Triton hangs up on pings with nothing between"
+            )
+        return self
 
     @property
     def forwards(self) -> tuple[str, ...]:

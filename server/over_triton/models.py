@@ -64,6 +64,8 @@ class TritonModels:
         """What each Triton said of each version that it serves."""
         self._refused: dict[ModelKey, tuple[bytes, str]] = {}
         """Versions that this server can't stand in front of: their configs, and why."""
+        self._untold = False
+        """A Triton did not say, when it was last asked, what it serves."""
         self._statistics: dict[ModelKey, ModelStatistics] = {}
         self._retiring: set[asyncio.Task[None]] = set()
         self._turn = asyncio.Lock()
@@ -192,11 +194,16 @@ class TritonModels:
             version.serve_by([s for s in self.pool.up if s.has(key) and self._configs.get((s, key)) == same])
 
     async def _follow_on(self) -> None:
+        loop, settings = asyncio.get_running_loop(), self._settings
+        anew_at = loop.time() + settings.poll_s
         while True:
+            wait_s = min(anew_at - loop.time(), settings.health_interval_s if self._untold else settings.poll_s)
             with suppress(TimeoutError):
-                await asyncio.wait_for(self._look.wait(), self._settings.poll_s)
-            anew = not self._look.is_set()
+                await asyncio.wait_for(self._look.wait(), wait_s)
             self._look.clear()
+            anew = loop.time() >= anew_at
+            if anew:
+                anew_at = loop.time() + settings.poll_s
             try:
                 await self._follow(anew=anew)
             except Exception:
@@ -209,6 +216,7 @@ class TritonModels:
             asked = told if anew else [one for one in told if one not in self._configs]
             await asyncio.gather(*(self._ask_config(*one) for one in asked))
             self._configs = {one: self._configs[one] for one in told if one in self._configs}
+            self._untold = len(self._configs) < len(told)
             for key in dict.fromkeys(key for _, key in self._configs):
                 await self._renew(key)
             for key in [key for key in self._versions if not self._is_there(key)]:
@@ -261,6 +269,7 @@ class TritonModels:
             return None
         except (ServingError, TimeoutError) as error:
             log.warning("model %s version %s: Triton %s does not say what it is: %s", *key, server.name, error)
+            self._untold = True
             return None
         self._refused.pop(key, None)
         version.mark = mark

@@ -10,7 +10,7 @@ from typing import Any
 from server.chat import ChatTemplate
 from server.engine.base import Elsewhere
 from server.engine.triton.server import ModelKey, TritonServer
-from server.errors import ModelLoadFailed, ServingError
+from server.errors import Code, ModelLoadFailed, ServingError
 from server.pipeline.base import Pipeline
 from server.queueing import priorities, queue_policy
 from server.repository.foreign import least_in_flight, read_foreign
@@ -31,6 +31,9 @@ from server.types import InferRequest, InferResponse, ModelMetadata, Outcome, Pa
 _MOST_AT_FIRST = 64
 """Of a window that has learned nothing yet: of what is sent at first, nothing comes back into reach."""
 _EXAMPLE_NS = 10_000_000_000
+_BUSY = frozenset((Code.UNAVAILABLE, Code.DEADLINE, Code.EXHAUSTED))
+"""What is told of an example that Triton had no time for, which says nothing of the pipeline: its first pass may take
+minutes, where an engine is built for it."""
 _EXAMPLE = "forwardpass-example"
 _EXAMPLE_NUMBER = (1 << 31) - 1
 """What the sequence of an example is called; as large as the smallest type for it takes."""
@@ -178,7 +181,7 @@ class Version:
         answer = await outcome
         if isinstance(answer, InferResponse):
             return {tensor.name: tensor.numpy() for tensor in answer.outputs}
-        if isinstance(answer, ServingError) and answer.retry_after_ms:
+        if isinstance(answer, ServingError) and answer.code in _BUSY:
             return None
         problem = f"its example is not answered: {answer}"
         raise ModelLoadFailed(self.key[0], "processing.yaml", problem)

@@ -8,6 +8,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
+from shutil import copy
 from typing import Any
 
 import grpc
@@ -545,6 +546,25 @@ async def test_a_server_that_is_up_is_ready_when_it_has_said_what_it_has(monkeyp
         await ask(models)
 
 
+async def test_a_server_that_did_not_say_what_it_has_is_asked_again_soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As often as it is probed, and not only when configs are looked at anew."""
+    triton, asked = FakeTriton(), 0
+    request, config = fake_triton._METHODS["ModelConfig"]
+
+    async def broken_at_first(fake: FakeTriton, message: Any, context: Any) -> Any:
+        nonlocal asked
+        asked += 1
+        if asked <= 2:
+            await context.abort(UNAVAILABLE, "not now")
+        return await config(fake, message, context)
+
+    monkeypatch.setitem(fake_triton._METHODS, "ModelConfig", (request, broken_at_first))
+    async with over(triton, poll_s=3600.0) as models:
+        assert [entry.reason for entry in models.index()] == ["not looked at yet"]
+        await until(lambda: [entry.state for entry in models.index()] == ["READY"])
+        assert np.array_equal(await ask(models), X * 2)
+
+
 async def test_a_name_is_looked_up_again_and_again() -> None:
     """A replica that comes is used, one that goes is not, and a name that can't be looked up stays where it was."""
     first, second = FakeTriton(), FakeTriton()
@@ -807,6 +827,60 @@ async def test_who_is_not_certified_is_not_spoken_to(tmp_path: Path, lacking: st
         assert models.pool.up == []
 
 
+async def test_certificates_that_change_are_read_anew(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Those of either side, while the server runs; what can't be read changes nothing."""
+    one, other = tmp_path / "one", tmp_path / "other"
+    for folder in (one, other):
+        folder.mkdir()
+    _, asking, own = certified(one)
+    _, asking_anew, changed = certified(other)
+    triton = FakeTriton()
+    await triton.start(asking)
+    async with over(triton, url=f"grpcs://localhost:{triton.port}", **own) as models:
+        await ask(models)
+        copy(changed["tls_key"], own["tls_key"])
+        await until(lambda: "what was read before stays" in caplog.text)
+        await ask(models)
+        await triton.stop()
+        await until(lambda: not models.pool.up)
+        await triton.start(asking_anew)
+        copy(changed["tls_ca"], own["tls_ca"])
+        await until(lambda: bool(models.pool.up) and models.resolve("double").healthy())
+        assert np.array_equal(await ask(models), X * 2)
+
+
+async def test_a_stream_goes_on_while_certificates_change(tmp_path: Path) -> None:
+    """By the connection that it has; the next call goes by a new one."""
+    _, asking, own = certified(tmp_path)
+    triton = FakeTriton(Model(SEVERAL))
+    triton.responses = [response(1.0, final=False), 0.3, response(2.0, final=True)]
+    await triton.start(asking)
+    async with over(triton, url=f"grpcs://localhost:{triton.port}", **own) as models:
+        told = Told()
+        stream(models, told)
+        await until(lambda: told.rows == [1.0])
+        (server,) = models.pool.servers
+        server.reconnect()
+        await told.over.wait()
+        assert told.rows == [1.0, 2.0]
+        await until(lambda: not server._line._left)
+        again = Told()
+        stream(models, again)
+        await again.over.wait()
+        assert again.rows == [1.0, 2.0]
+
+
+@pytest.mark.parametrize("which", ["tls_ca", "tls_certificate", "tls_key"])
+def test_files_of_tls_that_are_none_are_said_at_the_start(tmp_path: Path, which: str) -> None:
+    """gRPC would say nothing before a handshake fails."""
+    *_, own = certified(tmp_path)
+    bad = tmp_path / "bad.pem"
+    bad.write_text("nothing")
+    told = "bad.pem" if which != "tls_key" else "does not go with its key"
+    with pytest.raises(OSError, match=told):
+        Channels(settings(**{**own, which: str(bad)}), 1000, tls=True)
+
+
 async def test_a_certificate_may_be_for_another_name(tmp_path: Path) -> None:
     """Which is told then."""
     plain, _, own = certified(tmp_path)
@@ -978,6 +1052,18 @@ async def test_a_pipeline_that_does_not_fit_is_refused_and_infer_goes_on(config:
         entry = models.index()[0]
         assert entry.state == "READY"
         assert words in entry.reason
+
+
+async def test_an_example_that_triton_has_no_time_for_says_nothing_of_the_pipeline(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The first pass of a model may take minutes."""
+    monkeypatch.setattr("server.over_triton.version._EXAMPLE_NS", 100_000_000)
+    triton = FakeTriton(Model(DIGITS))
+    triton.script = never
+    async with over(triton, folders=[REPOSITORY]) as models:
+        assert models.resolve("digits").model.pipeline is not None
+        assert models.version("digits").problem == ""
 
 
 async def test_a_pipeline_that_was_changed_is_loaded_anew(tmp_path: Path) -> None:

@@ -216,6 +216,7 @@ OVER_TRITON = {"engine": {"kind": "triton"}, "triton": {"url": "grpc://a:1"}}
         ({**OVER_TRITON, "cache": {"size_bytes": 1}}, "--cache-size-bytes needs --engine onnxruntime"),
         ({**OVER_TRITON, "repository": {"control_mode": "poll"}}, "poll needs --engine onnxruntime"),
         ({**OVER_TRITON, "triton": {"url": "grpc://a:1", "tls_key": "k"}}, "--triton-tls-key go together"),
+        ({**OVER_TRITON, "triton": {"url": "grpc://a:1", "health_interval_s": 31}}, r"at most 3 times .*keepalive_s"),
     ],
     ids=[
         "no address",
@@ -227,6 +228,7 @@ OVER_TRITON = {"engine": {"kind": "triton"}, "triton": {"url": "grpc://a:1"}}
         "a cache",
         "polling",
         "a key without a certificate",
+        "more pings than probes",
     ],
 )
 def test_what_does_not_go_with_tritons_is_refused(given: dict[str, Any], words: str) -> None:

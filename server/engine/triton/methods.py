@@ -6,13 +6,19 @@ from typing import Any, NamedTuple
 
 from server.proto.triton import service_pb2 as pb
 
+SERVICE = "/inference.GRPCInferenceService/"
+
 
 class Unary(NamedTuple):
-    """A method of Triton's."""
+    """A method of Triton's; of the one that streams, its messages."""
 
     name: str
     request: type[Any]
     response: type[Any]
+
+    @property
+    def path(self) -> str:
+        return f"{SERVICE}{self.name}"
 
 
 INFER = Unary("ModelInfer", pb.ModelInferRequest, pb.ModelInferResponse)
@@ -29,3 +35,4 @@ UNREGISTER = Unary(
     "SystemSharedMemoryUnregister", pb.SystemSharedMemoryUnregisterRequest, pb.SystemSharedMemoryUnregisterResponse
 )
 REGISTERED = Unary("SystemSharedMemoryStatus", pb.SystemSharedMemoryStatusRequest, pb.SystemSharedMemoryStatusResponse)
+STREAM_INFER = Unary("ModelStreamInfer", pb.ModelInferRequest, pb.ModelStreamInferResponse)

@@ -62,7 +62,19 @@ class Pool:
     async def _follow_on(self) -> None:
         while True:
             await asyncio.sleep(self._settings.resolve_s)
+            await self._renew()
             await self._follow()
+
+    async def _renew(self) -> None:
+        try:
+            changed = await asyncio.to_thread(self._channels.refresh)
+        except OSError as error:
+            log.error("TLS to Tritons: what was read before stays: %s: %s", error.filename, error.strerror)
+            return
+        if changed:
+            log.info("TLS to Tritons: certificates were read anew")
+            for server in self.servers:
+                server.reconnect()
 
     async def _follow(self) -> None:
         for target in self._targets:

@@ -7,7 +7,7 @@ import logging
 import time
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from contextlib import suppress
-from functools import cached_property, partial
+from functools import partial
 from typing import Any
 
 import grpc
@@ -15,7 +15,7 @@ from grpc import StatusCode
 
 from server.engine.triton.addresses import Endpoint
 from server.engine.triton.calls import EMPTY_FINAL, NOWHERE, answer_of, is_final, message_of
-from server.engine.triton.channel import Channels
+from server.engine.triton.channel import Channels, Line
 from server.engine.triton.failures import (
     NotAnsweredError,
     checked,
@@ -39,7 +39,6 @@ from server.types import NO_DEADLINE, IndexEntry, InferRequest, InferResponse, M
 
 log = logging.getLogger(__name__)
 
-_SERVICE = "/inference.GRPCInferenceService/"
 _READY = "READY"
 _LATE = 1.5
 """A probe that took so many times as long as it may."""
@@ -79,8 +78,7 @@ class TritonServer:
         """For unary calls; None: they go by the channel as well, as streams do."""
         self._streams = 0
         """Under way, by the channel."""
-        self._channel = channels(endpoint)
-        self._calls: dict[str, Any] = {}
+        self._line = Line(channels, endpoint)
         self._changed = changed
         self._wake = asyncio.Event()
         self._asking: set[asyncio.Task[Outcome]] = set()
@@ -154,6 +152,12 @@ class TritonServer:
             self._changed(self)
         self._wake.set()
 
+    def reconnect(self) -> None:
+        """The certificates are others: whoever asks from now on shows them."""
+        if self.endpoint.target.tls:
+            self._line.renew()
+            self._wake.set()
+
     @property
     def may_share_memory(self) -> bool:
         """Large inputs go to it by shared memory, if it can."""
@@ -209,7 +213,7 @@ class TritonServer:
         def told(result: Result) -> None:
             self._concluded(request, _outcome_of(result, request, outputs, began_ns), done)
 
-        give_up = link.call(_path(INFER), message, _left_s(request, began_ns), request.metadata, told)
+        give_up = link.call(INFER.path, message, _left_s(request, began_ns), request.metadata, told)
         # Not at once: whoever gives up may be in the middle of what `done` changes.
         return partial(_later, loop, give_up)
 
@@ -264,17 +268,17 @@ class TritonServer:
         if self._link is None or (method is READY and self._streams):
             # Beside streams that are silent for long, pings alone would be an offence.
             try:
-                return await self._method(method)(message, timeout=timeout_s, metadata=metadata or None)
+                return await self._line.unary(method)(message, timeout=timeout_s, metadata=metadata or None)
             except grpc.aio.AioRpcError as error:
                 raise of_grpcio(error) from error
-        result = await self._link.reply(_path(method), message.SerializeToString(), timeout_s, metadata)
+        result = await self._link.reply(method.path, message.SerializeToString(), timeout_s, metadata)
         return method.response.FromString(checked(result))
 
     async def _stream(self, request: InferRequest, version: str, outputs: Sequence[str]) -> Outcome:
         began_ns, begun = time.monotonic_ns(), False
         message = message_of(request, version, began_ns)
         message.parameters[EMPTY_FINAL].bool_param = True
-        call = self._stream_infer(timeout=_left_s(request, began_ns), metadata=request.metadata or None)
+        call = self._line.stream(timeout=_left_s(request, began_ns), metadata=request.metadata or None)
         self._streams += 1
         try:
             await call.write(message)
@@ -316,24 +320,6 @@ class TritonServer:
     async def _about_memory(self, method: Unary, message: Any) -> Any:
         return await self.call(method, message, self._probe_timeout_s)
 
-    @cached_property
-    def _stream_infer(self) -> Any:
-        return self._channel.stream_stream(
-            f"{_SERVICE}ModelStreamInfer",
-            request_serializer=pb.ModelInferRequest.SerializeToString,
-            response_deserializer=pb.ModelStreamInferResponse.FromString,
-        )
-
-    def _method(self, method: Unary) -> Any:
-        call = self._calls.get(method.name)
-        if call is None:
-            call = self._calls[method.name] = self._channel.unary_unary(
-                _path(method),
-                request_serializer=method.request.SerializeToString,
-                response_deserializer=method.response.FromString,
-            )
-        return call
-
     async def close(self, grace_s: float) -> None:
         """Send nothing more; what is under way has so long to be answered, then it is lost."""
         if self._watching is not None:
@@ -344,7 +330,7 @@ class TritonServer:
             await self._memory.close()
         if self._link is not None:
             await self._link.close(grace_s)
-        await self._channel.close(None)
+        await self._line.close()
 
 
 def _left_s(request: InferRequest, now_ns: int) -> float | None:
@@ -354,10 +340,6 @@ def _left_s(request: InferRequest, now_ns: int) -> float | None:
 
 def _since_us(began_ns: int) -> int:
     return (time.monotonic_ns() - began_ns) // 1000
-
-
-def _path(method: Unary) -> str:
-    return _SERVICE + method.name
 
 
 async def _send(request: InferRequest, response: InferResponse) -> None:
