@@ -24,19 +24,24 @@ KINDS = ("grpc", "http", "grpc.aio", "http.aio")
 _READY_S = 60.0
 _PATIENCE_S = 60.0
 
+COUNTED = "counted"
+"""Asked by nobody but the call that looks at what requests add to the counts: Triton counts behind its answers."""
+
 X = np.arange(6, dtype=np.float32).reshape(2, 3)
-"""Two rows for the models `linear` and `spare`."""
+"""Two rows for the models `linear`, `counted` and `spare`."""
 
 
 @contextmanager
 def both(program: Program, folder: Path) -> Iterator[tuple[Ports, Ports]]:
-    """Triton's ports and ours. `linear` (versions 1 and 3) and `texts` are loaded, `spare` is not."""
+    """Triton's ports and ours. `linear` (versions 1 and 3), `counted` and `texts` are loaded, `spare` is not."""
     repository = folder / "models"
     repository.mkdir()
     linear_folder(repository, "linear", versions=(1, 3), more="version_policy { all {} }\ndynamic_batching {}")
+    linear_folder(repository, COUNTED, more="dynamic_batching {}")
     linear_folder(repository, "spare")
     identity_folder(repository, "texts")
-    flags = ["--model-control-mode=explicit", "--load-model=linear", "--load-model=texts"]
+    loaded = [f"--load-model={name}" for name in ("linear", COUNTED, "texts")]
+    flags = ["--model-control-mode=explicit", *loaded]
     log = folder / "triton.log"
     with ExitStack() as stack:
         output = stack.enter_context(log.open("wb"))
