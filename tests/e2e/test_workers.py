@@ -328,6 +328,29 @@ def test_sigterm_amid_100_requests_answers_each(start_server: StartServer) -> No
     assert {line["process"] for line in lines} == {"supervisor", "engine", "front-0", "front-1"}
 
 
+def test_an_engine_process_may_die_while_it_loads_and_while_all_drain(start_server: StartServer) -> None:
+    """The one is replaced by a third; amid the other nobody is left without an answer, and the status is 0."""
+    server = start_server("--workers", "2")
+    first = children(server)
+    os.kill(first["engine"], signal.SIGKILL)
+    until(lambda: bool(others(server, first)))
+    [second] = others(server, first)
+    os.kill(second, signal.SIGKILL)
+    until(lambda: others(server, first) not in ([], [second]) and ready(server))
+    with sent_to(server, 60) as connections:
+        server.process.send_signal(signal.SIGTERM)
+        os.kill(*others(server, first), signal.SIGKILL)
+        answers = [b"".join(iter(lambda one=one: one.recv(65536), b""))[:12] for one in connections]
+    assert set(answers) <= {b"HTTP/1.1 200", b"HTTP/1.1 503"}
+    assert server.process.wait(40) == 0, server.log.read_text()
+
+
+def others(server: ServerProcess, known: dict[str, int]) -> list[int]:
+    """The server's processes that are none of these."""
+    pids = Path(f"/proc/{server.process.pid}/task/{server.process.pid}/children").read_text().split()
+    return [pid for pid in map(int, pids) if pid not in known.values()]
+
+
 def test_a_second_signal_ends_all_processes_at_once(start_server: StartServer) -> None:
     """The status is 128 + the signal, and nothing is left running."""
     server = start_server("--workers", "2", "--drain-delay-secs", "600")

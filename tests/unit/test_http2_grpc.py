@@ -317,6 +317,18 @@ async def test_a_stream_holds_nothing_of_the_messages_that_it_has_taken_up(sessi
     assert session.calls.held_bytes == 7
 
 
+async def test_messages_weigh_more_than_their_bytes() -> None:
+    """Those that wait are counted with what keeps them: empty ones would else cost next to nothing."""
+    session = Session(max_received_bytes=50_000)
+    sent = session.send(headers(1, call_fields(STREAM)), data(1, message() * 300), data(1, message() * 300))
+    assert session.status(sent)[0] == 8
+    assert session.service.refused == {"too_much_received": 1}
+    session.send(headers(3, call_fields(STREAM)), data(3, message() * 300))
+    assert session.calls.held_bytes > 10 * 1500
+    await session.settled()
+    assert session.calls.held_bytes == 0
+
+
 async def test_what_one_connection_holds_is_bounded() -> None:
     """Unfinished requests of a connection share a limit; the one that goes over it is refused, its bytes let go."""
     session = Session(max_received_bytes=50_000)
@@ -534,6 +546,15 @@ async def test_a_stream_of_messages_is_held_up_by_its_windows() -> None:
     sent = session.sent() + await session.settled()
     assert session.status(sent) == (0, "")
     assert session.calls.held_bytes == 0
+
+
+def test_a_message_in_frames_of_a_byte_is_kept_in_few_parts() -> None:
+    """All that one read brings of it is one, so that it weighs what it has."""
+    reader = MessageReader(100_000)
+    for piece in (message(bytes(50_000))[:5], bytes(40_000)):
+        assert reader.feed([piece[at : at + 1] for at in range(len(piece))]) == []
+    assert len(reader._parts) == 1
+    assert reader.feed([bytes(10_000)]) == [(False, bytes(50_000))]
 
 
 def test_message_reader_limits() -> None:

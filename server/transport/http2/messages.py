@@ -17,6 +17,9 @@ IDENTITY = b"identity"
 MESSAGE = "message"
 """What errors call one."""
 
+_SMALL_BYTES = 1024
+"""Of a part, in the mean, for which it is worth a copy not to be kept by itself."""
+
 ENCODINGS = frozenset((IDENTITY, *(name.encode() for name in inflate.WINDOW_BITS)))
 
 read_prefix = Struct(">BI").unpack_from
@@ -43,8 +46,10 @@ class MessageReader:
             PayloadTooLarge: a message says that it is over the limit.
             InvalidRequest: the flag in front of a message is neither 0 nor 1.
         """
-        self._parts += parts
-        self.buffered_bytes += sum(map(len, parts))
+        size = sum(map(len, parts))
+        # What comes with one read may be in frames of a byte: as a list it would weigh many times as much.
+        self._parts += parts if size >= len(parts) * _SMALL_BYTES else [b"".join(parts)]
+        self.buffered_bytes += size
         if self.buffered_bytes < self._wanted:
             return []
         return self._take(b"".join(self._parts))

@@ -19,6 +19,10 @@ if TYPE_CHECKING:
     from server.transport.methods import Method
 
 
+_WEIGHT_BYTES = 128
+"""What a message that waits weighs beside its bytes: a client might send empty ones."""
+
+
 class StreamsCall:
     __slots__ = (
         "_begun",
@@ -60,10 +64,11 @@ class StreamsCall:
     def data(self, parts: list[bytes]) -> None:
         size = sum(map(len, parts))
         try:
-            self._calls.hold(size)
-            self._held_bytes += size
+            self._hold(size)
+            messages = self._reader.feed(parts)
+            self._hold(len(messages) * _WEIGHT_BYTES)
             waiting = bool(self._messages)
-            self._messages += self._reader.feed(parts)
+            self._messages += messages
         except Exception as error:  # noqa: BLE001 - the boundary where every error becomes a status
             self._abort(error)
             return
@@ -71,6 +76,10 @@ class StreamsCall:
         if not waiting:
             self._give_back()
         self._wake.set()
+
+    def _hold(self, size: int) -> None:
+        self._calls.hold(size)
+        self._held_bytes += size
 
     def _give_back(self) -> None:
         self._calls.connection.consumed(self._stream, self._owed_bytes)
@@ -150,7 +159,7 @@ class StreamsCall:
             if not self._messages:
                 self._give_back()
                 self._calls.answered()
-            size = PREFIX_BYTES + len(data)
+            size = PREFIX_BYTES + len(data) + _WEIGHT_BYTES
             self._held_bytes -= size
             self._calls.let_go(size)
             if compressed:
