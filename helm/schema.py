@@ -12,7 +12,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from server.scheduler.statistics import DURATION_BOUNDS_NS
+from server.scheduler.histogram import DURATION_BOUNDS_NS
 from server.settings import Settings
 
 FILE = Path(__file__).parent / "forwardpass" / "values.schema.json"

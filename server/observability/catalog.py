@@ -16,7 +16,7 @@ from prometheus_client.core import Exemplar, Metric
 from server.observability.definitions import CATALOG, Definition
 
 if TYPE_CHECKING:
-    from server.scheduler.statistics import Histogram
+    from server.scheduler.histogram import Histogram
 
 Rows = Mapping[str, Sequence[tuple[Sequence[str], float]]]
 """Samples by metric: the values of its labels, and a number. It is JSON, so that processes can tell it each other."""

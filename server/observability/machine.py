@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from server.observability.catalog import Rows
 from server.observability.energy import EnergyMeter, Passes, Powercap
 from server.observability.gpu import Gpus
-from server.scheduler.statistics import DURATION_BOUNDS_NS, Histogram
+from server.scheduler.histogram import DURATION_BOUNDS_NS, Histogram
 
 if TYPE_CHECKING:
     from server.settings import MetricsSettings

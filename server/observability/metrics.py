@@ -23,8 +23,9 @@ from server.observability.writing_metrics import writing_metrics
 from server.scheduler.saturation import replicas, saturations
 
 if TYPE_CHECKING:
+    from server.scheduler.histogram import Histogram
     from server.scheduler.response_cache import CacheCounts
-    from server.scheduler.statistics import Histogram, ModelStatistics
+    from server.scheduler.statistics import ModelStatistics
 
 _NUMBERS: Mapping[str, Callable[[ModelStatistics], float]] = {
     "nv_inference_request_success": lambda s: s.success.count,

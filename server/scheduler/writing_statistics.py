@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from enum import StrEnum
 
-from server.scheduler.statistics import DURATION_BOUNDS_NS, Histogram
+from server.scheduler.histogram import DURATION_BOUNDS_NS, Histogram
 
 
 class Finish(StrEnum):

@@ -10,17 +10,11 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from server.scheduler.histogram import DURATION_BOUNDS_NS, Exemplar, Histogram
 from server.scheduler.saturation import Demand
 from server.scheduler.saturation import summed as sum_demands
 from server.scheduler.sequence_statistics import SequenceStatistics
-from server.scheduler.statistics import (
-    DURATION_BOUNDS_NS,
-    BatchStatistics,
-    Duration,
-    Exemplar,
-    Histogram,
-    ModelStatistics,
-)
+from server.scheduler.statistics import BatchStatistics, Duration, ModelStatistics
 from server.scheduler.writing_statistics import WritingStatistics
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ import yaml
 
 from server.observability.catalog import Family
 from server.observability.definitions import CATALOG
-from server.scheduler.statistics import DURATION_BOUNDS_NS, Histogram
+from server.scheduler.histogram import DURATION_BOUNDS_NS, Histogram
 from tests.support.chart import CHART, ROOT, one, render
 from tests.support.parts import tool
 

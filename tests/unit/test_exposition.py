@@ -14,7 +14,7 @@ from prometheus_client.registry import Collector
 
 from server.observability.catalog import Family
 from server.observability.exposition import written
-from server.scheduler.statistics import DURATION_BOUNDS_NS, Histogram
+from server.scheduler.histogram import DURATION_BOUNDS_NS, Histogram
 
 AWKWARD = 'a "quoted"\\name\nof two lines, {with} braces'
 

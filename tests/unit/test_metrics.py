@@ -22,8 +22,9 @@ from server.observability.certificates import Certificates
 from server.observability.definitions import CATALOG, Definition
 from server.observability.metrics import Metrics, Told
 from server.over_triton.metrics import TritonMetrics
+from server.scheduler.histogram import DURATION_BOUNDS_NS, Histogram
 from server.scheduler.load import WINDOW_NS
-from server.scheduler.statistics import DURATION_BOUNDS_NS, Histogram, ModelStatistics
+from server.scheduler.statistics import ModelStatistics
 from server.settings import GrpcSettings, TlsSettings
 from server.transport.http2.server import Http2Server
 from server.types import InferRequest

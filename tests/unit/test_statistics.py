@@ -19,16 +19,9 @@ from server.errors import (
     ServingError,
 )
 from server.explain import WaitReason
+from server.scheduler.histogram import DURATION_BOUNDS_NS, ROWS_BOUNDS, Histogram
 from server.scheduler.saturation import Ability, Demand
-from server.scheduler.statistics import (
-    DURATION_BOUNDS_NS,
-    ROWS_BOUNDS,
-    STAGES,
-    FailureReason,
-    Histogram,
-    ModelStatistics,
-    Refusal,
-)
+from server.scheduler.statistics import STAGES, FailureReason, ModelStatistics, Refusal
 from server.types import InferRequest
 
 

@@ -31,7 +31,6 @@ from server.transport.methods import Method
 if TYPE_CHECKING:
     from server.security.gate import Gate
 
-_ALIVE_PING = b"alive..?"
 _HEADERS, _END_STREAM, _END_HEADERS = frames.HEADERS, frames.END_STREAM, frames.END_HEADERS
 _OPEN, _HALF_CLOSED_REMOTE = State.OPEN, State.HALF_CLOSED_REMOTE
 _CALL, _OPENED, _DATA = Kind.CALL, Kind.OPENED, Kind.DATA
@@ -303,14 +302,10 @@ class Connection(ControlFrames):
         block = self._block
         if block is None:
             raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "CONTINUATION without a header block")
-        block.parts.append(payload)
-        block.size += len(payload)
-        # What comes compressed is seldom larger than the list; and a list over the limit can't be skipped (4.3).
-        if len(block.parts) - 1 > self.settings.max_continuations or block.size > self.settings.max_header_list_bytes:
-            raise ConnectionFault(ErrorCode.ENHANCE_YOUR_CALM, "continuation flood", "continuation_flood")
+        block.add(payload, self.settings)
         if flags & _END_HEADERS:
             self._block = None
-            self._on_block(stream_id, b"".join(block.parts), block.end_stream)
+            self._on_block(stream_id, block.whole(), block.end_stream)
 
     def _on_block(self, stream_id: int, block: bytes, end_stream: bool) -> None:
         """A whole header block: that of a request, or trailers."""
@@ -370,8 +365,7 @@ class Connection(ControlFrames):
 
     def _check_times(self, limits: GrpcSettings, now_ns: int) -> None:
         if times.check_client(self, limits, now_ns):
-            self.pinged_ns = now_ns
-            self.sender.out.append(frames.ping(_ALIVE_PING))
+            self.ping()
         times.check_stay(self, limits, now_ns)
         for stream in times.slow_readers(self, limits, now_ns):
             self.refused["slow_reader"] += 1

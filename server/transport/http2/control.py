@@ -15,6 +15,8 @@ from server.transport.http2.limits import Allowance
 from server.transport.http2.states import Step
 from server.transport.http2.streams import DRAIN_PING, Kind, Streams
 
+_ALIVE_PING = b"alive..?"
+
 
 class ControlFrames(Streams):
     """All but DATA, HEADERS and CONTINUATION. A handler takes a frame's flags, its stream's number and its payload."""
@@ -110,6 +112,11 @@ class ControlFrames(Streams):
         elif payload == DRAIN_PING:
             self.finish_drain()
         self.pinged_ns = 0
+
+    def ping(self) -> None:
+        """Ask for a sign of the client."""
+        self.pinged_ns = self.now_ns
+        self.sender.out.append(frames.ping(_ALIVE_PING))
 
     def _on_goaway(self, _flags: int, stream_id: int, payload: bytes) -> None:
         """Section 6.8: the client opens no more streams; those that are open go on."""

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections import deque
 from typing import TYPE_CHECKING
 
+from server.transport.http2.frames import ConnectionFault, ErrorCode
 from server.transport.http2.states import State
 
 if TYPE_CHECKING:
+    from server.settings import GrpcSettings
     from server.transport.http2.head import Head
 
 
@@ -46,10 +48,21 @@ class Stream:
 class Block:
     """A header block of which more is to come."""
 
-    __slots__ = ("end_stream", "parts", "size", "stream_id")
+    __slots__ = ("_parts", "_size", "end_stream", "stream_id")
 
     def __init__(self, stream_id: int, end_stream: bool, start: bytes) -> None:
         self.stream_id = stream_id
         self.end_stream = end_stream
-        self.parts = [start]
-        self.size = len(start)
+        self._parts = [start]
+        self._size = len(start)
+
+    def add(self, payload: bytes, limits: GrpcSettings) -> None:
+        """The payload of one CONTINUATION. Raises ConnectionFault: there is no end to them."""
+        self._parts.append(payload)
+        self._size += len(payload)
+        # What comes compressed is seldom larger than the list; and a list over the limit can't be skipped (4.3).
+        if len(self._parts) - 1 > limits.max_continuations or self._size > limits.max_header_list_bytes:
+            raise ConnectionFault(ErrorCode.ENHANCE_YOUR_CALM, "continuation flood", "continuation_flood")
+
+    def whole(self) -> bytes:
+        return b"".join(self._parts)
