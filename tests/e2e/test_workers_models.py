@@ -43,7 +43,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
     linear_folder(models, "linear", more="dynamic_batching {}")
     linear_folder(models, "canary", versions=(1, 2), more=CANARY)
     for name, strategy in (("direct", "direct {}"), ("oldest", "oldest { max_candidate_sequences: 16 }")):
-        accumulator_folder(models, name, strategy=f"{strategy} max_sequence_idle_microseconds: 60000000")
+        accumulator_folder(models, name, strategy=strategy)
     flags = ("--workers", "2", "--model-control-mode", "explicit", "--load-model", "*")
     running = start(root / "server.log", *flags, repository=models)
     yield running

@@ -203,6 +203,7 @@ output {{ name: "y" data_type: TYPE_FP32 dims: 1 }}
 output {{ name: "told" data_type: TYPE_INT64 dims: 4 }}
 sequence_batching {{
   {strategy}
+  max_sequence_idle_microseconds: {idle_us}
   control_input {{ name: "START" control {{ kind: CONTROL_SEQUENCE_START fp32_false_true: [0, 1] }} }}
   control_input {{ name: "END" control {{ kind: CONTROL_SEQUENCE_END int32_false_true: [0, 1] }} }}
   control_input {{ name: "READY" control {{ kind: CONTROL_SEQUENCE_READY bool_false_true: [false, true] }} }}
@@ -261,14 +262,16 @@ def accumulator_folder(
     max_batch_size: int = 4,
     strategy: str = "direct {}",
     initial: str = "",
+    idle_us: int = 60_000_000,
     more: str = "",
 ) -> Path:
-    """A model folder around `accumulator`; version v adds v times what it is given."""
+    """A model folder around `accumulator`; version v adds v times what it is given. Triton's own idle time, a second,
+    may be over before a busy machine goes on with a sequence."""
     folder = root / name
     for version in versions:
         accumulator(folder / str(version) / "model.onnx", step=float(version))
     text = ACCUMULATOR_CONFIG.format(
-        name=name, max_batch_size=max_batch_size, strategy=strategy, initial=initial, more=more
+        name=name, max_batch_size=max_batch_size, strategy=strategy, initial=initial, idle_us=idle_us, more=more
     )
     (folder / "config.pbtxt").write_text(text)
     return folder
