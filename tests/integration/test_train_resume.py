@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 import signal
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,10 +10,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import typer
 
 from exporter import run
 from exporter.errors import RunError
 from exporter.recipes.base import Arrays, Hyperparameters, Split
+from exporter.reporting import reported
 from server.tensor import Array
 from tests.support.models import Killed, PointsTask
 
@@ -85,6 +88,30 @@ def test_control_c_is_an_interrupt_and_the_run_goes_on(unbroken: Weights, tmp_pa
         run.train(Interrupted(), TRAINING, 3, tmp_path)
     assert signal.getsignal(signal.SIGINT) is handler
     assert equal(train(tmp_path), unbroken)
+
+
+def test_a_full_disk_is_told_in_a_line_and_the_run_goes_on(
+    unbroken: Weights, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The checkpoint of before stays whole; once there is room, the run ends as one that never lacked it."""
+    with pytest.raises(Killed):
+        train(tmp_path, die_at=(2, 0))
+    _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (500, hard))
+    try:
+        with pytest.raises(typer.Exit) as caught, reported():
+            train(tmp_path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
+    assert caught.value.exit_code == RunError.exit_code
+    assert "File too large; a training goes on with the same command and --resume" in capsys.readouterr().err
+    assert equal(train(tmp_path), unbroken)
+
+
+def test_an_error_of_the_system_that_is_not_the_disks_is_not_hidden() -> None:
+    """It is a bug of ours, and wants its traceback."""
+    with pytest.raises(FileNotFoundError), reported():
+        Path("/nowhere/at/all").read_text()
 
 
 def test_a_finished_run_is_not_trained_again(unbroken: Weights, tmp_path: Path) -> None:
