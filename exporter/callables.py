@@ -190,7 +190,7 @@ def _examples(text: str, names: Sequence[str]) -> Arrays:
                 found: Arrays = dict(file)
         except (OSError, ValueError) as error:
             raise UsageError(f"--example-inputs: {text} can't be read: {error}") from error
-        return {name: found[name] for name in names} if set(names) == set(found) else found
+        return _in_order(found, names)
     if REFERENCE.fullmatch(text):
         made = _named(text)
         found = _by_name(made() if callable(made) else made, "input")
@@ -198,7 +198,19 @@ def _examples(text: str, names: Sequence[str]) -> Arrays:
         found = _random(text)
     if all(re.fullmatch(r"input(_\d+)?", name) for name in found) and len(found) <= len(names):
         found = dict(zip(names, found.values(), strict=False))
-    return found
+    return _in_order(found, names)
+
+
+def _in_order(found: Arrays, names: Sequence[str]) -> Arrays:
+    """The inputs as `forward` takes them, whatever order they were given in. Names of which it has none are the owner's
+    own, by their places."""
+    known = [name for name in names if name in found]
+    if not known:
+        return found
+    if len(known) < len(found) or known != list(names[: len(known)]):
+        told, wanted = ", ".join(found), ", ".join(names)
+        raise UsageError(f"--example-inputs: there are {told}; the module takes {wanted}, from the first on")
+    return {name: found[name] for name in known}
 
 
 def _random(text: str) -> Arrays:

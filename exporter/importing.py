@@ -12,7 +12,7 @@ def import_path(
     path: Path, name: str, repository: Path, report: Callable[[str, Sequence[str]], None], *, replace: bool
 ) -> None:
     """Publish the model at `path`. Raises UsageError for what is no model, and what its importer raises."""
-    if (path / "config.json").is_file():
+    if any((path / name).is_file() for name in ("config.json", "modules.json")):
         from exporter.hub_import import import_folder
 
         import_folder(path, name, repository, report, replace=replace)

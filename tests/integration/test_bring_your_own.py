@@ -53,7 +53,8 @@ def build_fixed() -> torch.export.ExportedProgram:
 
 
 def example() -> dict[str, torch.Tensor]:
-    return {"x": torch.arange(12.0).reshape(2, 6), "ids": torch.ones(2, 5, dtype=torch.int64)}
+    """In another order than `forward` has them: names tell which is which."""
+    return {"ids": torch.ones(2, 5, dtype=torch.int64), "x": torch.arange(12.0).reshape(2, 6)}
 
 
 HERE = __name__
@@ -129,6 +130,8 @@ def test_a_program_of_torch_export_keeps_its_dimensions(tmp_path: Path) -> None:
         (f"{HERE}:build_mixer", "missing.npz", "can't be read"),
         (f"{HERE}:build_mixer", "FP32[2,6],INT64[3,5]", "same batch in front"),
         (f"{HERE}:build_mixer", "FP32[2,7],INT64[2,5]", "can't be run on the examples"),
+        (f"{HERE}:build_mixer", "ids=INT64[2,5]", "there are ids; the module takes x, ids, from the first on"),
+        (f"{HERE}:build_mixer", "x=FP32[2,6],id=INT64[2,5]", "there are x, id; the module takes x, ids"),
     ],
 )
 def test_what_can_not_be_exported_is_told(what: str, examples: str, problem: str, tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors, trainers
 from exporter import hub_import
 from exporter.config import make_config
 from exporter.errors import DataError, UsageError
+from exporter.importing import import_path
 from exporter.recipes import find
 from exporter.text.hub import HubFolder
 from server.pipeline.tokens import TextEncoder
@@ -208,6 +209,13 @@ def test_what_a_folder_lacks_or_has_too_much_is_named(
     with pytest.raises(DataError) as caught:
         prepared(data, path).fit(tmp_path)
     assert problem in str(caught.value)
+
+
+def test_an_older_folder_has_its_config_elsewhere(tmp_path: Path) -> None:
+    """`import` takes it for one by its modules.json."""
+    (tmp_path / "modules.json").write_text("{}")
+    with pytest.raises(DataError, match="a list is wanted, not dict"):
+        import_path(tmp_path, "m", tmp_path / "repository", lambda *_: None, replace=False)
 
 
 def prepared(data: Path, encoder: Path, training: dict[str, Any] | None = None, **options: Any) -> Any:
