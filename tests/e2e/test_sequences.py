@@ -270,16 +270,18 @@ def test_sequences_finish_on_the_version_that_they_began_on(start_server: StartS
         client.infer("model", inputs(1), sequence_id=100, sequence_start=True)
         for thread in threads:
             thread.start()
-        assert eventually(lambda: finished[1] > 20)
-        accumulator_folder(root, "model", versions=(1, 2), strategy="oldest { max_candidate_sequences: 32 }")
-        client.load_model("model")
-        # It has been quiet since before the change.
-        assert client.infer("model", inputs(1), sequence_id=100).as_numpy("y") == 2
-        assert client.infer("model", inputs(1), sequence_id=100, sequence_end=True).as_numpy("y") == 3
-        assert eventually(lambda: finished[2] > 20)
-        stop.set()
-        for thread in threads:
-            thread.join()
+        try:
+            assert eventually(lambda: finished[1] > 20)
+            accumulator_folder(root, "model", versions=(1, 2), strategy="oldest { max_candidate_sequences: 32 }")
+            client.load_model("model")
+            # It has been quiet since before the change.
+            assert client.infer("model", inputs(1), sequence_id=100).as_numpy("y") == 2
+            assert client.infer("model", inputs(1), sequence_id=100, sequence_end=True).as_numpy("y") == 3
+            assert eventually(lambda: finished[2] > 20)
+        finally:
+            stop.set()
+            for thread in threads:
+                thread.join()
 
     assert failures == []
 
@@ -288,7 +290,7 @@ def test_sigterm_lets_sequences_finish_and_starts_none(start_server: StartServer
     """Also call by call, on new connections: the server waits for their ends, at most for the grace."""
     root = tmp_path / "models"
     accumulator_folder(root, "model", strategy="direct {}")
-    server = start_server("--drain-delay-secs", "0", "--exit-timeout-secs", "20", repository=root)
+    server = start_server("--drain-delay-secs", "0", "--exit-timeout-secs", "200", repository=root)
     with triton.InferenceServerClient(server.grpc) as client:
         client.infer("model", inputs(1), sequence_id=1, sequence_start=True)
         server.process.send_signal(signal.SIGTERM)
@@ -304,11 +306,9 @@ def test_sigterm_lets_sequences_finish_and_starts_none(start_server: StartServer
         assert eventually(refused)
         with triton.InferenceServerClient(server.grpc) as other:
             assert other.infer("model", inputs(2), sequence_id=1).as_numpy("y") == 3
-        began = time.monotonic()
         assert client.infer("model", inputs(3), sequence_id=1, sequence_end=True).as_numpy("y") == 6
 
-    assert server.process.wait(15) == 0, server.log.read_text()
-    assert time.monotonic() - began < 15
+    assert server.process.wait(60) == 0, server.log.read_text()
 
 
 def test_a_shutdown_waits_for_the_sequences_of_a_version_just_replaced(
@@ -330,4 +330,4 @@ def test_a_shutdown_waits_for_the_sequences_of_a_version_just_replaced(
         with triton.InferenceServerClient(server.grpc) as other:
             assert other.infer("model", inputs(1), sequence_id=1, sequence_end=True).as_numpy("y") == 2
 
-    assert server.process.wait(15) == 0, server.log.read_text()
+    assert server.process.wait(60) == 0, server.log.read_text()
