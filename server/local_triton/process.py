@@ -62,7 +62,6 @@ class LocalTriton:
     """The models that its Python backend runs, because it has no ONNX Runtime backend."""
 
     _process: subprocess.Popen[bytes] | None = None
-    _command: Sequence[str] = ()
     _temporary: Path | None = None
 
     def start(self) -> None:
@@ -82,32 +81,21 @@ class LocalTriton:
         command += ["--backend-directory", str(self.program.backends), "--disable-auto-complete-config"]
         for kind, port in addresses.items():
             command += [f"--{kind}-address", self.host, f"--{kind}-port", str(port)]
-        self._command = [*command, *self.flags]
-        self._launch()
-
-    def _launch(self) -> None:
         self._process = subprocess.Popen(  # noqa: S603 - our own command
-            self._command, stdout=self.output, stderr=self.output
+            [*command, *self.flags], stdout=self.output, stderr=self.output
         )
 
     def wait_ready(self, timeout_s: float) -> None:
         """Return when it says that it is ready.
 
-        On a busy machine tritonserver 2.51 crashed once in some hundred starts, in the first moments of its gRPC
-        threads. So one that ends by SIGSEGV before it was ready is started once more.
-
         Raises:
             TritonFailed: it ended before, or took longer than `timeout_s`.
         """
         until = time.monotonic() + timeout_s
-        crashed = False
         while time.monotonic() < until:
             if self._process is None or self._process.poll() is not None:
                 status = None if self._process is None else self._process.returncode
-                if crashed or status != -signal.SIGSEGV:
-                    raise TritonFailed(f"tritonserver ended with status {status} before it was ready")
-                crashed = True
-                self._launch()
+                raise TritonFailed(f"tritonserver ended with status {status} before it was ready")
             with contextlib.suppress(httpx.HTTPError):
                 url = f"http://{self.host}:{self.ports.http}/v2/health/ready"
                 if httpx.get(url, timeout=_PROBE_S).is_success:

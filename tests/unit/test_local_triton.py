@@ -176,21 +176,6 @@ def test_one_that_ends_at_once_is_told_with_its_status(tmp_path: Path) -> None:
         server.wait_ready(30)
 
 
-@pytest.mark.parametrize(("last", "status"), [("kill -SEGV $$", -11), ("exit 3", 3)])
-def test_one_that_crashes_at_its_start_is_started_once_more(tmp_path: Path, last: str, status: int) -> None:
-    """Not again and again, and not where it ended otherwise."""
-    starts = tmp_path / "starts"
-    path = install(
-        tmp_path / "tritonserver", script=f"echo $$ >> {starts}; [ $(wc -l < {starts}) = 2 ] || kill -SEGV $$; {last}"
-    )
-    path.chmod(0o755)
-
-    server = LocalTriton(Program(path, tmp_path, None), models(tmp_path), Ports(1, 2, 3))
-    with server, pytest.raises(TritonFailed, match=f"ended with status {status} before"):
-        server.wait_ready(30)
-    assert len(starts.read_text().split()) == 2
-
-
 def test_one_that_is_never_ready_is_ended_with_its_repository(tmp_path: Path) -> None:
     """Also where it does not heed SIGTERM."""
     path = install(tmp_path / "tritonserver", script="trap '' TERM; while :; do sleep 0.05; done")
