@@ -22,6 +22,7 @@ EngineKind = Literal["onnxruntime", "triton"]
 TraceLevel = Literal["OFF", "TIMESTAMPS"]
 ApiGroup = Literal["model-repository", "shared-memory", "logging", "trace", "statistics"]
 TritonSharedMemory = Literal["auto", "off"]
+TritonCancellation = Literal["auto", "always", "never"]
 ClientSharedMemory = Literal["auto", "true", "false"]
 
 
@@ -386,6 +387,9 @@ class TritonSettings(Section):
     """Seconds that it has to answer; then the connection is lost, and the requests on it."""
     control_timeout_s: Annotated[float, Field(gt=0)] = 300.0
     """Seconds that a Triton may take to load or unload a model."""
+    cancellation: Annotated[TritonCancellation, Field(json_schema_extra=flag("--triton-cancellation"))] = "auto"
+    """Whether a Triton hears that nobody waits for a call any more. auto: if its version survives that, which those
+    from 2.39 to 2.56 do not always; what they answer too late is thrown away."""
     max_in_flight_rows: Annotated[int, Field(ge=1)] = 1024
     """Rows of one model that one Triton may have at a time, however wide the window is that was learned."""
 

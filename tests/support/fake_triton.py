@@ -49,6 +49,7 @@ class FakeTriton:
 
     def __init__(self, *models: Model) -> None:
         self.models = {model.key: model for model in models or (Model(),)}
+        self.version = "2.60.0"
         self.ready = True
         self.silent = False
         """No probe is answered."""
@@ -56,6 +57,8 @@ class FakeTriton:
         """ModelInferRequests, in the order in which they came."""
         self.metadata: list[dict[str, str]] = []
         self.cancelled = 0
+        self.timeouts: list[float | None] = []
+        """What each of them said that is left of its time, as the call's and not as a parameter."""
         self.script: Script | None = None
         """Answers instead of the model."""
         self.controlled: list[Any] = []
@@ -93,6 +96,10 @@ class FakeTriton:
     async def server_ready(self, _message: Any, _context: Any) -> Any:
         await self._perhaps_never()
         return pb.ServerReadyResponse(ready=self.ready)
+
+    async def server_metadata(self, _message: Any, _context: Any) -> Any:
+        await self._perhaps_never()
+        return pb.ServerMetadataResponse(name="triton", version=self.version)
 
     async def repository_index(self, _message: Any, _context: Any) -> Any:
         await self._perhaps_never()
@@ -175,6 +182,7 @@ class FakeTriton:
 
     async def model_infer(self, message: Any, context: Any) -> Any:
         self.requests.append(message)
+        self.timeouts.append(context.time_remaining())
         self.metadata.append({key: str(value) for key, value in context.invocation_metadata()})
         try:
             if self.script is not None:
@@ -239,6 +247,7 @@ async def never(_message: Any, _context: Any) -> Any:
 
 _METHODS = {
     "ServerReady": (pb.ServerReadyRequest, FakeTriton.server_ready),
+    "ServerMetadata": (pb.ServerMetadataRequest, FakeTriton.server_metadata),
     "RepositoryIndex": (pb.RepositoryIndexRequest, FakeTriton.repository_index),
     "ModelConfig": (pb.ModelConfigRequest, FakeTriton.model_config),
     "ModelMetadata": (pb.ModelMetadataRequest, FakeTriton.model_metadata),

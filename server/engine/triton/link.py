@@ -42,15 +42,25 @@ class Link:
         self._landed: asyncio.Event | None = None
 
     def call(
-        self, path: str, message: bytes, timeout_s: float | None, metadata: Metadata, done: Callable[[Result], None]
+        self,
+        path: str,
+        message: bytes,
+        timeout_s: float | None,
+        metadata: Metadata,
+        done: Callable[[Result], None],
+        *,
+        cancels: bool = True,
     ) -> Callable[[], None]:
-        """Make a call; `done` hears its result once, later. Returns what gives it up, of which `done` hears at once."""
+        """Make a call; `done` hears its result once, later. Returns what gives it up, of which `done` hears at once.
+
+        `cancels`: the server hears of that, and of the time that there is. Else its answer is waited for by nobody.
+        """
         block = _head(path, self._authority)
-        if timeout_s is not None:
+        if timeout_s is not None and cancels:
             block += encode([(b"grpc-timeout", _timeout(timeout_s))])
         if metadata:
             block += encode([(name.encode(), value.encode("latin-1", "replace")) for name, value in metadata])
-        call = _Call(self, block, message, done)
+        call = _Call(self, block, message, done, cancels=cancels)
         self._under_way.add(call)
         if timeout_s is not None:
             call.timer = asyncio.get_running_loop().call_later(timeout_s, call.expire)
@@ -62,10 +72,12 @@ class Link:
             self._open_soon()
         return call.give_up
 
-    async def reply(self, path: str, message: bytes, timeout_s: float | None, metadata: Metadata = ()) -> Result:
+    async def reply(
+        self, path: str, message: bytes, timeout_s: float | None, metadata: Metadata = (), *, cancels: bool = True
+    ) -> Result:
         """As `call`; cancelling it gives the call up."""
         result: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
-        give_up = self.call(path, message, timeout_s, metadata, partial(_resolve, result))
+        give_up = self.call(path, message, timeout_s, metadata, partial(_resolve, result), cancels=cancels)
         try:
             return await result
         finally:
@@ -125,10 +137,13 @@ class Link:
 
 
 class _Call:
-    __slots__ = ("_block", "_done", "_link", "_message", "_socket", "stream", "timer")
+    __slots__ = ("_block", "_cancels", "_done", "_link", "_message", "_socket", "stream", "timer")
 
-    def __init__(self, link: Link, block: bytes, message: bytes, done: Callable[[Result], None]) -> None:
+    def __init__(
+        self, link: Link, block: bytes, message: bytes, done: Callable[[Result], None], *, cancels: bool
+    ) -> None:
         self._link = link
+        self._cancels = cancels
         self._block = block
         self._message = message
         self._done: Callable[[Result], None] | None = done
@@ -143,28 +158,35 @@ class _Call:
         socket.flush_soon()
 
     def settle(self, result: Result) -> None:
-        """The first time; later ones change nothing."""
+        """It is over. Who was told before is not told again."""
+        self._link.forget(self)
+        self._tell(result)
+
+    def _tell(self, result: Result) -> None:
         done, self._done = self._done, None
         if done is None:
             return
         if self.timer is not None:
             self.timer.cancel()
-        self._link.forget(self)
         done(result)
 
     def expire(self) -> None:
-        self._drop()
-        self.settle(Answered(DEADLINE_EXCEEDED, "Deadline Exceeded"))
+        self._leave(Answered(DEADLINE_EXCEEDED, "Deadline Exceeded"))
 
     def give_up(self) -> None:
         if self._done is not None:
-            self._drop()
-            self.settle(Failed(Fate.GIVEN_UP, "its caller waits no more"))
+            self._leave(Failed(Fate.GIVEN_UP, "its caller waits no more"))
 
-    def _drop(self) -> None:
-        if self.stream is not None and self._socket is not None:
+    def _leave(self, result: Result) -> None:
+        """Before the server has ended it."""
+        if self.stream is None or self._socket is None:
+            self.settle(result)
+        elif self._cancels or not self.stream.id:
             self._socket.wire.give_up(self.stream)
             self._socket.flush_soon()
+            self.settle(result)
+        else:
+            self._tell(result)
 
 
 class _Socket(asyncio.Protocol):

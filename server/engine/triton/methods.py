@@ -23,6 +23,7 @@ class Unary(NamedTuple):
 
 INFER = Unary("ModelInfer", pb.ModelInferRequest, pb.ModelInferResponse)
 READY = Unary("ServerReady", pb.ServerReadyRequest, pb.ServerReadyResponse)
+SERVER = Unary("ServerMetadata", pb.ServerMetadataRequest, pb.ServerMetadataResponse)
 INDEX = Unary("RepositoryIndex", pb.RepositoryIndexRequest, pb.RepositoryIndexResponse)
 CONFIG = Unary("ModelConfig", pb.ModelConfigRequest, pb.ModelConfigResponse)
 METADATA = Unary("ModelMetadata", pb.ModelMetadataRequest, pb.ModelMetadataResponse)

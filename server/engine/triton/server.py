@@ -15,6 +15,7 @@ from grpc import StatusCode
 
 from server.engine.triton.addresses import Endpoint
 from server.engine.triton.calls import EMPTY_FINAL, NOWHERE, answer_of, is_final, message_of
+from server.engine.triton.cancellation import survives_cancelled_calls
 from server.engine.triton.channel import Channels, Line
 from server.engine.triton.failures import (
     NotAnsweredError,
@@ -28,14 +29,15 @@ from server.engine.triton.failures import (
 from server.engine.triton.health import Health
 from server.engine.triton.link import Link
 from server.engine.triton.memory import Memory, Piece, Placed
-from server.engine.triton.methods import INDEX, INFER, READY, Unary
+from server.engine.triton.methods import INDEX, INFER, READY, SERVER, Unary
 from server.engine.triton.registration import Registration
+from server.engine.triton.unary import UnaryCalls
 from server.engine.triton.wire import Failed, Fate, Result
 from server.errors import Cancelled, EngineFailure, ServingError, TritonDeclined, TritonLost, TritonUnreached
 from server.observability.whose import about
 from server.proto.triton import service_pb2 as pb
 from server.settings import TritonSettings
-from server.types import NO_DEADLINE, IndexEntry, InferRequest, InferResponse, Metadata, Outcome
+from server.types import NO_DEADLINE, IndexEntry, InferRequest, InferResponse, Outcome
 
 log = logging.getLogger(__name__)
 
@@ -43,6 +45,8 @@ _READY = "READY"
 _LATE = 1.5
 """A probe that took so many times as long as it may."""
 _UNLOADED = "unloaded"
+_LAST_ANSWERS_S = 2.0
+"""That calls which nobody waits for have to be answered, where they may not be cancelled."""
 
 ModelKey = tuple[str, str]
 """Name and version."""
@@ -79,6 +83,10 @@ class TritonServer:
         self._streams = 0
         """Under way, by the channel."""
         self._line = Line(channels, endpoint)
+        self._calls = UnaryCalls(self._line, self._link)
+        self._cancellation = settings.cancellation
+        self._cancels = settings.cancellation != "never"
+        """It hears that nobody waits for a ModelInfer any more."""
         self._changed = changed
         self._wake = asyncio.Event()
         self._asking: set[asyncio.Task[Outcome]] = set()
@@ -112,9 +120,10 @@ class TritonServer:
         """Ask it how it is and what it has. Never raises."""
         before, began = (self.up, self.ready, self.index), time.monotonic()
         try:
-            ready, index = await asyncio.gather(
+            ready, index, _ = await asyncio.gather(
                 self.call(READY, pb.ServerReadyRequest(), self._probe_timeout_s),
                 self.call(INDEX, pb.RepositoryIndexRequest(), self._probe_timeout_s),
+                self._meet(),
             )
         except (TimeoutError, ServingError) as error:
             if time.monotonic() - began > _LATE * self._probe_timeout_s:
@@ -131,6 +140,16 @@ class TritonServer:
             elif before[0] and not self.up:
                 log.warning("Triton %s is ejected: %s", self.name, reason)
             self._changed(self)
+
+    async def _meet(self) -> None:
+        """What it is, each time before it comes up: it may be another one than before."""
+        if self.up or self._cancellation != "auto":
+            return
+        with suppress(ServingError):
+            told = await self.call(SERVER, pb.ServerMetadataRequest(), self._probe_timeout_s)
+            self._cancels = survives_cancelled_calls(told.name, told.version)
+            if not self._cancels:
+                log.warning("Triton %s: version %s may crash by a cancelled call, so none is", self.name, told.version)
 
     def _heard(self, ready: bool, index: Any) -> None:
         self.index = {
@@ -213,7 +232,8 @@ class TritonServer:
         def told(result: Result) -> None:
             self._concluded(request, _outcome_of(result, request, outputs, began_ns), done)
 
-        give_up = link.call(INFER.path, message, _left_s(request, began_ns), request.metadata, told)
+        left_s, cancels = _left_s(request, began_ns), self._cancels
+        give_up = link.call(INFER.path, message, left_s, request.metadata, told, cancels=cancels)
         # Not at once: whoever gives up may be in the middle of what `done` changes.
         return partial(_later, loop, give_up)
 
@@ -256,23 +276,12 @@ class TritonServer:
         message = message_of(request, version, began_ns, pieces)
         timeout_s = _left_s(request, began_ns)
         try:
-            reply = await self._reply(INFER, message, timeout_s, request.metadata)
+            reply = await self._calls.reply(INFER, message, timeout_s, request.metadata, cancels=self._cancels)
         except NotAnsweredError as error:
             if pieces and memory_forgotten(error.details):
                 raise _MemoryForgottenError from error
             raise failure_of(request.model_name, error, _since_us(began_ns)) from error
         return answer_of(reply, request, outputs)
-
-    async def _reply(self, method: Unary, message: Any, timeout_s: float | None, metadata: Metadata = ()) -> Any:
-        """Raises NotAnsweredError."""
-        if self._link is None or (method is READY and self._streams):
-            # Beside streams that are silent for long, pings alone would be an offence.
-            try:
-                return await self._line.unary(method)(message, timeout=timeout_s, metadata=metadata or None)
-            except grpc.aio.AioRpcError as error:
-                raise of_grpcio(error) from error
-        result = await self._link.reply(method.path, message.SerializeToString(), timeout_s, metadata)
-        return method.response.FromString(checked(result))
 
     async def _stream(self, request: InferRequest, version: str, outputs: Sequence[str]) -> Outcome:
         began_ns, begun = time.monotonic_ns(), False
@@ -311,7 +320,9 @@ class TritonServer:
             ServingError: it can't be reached, or says no.
         """
         try:
-            return await self._reply(method, message, timeout_s)
+            # Beside streams that are silent for long, pings alone would be an offence.
+            by_channel = method is READY and self._streams > 0
+            return await self._calls.reply(method, message, timeout_s, by_channel=by_channel)
         except NotAnsweredError as error:
             if error.code is StatusCode.DEADLINE_EXCEEDED:
                 raise TimeoutError from error
@@ -328,8 +339,8 @@ class TritonServer:
             await asyncio.wait(set(self._asking), timeout=grace_s)
         if self._memory is not None:
             await self._memory.close()
-        if self._link is not None:
-            await self._link.close(grace_s)
+        # The end of a connection cancels what is under way on it, too.
+        await self._calls.close(grace_s if self._cancels else max(grace_s, _LAST_ANSWERS_S))
         await self._line.close()
 
 

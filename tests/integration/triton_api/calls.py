@@ -135,13 +135,6 @@ def _plain(**more: Any) -> Ask:
     return lambda api: api.infer(**more)
 
 
-def _too_late(api: Api) -> object:
-    """No time is up to a millisecond for grpc, which rounds; an answer may be there before it is over."""
-    ask = _plain(client_timeout=0.0)
-    answers = [ask(api) for _ in range(100)]
-    return answers[-1]
-
-
 def _wanted(*names: str) -> Ask:
     return lambda api: api.infer(outputs=[api.output(name) for name in names])
 
@@ -186,7 +179,6 @@ INFERRED: dict[str, Asked] = {
     "infer, time enough": Asked(_plain(timeout=60_000_000)),
     "infer, of a sequence that the model does not have": Asked(_plain(sequence_id=7, sequence_start=True)),
     "infer, client_timeout that is enough": Asked(_plain(client_timeout=60.0), GRPC),
-    "infer, client_timeout that is over": Asked(_too_late, GRPC),
     "infer, an unknown model": Asked(_plain(model="nobody")),
     "infer, a model that is not loaded": Asked(_plain(model="spare")),
     "infer, a version that is not there": Asked(_plain(model_version="2")),

@@ -15,7 +15,7 @@ from server.local_triton.process import Ports
 from server.local_triton.program import TritonMissing, find
 from tests.e2e.conftest import ROOT
 from tests.integration.triton_api import calls
-from tests.integration.triton_api.calls import CALLS
+from tests.integration.triton_api.calls import CALLS, GRPC
 from tests.integration.triton_api.differences import DIFFERENCES, markdown, short
 from tests.integration.triton_api.servers import Api, both, outcome, same
 from tests.support.parts import lacking
@@ -47,6 +47,16 @@ def test_a_call_is_answered_as_by_triton(sides: tuple[Ports, Ports], name: str, 
         assert same(theirs, ours), f"Triton: {theirs}\nhere: {ours}"
     else:
         assert (short(theirs), short(ours)) == difference
+
+
+@pytest.mark.e2e
+@pytest.mark.parametrize("kind", GRPC)
+def test_a_clients_timeout_is_told_as_grpc_does(sides: tuple[Ports, Ports], kind: str) -> None:
+    """By ours alone: Triton 2.51 may crash by it (see `server/engine/triton/cancellation.py`). No time is up to a
+    millisecond for grpc, which rounds, so an answer may be there before it is over."""
+    api = Api(kind, sides[1])
+    told = {str(outcome(lambda api: api.infer(client_timeout=0.0), api)) for _ in range(50)}
+    assert "error StatusCode.DEADLINE_EXCEEDED" in told
 
 
 def test_every_method_of_the_clients_is_asked() -> None:
