@@ -35,9 +35,9 @@ pytestmark = pytest.mark.e2e
 
 MODELS = ("breast_cancer", "digits", "fraud")
 ABSOLUTE = 1e-5
-NOTICED_S = 6.0
+NOTICED_S = 20.0
 """On a busy machine it takes longer to be told; on a quiet one a fraction of it."""
-REPAIRED_S = 15.0
+REPAIRED_S = 60.0
 """Likewise; on a quiet machine within 5 s."""
 
 
@@ -176,15 +176,18 @@ def test_statistics_count_every_request_once(sides: Sides) -> None:
 def test_both_tritons_are_used(sides: Sides) -> None:
     """Least work first: of many at a time each has its part."""
 
-    def counts() -> list[int]:
-        urls = (f"http://127.0.0.1:{one.ports.http}/v2/models/digits/stats" for one in sides.tritons)
-        return [httpx.get(url).json()["model_stats"][0]["inference_stats"]["success"]["count"] for url in urls]
+    async def counts() -> list[int]:
+        return [await requests_at(one) for one in sides.tritons]
 
-    before = counts()
-    asyncio.run(load(sides.over, seconds=2.0))
+    async def each_has_some(_: Told) -> None:
+        before = await counts()
 
-    done = [late - early for early, late in zip(before, counts(), strict=True)]
-    assert min(done) > sum(done) / 5
+        async def both() -> bool:
+            return min(late - early for early, late in zip(before, await counts(), strict=True)) >= 50
+
+        await wait_until(both, REPAIRED_S)
+
+    asyncio.run(load(sides.over, seconds=0, deed=each_has_some))
 
 
 # --- a Triton that dies or hangs -------------------------------------------------------------------
@@ -201,8 +204,8 @@ class Told:
     def counts(self, since: float = 0.0, until: float = 1e18) -> Counter[str]:
         return Counter(outcome for at, outcome in self.outcomes if since <= at < until)
 
-    async def answers_again(self) -> None:
-        """Wait until so many in a row were answered that nobody is refused any more."""
+    async def all_are_answered(self) -> None:
+        """Wait until so many in a row were answered that nobody is refused, or not any more."""
         since = len(self.outcomes)
 
         async def all_right() -> bool:
@@ -296,7 +299,7 @@ def test_a_triton_that_is_killed_costs_what_it_had_in_flight_and_nothing_else(tm
         killed: list[float] = []
 
         async def kill_and_restart(told: Told) -> None:
-            await asyncio.sleep(1)
+            await told.all_are_answered()
             killed.append(time.monotonic())
             second.kill()
             await asyncio.sleep(1)
@@ -309,7 +312,7 @@ def test_a_triton_that_is_killed_costs_what_it_had_in_flight_and_nothing_else(tm
                 return await requests_at(second) > 0
 
             await wait_until(used, REPAIRED_S)
-            await told.answers_again()
+            await told.all_are_answered()
 
         told = asyncio.run(load(over, seconds=0, deed=kill_and_restart))
 
@@ -325,13 +328,11 @@ def test_a_triton_that_hangs_costs_its_callers_their_deadline(tmp_path: Path) ->
     """It is ejected, readiness says so, and it is back when it goes on. Whoever has a deadline is answered by then."""
     with ExitStack() as stack:
         only = triton(stack, tmp_path)
-        over = stack.enter_context(in_front_of(tmp_path, only))
+        over = stack.enter_context(in_front_of(tmp_path, only, probe_timeout_s=1.0))
         stack.callback(lambda: os.kill(only.pid, signal.SIGCONT))
-        at: list[float] = []
 
         async def stop_and_go_on(told: Told) -> None:
-            await asyncio.sleep(1)
-            at.append(time.monotonic())
+            await told.all_are_answered()
             os.kill(only.pid, signal.SIGSTOP)
 
             async def unready() -> bool:
@@ -340,15 +341,13 @@ def test_a_triton_that_hangs_costs_its_callers_their_deadline(tmp_path: Path) ->
             await wait_until(unready, NOTICED_S)
             await asyncio.sleep(1)
             os.kill(only.pid, signal.SIGCONT)
-            at.append(time.monotonic())
             await wait_until(lambda: ready(over.http), REPAIRED_S)
-            await told.answers_again()
+            await told.all_are_answered()
 
         told = asyncio.run(load(over, seconds=0, deadline_s=1.0, deed=stop_and_go_on))
 
     assert told.wrong == 0
     assert told.slowest_s < NOTICED_S
-    assert told.counts(until=at[0]).keys() == {"ok"}
     # Who comes while others wait for it is told at once that an answer would be too late.
     refusals = {"StatusCode.DEADLINE_EXCEEDED", "StatusCode.UNAVAILABLE", "StatusCode.RESOURCE_EXHAUSTED"}
     assert told.counts().keys() <= {"ok", *refusals}
@@ -362,11 +361,11 @@ def test_whoever_has_no_deadline_is_told_when_a_connection_is_dead(
     monkeypatch.setenv("FORWARDPASS_TRITON__KEEPALIVE_TIMEOUT_S", "1")
     with ExitStack() as stack:
         only = triton(stack, tmp_path)
-        over = stack.enter_context(in_front_of(tmp_path, only))
+        over = stack.enter_context(in_front_of(tmp_path, only, probe_timeout_s=1.0))
         stack.callback(lambda: os.kill(only.pid, signal.SIGCONT))
 
-        async def stop(_: Told) -> None:
-            await asyncio.sleep(1)
+        async def stop(told: Told) -> None:
+            await told.all_are_answered()
             os.kill(only.pid, signal.SIGSTOP)
 
             async def unready() -> bool:
@@ -387,8 +386,8 @@ def test_a_shutdown_answers_what_was_admitted(tmp_path: Path) -> None:
         over = stack.enter_context(in_front_of(tmp_path, first, second))
         at: list[float] = []
 
-        async def end_it(_: Told) -> None:
-            await asyncio.sleep(1)
+        async def end_it(told: Told) -> None:
+            await told.all_are_answered()
             at.append(time.monotonic())
             assert await asyncio.to_thread(over.terminate) == 0
 

@@ -7,9 +7,8 @@ A Triton that is missing (`make triton` installs one) skips these tests; under C
 from __future__ import annotations
 
 import json
-import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from queue import Queue
@@ -24,7 +23,7 @@ from tritonclient.utils import InferenceServerException
 from server.local_triton.process import LocalTriton
 from tests.e2e.conftest import ServerProcess
 from tests.support.triton_models import write_models
-from tests.support.tritons import in_front_of, program, triton
+from tests.support.tritons import in_front_of, program, triton, until
 
 pytestmark = pytest.mark.e2e
 
@@ -61,14 +60,7 @@ def infer(sides: Sides, model: str, array: Any, **more: Any) -> Any:
 
 
 def told(sides: Sides) -> str:
-    return httpx.get(sides.over.metrics).text
-
-
-def until(true: Callable[[], bool], seconds: float = 20) -> None:
-    end = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < end
-        time.sleep(0.1)
+    return httpx.get(sides.over.metrics, timeout=60).text
 
 
 def test_an_ensemble_is_a_model_like_another(sides: Sides) -> None:
@@ -125,7 +117,7 @@ def test_several_responses_come_through_a_stream(sides: Sides) -> None:
     with triton_grpc.InferenceServerClient(sides.over.grpc) as client:
         client.start_stream(lambda result, error: got.put(error or result))
         client.async_stream_infer("several", [tensor(np.array([3.0], np.float32))], enable_empty_final_response=True)
-        answers = [got.get(timeout=20) for _ in range(4)]
+        answers = [got.get(timeout=60) for _ in range(4)]
         client.stop_stream()
     assert [answer.as_numpy("y").tolist() for answer in answers[:3]] == [[0.0], [1.0], [2.0]]
     assert answers[3].get_response().parameters["triton_final_response"].bool_param
@@ -191,7 +183,7 @@ def test_loads_and_unloads_reach_every_triton(sides: Sides) -> None:
         return [httpx.get(f"{url}/v2/models/double/ready").is_success for url in (*urls, sides.over.http)]
 
     assert ready() == [True, True, True]
-    httpx.post(f"{sides.over.http}/v2/repository/models/double/unload", json={}).raise_for_status()
+    httpx.post(f"{sides.over.http}/v2/repository/models/double/unload", json={}, timeout=60).raise_for_status()
     until(lambda: ready() == [False, False, False])
     httpx.post(f"{sides.over.http}/v2/repository/models/double/load", json={}, timeout=60).raise_for_status()
     until(lambda: ready() == [True, True, True])

@@ -6,14 +6,12 @@ import asyncio
 import logging
 import os
 import signal
-import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 import grpc
-import httpx
 import numpy as np
 import pytest
 import tritonclient.grpc as triton_grpc
@@ -26,7 +24,8 @@ from server.over_triton.models import TritonModels
 from tests.e2e.conftest import ServerProcess
 from tests.integration.test_triton_engine import ask, over, until
 from tests.support.fake_triton import FakeTriton, Model, never, refusing
-from tests.support.tritons import in_front_of, program, triton
+from tests.support.tritons import has_found, in_front_of, program, triton
+from tests.support.tritons import until as wait_for
 
 LEAST = 1 << 16
 X = np.arange(3 * (1 << 13), dtype=np.float32).reshape(-1, 3)
@@ -164,7 +163,7 @@ async def test_a_request_that_is_given_up_keeps_its_place_and_a_refused_one_does
         assert memory.taken == 0
         one.script = never
         with pytest.raises(CallExpired):
-            await ask(models, X, within_s=0.2)
+            await ask(models, X, within_s=0.5)
         await until(lambda: one.cancelled == 1)
         assert memory.taken == 1
 
@@ -267,11 +266,13 @@ def asked(gateway: ServerProcess, value: float) -> None:
 
 def shared(one: LocalTriton, gateway: ServerProcess) -> str:
     """Ask until the memory is shared; the region's name."""
-    for number in range(200):
-        asked(gateway, number)
-        if found := [name for name in regions(one) if name.startswith(f"{PREFIX}{gateway.process.pid}-")]:
-            return found[0]
-    raise AssertionError("it is not shared")
+
+    def found() -> list[str]:
+        asked(gateway, 2.0)
+        return [name for name in regions(one) if name.startswith(f"{PREFIX}{gateway.process.pid}-")]
+
+    wait_for(lambda: bool(found()))
+    return found()[0]
 
 
 @pytest.mark.e2e
@@ -298,12 +299,10 @@ def test_the_real_triton_that_was_restarted_is_told_anew(tmp_path: Path) -> None
         one.stop()
         one.start()
         one.wait_ready(90)
-        wait_for(lambda: up(gateway))
+        # Not only up: it has said what it has.
+        wait_for(lambda: has_found(gateway, one))
         asked(gateway, 1.0)
-        began = time.monotonic()
-        while not regions(one):
-            assert time.monotonic() < began + 30
-            asked(gateway, 2.0)
+        shared(one, gateway)
         asked(gateway, 3.0)
 
 
@@ -320,14 +319,3 @@ def test_what_a_killed_server_left_at_the_real_triton_goes_with_the_next(tmp_pat
         kept = shared(one, second)
         wait_for(lambda: list(regions(one)) == [kept])
         assert not (FOLDER / left).exists()
-
-
-def up(gateway: ServerProcess) -> bool:
-    return httpx.get(f"{gateway.http}/v2/health/ready").status_code == 200
-
-
-def wait_for(true: Callable[[], bool], seconds: float = 30) -> None:
-    until_s = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < until_s
-        time.sleep(0.05)
