@@ -9,16 +9,25 @@ from contextlib import aclosing
 from typing import TYPE_CHECKING, NamedTuple
 
 from server.errors import Draining, PermissionDenied
+from server.explain import REQUEST_KEY
 from server.security.origin import is_foreign
+from server.transport.codec.predict_rest import is_picture
 from server.transport.codec.recent import Recent
 from server.transport.compress import Accepted, Compression, NotAcceptable
 from server.transport.console import CONSOLE
-from server.transport.exchange import Exchange, accepted_encoding, failure_reply, tenant
+from server.transport.exchange import (
+    Exchange,
+    accepted_encoding,
+    content_encoding,
+    failure_reply,
+    tenant,
+    timeout_ns,
+)
 from server.transport.http1.reply import Reply, StreamedReply, error_reply, with_headers
 from server.transport.http1.server import Http1Server
 from server.transport.rest_infer import InferPlan, RestInfer
 from server.transport.routes import ROUTES, Handler, MethodNotAllowed, Route, Router
-from server.types import InferRequest
+from server.types import NO_DEADLINE, InferRequest
 
 if TYPE_CHECKING:
     from collections import Counter
@@ -43,6 +52,8 @@ class _Plan(NamedTuple):
     names: Mapping[str, str]
     accepts: Accepted
     entry: Entry | None
+    patience_ns: int
+    """How long its caller waits, where a picture is the body and is not read once there is no time for it; 0: it is."""
 
 
 class RestApp:
@@ -77,7 +88,8 @@ class RestApp:
             if head.refusal is not None:
                 return
             if route.handler:
-                head.plan = _Plan(route.handler, names, accepted_encoding(head), entry)
+                patience_ns = _patience_ns(head) if route.refuses_unread and entry is None else 0
+                head.plan = _Plan(route.handler, names, accepted_encoding(head), entry, patience_ns)
             else:
                 head.plan = InferPlan(head, names, self._dataplane.forwards, entry)
         except NotAcceptable:
@@ -113,10 +125,19 @@ class RestApp:
                 request = self._infer.request(turn, plan)
                 if request is not None:
                     requests.append(request)
-            else:
+            elif type(plan) is InferPlan or not plan.patience_ns or not self._is_hopeless(turn, plan):
                 self._start(turn, plan)
         if requests:
             self._dataplane.submit(requests)
+
+    def _is_hopeless(self, turn: Turn, plan: _Plan) -> bool:
+        """There is no time for it, as its size and the last one like it tell: it is answered so."""
+        since_ns = turn.received_ns
+        refusal = self._dataplane.hopeless(plan.names["model"], len(turn.body), since_ns, since_ns + plan.patience_ns)
+        if refusal is None:
+            return False
+        turn.reply(failure_reply(refusal))
+        return True
 
     def abandon(self, turn: Turn) -> None:
         work = turn.work
@@ -178,6 +199,13 @@ class RestApp:
             request = self._infer.request(turn, plan, body)
             if request is not None:
                 self._dataplane.submit((request,))
+
+
+def _patience_ns(head: Head) -> int:
+    """As of `_Plan`. Raises InvalidRequest as `timeout_ns`."""
+    within_ns = timeout_ns(head)
+    plain = is_picture(head.header(b"content-type")) and not content_encoding(head)
+    return within_ns if plain and within_ns < NO_DEADLINE and not head.header(REQUEST_KEY.encode()) else 0
 
 
 class RestServer:

@@ -135,6 +135,8 @@ class Route(NamedTuple):
     """None for infer, which is answered by plain calls (`rest_infer.py`)."""
     needs: Need | None = None
     """What a caller must have, where callers are asked; None: what is usual, see `asks`."""
+    refuses_unread: bool = False
+    """A picture for which there is no time is not read: `DataPlane.hopeless`."""
 
     @property
     def asks(self) -> Need:
@@ -149,7 +151,7 @@ class Route(NamedTuple):
 ROUTES: tuple[Route, ...] = (
     Route("POST", "/v2/models/{model}/infer", None, roles.PREDICTS),
     Route("POST", "/v2/models/{model}/versions/{version}/infer", None, roles.PREDICTS),
-    Route("POST", "/v2/models/{model}/predict", _predict, roles.PREDICTS),
+    Route("POST", "/v2/models/{model}/predict", _predict, roles.PREDICTS, refuses_unread=True),
     Route("POST", "/v2/models/{model}/versions/{version}/predict", _predict, roles.PREDICTS),
     Route("POST", "/v2/models/{model}/generate", generate.generate, roles.PREDICTS),
     Route("POST", "/v2/models/{model}/versions/{version}/generate", generate.generate, roles.PREDICTS),

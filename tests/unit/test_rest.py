@@ -22,7 +22,7 @@ import numpy as np
 import pytest
 
 import server.transport.rest as rest_module
-from server.errors import DeadlineExceeded, Draining, PayloadTooLarge, QueueFull
+from server.errors import DeadlineExceeded, Draining, Overloaded, PayloadTooLarge, QueueFull
 from server.settings import HttpSettings, TlsSettings
 from server.tensor import Tensor, TensorSpec
 from server.transport.http1.server import Http1Server
@@ -516,6 +516,52 @@ async def test_a_client_that_leaves_cancels_its_infer(dataplane: FakeDataPlane, 
     dataplane.held = True
     assert (await call("POST", INFER, document(), disconnect=True)).status == 0
     assert dataplane.cancelled == dataplane.requests != []
+
+
+PICTURE = {"Content-Type": "image/jpeg", "X-Request-Timeout": "50"}
+
+
+async def test_a_picture_for_which_there_is_no_time_is_not_read(dataplane: FakeDataPlane, call: Client) -> None:
+    """Its size is what there is to know of it; the connection is as good as before, also if it comes in pieces."""
+    dataplane.refusal = Overloaded("add", 80, 1500)
+    for picture in (b"no picture", [b"no", b" pic", b"ture"]):
+        answer = await call("POST", PREDICT, picture, PICTURE)
+        assert (answer.status, answer.headers["retry-after"]) == (429, "2")
+        assert "80 ms" in answer.json["error"]
+        assert dataplane.looked_at.pop() == (MODEL, 10)
+        assert not dataplane.predicts
+        assert call.peer is not None
+        call.peer.transport.written.clear()
+        call.peer.send(b"GET /v2/health/live HTTP/1.1\r\nHost: x\r\n\r\n")
+        await call.peer.transport.written.wait()
+        assert [each.status for each in call.peer.answers()] == [200]
+
+
+async def test_a_picture_for_which_there_is_time_is_read(dataplane: FakeDataPlane, call: Client) -> None:
+    """Nobody says that it is late."""
+    assert (await call("POST", PREDICT, b"picture", PICTURE)).status == 200
+    assert dataplane.looked_at == [(MODEL, 7)]
+    assert dataplane.predicts[0].inputs == [ImageInput(b"picture", "image/jpeg")]
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "headers"),
+    [
+        (PREDICT, b'{"inputs": [[1]]}', {"Content-Type": "application/json"}),
+        (f"/v2/models/{MODEL}/versions/1/predict", b"x", {}),
+        (PREDICT, b"x", {"X-Request-Timeout": ""}),
+        (PREDICT, gzip.compress(b"x"), {"Content-Encoding": "gzip"}),
+        (PREDICT, b"x", {"X-Explain": "1"}),
+    ],
+    ids=["JSON", "of a version", "no deadline", "compressed", "explained"],
+)
+async def test_what_can_not_be_told_by_its_size_is_read(
+    dataplane: FakeDataPlane, call: Client, path: str, body: bytes, headers: dict[str, str]
+) -> None:
+    """By its size there is nothing known of it, or more is to be said."""
+    dataplane.refusal = Overloaded("add", 80, 1500)
+    assert (await call("POST", path, body, {**PICTURE, **headers})).status == 200
+    assert not dataplane.looked_at
 
 
 async def test_a_client_that_leaves_cancels_its_predict(dataplane: FakeDataPlane, call: Client) -> None:

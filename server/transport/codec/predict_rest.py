@@ -59,10 +59,10 @@ def decode_predict(
         InvalidRequest: the body or the query is wrong.
         Unsupported: a form upload.
     """
-    kind = content_type.partition(";")[0].strip().lower()
+    kind = _media_type(content_type)
     options: dict[str, Any] = _query_options(query or {})
     inputs: list[RawInput]
-    if kind.startswith("image/") or kind == "application/octet-stream":
+    if is_picture(content_type):
         if not body:
             raise InvalidRequest("body", "is empty, must be an image")
         inputs = [ImageInput(body, kind if kind.startswith("image/") else "")]
@@ -81,6 +81,16 @@ def decode_predict(
         parameters=parameters or None,
         tenant=tenant,
     )
+
+
+def is_picture(content_type: str) -> bool:
+    """Whether the body is one image, and nothing else."""
+    kind = _media_type(content_type)
+    return kind.startswith("image/") or kind == "application/octet-stream"
+
+
+def _media_type(content_type: str) -> str:
+    return content_type.partition(";")[0].strip().lower()
 
 
 def encode_predict(response: PredictResponse) -> bytes:
