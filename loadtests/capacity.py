@@ -98,7 +98,7 @@ def measure(target: Target, objective: Objective, slo: Slo, options: argparse.Na
     tried: Counter[float] = Counter()
 
     def probe(rate: float, seconds: float = window_s) -> Probe:
-        # The same arrivals at each rate, closer together or further apart: no rate is broken by its luck.
+        # The same arrivals at each rate, and more at a higher one: no rate is broken by its luck.
         tried[rate] += 1
         found = open_loop([Leg(wire, made, poisson(rate, warm_s + seconds, tried[rate]))])
         return judged(rate, found.between(warm_s, warm_s + seconds), limits, slo.max_lag_ms, _PERCENTILES)

@@ -45,7 +45,7 @@ def test_a_search_takes_few_windows() -> None:
     """From the usual guess, 0.8 of the closed loop's rate."""
     asked, probe = queue(10_000)
     highest(probe, 8_000, 0.03)  # type: ignore[arg-type]
-    assert len(asked) <= 13
+    assert len(asked) <= 15
 
 
 def test_a_generator_that_is_late_is_named_and_not_the_server() -> None:
@@ -54,7 +54,7 @@ def test_a_generator_that_is_late_is_named_and_not_the_server() -> None:
     found = highest(probe, 2_000, 0.05)  # type: ignore[arg-type]
     assert found.bound == "generator"
     assert 4_000 / 1.05 <= found.rate <= 4_000
-    assert max(asked.count(rate) for rate in asked) == 4 + 1, "a window that tells nothing is repeated"
+    assert max(asked.count(rate) for rate in asked) == 4 + 3, "a window that tells nothing is repeated"
 
 
 def test_one_disturbed_window_does_not_lower_the_rate() -> None:
@@ -66,6 +66,21 @@ def test_one_disturbed_window_does_not_lower_the_rate() -> None:
         return steady(rate) if next(turn) % 2 else Probe(rate, ("p99",))  # type: ignore[operator]
 
     assert highest(disturbed, 8_000, 0.02).rate == pytest.approx(highest(steady, 8_000, 0.02).rate, rel=0.03)  # type: ignore[arg-type]
+
+
+def test_windows_that_are_disturbed_at_random_hardly_lower_the_rate() -> None:
+    """Two of three have a part less of what there is else; of a hundred searches few end a twentieth below."""
+    rng = np.random.default_rng(0)
+    below = 0
+    for _ in range(100):
+        queues = [queue(10_000 * (1 - loss)) for loss in np.linspace(0, 0.5, 6)]
+
+        def probe(rate: float, queues: list[tuple[list[float], object]] = queues) -> Probe:
+            which = rng.integers(1, len(queues)) if rng.random() < 2 / 3 else 0
+            return queues[which][1](rate)  # type: ignore[operator, no-any-return]
+
+        below += highest(probe, 8_000, 0.03).rate < 0.95 * (10_000 - math.log(100) / LIMIT_MS * 1e3)
+    assert below <= 20
 
 
 @pytest.mark.parametrize("slow", [slice(0, 6), slice(2, 9), slice(5, 11)])
