@@ -294,7 +294,7 @@ class DataPlane:
     def model_config(self, name: str, version: str = "") -> model_config_pb2.ModelConfig:
         """What config.pbtxt says, completed by what is so where it says nothing. Raises UnknownModel, ModelNotReady."""
         model = self._models.resolve(name, version).model
-        return completed(model.config, [instance.device for instance in model.engine_model.instances])
+        return completed(model.config, model.devices)
 
     def statistics(self, name: str = "", version: str = "") -> list[ModelStatistics]:
         """What this process counted of every version in service, or of those that `name` and `version` name.

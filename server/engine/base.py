@@ -182,9 +182,15 @@ class EngineModel(Protocol):
 
 
 class Elsewhere:
-    """The engine model of a version that is run by others, processes or models: there is nothing of it here."""
+    """The engine model of a version that is run by others, processes or models: there is nothing of it here.
+
+    `devices` are those of its instances there, where that is known.
+    """
 
     instances: Sequence[Instance] = ()
+
+    def __init__(self, devices: Sequence[str] = ()) -> None:
+        self.devices = tuple(devices)
 
     def close(self) -> None:
         """There is nothing to free."""

@@ -69,6 +69,14 @@ class ServedModel:
     def certified(self) -> bool:
         return self.manifest is not None
 
+    @property
+    def devices(self) -> tuple[str, ...]:
+        """Of each instance, wherever it is."""
+        engine_model = self.engine_model
+        if isinstance(engine_model, Elsewhere):
+            return engine_model.devices
+        return tuple(instance.device for instance in engine_model.instances)
+
 
 Outcome = Mapping[str, ServedModel | ModelLoadFailed]
 """What became of each version; the key is empty for a failure of the whole model."""

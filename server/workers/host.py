@@ -278,7 +278,7 @@ class Host:
         pipeline, manifest = model.pipeline, model.manifest
         return Announced(
             *(handle, model.name, model.version, chooses, config, labels, pipeline),
-            *(manifest, model.chat, is_tiny, fingerprint),
+            *(manifest, model.chat, is_tiny, fingerprint, model.devices),
         )
 
     async def beat(self) -> None:

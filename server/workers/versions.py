@@ -54,6 +54,8 @@ class Announced:
     tiny: bool
     """It is to be loaded in the fronts too."""
     fingerprint: object
+    devices: tuple[str, ...] = ()
+    """Where its instances run."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,7 +147,7 @@ class Versions:
         message = model_config_pb2.ModelConfig.FromString(told.config)
         config = replace(from_message(message, told.name), labels=told.labels)
         model = ServedModel(
-            told.name, told.version, config, Elsewhere(), told.pipeline, told.manifest, {}, chat=told.chat
+            told.name, told.version, config, Elsewhere(told.devices), told.pipeline, told.manifest, {}, chat=told.chat
         )
         # A version that was here before goes on counting where it was.
         statistics = self._local.statistics_of(told.name, told.version)

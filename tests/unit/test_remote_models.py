@@ -47,7 +47,7 @@ async def remote() -> tuple[RemoteModels, socket.socket]:
     link = models.attach(None, lambda: None)
     await asyncio.get_running_loop().create_unix_connection(lambda: link, sock=ours)
     config = read_model_config(SHIPPED).message.SerializeToString()
-    told = Announced(HANDLE, "breast_cancer", "1", False, config, {}, None, None, None, False, None)
+    told = Announced(HANDLE, "breast_cancer", "1", False, config, {}, None, None, None, False, None, ("gpu0", "gpu1"))
     theirs.sendall(frame(Kind.MODELS, pickle.dumps(Announcement([told], []))))
     await asyncio.wait_for(models.told.wait(), 10)
     return models, theirs
@@ -87,6 +87,14 @@ async def test_of_thousands_who_wait_the_first_are_told_before_the_last(caplog: 
     assert all(isinstance(outcome, EngineLost) for _, outcome in waiting.told)
     assert models.resolve("breast_cancer").statistics.fail.count == 1000
     assert [record.exc_info[0] for record in caplog.records if record.exc_info] == [ZeroDivisionError]
+    await models.drain(time.monotonic_ns())
+
+
+async def test_a_front_knows_where_the_instances_of_another_process_run() -> None:
+    """It tells clients so in a model's config."""
+    models, theirs = await remote()
+    assert models.resolve("breast_cancer").model.devices == ("gpu0", "gpu1")
+    theirs.close()
     await models.drain(time.monotonic_ns())
 
 
