@@ -41,7 +41,7 @@ def test_both_are_served_and_counted(start_server: StartServer, monkeypatch: pyt
         assert connection.recv(1) == b""
         connection.close()
     counted = 'forwardpass_connections_closed_total{cause="silent",listener="shared"} 4.0'
-    until = time.monotonic() + 10  # What fronts have counted is told once a second.
+    until = time.monotonic() + 30  # What fronts have counted is told once a second.
     while counted not in (text := httpx.get(server.metrics).text):
         assert time.monotonic() < until, text
         time.sleep(0.1)

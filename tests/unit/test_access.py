@@ -88,21 +88,6 @@ def test_the_secret_of_another_key_does_not_do(tmp_path: Path) -> None:
         Keys(read_file(tmp_path / "k.yaml").keys).find(mixed, datetime.now(UTC))
 
 
-def test_an_expired_key_is_refused_also_where_it_was_known(tmp_path: Path) -> None:
-    """An answer that is kept does not outlive the key."""
-    expires = datetime.now(UTC) + timedelta(seconds=0.15)
-    key = a_file(tmp_path / "keys.yaml", expires=expires)
-    gate = gate_of(tmp_path / "keys.yaml")
-    entry = gate.entry({b"authorization": b"Bearer " + key.encode()}, "", PREDICTS)
-    assert entry is not None
-    entry.admit(a_request(received_ns=time.monotonic_ns()))
-
-    time.sleep(0.2)
-
-    with pytest.raises(Unauthenticated, match="expired"):
-        entry.admit(a_request(received_ns=time.monotonic_ns()))
-
-
 class Clock:
     """Of the day, which somebody sets."""
 
@@ -118,6 +103,22 @@ class Clock:
         for where in ("server.security.gate.datetime", "jwt.api_jwt.datetime"):
             monkeypatch.setattr(where, Moved)
         monkeypatch.setattr("server.security.gate.time", Mock(time=lambda: time.time() + clock.ahead.total_seconds()))
+
+
+def test_an_expired_key_is_refused_also_where_it_was_known(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An answer that is kept, as answers are for a minute, does not outlive the key."""
+    clock = Clock(monkeypatch)
+    key = a_file(tmp_path / "keys.yaml", expires=datetime.now(UTC) + timedelta(seconds=30))
+    gate = gate_of(tmp_path / "keys.yaml")
+    entry = gate.entry({b"authorization": b"Bearer " + key.encode()}, "", PREDICTS)
+    assert entry is not None
+    now_ns = time.monotonic_ns()
+    entry.admit(a_request(received_ns=now_ns))
+
+    clock.ahead = timedelta(seconds=31)
+
+    with pytest.raises(Unauthenticated, match="expired"):
+        entry.admit(a_request(received_ns=now_ns + 31 * 10**9))
 
 
 def test_a_clock_that_jumps_is_followed_within_a_minute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -163,7 +164,7 @@ async def test_keys_are_followed_on_disk(tmp_path: Path) -> None:
 
 
 async def _until(done: Callable[[], bool]) -> None:
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         while not done():  # noqa: ASYNC110 - of a thread's work
             await asyncio.sleep(0.005)
 

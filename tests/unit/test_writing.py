@@ -149,7 +149,7 @@ async def test_whoever_would_come_too_late_is_refused_at_once(tmp_path: Path) ->
 
 async def test_a_models_objective_is_for_the_first_token(tmp_path: Path) -> None:
     """Who waits longer for it expires; who has it, may take longer for the rest."""
-    async with writing_plane(tmp_path, SLOW + parameter("slo_ms", 60)) as plane:
+    async with writing_plane(tmp_path, SLOW + parameter("slo_ms", 300)) as plane:
         first = asyncio.ensure_future(plane.text("x", max_tokens=255 - 1, ignore_eos=True))
         step = plane.instance.step
 
