@@ -13,6 +13,7 @@ import subprocess
 import time
 import zlib
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
@@ -25,6 +26,8 @@ from loadtests.soak.models import PICTURES, STEADY
 
 Fault = Callable[["Faults"], Awaitable[str]]
 """Returns what came of it. Raises Unexpected, or what a client meets."""
+_REPLACED_S = 5.0
+"""After which a process that was killed has a successor."""
 
 
 @dataclass
@@ -78,22 +81,26 @@ class Unexpected(Exception):
     """The server did not do what it has to."""
 
 
-def _engine(faults: Faults) -> int:
-    """The process with the most threads: it has the instances'."""
-    children = faults.children()
-    if not children:
-        raise Unexpected("the server has no processes any more")
-    return max(children, key=lambda pid: len(os.listdir(f"/proc/{pid}/task")))  # noqa: PTH208
+async def _engine(faults: Faults) -> int:
+    """By the name that it has in `ps`; the next one may be about to get it."""
+    until = time.monotonic() + _REPLACED_S
+    while time.monotonic() < until:
+        for pid in faults.children():
+            with suppress(OSError):
+                if Path(f"/proc/{pid}/comm").read_text().strip() == "fp-engine":  # noqa: ASYNC240 - of no disk
+                    return pid
+        await asyncio.sleep(0.05)
+    raise Unexpected("the server has no engine process")
 
 
 async def kills_the_engine(faults: Faults) -> str:
-    pid = _engine(faults)
+    pid = await _engine(faults)
     os.kill(pid, signal.SIGKILL)
     return f"process {pid}"
 
 
 async def kills_a_front(faults: Faults) -> str:
-    engine = _engine(faults)
+    engine = await _engine(faults)
     pid = faults.rng.choice([pid for pid in faults.children() if pid != engine])
     os.kill(pid, signal.SIGKILL)
     return f"process {pid}"
@@ -101,7 +108,7 @@ async def kills_a_front(faults: Faults) -> str:
 
 async def stalls_the_engine(faults: Faults) -> str:
     """For a second, as a machine that swaps would."""
-    pid = _engine(faults)
+    pid = await _engine(faults)
     os.kill(pid, signal.SIGSTOP)
     await asyncio.sleep(1)
     os.kill(pid, signal.SIGCONT)
@@ -110,7 +117,7 @@ async def stalls_the_engine(faults: Faults) -> str:
 
 async def hangs_the_engine(faults: Faults) -> str:
     """For ever: it is killed by the supervisor."""
-    pid = _engine(faults)
+    pid = await _engine(faults)
     os.kill(pid, signal.SIGSTOP)
     until_s = time.monotonic() + 15
     while _lives(pid):

@@ -83,6 +83,7 @@ def fork(name: str, main: Main, settings: Settings, leave: Callable[[], None]) -
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, signal.SIG_IGN)
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        process.be_called(name)
         configure_logging(settings.log, name)
         status = uvloop.run(_life(main, settings, theirs, name))
     except BaseException:

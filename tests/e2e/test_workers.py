@@ -31,10 +31,15 @@ CALLERS = 16
 
 
 def children(server: ServerProcess) -> dict[str, int]:
-    """The server's processes by name, by the order of their start, as long as none was replaced; then some numbers
-    are others. Raises ValueError while one is missing."""
+    """The server's processes, as they are called in `ps`. Raises ValueError while one is missing."""
     pids = Path(f"/proc/{server.process.pid}/task/{server.process.pid}/children").read_text().split()
-    return dict(zip(("engine", "front-0", "front-1"), sorted(map(int, pids)), strict=True))
+    found = {}
+    for pid in pids:
+        with suppress(OSError):
+            found[Path(f"/proc/{pid}/comm").read_text().strip().removeprefix("fp-")] = int(pid)
+    if found.keys() != {"engine", "front-0", "front-1"}:
+        raise ValueError(found)
+    return found
 
 
 def connections_of(pid: int, port: int) -> int:
@@ -275,7 +280,7 @@ def test_a_front_that_is_killed_is_replaced(pair: ServerProcess) -> None:
 def test_an_engine_process_that_is_killed_is_replaced(pair: ServerProcess) -> None:
     """Who waited for it is answered UNAVAILABLE, the fronts stay, and the server is ready again. All counts begin anew
     with it: a sum of which a part is gone would look like a burst. Log settings stay."""
-    before = set(children(pair).values())
+    before = children(pair)
     row = re.search(r"models/breast_cancer/predict .* -d '(.*)'", pair.banner)
     assert row is not None
     answer = httpx.post(f"{pair.http}/v2/models/breast_cancer/predict", content=row[1])
@@ -284,12 +289,12 @@ def test_an_engine_process_that_is_killed_is_replaced(pair: ServerProcess) -> No
     changed = httpx.post(f"{pair.http}/v2/logging", json={"log_info": False})
     assert changed.status_code == 200
     with Callers(pair) as callers:
-        os.kill(min(before), signal.SIGKILL)
+        os.kill(before["engine"], signal.SIGKILL)
         until(lambda: callers.seen[503] > 0)
         until(lambda: ready(pair))
         callers.until_answered()
     assert set(callers.seen) == {200, 503}, callers.seen
-    assert len(before & set(children(pair).values())) == 2
+    assert {name for name, pid in children(pair).items() if before[name] == pid} == {"front-0", "front-1"}
     told = [line for line in pair.log.read_text().splitlines() if "the link to the engine process is lost" in line]
     # While it dies it may be given another link, which is lost as well; but nobody goes on and on about it.
     assert 2 <= len(told) < 10
