@@ -55,6 +55,8 @@ TEXTS = (
 _CLOSE = Tolerance(absolute=1e-4, relative=1e-3)
 _FILTERS: Mapping[int, Filter] = {1: "lanczos", 2: "bilinear", 3: "bicubic", 4: "box", 5: "hamming"}
 """By Pillow's numbers, which a processor's `resample` is."""
+_WHOLE_FROM = 384
+"""Pixels, from which on ConvNeXT's processor crops nothing. Source: transformers' image_processing_convnext.py."""
 
 
 @dataclass(frozen=True)
@@ -210,13 +212,18 @@ def _pictures(folder: HubFolder) -> Imported:
 
 def picture_spec(folder: HubFolder, num_labels: int) -> ImageSpec:
     """preprocessor_config.json as a spec. Raises DataError for what a spec can't say."""
+    try:
+        return _picture_spec(folder, num_labels)
+    except (KeyError, TypeError, ValueError) as error:
+        problem = f"{error} is not there" if isinstance(error, KeyError) else error
+        raise DataError(f"{folder.path}: preprocessor_config.json can't be used: {problem}") from error
+
+
+def _picture_spec(folder: HubFolder, num_labels: int) -> ImageSpec:
     told = folder.processor()
     if not told.get("do_resize", True):
         raise DataError(f"{folder.path}: preprocessor_config.json has do_resize false; pictures must have one size")
-    size = told.get("size", {})
-    size = {"height": size, "width": size} if isinstance(size, int) else size
-    crop = told.get("crop_size") if told.get("do_center_crop") else None
-    crop = {"height": crop, "width": crop} if isinstance(crop, int) else crop
+    size, crop = _size_and_crop(told)
     filter_number = told.get("resample", 2)
     if filter_number not in _FILTERS:
         raise DataError(f"{folder.path}: preprocessor_config.json has the unknown resample {filter_number!r}")
@@ -241,6 +248,21 @@ def picture_spec(folder: HubFolder, num_labels: int) -> ImageSpec:
         normalize=Normalize(scale=scale, mean=mean, std=std),
         classification=ClassificationSpec(output=LOGITS, top_k=min(5, num_labels)),
     )
+
+
+def _size_and_crop(told: Mapping[str, Any]) -> tuple[Mapping[str, int], Mapping[str, int] | None]:
+    size = told.get("size", {})
+    if (
+        "crop_pct" in told
+    ):  # ConvNeXT's kind, ResNet's too: a share of the picture's middle, all of it where it is large
+        edge = size if isinstance(size, int) else int(size["shortest_edge"])
+        square = {"height": edge, "width": edge}
+        if edge >= _WHOLE_FROM:
+            return square, None
+        return {"shortest_edge": int(edge / float(told["crop_pct"]))}, square
+    size = {"height": size, "width": size} if isinstance(size, int) else size
+    crop = told.get("crop_size") if told.get("do_center_crop") else None
+    return size, {"height": crop, "width": crop} if isinstance(crop, int) else crop
 
 
 def drawn_pictures() -> list[bytes]:

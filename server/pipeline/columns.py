@@ -284,7 +284,8 @@ def _text_or_missing(name: str, booleans: Mapping[bool, str], row: int, value: o
         return str(value)
     if booleans and isinstance(value, bool | np.bool_):
         return booleans[bool(value)]
-    raise InvalidRequest(f"inputs[{row}].{name}", f"a string is wanted, not {_told(value)}")
+    wanted = "a boolean or a string" if booleans else "a string"
+    raise InvalidRequest(f"inputs[{row}].{name}", f"{wanted} is wanted, not {_told(value)}")
 
 
 _KINDS = {bool: "a boolean", str: "a string", int: "a number", float: "a number", dict: "an object", list: "an array"}

@@ -130,6 +130,21 @@ def test_pictures_are_processed_as_the_folders_own_processor_does(tmp_path: Path
     assert set(manifest.versions["1"].answers) <= {"cat", "dog", "fox"}
 
 
+@pytest.mark.parametrize("size", [40, {"shortest_edge": 40}, {"shortest_edge": 384}])
+def test_pictures_of_convnexts_kind_are_cropped_by_a_share(tmp_path: Path, size: Any) -> None:
+    """ResNet's too: resized by the shorter side and cropped, or stretched where they are large."""
+    from transformers import ConvNextImageProcessorPil
+
+    told = {key: PROCESSOR[key] for key in ("resample", "image_mean", "image_std")} | {"size": size, "crop_pct": 0.875}
+    spec = hub_import.picture_spec(written(tmp_path / "m", preprocessor_config=told), 3)
+    processor = ConvNextImageProcessorPil(**told | {"size": {"shortest_edge": 40} if size == 40 else size})
+    generator = np.random.default_rng(3)
+    for height, width in ((50, 70), (200, 41), (33, 300)):
+        picture = Image.fromarray(generator.integers(0, 256, (height, width, 3), dtype=np.uint8))
+        theirs = processor(picture, return_tensors="np")["pixel_values"][0]
+        np.testing.assert_allclose(ImageSteps(spec).tensor(picture), theirs, atol=1e-5)
+
+
 def written(folder: Path, **files: Any) -> HubFolder:
     folder.mkdir(exist_ok=True)
     for name, content in files.items():
@@ -153,6 +168,10 @@ CLASSES = {"architectures": ["ViTForImageClassification"], "id2label": {"0": "a"
         (CLASSES, PROCESSOR | {"size": {"longest_edge": 9}}, "resizes to {'longest_edge': 9} and crops to"),
         (CLASSES, PROCESSOR | {"do_resize": False}, "do_resize false"),
         (CLASSES, PROCESSOR | {"resample": 0}, "unknown resample 0"),
+        (CLASSES, PROCESSOR | {"image_mean": None}, "preprocessor_config.json can't be used: 'NoneType'"),
+        (CLASSES, PROCESSOR | {"crop_size": {}}, "crops to {}: not known here"),
+        (CLASSES, PROCESSOR | {"image_std": [0, 1, 1]}, "preprocessor_config.json can't be used: "),
+        (CLASSES, {"size": 32}, "preprocessor_config.json can't be used: 'image_mean' is not there"),
     ],
 )
 def test_what_a_spec_can_not_say_is_refused_by_name(tmp_path: Path, config: Any, processor: Any, problem: str) -> None:

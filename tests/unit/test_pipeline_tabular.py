@@ -100,6 +100,13 @@ def test_a_boolean_is_the_category_that_spells_it(categories: list[str], values:
     assert described(spec)["columns"][0]["boolean"] is True  # type: ignore[index]
 
 
+def test_a_column_of_booleans_says_what_it_wants() -> None:
+    """A number is neither."""
+    encoder = RowEncoder(make_spec(SHOP | {"categories": ["true", "false"]}, example={"shop": True}))
+    with pytest.raises(InvalidRequest, match="a boolean or a string is wanted, not a number"):
+        encoder.transform_rows([RowInput([1])])
+
+
 def test_a_closed_column_refuses_a_boolean_that_it_has_not() -> None:
     """By the name of the column, as the text would be."""
     encoder = RowEncoder(make_spec(COUNTRY | {"categories": ["false"]}, example={"country": False}))
