@@ -167,8 +167,10 @@ def tune(
 
     Each configuration is served by a process of its own and asked with the model's golden inputs, every answer checked.
     The best one is written beside the old as config.pbtxt.tuned, with what was tried in tuning.md. Exit code 1 where
-    nothing holds the SLO.
+    nothing holds the SLO. Ctrl-C and SIGTERM end it: the config stays as it is, and what was tried so far is written.
     """
+    import signal
+
     from server.load.limits import Limits
     from server.load.payloads import NoPayload
     from server.tuning import run
@@ -182,11 +184,15 @@ def tune(
         fail(MISUSED, f"--slo: {error}")
     served_on, asked_from = run.split(cores)
     asked = run.Asked(model_repository / model, limits, budget, call, window, served_on, asked_from, apply)
+    # Else the server that is measured would outlive the command.
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     with reported(FAILED):
         try:
             found = run.tune_model(asked, sys.stderr)
         except (NoPayload, Failed) as error:
             fail(FAILED, f"{model}: {error}")
+        finally:
+            signal.signal(signal.SIGTERM, before)
     typer.echo(table(run.HEADER, run.rows(found)))
     typer.echo(f"\n{run.verdict(found)}")
     raise typer.Exit(0 if run.best_of(found) else FAILED)

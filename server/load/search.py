@@ -123,11 +123,12 @@ def _bracket(
 ) -> tuple[float, float]:
     """A rate that holds and one above it that does not; 0 and infinity where there is none."""
     if not holds(guess):
-        low, high = guess * _SHRINKING, guess
-        while low > guess * _LEAST and not over():
+        # Further down each time: what holds nothing at all would be asked for minutes.
+        part, high = _SHRINKING, guess
+        while (low := high * part) > guess * _LEAST and not over():
             if holds(low):
                 return low, high
-            low, high = low * _SHRINKING, low
+            part, high = part**2, low
         return 0.0, high
     return _above(holds, guess, most, _GROWTH)
 

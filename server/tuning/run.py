@@ -6,7 +6,7 @@ import os
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TextIO
 
@@ -52,6 +52,7 @@ def tune_model(asked: Asked, progress: TextIO) -> list[Tried]:
         ModelLoadFailed: its config is not one.
         OSError: its folder can't be read or written.
         Failed: the config that is there can't be served.
+        KeyboardInterrupt: it was ended. What was tried so far is written, and the config that is there stays.
     """
     config = parse_text((asked.folder / CONFIG_FILE).read_text(), asked.folder.name)
     call = asked.call or _call_of(asked.folder)
@@ -63,16 +64,22 @@ def tune_model(asked: Asked, progress: TextIO) -> list[Tried]:
         raise NoPayload(f"{asked.folder.name}: decoupled models, sequences and ensembles are not tuned")
     bar = Bar(asked.budget_s, progress)
     bench = Bench(asked.folder, config, made, asked.limits, asked.window_s, asked.served_on, bar.over)
-    with on_cores(asked.asked_from):
-        found = tune(
-            present(config),
-            len(asked.served_on),
-            config.HasField("dynamic_batching"),
-            bench.attempt,
-            bar.over,
-            bar.tell,
-        )
-    bar.end()
+    found: list[Tried] = []
+
+    def tell(one: Tried) -> None:
+        found.append(one)
+        bar.tell(one)
+
+    batches = config.HasField("dynamic_batching")
+    try:
+        with on_cores(asked.asked_from):
+            tune(present(config), len(asked.served_on), batches, bench.attempt, bar.over, tell)
+    except KeyboardInterrupt:
+        if found:
+            write(replace(asked, apply=False), call, config, found)
+        raise
+    finally:
+        bar.end()
     write(asked, call, config, found)
     return found
 
@@ -101,6 +108,8 @@ def write(asked: Asked, call: str, config: pb.ModelConfig, found: Sequence[Tried
         if asked.apply:
             tuned.replace(asked.folder / CONFIG_FILE)
             recertify(asked.folder)
+    else:
+        tuned.unlink(missing_ok=True)  # Of an earlier search, which this one does not agree with.
     cells = rows(found)
     lines = [HEADER, ("---", "---:", "---:", "---:", "---"), *cells]
     table = "".join("| " + " | ".join(line) + " |\n" for line in lines)

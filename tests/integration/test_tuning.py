@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import subprocess
+import sys
+import time
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -41,6 +46,42 @@ def test_a_model_is_tuned_within_its_time(tmp_path: Path) -> None:
     assert "workers 1, instances 1, threads auto" in table
     assert "requests/s" in said
     assert (tmp_path / "breast_cancer" / "config.pbtxt").read_text() == before
+
+
+def test_a_search_that_is_ended_leaves_the_config_and_no_server(tmp_path: Path) -> None:
+    """In the middle of the second configuration: what was tried is in the table, and nothing is applied."""
+    folder, scratch = tmp_path / "models" / "breast_cancer", tmp_path / "scratch"
+    shutil.copytree(REPOSITORY / "breast_cancer", folder)
+    scratch.mkdir()
+    before = {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+    flags = ["--model-repository", str(folder.parent), "--slo", "p50=1us", "--window", "0.1", "--apply"]
+    command = [sys.executable, "-m", "server", "tune", "breast_cancer", "--call", "infer", *flags]
+    environment = {**os.environ, "TMPDIR": str(scratch)}
+    with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True) as tuning:
+        assert tuning.stderr is not None
+        first = tuning.stderr.readline()
+        # The log of the next one's server says where it listens.
+        while not any("REST" in log.read_text() for log in scratch.glob("*/log")):
+            assert tuning.poll() is None
+            time.sleep(0.02)
+        tuning.terminate()
+        tuning.stderr.read()
+    assert first.startswith("workers 1, instances 1, threads auto")
+    assert tuning.returncode == 130
+    assert list(scratch.glob("forwardpass-tune-*")) == []
+    assert [one for one in commands() if str(scratch) in one] == []
+    table = (folder / "tuning.md").read_text()
+    assert "workers 1, instances 1, threads auto" in table
+    assert {name: (folder / name).read_bytes() for name in before} == before
+
+
+def commands() -> list[str]:
+    """Of all processes."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with suppress(OSError):  # It has ended meanwhile.
+            found.append(path.read_bytes().decode(errors="replace"))
+    return found
 
 
 def test_a_certified_model_is_served_with_what_was_tuned(tmp_path: Path) -> None:
