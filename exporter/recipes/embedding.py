@@ -12,13 +12,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from pydantic import BaseModel
 from torch import nn
 
 from exporter.errors import ExporterError, LabelsError, UsageError
 from exporter.onnx import TrainedNetwork
 from exporter.recipes.base import Collected, Evaluation, Hyperparameters, Predict, RunConfig, Split, Tolerance, Trained
-from exporter.recipes.text import BUNDLED, TextTask, by_words, collected
+from exporter.recipes.text import BUNDLED, TextTask, by_words, collected, refuse_idle
 from exporter.text.hub import HubFolder
 from exporter.text.rows import lengths_cut
 from server.pipeline.load import write_spec
@@ -110,22 +109,11 @@ class EmbeddingRecipe:
     def collect(self, config: RunConfig) -> Collected:
         if config.text is None or not config.text.encoder:
             raise UsageError("--encoder is missing: the folder of a sentence encoder, or `minilm`")
-        self._refuse_training(config)
+        refuse_idle(config.training, Hyperparameters.model_fields, f"nothing is trained by {TASK}")
+        refuse_idle(config.text, ("tuning", "vocabulary"), f"nothing is trained by {TASK}")
         with _without_labels():
             found = collected(config, EmbeddingTask)
         return replace(found, prepare=_without_labels()(found.prepare))
-
-    def _refuse_training(self, config: RunConfig) -> None:
-        """Options that would do nothing."""
-        assert config.text is not None
-        given: tuple[tuple[BaseModel, Sequence[str]], ...] = (
-            (config.training, tuple(Hyperparameters.model_fields)),
-            (config.text, ("tuning", "vocabulary")),
-        )
-        for values, names in given:
-            for name in names:
-                if getattr(values, name) != type(values).model_fields[name].default:
-                    raise UsageError(f"--{name.replace('_', '-')}: nothing is trained by {TASK}")
 
 
 @contextmanager

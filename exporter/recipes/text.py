@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import chain, islice, zip_longest
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from pydantic import BaseModel
 from torch import nn
 from torch.nn import functional
 
 from exporter.data.support import SOURCE, support_messages
 from exporter.data.texts import TextSet, clean, read_file
+from exporter.errors import UsageError
 from exporter.recipes.base import (
     Arrays,
     Collected,
@@ -216,7 +218,19 @@ class TextRecipe:
         return Hyperparameters(epochs=30, batch_size=32, learning_rate=2e-3, weight_decay=1e-2, patience=8)
 
     def collect(self, config: RunConfig) -> Collected:
+        options = config.text or TextOptions()
+        if options.encoder:
+            refuse_idle(options, ("vocabulary",), "the encoder has a tokenizer of its own")
+        else:
+            refuse_idle(options, ("tuning",), "goes with --encoder, of which it says what is trained")
         return collected(config, TextTask)
+
+
+def refuse_idle(options: BaseModel, names: Iterable[str], why: str) -> None:
+    """Raises UsageError: one of these options is set, and would do nothing."""
+    for name in names:
+        if getattr(options, name) != type(options).model_fields[name].default:
+            raise UsageError(f"--{name.replace('_', '-')}: {why}")
 
 
 def collected(config: RunConfig, task: Callable[[TextSet, RunConfig], Task]) -> Collected:

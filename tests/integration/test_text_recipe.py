@@ -388,6 +388,10 @@ def test_options_that_make_no_sense_are_refused_by_name(trained: tuple[Path, str
         prepared(text_config(trained, "text-classification", encoder="nowhere"))
     with pytest.raises(UsageError, match="--max-length 99: tiny takes 24 tokens"):
         prepared(text_config(trained, "text-classification", encoder=str(encoder), max_length=99))
+    with pytest.raises(UsageError, match="--tuning: goes with --encoder"):
+        prepared(text_config(trained, "text-classification", tuning="frozen"))
+    with pytest.raises(UsageError, match="--vocabulary: the encoder has a tokenizer of its own"):
+        prepared(text_config(trained, "text-classification", encoder=str(encoder), vocabulary=400))
     with pytest.raises(UsageError, match="--encoder is missing"):
         prepared(text_config(trained, "text-embedding"))
     with pytest.raises(UsageError, match="--max-length: for recipes that read texts"):
