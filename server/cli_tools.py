@@ -17,9 +17,9 @@ def triton(
         Path | None,
         typer.Option(help="The program; without it that on PATH, in /opt/tritonserver, or of `make triton`."),
     ] = None,
-    http_port: Annotated[int, typer.Option(help="REST.")] = 9000,
-    grpc_port: Annotated[int, typer.Option(help="gRPC.")] = 9001,
-    metrics_port: Annotated[int, typer.Option(help="Prometheus metrics.")] = 9002,
+    http_port: Annotated[int, typer.Option(min=1, max=65535, help="REST.")] = 9000,
+    grpc_port: Annotated[int, typer.Option(min=1, max=65535, help="gRPC.")] = 9001,
+    metrics_port: Annotated[int, typer.Option(min=1, max=65535, help="Prometheus metrics.")] = 9002,
 ) -> None:
     """Run a Triton Inference Server on a folder of models, for development, until Ctrl-C.
 
@@ -93,9 +93,13 @@ def diff(
     from server.local_triton.program import TritonMissing
     from server.repository.certificate import Tolerance
 
-    tolerance = None if atol is None else Tolerance(atol=atol, rtol=rtol)
     if rtol and atol is None:
         fail(MISUSED, "--rtol goes with --atol")
+    try:
+        tolerance = None if atol is None else Tolerance(atol=atol, rtol=rtol)
+    except ValueError:
+        # What is below 0 the options refuse themselves.
+        fail(MISUSED, "--atol and --rtol must be finite numbers")
     with reported(FAILED):
         try:
             lines = compare_model(

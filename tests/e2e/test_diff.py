@@ -146,3 +146,11 @@ class TestWhatCanNotBeCompared:
 
         assert result.exit_code == 1
         assert "grpc://HOST:PORT" in result.output
+
+    @pytest.mark.parametrize("given", [("--atol", "inf"), ("--atol", "nan"), ("--atol", "1", "--rtol", "inf")])
+    def test_a_tolerance_that_is_no_number(self, given: tuple[str, ...]) -> None:
+        """With any of them nothing would differ."""
+        result = diff("fraud", "--model-repository", REPOSITORY, "--triton-url", "grpc://127.0.0.1:1", *given)
+
+        assert result.exit_code == 2
+        assert "--atol" in result.output

@@ -94,6 +94,15 @@ def test_a_build_that_can_not_run_onnx_says_what_it_lacks(
         find(path, tmp_path)
 
 
+@pytest.mark.parametrize("flag", ["--http-port", "--grpc-port", "--metrics-port"])
+def test_a_port_that_there_is_not(flag: str) -> None:
+    """Triton would listen on what is left of it."""
+    result = CliRunner().invoke(cli.create_app(), ["triton", flag, "99999"])
+
+    assert result.exit_code == 2
+    assert flag in result.output
+
+
 def test_the_command_says_how_to_have_one(tmp_path: Path) -> None:
     """Where there is none."""
     result = CliRunner().invoke(cli.create_app(), ["triton", "--tritonserver", str(tmp_path / "none")])
