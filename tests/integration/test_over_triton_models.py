@@ -194,6 +194,21 @@ def test_loads_and_unloads_reach_every_triton(sides: Sides) -> None:
     assert "failed to load 'nobody'" in refused.json()["error"]
 
 
+def test_a_model_that_is_unloaded_at_one_triton_is_answered_by_the_other(sides: Sides) -> None:
+    """Whoever is sent there before this server knows of it was not executed, and is sent to the other one."""
+    first = f"http://127.0.0.1:{sides.tritons[0].ports.http}/v2/repository/models/double"
+
+    def placed() -> int:
+        assert infer(sides, "double", np.array([[2.0]], np.float32)).tolist() == [[4.0]]
+        return told(sides).count('forwardpass_triton_window{model="double"')
+
+    assert placed() == 2
+    httpx.post(f"{first}/unload", timeout=60).raise_for_status()
+    until(lambda: placed() == 1)
+    httpx.post(f"{first}/load", timeout=60).raise_for_status()
+    until(lambda: placed() == 2)
+
+
 def test_a_model_that_is_loaded_there_with_another_config_is_served_by_it(sides: Sides) -> None:
     """By whoever has it loaded, without this server."""
     inputs, outputs = ([{"name": name, "data_type": "TYPE_STRING", "dims": [1]}] for name in ("x", "y"))

@@ -149,6 +149,8 @@ def test_an_answer_that_contradicts_itself_is_none(case: str) -> None:
         (StatusCode.UNAVAILABLE, "Stream removed (RST_STREAM (Received RST_STREAM with error code 7))", TritonDeclined),
         (StatusCode.UNAVAILABLE, "Stream removed (GOAWAY received; Error code: 0; Debug Text: )", TritonDeclined),
         (StatusCode.UNAVAILABLE, "Request for unknown model: 'm' has no available versions", TritonDeclined),
+        (StatusCode.UNAVAILABLE, "Request for unknown model: 'm' version 1 is not at ready state", TritonDeclined),
+        (StatusCode.UNAVAILABLE, "in ensemble 'm', Request for unknown model: 's' is not ready", TritonNotServing),
         (StatusCode.UNAVAILABLE, "Stream removed (Socket closed (GOAWAY received; Error code: 0))", TritonLost),
         (StatusCode.UNAVAILABLE, "Socket closed", TritonLost),
         (StatusCode.UNAVAILABLE, "keepalive watchdog timeout", TritonLost),

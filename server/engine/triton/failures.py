@@ -36,7 +36,8 @@ _STOPPING = "Server is stopping to serve requests"
 _DECLINED = re.compile(
     r"Stream removed \(RST_STREAM .*error code 7"  # REFUSED_STREAM: "not processed", RFC 9113, 8.7.
     r"|Stream removed \(GOAWAY received"  # Its number is above the last one that the server took, RFC 9113, 6.8.
-    r"|.*(has no available versions|is not ready)"  # Triton's own, of a model that is being unloaded.
+    # Triton's own, of a model that is being unloaded; where it is a step's, those before it may have been executed.
+    r"|(?!.*in ensemble ).*(Request for unknown model: |is not ready)"
 )
 _QUEUE_FULL = "Exceeds maximum queue size"
 _QUEUE_TIMEOUT = "Request timeout expired"
