@@ -249,6 +249,30 @@ def test_a_retry_keeps_its_deadline() -> None:
     assert request not in bench.servers[1].asked
 
 
+@pytest.mark.parametrize("waits", [True, False])
+def test_a_caller_who_goes_away_during_a_retry_ends_it(waits: bool) -> None:
+    """Also while it waits for room; the other server hears of it if it has it, and is free for the next one."""
+    bench = RelayBench(servers=2, window=1)
+    request, other, later = (bench.caller.request() for _ in range(3))
+    bench.submit(request, other)
+    first, second = bench.servers
+    bench.relay.serve_by([second])
+    if not waits:
+        bench.answer(other)
+    bench.fail(request, UNREACHED)
+
+    bench.relay.cancel(request)
+    bench.loop.run()
+    bench.submit(later)
+    if waits:
+        bench.answer(other)
+
+    assert isinstance(bench.caller.outcome(request), Cancelled)
+    assert first.asked == [request]
+    assert second.asked == ([other, later] if waits else [other, request, later])
+    assert not bench.relay._refused_by
+
+
 def test_without_a_server_everybody_is_told_so_at_once() -> None:
     """Whoever waits, and whoever comes; those under way go on."""
     bench = RelayBench(window=1)
