@@ -62,8 +62,8 @@ class TritonModels:
         """Who gets the requests that name no version, of each model in service."""
         self._configs: dict[Told, bytes] = {}
         """What each Triton said of each version that it serves."""
-        self._refused: dict[ModelKey, tuple[bytes, str]] = {}
-        """Versions that this server can't stand in front of: their configs, and why."""
+        self._refused: dict[ModelKey, dict[bytes, str]] = {}
+        """Configs of versions that this server can't stand in front of, and why."""
         self._untold = False
         """A Triton did not say, when it was last asked, what it serves."""
         self._statistics: dict[ModelKey, ModelStatistics] = {}
@@ -156,7 +156,10 @@ class TritonModels:
         version = self._versions.get(key)
         if version is not None and version.is_served_by(server):
             return IndexEntry(*key, _READY, version.problem)
-        return IndexEntry(*key, _UNAVAILABLE, self._refused[key][1] if key in self._refused else "not looked at yet")
+        config = self._configs.get((server, key), b"")
+        other = version is not None and config
+        why = "its config is another than that in service" if other else "not looked at yet"
+        return IndexEntry(*key, _UNAVAILABLE, self._refused.get(key, {}).get(config, why))
 
     # --- following Tritons ------------------------------------------------------------------------
 
@@ -221,9 +224,7 @@ class TritonModels:
                 await self._renew(key)
             for key in [key for key in self._versions if not self._is_there(key)]:
                 log.info("model %s version %s is gone from the Tritons", *key)
-                gone = self._versions.pop(key)
-                self._choose(key[0])
-                self._retire(gone)
+                self._take_out(key)
             self._refused = {key: why for key, why in self._refused.items() if self._is_there(key)}
             self._place()
 
@@ -243,16 +244,24 @@ class TritonModels:
         said = {server: config for (server, each), config in self._configs.items() if each == key}
         known = self._versions.get(key)
         mark = await asyncio.to_thread(self._pipelines.mark, key[0])
-        config, server = next((config, server) for server, config in said.items())
+        configs = list(dict.fromkeys(said.values()))
         if known is not None:
             current = known.message.SerializeToString(deterministic=True)
-            if current in said.values() and known.mark == mark:
+            if current in configs:
+                if known.mark == mark:
+                    return
+                configs = [current]
+        refused = self._refused.setdefault(key, {})
+        for config in [config for config in configs if config not in refused]:
+            server = next(server for server, each in said.items() if each == config)
+            new = await self._make(key, config, server, mark)
+            if new is not None:
+                self._put_in(key, new, known)
                 return
-        elif self._refused.get(key, (b"", ""))[0] == config:
-            return
-        new = await self._make(key, config, server, mark)
-        if new is None:
-            return
+        if known is not None and refused.keys() >= set(configs):
+            self._take_out(key)
+
+    def _put_in(self, key: ModelKey, new: Version, known: Version | None) -> None:
         self._versions[key] = new
         self._choose(key[0])
         self._place()
@@ -260,18 +269,22 @@ class TritonModels:
             self._retire(known)
         log.info("model %s version %s is in service%s", *key, f", but {new.problem}" if new.problem else "")
 
+    def _take_out(self, key: ModelKey) -> None:
+        gone = self._versions.pop(key)
+        self._choose(key[0])
+        self._retire(gone)
+
     async def _make(self, key: ModelKey, config: bytes, server: TritonServer, mark: object) -> Version | None:
         try:
             version = await self._version(key, config, server)
         except ModelLoadFailed as error:
             log.error("%s", error.public_message)
-            self._refused[key] = config, f"{error.where}: {error.problem}"
+            self._refused[key][config] = f"{error.where}: {error.problem}"
             return None
         except (ServingError, TimeoutError) as error:
             log.warning("model %s version %s: Triton %s does not say what it is: %s", *key, server.name, error)
             self._untold = True
             return None
-        self._refused.pop(key, None)
         version.mark = mark
         try:
             if version.config.decoupled:

@@ -506,6 +506,38 @@ async def test_what_is_not_passed_through_is_said(more: str, words: str) -> None
         await ask(models)
 
 
+@pytest.mark.parametrize("first", [True, False])
+async def test_a_config_that_is_not_passed_through_leaves_others_of_the_version_theirs(first: bool) -> None:
+    """Whichever Triton is asked first."""
+    odd = FakeTriton(Model(CONFIG + "input { name: 's' dims: 1 }"))
+    good = FakeTriton()
+    async with over(*((odd, good) if first else (good, odd))) as models:
+        assert np.array_equal(await ask(models), X * 2)
+        assert [entry.state for entry in models.index()] == ["READY"]
+
+    assert (len(odd.requests), len(good.requests)) == (0, 1)
+
+
+async def test_a_version_that_becomes_one_that_is_not_passed_through_goes_out_of_service(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """It is said why, and once; and it comes back."""
+    triton = FakeTriton()
+    async with over(triton) as models:
+        await ask(models)
+        changed = Model(CONFIG + "input { name: 's' dims: 1 }")
+        triton.models[changed.key] = changed
+        await until(lambda: not models.placed())
+        for _ in range(2):
+            await models._follow(anew=True)
+        with pytest.raises(ModelNotReady, match="data_type"):
+            models.resolve("double")
+        assert [record.levelname for record in caplog.records].count("ERROR") == 1
+        triton.models[changed.key] = Model()
+        await until(lambda: bool(models.placed()) and models.resolve("double").healthy())
+        assert np.array_equal(await ask(models), X * 2)
+
+
 async def test_a_server_that_comes_back_with_another_config_gets_nothing_of_the_old_one() -> None:
     """It is asked what it has before it is sent anything; the other one goes on."""
     one, other = FakeTriton(), FakeTriton()
