@@ -9,6 +9,7 @@ predict              the raw golden inputs, where both sides have a pipeline
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -29,6 +30,9 @@ from server.types import ModelMetadata
 
 _NO_SCHEDULING = "none: requests are not merged"
 _COUNTED = ("requests answered", "rows", "passes")
+_PATIENCE_S = 5.0
+"""How long counts that differ are looked at again, every so often."""
+_LOOK_S = 0.05
 
 
 @dataclass(frozen=True)
@@ -70,7 +74,7 @@ class Comparison:
         before = self._counts(version)
         yield from [self._infer_line(version, question) for question in known]
         yield from self._random_lines(version, made)
-        yield from _statistics_lines(version, before, self._counts(version))
+        yield from _statistics_lines(version, self._added(version, before))
         for question in faulty_questions((known or made)[0], most) if known or made else ():
             answers = [side.infer(model, version, question) for side in self._sides]
             yield told(f"version {version}: refused, {question.what}", *(_outcome(answer) for answer in answers))
@@ -106,6 +110,16 @@ class Comparison:
     @cached_property
     def _manifest(self) -> Manifest | None:
         return read_manifest(self.folder)
+
+    def _added(self, version: str, before: Sequence[Counts]) -> list[list[int]]:
+        """To the counts of either side, once they agree. Triton answers first and counts then, maybe a while later."""
+        until = time.monotonic() + _PATIENCE_S
+        while True:
+            both = zip(before, self._counts(version), strict=True)
+            added = [[late - early for early, late in zip(*pair, strict=True)] for pair in both]
+            if added[0] == added[1] or time.monotonic() > until:
+                return added
+            time.sleep(_LOOK_S)
 
     def _counts(self, version: str) -> list[Counts]:
         return [side.counts(self.folder.name, version) for side in self._sides]
@@ -143,11 +157,8 @@ def _in_a_line(messages: Iterable[object]) -> str:
     return "; ".join(" ".join(str(message).split()) for message in messages)
 
 
-def _statistics_lines(version: str, before: Sequence[Counts], after: Sequence[Counts]) -> Iterator[Line]:
-    ours, theirs = (
-        [late - early for early, late in zip(*pair, strict=True)] for pair in zip(before, after, strict=True)
-    )
-    for what, one, other in zip(_COUNTED, ours, theirs, strict=True):
+def _statistics_lines(version: str, added: Sequence[Sequence[int]]) -> Iterator[Line]:
+    for what, one, other in zip(_COUNTED, *added, strict=True):
         yield told(f"version {version}: statistics, {what}", one, other)
 
 
