@@ -19,6 +19,7 @@ asked.
 from __future__ import annotations
 
 import itertools
+import logging
 import os
 import re
 import sys
@@ -264,6 +265,8 @@ def _hear(client_id: str, data: dict[str, Any]) -> None:
 def _end(environment: Any, **_: Any) -> None:
     if isinstance(environment.runner, WorkerRunner):
         return
+    # What Locust has to say at its end stands in the tables too, and would come below the verdict.
+    logging.disable(logging.INFO)
     schedules = {kind: one.schedule(SECONDS, SEED) for kind, one in ASKED.items()} if LOOP == "open" else None
     verdict = judge(SLO, Run.record, SECONDS, schedules)
     reports = os.environ.get("REPORTS")

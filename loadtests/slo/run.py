@@ -2,8 +2,9 @@
 
     python -m loadtests.slo.run --seconds 120
 
-With --rest and --grpc a server that runs already is asked. The exit code: 0 held, 1 broken, 2 invalid, 3 where it can't
-be asked.
+With --tries N a run that broke, or told nothing, is made again, N runs at most, and one that holds is enough: what
+disturbs a run makes it worse, never better. The reports are of the last one. With --rest and --grpc a server that runs
+already is asked. The exit code: 0 held, 1 broken, 2 invalid, 3 where it can't be asked.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from loadtests.flags import counted, positive
 from loadtests.process import serving
 from loadtests.slo import wire
 from loadtests.slo.objectives import SloFault, read_slo
-from loadtests.slo.verdict import INVALID, MISUSED
+from loadtests.slo.verdict import HELD, INVALID, MISUSED
 from server.client.errors import ClientError
 from server.load.payloads import NoPayload
 
@@ -58,6 +59,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--model-repository", type=Path, default=_ROOT / "model_repository")
     parser.add_argument("--loop", choices=("open", "closed"), default="open")
     parser.add_argument("--processes", type=counted, default=1, help="of the generator; kinds are shared out over them")
+    parser.add_argument("--tries", type=counted, default=1, help="runs at most, until one holds (default: 1)")
     parser.add_argument("--seed", type=int, default=0, help="of the arrivals")
     parser.add_argument("--rest", help="http://HOST:PORT of a server that runs")
     parser.add_argument("--grpc", help="grpc://HOST:PORT of the same server")
@@ -84,13 +86,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
     served_on, sent_from = available[0], available[-1]
     if options.rest or options.grpc:
         given = {"REST": options.rest, "GRPC": options.grpc, "METRICS": options.metrics}
-        return _ask(options, {name: url for name, url in given.items() if url}, environment, sent_from)
+        return _until_held(options, {name: url for name, url in given.items() if url}, environment, sent_from)
     with (
         tempfile.TemporaryDirectory() as folder,
         serving(options.model_repository, Path(folder), served_on) as server,
     ):
         urls = {"REST": f"http://{server.http}", "GRPC": f"grpc://{server.grpc}", "METRICS": server.metrics_url}
-        return _ask(options, urls, environment, sent_from)
+        return _until_held(options, urls, environment, sent_from)
+
+
+def _until_held(options: argparse.Namespace, urls: Mapping[str, str], environment: Mapping[str, str], core: int) -> int:
+    for left in reversed(range(options.tries)):
+        code = _ask(options, urls, environment, core)
+        if code in (HELD, MISUSED) or not left:
+            break
+        sys.stdout.write(f"\nOnce more; {left} left.\n\n")
+        sys.stdout.flush()
+    return code
 
 
 def _ask(options: argparse.Namespace, urls: Mapping[str, str], environment: Mapping[str, str], core: int) -> int:

@@ -73,7 +73,9 @@ def objective(kind: str, rate: float = 20, **limits: Any) -> dict[str, Any]:
     return {"kind": kind, "rate": rate, "latency_ms": {"p50": 10_000}, **limits}
 
 
-def test_every_kind_is_asked_and_answered_rightly(server: Server, models: Path, tmp_path: Path) -> None:
+def test_every_kind_is_asked_and_answered_rightly(
+    server: Server, models: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     """REST and gRPC, infer and predict: each answer is that of the golden file, and all reports are written. A chat has
     the same text every time, and is held to its first token and to the time between tokens."""
     kinds = [objective(kind, min_answers_per_s=5) for kind in ALL]
@@ -82,6 +84,9 @@ def test_every_kind_is_asked_and_answered_rightly(server: Server, models: Path, 
     kinds.append(objective("rest chat nobody", 5, **limits, optional=True))
     assert held(server, tmp_path, kinds, 5, "--model-repository", str(models)) == 0
 
+    shown = capfd.readouterr()
+    assert shown.out.endswith("HELD: all limits\n")
+    assert "Aggregated" not in shown.out + shown.err, "Locust's own summary would stand below the verdict"
     told = json.loads((tmp_path / "load.json").read_text())
     assert told["verdict"] == "HELD"
     assert set(told["kinds"]) == {*ALL, "rest chat writer"}
