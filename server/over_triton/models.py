@@ -220,13 +220,16 @@ class TritonModels:
             await asyncio.gather(*(self._ask_config(*one) for one in asked))
             self._configs = {one: self._configs[one] for one in told if one in self._configs}
             self._untold = len(self._configs) < len(told)
-            for key in dict.fromkeys(key for _, key in self._configs):
-                await self._renew(key)
+            # Together: none waits for the first pass of another. Whatever fails, all are over then.
+            keys = dict.fromkeys(key for _, key in self._configs)
+            renewed = await asyncio.gather(*map(self._renew, keys), return_exceptions=True)
             for key in [key for key in self._versions if not self._is_there(key)]:
                 log.info("model %s version %s is gone from the Tritons", *key)
                 self._take_out(key)
             self._refused = {key: why for key, why in self._refused.items() if self._is_there(key)}
             self._place()
+            for failure in filter(None, renewed):
+                raise failure
 
     def _is_there(self, key: ModelKey) -> bool:
         """As far as is known: one that is down is taken to have what it had."""

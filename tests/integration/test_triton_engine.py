@@ -1096,6 +1096,25 @@ async def test_an_example_that_triton_has_no_time_for_says_nothing_of_the_pipeli
         assert models.version("digits").problem == ""
 
 
+async def test_no_model_waits_for_the_example_of_another(tmp_path: Path) -> None:
+    """They come into service together, or one whose first pass takes long would hold up all behind it."""
+    for name in ("one", "other"):
+        (tmp_path / name).symlink_to(REPOSITORY / "digits")
+    triton = FakeTriton(*(Model(DIGITS.replace('"digits"', f'"{name}"')) for name in ("one", "other")))
+    both = asyncio.Event()
+
+    async def once_both_are_here(message: Any, context: Any) -> Any:
+        if len(triton.requests) == 2:
+            both.set()
+        await both.wait()
+        return await sevens(message, context)
+
+    triton.script = once_both_are_here
+    async with over(triton, folders=[tmp_path]) as models:
+        assert all(models.resolve(name).model.pipeline is not None for name in ("one", "other"))
+    assert not triton.cancelled
+
+
 async def test_a_pipeline_that_was_changed_is_loaded_anew(tmp_path: Path) -> None:
     """As a model that was loaded anew is."""
     (tmp_path / "digits").symlink_to(REPOSITORY / "digits")
