@@ -116,7 +116,9 @@ class CostModel:
             self._ns[rows] = ns if estimate is None else _clamped(ns, estimate)
             self._best.clear()
         elif estimate is not None:
-            self._ns[rows] = estimate + (self._believed(rows, ns, estimate) - estimate) / min(_WEIGHT, passes + 1)
+            # The first one in service that is shorter than in the warm-up is nearer to the truth: neighbours only add.
+            weight = 1 if passes == 1 and ns < estimate else min(_WEIGHT, passes + 1)
+            self._ns[rows] = estimate + (self._believed(rows, ns, estimate) - estimate) / weight
         step_ns = overhead_ns - self._overhead
         self._overhead += min(step_ns, self._ns[rows] + self._overhead) / _WEIGHT
         self._count(rows, ns)
@@ -143,9 +145,9 @@ class CostModel:
     def best_rows(self, largest: int) -> int:
         """The smallest batch, up to `largest` rows, that costs as little per row as any, within a tolerance.
 
-        `largest` while nothing was measured. Once in a while twice the best size, if passes have taken long
-        enough since the last trial: a larger size that the warm-up measured wrong gets its chance so, and a
-        smaller one occurs by itself whenever few wait.
+        `largest` while nothing was measured. Once in a while a larger size, if passes have taken long enough
+        since the last trial: one that the warm-up measured wrong gets its chance so, and a smaller one occurs by
+        itself whenever few wait.
         """
         if not self._sizes or largest <= 1:
             return largest
@@ -153,11 +155,25 @@ class CostModel:
         if best is None:
             best = self._best[largest] = self._cheapest(largest)
         if best < largest:
-            trial = min(2 * best, largest)
+            trial = self._trial(best, largest)
             share = _TRIAL_SHARE if self._passes.get(trial, 0) >= _FIRST_TRIALS else _FIRST_TRIAL_SHARE
-            if self._since_trial_ns > share * (self._estimate(trial) or 0):
+            # A warm-up amid neighbours may have made it many times too dear, and it would never be its turn.
+            no_dearer = trial / best * (self._estimate(best) or 0)
+            if self._since_trial_ns > share * min(self._estimate(trial) or 0, no_dearer):
                 return trial
         return best
+
+    def _trial(self, best: int, largest: int) -> int:
+        """The next larger size that service has not shown yet, else that it has hardly shown; else twice the best.
+
+        Not only twice the best: each doubling may gain less than the tolerance, and all together much.
+        """
+        sizes = [min(best << power, largest) for power in range(1, (largest // best).bit_length() + 1)]
+        for enough in (1, _FIRST_TRIALS):
+            for size in sizes:
+                if self._passes.get(size, 0) < enough:
+                    return size
+        return sizes[0]
 
     def _cheapest(self, largest: int) -> int:
         sizes = [1 << power for power in range(largest.bit_length()) if 1 << power < largest]

@@ -183,8 +183,10 @@ def test_an_outlier_counts_once_as_half_as_much_again_and_then_as_it_is() -> Non
     just.observe(1, 10_000)
     assert just.mean_ns(1) == pytest.approx(1250 + 625 / 3), "the first was none"
     fast = CostModel({1: 1000})
+    fast.observe(1, 900)
+    assert fast.mean_ns(1) == 900, "the warm-up's neighbours are gone"
     fast.observe(1, 1)
-    assert fast.mean_ns(1) == 625
+    assert fast.mean_ns(1) == pytest.approx(900 + (225 - 900) / 3)
 
 
 def test_the_high_quantile_moves_by_steps_of_one_size() -> None:
@@ -259,12 +261,39 @@ def test_the_best_size_stands_until_the_period_ends() -> None:
 def test_a_trial_takes_its_share_of_the_time(trials: int, share: int) -> None:
     """An eighth while the size was tried less than four times, then a thirty-second."""
     cost = CostModel({1: 1000, 2: 2000, 4: 4000})
-    cost._passes[2] = trials
+    cost._passes.update({2: trials, 4: 4})
     cost.best_rows(4)
     cost._since_trial_ns = share * 2000.0
     assert cost.best_rows(4) == 1
     cost._since_trial_ns += 1
     assert cost.best_rows(4) == 2, "and not 4"
+
+
+def test_sizes_that_service_has_not_shown_are_tried_first() -> None:
+    """One after the other, then those that it has hardly shown, then twice the best."""
+    cost = CostModel({1: 1000, 2: 2000, 4: 4000, 8: 8000})
+    for passes, tried in (
+        ({}, 2),
+        ({2: 1}, 4),
+        ({2: 1, 4: 1}, 8),
+        ({2: 1, 4: 1, 8: 1}, 2),
+        ({2: 4, 4: 2, 8: 1}, 4),
+        ({2: 4, 4: 4, 8: 4}, 2),
+    ):
+        cost._passes = dict(passes)
+        cost._since_trial_ns = 10.0**9
+        assert cost.best_rows(8) == tried
+
+
+def test_a_warm_up_amid_neighbours_is_found_wrong() -> None:
+    """Larger sizes looked many times as dear as they are, and each doubling gains less than the tolerance: what all
+    together gain is found out all the same, in the time of some hundred passes."""
+    real = {1: 1000, 2: 1960, 4: 3840, 8: 7520}
+    cost = CostModel({1: 1000, 2: 5000, 4: 14_000, 8: 30_000})
+    for _ in range(300):
+        rows = cost.best_rows(8)
+        cost.observe(rows, real[rows])
+    assert cost._cheapest(8) == 4
 
 
 def test_a_trial_is_over_once_it_was_filled() -> None:
