@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from loadtests.arrivals import PROCESSES
+from loadtests.slo import run
 from loadtests.slo.around import Around, Meter, Served
 from loadtests.slo.asked import asked
 from loadtests.slo.chats import golden_chats
@@ -26,7 +27,7 @@ from loadtests.slo.record import Record
 from loadtests.slo.replay import read_replay
 from loadtests.slo.report import costs, junit, plain, tables
 from loadtests.slo.streams import streamed
-from loadtests.slo.verdict import Verdict, judge, percentile_ms
+from loadtests.slo.verdict import BROKEN, Verdict, judge, percentile_ms
 from server.load.payloads import NoPayload, Outcome
 from server.repository.golden import Golden
 
@@ -420,6 +421,21 @@ class TestWhatIsAsked:
         told = streamed("m", {"x": np.array([[b"q"]], object)}, texts)
         assert told.judge([{"y": ["a", "b"]}]) == ("right", "")
         assert told.judge([{"y": ["a", "c"]}])[0] == "wrong"
+
+
+@pytest.mark.parametrize(("tries", "again"), [(1, []), (3, ["2 left", "1 left"])])
+def test_a_run_that_broke_is_made_again_as_often_as_is_asked_for(
+    tries: int, again: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Nobody listens there; the exit code is that of the last."""
+    path = tmp_path / "slo.yaml"
+    objective = {"kind": "rest infer fraud", "rate": 20, "arrivals": "constant"}
+    path.write_text(yaml.safe_dump({"warm_up_s": 0, "window_s": 0.2, "max_lag_ms": 1e5, "objectives": [objective]}))
+    flags = ["--rest", "http://127.0.0.1:1", "--generator", "wire", "--seconds", "0.2", "--tries", str(tries)]
+    assert run.main(["--slo", str(path), *flags]) == BROKEN
+    said = capsys.readouterr().out
+    assert re.findall(r"Once more; (\d left)", said) == again
+    assert said.count("BROKEN: 1 of 2 limits: rest infer fraud error rate") == tries
 
 
 @given(st.lists(st.floats(1, 1e7), min_size=1, max_size=200), st.floats(1, 99.9))
