@@ -847,6 +847,20 @@ def test_10_5_a_continuation_flood(piece: bytes) -> None:
     assert peer.connection.fault.cause == "continuation_flood"
 
 
+@pytest.mark.parametrize(("limit", "code"), [(3, None), (2, ErrorCode.ENHANCE_YOUR_CALM)], ids=["enough", "too few"])
+def test_10_5_as_many_continuations_as_the_setting_says(limit: int, code: ErrorCode | None) -> None:
+    """A block in four frames has three of them."""
+    block = encode(call_fields(LIVE))
+    pieces = [block[:5], block[5:10], block[10:15], block[15:]]
+    rest = [
+        frame(frames.CONTINUATION, flags, 1, piece)
+        for flags, piece in zip((0, 0, END_HEADERS), pieces[1:], strict=True)
+    ]
+    peer = Peer(max_continuations=limit)
+    assert goaway_code(peer.send(headers(flags=0, block=pieces[0]), *rest)) is code
+    assert (len(peer.events) == 1) == (code is None)
+
+
 def test_10_5_an_hpack_bomb() -> None:
     """A small block that expands to a large list is refused for its list, and holds no memory."""
     peer = Peer()
