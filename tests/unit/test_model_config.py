@@ -443,6 +443,7 @@ def test_the_config_that_is_told_keeps_what_the_file_says(tmp_path: Path) -> Non
         ("", ["gpu1", "gpu0", "gpu0"], ("KIND_GPU", [0, 1])),
         ("kind: KIND_AUTO gpus: [1]", ["gpu1"], ("KIND_GPU", [1])),
         ("kind: KIND_AUTO gpus: [1]", ["cpu"], ("KIND_CPU", [])),
+        ("kind: KIND_AUTO gpus: [1]", ["gpu0", "cpu"], ("KIND_CPU", [])),
         ("kind: KIND_GPU", ["gpu0"], ("KIND_GPU", [0])),
         ("kind: KIND_GPU gpus: [1]", ["gpu1"], ("KIND_GPU", [1])),
         ("kind: KIND_CPU", ["cpu"], ("KIND_CPU", [])),
