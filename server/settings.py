@@ -29,7 +29,9 @@ ClientSharedMemory = Literal["auto", "true", "false"]
 _METADATA_NAME = re.compile(r"(?!grpc-)[a-z0-9_.-]+")
 _MOST_PINGS = 3
 """That a gRPC server takes without an answer of its own between them: the first, and two offences."""
-_NOT_FORWARDED = frozenset(("content-type", "content-length", "te", "host", "user-agent", "connection"))
+_NOT_FORWARDED = frozenset(("content-type", "content-length", "te", "host", "user-agent"))
+_OF_THE_CONNECTION = frozenset(("connection", "proxy-connection", "keep-alive", "transfer-encoding", "upgrade"))
+"""What no request of HTTP/2 may have. Source: RFC 9113, section 8.2.2."""
 
 
 _OF_THIS_PROCESS = (
@@ -423,7 +425,8 @@ class TritonSettings(Section):
     @classmethod
     def _can_be_forwarded(cls, value: str) -> str:
         for name in filter(None, map(str.strip, value.split(","))):
-            if not _METADATA_NAME.fullmatch(name) or name.endswith("-bin") or name in _NOT_FORWARDED:
+            own = name.endswith("-bin") or name in _NOT_FORWARDED or name in _OF_THE_CONNECTION
+            if own or not _METADATA_NAME.fullmatch(name):
                 raise ValueError(f"'{name}' can't be forwarded: a name is of a-z, 0-9, _ . - and none of gRPC's own")
         return value
 

@@ -10,7 +10,7 @@ import pytest
 from pydantic import ValidationError
 
 from server.environment import known_environment, load_settings
-from server.settings import Settings
+from server.settings import Settings, TritonSettings
 from server.settings_doc import Option, options, reference
 
 ROOT = Path(__file__).parents[2]
@@ -237,3 +237,18 @@ def test_what_does_not_go_with_tritons_is_refused(given: dict[str, Any], words: 
 
     with pytest.raises(ValidationError, match=words):
         Settings.model_validate(given)
+
+
+def test_metadata_to_forward_are_names() -> None:
+    """A list with commas; spaces and empty places do not count."""
+    assert TritonSettings(forward_metadata=" traceparent, x-a.b_c,,").forwards == ("traceparent", "x-a.b_c")
+    assert TritonSettings().forwards == ()
+
+
+@pytest.mark.parametrize(
+    "name", ["X-A", "x a", "x-a-bin", "grpc-timeout", "te", "content-type", ":path", "upgrade", "keep-alive"]
+)
+def test_metadata_that_are_grpcs_own_or_the_connections_are_not_forwarded(name: str) -> None:
+    """They would change what the call is; HTTP/2 has no place for the latter."""
+    with pytest.raises(ValidationError, match=f"'{name}' can't be forwarded"):
+        TritonSettings(forward_metadata=f"traceparent,{name}")
