@@ -846,8 +846,11 @@ async def test_tritons_may_speak_tls_and_ask_for_a_certificate(tmp_path: Path) -
 
 
 @pytest.mark.parametrize("lacking", ["tls_ca", "tls_certificate"])
-async def test_who_is_not_certified_is_not_spoken_to(tmp_path: Path, lacking: str) -> None:
-    """Neither a Triton of another authority, nor one that asks for a certificate that is not there."""
+async def test_who_is_not_certified_is_not_spoken_to(
+    tmp_path: Path, lacking: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Neither a Triton of another authority, nor one that asks for a certificate that is not there. The log says what
+    gRPC does of it."""
     _, asking, own = certified(tmp_path)
     triton = FakeTriton()
     await triton.start(asking)
@@ -855,6 +858,7 @@ async def test_who_is_not_certified_is_not_spoken_to(tmp_path: Path, lacking: st
     given.pop("tls_key" if lacking == "tls_certificate" else "", None)
     async with over(triton, url=f"grpcs://localhost:{triton.port}", **given) as models:
         assert models.pool.up == []
+        assert "is not up: failed to connect" in caplog.text
 
 
 async def test_certificates_that_change_are_read_anew(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

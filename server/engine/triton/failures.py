@@ -139,3 +139,11 @@ def memory_forgotten(details: str) -> bool:
 def finished_with(error: BaseException) -> bool:
     """Whether a call that ended so is one that Triton has ended: it reads no input of the request any more."""
     return isinstance(error, ServingError) and not isinstance(error, CallExpired | TritonLost)
+
+
+def probe_problem(error: TimeoutError | ServingError) -> str:
+    """Why a probe failed, for the log: in the words of whoever noticed, which name no model."""
+    if isinstance(error, TimeoutError):
+        return "no answer in time"
+    cause = error.__cause__
+    return cause.details if isinstance(cause, NotAnsweredError) and cause.details else str(error)

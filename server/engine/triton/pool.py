@@ -98,7 +98,7 @@ class Pool:
         await asyncio.gather(*(server.probe() for server in servers))
         for server in servers:
             if not server.up:
-                log.warning("Triton %s is not up", server.name)
+                log.warning("Triton %s is not up: %s", server.name, server.problem)
             server.watch()
 
     def _server(self, at: Endpoint) -> TritonServer:

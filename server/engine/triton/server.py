@@ -25,6 +25,7 @@ from server.engine.triton.failures import (
     finished_with,
     memory_forgotten,
     of_grpcio,
+    probe_problem,
 )
 from server.engine.triton.health import Health
 from server.engine.triton.link import Link
@@ -75,6 +76,8 @@ class TritonServer:
         self.health = Health(settings.health_interval_s, settings.max_backoff_s)
         self.ready = False
         """It says so of itself, as a whole."""
+        self.problem = ""
+        """Why it is not up, as its last probe says; of one that is up nothing is meant."""
         self.index: Mapping[ModelKey, IndexEntry] = {}
         """What it said last."""
         self._probe_timeout_s = settings.probe_timeout_s
@@ -129,16 +132,16 @@ class TritonServer:
             if time.monotonic() - began > _LATE * self._probe_timeout_s:
                 return  # It is this process that was late: that tells nothing of the server.
             self.health.silent() if isinstance(error, TimeoutError) else self.health.failed()
-            reason = str(error) or "no answer in time"
+            self.problem = probe_problem(error)
         else:
             self._heard(ready.ready, index)
-            reason = "it is stopping"
+            self.problem = "it is stopping"
         self.ready = self.ready and self.up
         if before != (self.up, self.ready, self.index):
             if self.up and not before[0]:
                 log.info("Triton %s is up", self.name)
             elif before[0] and not self.up:
-                log.warning("Triton %s is ejected: %s", self.name, reason)
+                log.warning("Triton %s is ejected: %s", self.name, self.problem)
             self._changed(self)
 
     async def _meet(self) -> None:
