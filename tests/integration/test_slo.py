@@ -193,6 +193,29 @@ def test_the_web_page_drives_two_workers_and_nothing_is_lost_on_the_way(server: 
     assert locust.returncode in (0, 1)
 
 
+LATE = """
+import time, gevent
+gevent.get_hub().loop
+began = time.monotonic()
+from loadtests.locustfile import events
+while time.monotonic() < began + 0.5:
+    pass
+events.init.fire(environment=None, runner=None, web_ui=None)
+began = time.monotonic()
+gevent.spawn_later(0.4, lambda: None).join()
+print(time.monotonic() - began)
+"""
+
+
+def test_what_locust_waits_for_begins_once_all_is_imported() -> None:
+    """Its --run-time would be over by as much earlier as that took: gevent counts from the last turn of its loop."""
+    environment = {**os.environ, "PYTHONWARNINGS": "ignore"}
+    told = subprocess.run(
+        [sys.executable, "-c", LATE], cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True, check=True
+    )
+    assert float(told.stdout) >= 0.39
+
+
 def wait(condition: Callable[[], bool], seconds: float = 30) -> None:
     until = time.monotonic() + seconds
     while time.monotonic() < until:
