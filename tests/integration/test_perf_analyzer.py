@@ -102,11 +102,13 @@ def told(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, tuple[i
 
 @pytest.mark.parametrize("way", WAYS)
 def test_every_request_is_answered_and_counted(told: dict[str, tuple[int, str, dict[str, int]]], way: str) -> None:
-    """As many as it sent, by its own count, by what it reads of the server's statistics, and by these themselves."""
+    """As many as it sent, by its own count and by the server's. What it reads of the server's meanwhile may lack those
+    that were answered before it looked for the first time."""
     status, said, counts = told[way]
     assert status == 0, said
     [sent] = re.findall(r"Request count: (\d+)", said)
     [seen, *_] = re.findall(r"Successful request count: (\d+)", said)
     assert int(sent) >= REQUESTS
-    assert (int(seen), counts["success"], counts["fail"]) == (int(sent), int(sent), 0), said
+    assert 0 < int(seen) <= int(sent), said
+    assert (counts["success"], counts["fail"]) == (int(sent), 0), said
     assert counts["rows"] == int(sent) * (8 if "eight rows" in way else 1)
