@@ -36,9 +36,9 @@ check: $(VENV)/.dev ## what CI checks: ruff, mypy strict, bandit, the import con
 	$(BIN)/python -m pytest -q tests/unit/test_import_contract.py tests/unit/test_generated_files.py
 
 coverage: export COVERAGE_FILE = $(CURDIR)/build/coverage/data
-coverage: $(VENV)/.dev ## the tests under coverage, their servers too: a table by package, 0.9 of lines and branches at least, about an hour
+coverage: $(VENV)/.dev ## the tests under coverage, their servers too: a table by package, 0.9 of lines and branches at least, a quarter of an hour
 	@rm -rf build/coverage && mkdir -p build/coverage
-	$(BIN)/coverage run -m pytest -q -p no:cacheprovider --timeout 900 -m "not training" $(TESTS)
+	$(BIN)/coverage run -m pytest -q -n $(JOBS) --dist loadfile -p no:cacheprovider --timeout 900 -m "not training" $(TESTS)
 	$(BIN)/coverage combine -q
 	$(BIN)/coverage json -q -o build/coverage/coverage.json
 	$(BIN)/coverage html -q -d build/coverage/html
