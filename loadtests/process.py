@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -38,6 +38,15 @@ class Server:
 def family(pid: int) -> list[int]:
     """A process and its children."""
     return [pid, *map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split())]
+
+
+def by_name(pid: int) -> dict[str, int]:
+    """The processes of a server with workers, as `ps` calls them: engine, front-0 and so on."""
+    found = {}
+    for child in family(pid)[1:]:
+        with suppress(OSError):
+            found[Path(f"/proc/{child}/comm").read_text().strip().removeprefix("fp-")] = child
+    return found
 
 
 def rss_bytes(pid: int) -> int:

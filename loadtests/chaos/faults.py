@@ -13,14 +13,13 @@ import subprocess
 import time
 import zlib
 from collections.abc import Awaitable, Callable
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
 
 import httpx
 
-from loadtests.process import Server, family
+from loadtests.process import Server, by_name, family
 from loadtests.soak.broken import BROKEN_FRAMES
 from loadtests.soak.models import PICTURES, STEADY
 
@@ -85,10 +84,9 @@ async def _engine(faults: Faults) -> int:
     """By the name that it has in `ps`; the next one may be about to get it."""
     until = time.monotonic() + _REPLACED_S
     while time.monotonic() < until:
-        for pid in faults.children():
-            with suppress(OSError):
-                if Path(f"/proc/{pid}/comm").read_text().strip() == "fp-engine":  # noqa: ASYNC240 - of no disk
-                    return pid
+        pid = by_name(faults.server.pid).get("engine")
+        if pid is not None:
+            return pid
         await asyncio.sleep(0.05)
     raise Unexpected("the server has no engine process")
 

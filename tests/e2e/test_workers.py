@@ -21,6 +21,7 @@ import grpc
 import httpx
 import pytest
 
+from loadtests.process import by_name
 from server.proto.triton import service_pb2 as pb
 from tests.e2e.conftest import REPOSITORY, ServerProcess, StartServer, end, start
 
@@ -32,11 +33,7 @@ CALLERS = 16
 
 def children(server: ServerProcess) -> dict[str, int]:
     """The server's processes, as they are called in `ps`. Raises ValueError while one is missing."""
-    pids = Path(f"/proc/{server.process.pid}/task/{server.process.pid}/children").read_text().split()
-    found = {}
-    for pid in pids:
-        with suppress(OSError):
-            found[Path(f"/proc/{pid}/comm").read_text().strip().removeprefix("fp-")] = int(pid)
+    found = by_name(server.process.pid)
     if found.keys() != {"engine", "front-0", "front-1"}:
         raise ValueError(found)
     return found

@@ -179,14 +179,14 @@ class _Call:
 
     def _leave(self, result: Result) -> None:
         """Before the server has ended it."""
-        if self.stream is None or self._socket is None:
-            self.settle(result)
-        elif self._cancels or not self.stream.id:
-            self._socket.wire.give_up(self.stream)
-            self._socket.flush_soon()
-            self.settle(result)
-        else:
+        stream, socket = self.stream, self._socket
+        if stream is not None and stream.id and not self._cancels:
             self._tell(result)
+            return
+        if stream is not None and socket is not None:
+            socket.wire.give_up(stream)
+            socket.flush_soon()
+        self.settle(result)
 
 
 class _Socket(asyncio.Protocol):
