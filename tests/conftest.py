@@ -6,6 +6,14 @@ import gc
 import sys
 from functools import cache
 
+import hypothesis
+
+if hypothesis.settings.get_current_profile_name() in ("default", "ci"):
+    # How long an example takes, and how long it takes to make one up, is the machine's affair.
+    slow = [hypothesis.HealthCheck.too_slow]
+    hypothesis.settings.register_profile("untimed", deadline=None, suppress_health_check=slow)
+    hypothesis.settings.load_profile("untimed")
+
 
 def pytest_collection_finish() -> None:
     """Whoever closes a model has the collector look through everything (`server.process.reclaim`). The ten thousand

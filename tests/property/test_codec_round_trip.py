@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 from google.protobuf.message import DecodeError
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from tritonclient.grpc import service_pb2 as pb
@@ -20,7 +20,6 @@ from server.tensor import DATATYPES, Tensor
 from server.transport.codec import predict_rest, v2_grpc, v2_rest
 from server.types import InferRequest, InferResponse, Outcome
 
-untimed = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 """A busy machine is no failure of a codec."""
 
 SHAPES = hnp.array_shapes(min_dims=0, max_dims=4, min_side=0, max_side=4)
@@ -58,7 +57,6 @@ def same(left: Tensor, right: Tensor) -> bool:
     return (left.datatype, left.shape, bytes(left.data)) == (right.datatype, right.shape, bytes(right.data))
 
 
-@untimed
 @given(st.lists(tensors(), min_size=1, max_size=3))
 def test_grpc_round_trip_is_the_identity(sent: list[Tensor]) -> None:
     """An answer in raw contents, sent back as a request, holds the same tensors bit by bit."""
@@ -70,7 +68,6 @@ def test_grpc_round_trip_is_the_identity(sent: list[Tensor]) -> None:
     assert all(same(left, right) for left, right in zip(sent, received, strict=True))
 
 
-@untimed
 @given(st.lists(st.tuples(tensors(json_only=True), st.booleans()), min_size=1, max_size=4))
 def test_rest_round_trip_is_the_identity(sent: list[tuple[Tensor, bool]]) -> None:
     """An answer with JSON and binary tensors in any mix, sent back as a request, holds the same tensors bit by bit."""
@@ -85,7 +82,6 @@ def test_rest_round_trip_is_the_identity(sent: list[tuple[Tensor, bool]]) -> Non
     assert all(same(left, right) for left, right in zip(outputs, request.inputs, strict=True))
 
 
-@untimed
 @given(tensors(json_only=True))
 def test_nested_data_is_flat_data(tensor: Tensor) -> None:
     """Data nested as the shape says and flat data make the same tensor."""
@@ -123,7 +119,6 @@ BODIES = st.fixed_dictionaries(
 )
 
 
-@untimed
 @given(BODIES, st.binary(max_size=12), st.booleans())
 def test_any_json_is_answered_or_refused(document: dict[str, Any], raw: bytes, header: bool) -> None:
     """A body near to a request is a request or the client's error: never a failure of ours."""
@@ -134,7 +129,6 @@ def test_any_json_is_answered_or_refused(document: dict[str, Any], raw: bytes, h
         predict_rest.decode_predict("m", "", text)
 
 
-@untimed
 @given(st.binary(max_size=64))
 def test_any_message_is_answered_or_refused(data: bytes) -> None:
     """Whatever protobuf accepts as a request is a request or the client's error."""

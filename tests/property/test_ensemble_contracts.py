@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
 
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from server.ensembles import NEWEST, Step
@@ -73,7 +73,6 @@ def bench_of(graph: Graph) -> Bench:
     return Bench(graph.steps, graph.outputs, models)
 
 
-@settings(deadline=None)
 @given(graphs(), st.data())
 def test_every_tensor_is_right_in_whichever_order_steps_end(graph: Graph, data: st.DataObject) -> None:
     """Each needed step runs once, when its tensors are there, and is asked for what somebody takes and no more."""
@@ -169,7 +168,6 @@ class Chaos:
 ACTS = ("submit", "answer", "answer", "answer", "fail", "cancel", "swap", "wait")
 
 
-@settings(deadline=None)
 @given(graphs(), st.lists(st.sampled_from(ACTS), max_size=30), st.data())
 def test_every_request_is_settled_once_whatever_becomes_of_its_steps(
     graph: Graph, acts: list[str], data: st.DataObject
@@ -287,7 +285,6 @@ class Sequences:
 SEQUENCE_ACTS = ("ask", "ask", "answer", "answer", "answer", "fail", "cancel", "refuse", "expire")
 
 
-@settings(deadline=None)
 @given(st.lists(st.sampled_from(SEQUENCE_ACTS), max_size=40), st.data())
 def test_a_sequence_reaches_its_keeper_in_order_and_no_gap_is_hidden(acts: list[str], data: st.DataObject) -> None:
     """Each request of a sequence comes to the step that keeps it, or is told there as missing, in the order in which

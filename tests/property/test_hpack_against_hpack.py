@@ -9,7 +9,7 @@ import pytest
 from hpack.huffman import HuffmanEncoder
 from hpack.huffman_constants import REQUEST_CODES, REQUEST_CODES_LENGTH
 from hpack.huffman_table import decode_huffman
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from server.transport.http2 import huffman
@@ -17,7 +17,6 @@ from server.transport.http2.hpack import Decoder, Field, HeaderListTooLarge, Hpa
 from server.transport.http2.hpack_encode import encode
 from server.transport.http2.static_table import STATIC_TABLE
 
-untimed = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 """A busy machine is no failure of a codec."""
 
 LIMIT = 1 << 30
@@ -147,7 +146,6 @@ def agree(blocks: list[bytes], connection: Connection | None = None) -> None:
         assert connection.tables_agree()
 
 
-@untimed
 @given(BLOCKS)
 def test_what_an_encoder_writes_on_a_connection_is_decoded_to_the_same(blocks: list[Block]) -> None:
     """With and without Huffman code, indexing and changes of size: the fields that went in, and the encoder's table."""
@@ -160,7 +158,6 @@ def test_what_an_encoder_writes_on_a_connection_is_decoded_to_the_same(blocks: l
         assert dynamic_table(connection.ours) == [*connection.encoder.header_table.dynamic_entries]
 
 
-@untimed
 @given(BLOCKS)
 def test_a_block_that_changes_no_table_means_the_same_again(blocks: list[Block]) -> None:
     """As long as `insertions` is what it was, the bytes of a block tell its fields."""
@@ -174,7 +171,6 @@ def test_a_block_that_changes_no_table_means_the_same_again(blocks: list[Block])
             assert known.setdefault((before, written), read) == read
 
 
-@untimed
 @given(BLOCKS, st.integers(0, 2000), st.integers(1, 60))
 def test_a_refused_list_leaves_the_same_table(blocks: list[Block], max_list_size: int, times: int) -> None:
     """Whatever the limit: the fields that fit, or their size; and the table of a decoder without a limit."""
@@ -197,7 +193,6 @@ def test_a_refused_list_leaves_the_same_table(blocks: list[Block], max_list_size
         assert limited.insertions == connection.ours.insertions
 
 
-@untimed
 @given(st.lists(st.binary(max_size=60), min_size=1, max_size=4))
 def test_random_bytes_are_taken_or_refused_alike(blocks: list[bytes]) -> None:
     """Nothing but an `HpackError` comes of them."""
@@ -226,7 +221,6 @@ REPRESENTATIONS = st.one_of(
 )
 
 
-@untimed
 @given(st.lists(st.lists(REPRESENTATIONS, max_size=6).map(b"".join), min_size=1, max_size=5))
 def test_random_representations_are_taken_or_refused_alike(blocks: list[bytes]) -> None:
     """Bytes that look like fields get further than random ones."""
@@ -244,7 +238,6 @@ def mutations(draw: st.DrawFn, block: bytes) -> bytes:
     return bytes(octets)
 
 
-@untimed
 @given(BLOCKS, st.data())
 def test_mutated_blocks_are_taken_or_refused_alike(blocks: list[Block], data: st.DataObject) -> None:
     """A connection that went well, and then one block that is not what an encoder wrote."""
@@ -257,7 +250,6 @@ def test_mutated_blocks_are_taken_or_refused_alike(blocks: list[Block], data: st
     agree([data.draw(mutations(connection.write(last)))], connection)
 
 
-@untimed
 @given(st.lists(FIELDS, max_size=12))
 def test_what_we_encode_is_decoded_to_the_same_and_enters_no_table(fields: list[Field]) -> None:
     """Any names and values, of any length."""
@@ -267,7 +259,6 @@ def test_what_we_encode_is_decoded_to_the_same_and_enters_no_table(fields: list[
     assert not theirs.header_table.dynamic_entries
 
 
-@untimed
 @given(st.one_of(st.binary(max_size=60), st.tuples(TEXTS.map(huffman.encode), st.binary(max_size=5)).map(b"".join)))
 def test_huffman_code_is_decoded_or_refused_alike(data: bytes) -> None:
     """Random octets, and a good string with something behind it."""
@@ -283,7 +274,6 @@ def test_huffman_code_is_decoded_or_refused_alike(data: bytes) -> None:
     assert ours == theirs
 
 
-@untimed
 @given(st.binary(max_size=300))
 def test_huffman_code_is_written_alike(text: bytes) -> None:
     """And read back to the same."""

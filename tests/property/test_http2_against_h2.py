@@ -10,7 +10,7 @@ import h2.connection
 import h2.events
 import h2.settings
 import numpy as np
-from hypothesis import HealthCheck, settings
+from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 from tritonclient.grpc import service_pb2 as pb
@@ -184,7 +184,5 @@ class Conversation(RuleBasedStateMachine):
         assert self.handler.held_bytes == 0
 
 
-Conversation.TestCase.settings = settings(
-    max_examples=100, stateful_step_count=40, deadline=None, suppress_health_check=[HealthCheck.too_slow]
-)
+Conversation.TestCase.settings = settings(max_examples=100, stateful_step_count=40)
 TestConversation = Conversation.TestCase

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import hpack
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from server.transport.http2 import huffman
@@ -17,7 +17,6 @@ from server.transport.http2.hpack import Decoder, Field, HpackError
 from server.transport.http2.hpack_encode import encode
 from tests.support.header_blocks import KNOWN_METHODS, read_anew, said, table
 
-untimed = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 """A busy machine is no failure."""
 
 MAX_LIST_BYTES = 700
@@ -125,7 +124,6 @@ def damaged(block: bytes, where: int, octet: int) -> bytes:
     return block[:where] + (bytes([octet]) + block[where + 1 :] if octet >= 0 else b"")
 
 
-@untimed
 @given(st.lists(SHAPES, min_size=2, max_size=2), STEPS, DAMAGE)
 def test_a_block_says_what_it_would_say_to_somebody_who_has_seen_no_other(
     shapes: list[tuple[list[Literal], int]], steps: list[Step], damage: tuple[int, int] | None
@@ -273,7 +271,6 @@ class _Counting(Decoder):
         return super().decode(block, max_list_size)
 
 
-@untimed
 @given(st.one_of(st.binary(max_size=60), VALUES.map(huffman.encode)))
 def test_a_string_is_plain_if_it_decodes_to_visible_ascii(data: bytes) -> None:
     """Wrong code is not plain, nor are blanks."""

@@ -48,7 +48,7 @@ def configs(draw: st.DrawFn) -> pb.ModelConfig:
 
 
 @given(configs())
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 def test_written_then_read_is_the_same_message_and_config(message: pb.ModelConfig) -> None:
     """write_model_config then parse_text is the identity, on the message and on the honoured view of it."""
     with tempfile.TemporaryDirectory() as folder:
@@ -63,7 +63,7 @@ def test_written_then_read_is_the_same_message_and_config(message: pb.ModelConfi
 
 
 @given(configs(), st.sampled_from([("cpu",), ("gpu0", "gpu1"), ("cpu", "gpu0")]))
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 def test_the_config_that_is_told_means_the_same(message: pb.ModelConfig, devices: tuple[str, ...]) -> None:
     """A client may load a model with the config that it was told of it; where its instances run is said."""
     config = from_message(message, "m")

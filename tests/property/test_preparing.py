@@ -21,7 +21,7 @@ STEPS = st.one_of(
 ENDS = (InferResponse, InvalidRequest, Overloaded, QueueFull, DeadlineExceeded, Cancelled)
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(st.lists(STEPS, max_size=60), st.integers(1, 3), st.sampled_from([1, 3]))
 def test_each_request_is_settled_once_and_prepared_at_most_once_in_time(
     steps: list[tuple[str, int | None, int]], threads: int, together: int

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from server.errors import ServingError
@@ -15,8 +15,6 @@ from server.tensor import DATATYPES, Tensor, pack_bytes
 from server.transport.codec import v2_rest
 from server.transport.codec.repeated_infer import InferCodec, Layout, Target, fields
 from server.types import InferRequest, InferResponse, Outcome, Special
-
-untimed = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 
 def _ignore(_request: InferRequest, _outcome: Outcome) -> None:
@@ -79,7 +77,6 @@ def outcome(codec: InferCodec | None, body: bytes, header_length: int | None) ->
     return (tensors, told, request.received_ns, request.deadline_ns, request.tenant, request.caller), formats
 
 
-@untimed
 @given(st.lists(texts(), min_size=1, max_size=3), st.data())
 def test_requests_that_repeat_are_those_of_the_plain_way(calls: list[tuple[bytes, bytes]], data: st.DataObject) -> None:
     """Each several times, in any order, with other data and other ids, whole or spoilt."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from server.scheduler.caching import CachingBatcher
@@ -71,7 +71,6 @@ STEPS = st.lists(
 )
 
 
-@settings(deadline=None)
 @given(STEPS, st.sampled_from([1, 2 * entry_bytes([Tensor("y", "INT64", (1, 1), bytes(8))]), 1 << 20]))
 def test_an_answer_with_a_cache_is_the_answer_without(steps: list[Any], size_bytes: int) -> None:
     """Byte by byte, id included, of every request that both answer; each is settled once, on either side, and every
@@ -115,7 +114,6 @@ TENSOR = st.builds(
 QUESTION = st.tuples(st.lists(TENSOR, max_size=3), st.lists(st.text(max_size=3), max_size=2))
 
 
-@settings(deadline=None)
 @given(QUESTION, QUESTION)
 def test_keys_are_equal_for_equal_questions_alone(
     one: tuple[list[Tensor], list[str]], other: tuple[list[Tensor], list[str]]

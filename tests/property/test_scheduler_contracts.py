@@ -470,6 +470,6 @@ class SchedulerMachine(RuleBasedStateMachine):
             raise AssertionError("the drain did not end")
 
 
-SchedulerMachine.TestCase.settings = settings(max_examples=150, stateful_step_count=30, deadline=None)
+SchedulerMachine.TestCase.settings = settings(max_examples=150, stateful_step_count=30)
 TestSchedulerContracts = SchedulerMachine.TestCase
 TestSchedulerContracts.__doc__ = "Every contract of the scheduler holds in every state that the rules can reach."

@@ -118,10 +118,10 @@ class SequenceMachine(RuleBasedStateMachine):
         together=st.booleans(),
     )
     def send(self, name: int | str, start: bool, end: bool, bad: bool, patience: int, together: bool) -> None:
-        """Each value is another power of ten or so, so that a sum says which values are in it."""
+        """No two values are alike, and most are powers, so that a sum says which values are in it."""
         self.steps += 1
         self.values += 1
-        value = POISON if bad else 3**self.values if self.values < 38 else self.values
+        value = POISON if bad else 3**self.values if self.values < 38 else -self.values
         now_ns = self.bench.clock.now_ns
         before = self.books[name]
         book = Book(
@@ -319,4 +319,4 @@ class SequenceMachine(RuleBasedStateMachine):
 
 
 TestSequences = SequenceMachine.TestCase
-TestSequences.settings = settings(max_examples=200, stateful_step_count=40, deadline=None)
+TestSequences.settings = settings(max_examples=200, stateful_step_count=40)

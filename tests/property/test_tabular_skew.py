@@ -67,7 +67,7 @@ def same_bits(whole: dict[str, Array], parts: Sequence[dict[str, Array]]) -> boo
     return all(whole[name].tobytes() == np.concatenate([part[name] for part in parts]).tobytes() for name in whole)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(tables(), st.data())
 def test_there_is_no_skew_between_training_and_serving(
     table: tuple[TabularSpec, list[list[Any]]], data: st.DataObject
@@ -103,7 +103,7 @@ def said(call: Callable[[], dict[str, Array]]) -> object:
         return error.field, error.problem
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(tables(), st.data())
 def test_rows_with_odd_values_are_told_what_columns_are(
     table: tuple[TabularSpec, list[list[Any]]], data: st.DataObject
@@ -122,7 +122,7 @@ def test_rows_with_odd_values_are_told_what_columns_are(
     assert said(lambda: encoder.transform_rows(named)) == wanted
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(tables())
 def test_features_are_finite_and_indices_are_in_range(table: tuple[TabularSpec, list[list[Any]]]) -> None:
     """Whatever is accepted, the network sees finite numbers and indices below each column's cardinality."""

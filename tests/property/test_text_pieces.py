@@ -69,7 +69,8 @@ def test_tokens_that_are_bytes_are_told_as_their_tokenizer_tells_them(tokens: li
     told = "".join([detokenizer.push(token) for token in tokens])
     whole = TOKENIZER.decode(tokens, skip_special_tokens=skip)
     assert whole.startswith(told)
-    assert whole[len(told) :] in ("", "\ufffd")
+    # Two where the last bytes are the first ones of a surrogate: Python's decoder waits for the third.
+    assert whole[len(told) :] in ("", "\ufffd", "\ufffd\ufffd")
 
 
 def test_other_tokens_are_decoded_beside_those_before_them() -> None:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from tritonclient.grpc import service_pb2 as pb
 
@@ -18,7 +18,7 @@ from server.transport.codec.wire_response import Templates
 from server.types import InferResponse, Parameter
 from tests.support.wire import by_protobuf, by_wire
 
-untimed = settings(deadline=None, max_examples=150, suppress_health_check=[HealthCheck.too_slow])
+more = settings(max_examples=150)
 """A busy machine is no failure of a codec."""
 
 RAW = 7
@@ -165,7 +165,7 @@ def conversations(draw: st.DrawFn) -> list[bytes]:
     return [draw(spoiled(draw(filled(shape)))) for shape in turns]
 
 
-@untimed
+@more
 @given(conversations(), st.booleans())
 def test_any_sequence_of_messages_is_read_as_protobuf_reads_it(messages: list[bytes], viewed: bool) -> None:
     """Each is the same request, or the same refusal, also where its like was seen before, and seen again."""
@@ -174,7 +174,7 @@ def test_any_sequence_of_messages_is_read_as_protobuf_reads_it(messages: list[by
         assert by_wire(forms, memoryview(bytearray(data)) if viewed else data) == by_protobuf(data)
 
 
-@untimed
+@more
 @given(st.sampled_from(["FP32", "BOOL", "BYTES"]), st.booleans(), TEXT, st.data())
 def test_the_next_message_of_a_run_may_be_anything(
     datatype: str, two: bool, request_id: str, data: st.DataObject
@@ -195,7 +195,7 @@ def test_the_next_message_of_a_run_may_be_anything(
             assert by_wire(forms, one) == by_protobuf(one)
 
 
-@untimed
+@more
 @given(st.lists(st.binary(max_size=40), max_size=20))
 def test_any_bytes_are_read_as_protobuf_reads_them(messages: list[bytes]) -> None:
     """Also those that are no message at all."""
@@ -237,7 +237,7 @@ def _as_column(data: bytes) -> memoryview:
     return memoryview(np.frombuffer(data, np.uint8).reshape(-1, 1))
 
 
-@untimed
+@more
 @given(st.lists(responses(), min_size=1, max_size=6))
 def test_any_sequence_of_answers_is_written_as_protobuf_writes_it(answers: list[InferResponse]) -> None:
     """Byte for byte, in one piece and in parts, where its like was written before, and written again.

@@ -40,11 +40,13 @@ class Kept(SpanExporter):
 
 
 class Told:
-    """Spans that were told, by name, once everything is over."""
+    """Spans that were told, by name, once everything is over. No request's are by chance unless `ratio` says so."""
 
-    def __init__(self, passes_on: bool = False, access: AccessLog | None = None, **settings: Any) -> None:
+    def __init__(
+        self, passes_on: bool = False, access: AccessLog | None = None, ratio: float = 0, **settings: Any
+    ) -> None:
         self.kept = Kept()
-        spans = Spans(OtlpSettings(endpoint="nobody:1", **settings), self.kept)
+        spans = Spans(OtlpSettings(endpoint="nobody:1", ratio=ratio, **settings), self.kept)
         self.following = Following(spans, access, passes_on=passes_on)
         self.tracing = Tracing(TraceSettings(), self.following)
         self.statistics = ModelStatistics("m", "3")
@@ -102,7 +104,7 @@ def test_metadata_goes_on_with_our_span_in_the_place_of_the_callers() -> None:
 
 def test_the_spans_of_a_request_are_nested_below_its_callers() -> None:
     """Each stage below the request, each part of the pass below the pass; times are those that were measured."""
-    told = Told(ratio=0)
+    told = Told()
     told.infer((("traceparent", CALLER), ("tracestate", "vendor=1")), id="r1")
     spans = told.spans()
     assert set(spans) == {
@@ -152,7 +154,7 @@ def test_a_caller_that_wants_no_spans_gets_those_of_what_failed() -> None:
     told = Told(ratio=1, slow_ms=0)
     told.infer((("traceparent", UNWANTED),))
     assert told.spans() == {}
-    failing = Told(ratio=0, slow_ms=0)
+    failing = Told(slow_ms=0)
     failing.infer((("traceparent", UNWANTED),), Overloaded("m", 5))
     failing.infer(outcome=EngineFailure("m", "secret"))
     failing.following.close()
@@ -166,22 +168,22 @@ def test_a_caller_that_wants_no_spans_gets_those_of_what_failed() -> None:
 
 def test_the_slow_are_told_of_whatever_the_ratio() -> None:
     """From receipt to answer it took longer than the setting says: the request was received at the clock's begin."""
-    told = Told(ratio=0, slow_ms=1)
+    told = Told(slow_ms=1)
     told.infer(received_ns=1)
     assert "infer m" in told.spans()
-    quick = Told(ratio=0, slow_ms=1e12)
+    quick = Told(slow_ms=1e12)
     quick.infer(received_ns=1)
     assert quick.spans() == {}
 
 
 def test_another_server_is_told_which_span_it_is_below() -> None:
     """Of the pass, in the caller's trace, with the caller's decision; without a caller in a trace of its own."""
-    told = Told(passes_on=True, ratio=0)
+    told = Told(passes_on=True)
     asked = dict(told.infer((("traceparent", CALLER), ("x-other", "c"))).metadata)
     compute = told.spans()["compute"].context
     assert compute is not None
     assert asked == {"x-other": "c", "traceparent": f"00-{TRACE:032x}-{compute.span_id:016x}-01"}
-    [(name, value)] = Told(passes_on=True, ratio=0).infer().metadata
+    [(name, value)] = Told(passes_on=True).infer().metadata
     assert name == "traceparent"
     assert value.endswith("-00")
 
@@ -214,14 +216,14 @@ def test_a_predict_call_is_told_whole() -> None:
 )
 def test_a_predict_call_that_fails_is_told(error: BaseException, code: str) -> None:
     """Whose caller went away as well."""
-    told = Told(ratio=0)
+    told = Told()
     Call(told.following, PredictRequest("m", [], model_version="3")).fail(error)
     assert (told.spans()["predict m"].attributes or {})["code"] == code
 
 
 def test_the_trace_of_an_answer_is_an_exemplar_of_its_bucket() -> None:
     """Of the duration that metrics count, so that the bucket is the one that counts it; not of what is not told."""
-    told = Told(ratio=0, slow_ms=0)
+    told = Told(slow_ms=0)
     told.infer()
     assert told.statistics.request_duration.exemplars == {}
     told.infer((("traceparent", CALLER),), timing=Timing(100_000, 0, 0, 0, 1))
@@ -295,7 +297,7 @@ def test_a_line_names_the_requests_that_it_is_about() -> None:
 
 def test_a_request_that_fails_has_its_trace_before_its_error_is_logged() -> None:
     """Nobody chose it, and its spans are told because it failed: the log's line has the id that they will have."""
-    told, seen = Told(ratio=0), list[dict[str, object]]()
+    told, seen = Told(), list[dict[str, object]]()
     request = InferRequest("m", [], on_settle=lambda r, _: seen.append(about(r)["fields"]), received_ns=1)
     told.tracing.watch((request,), "m", "3", told.statistics)
     request.settle(EngineFailure("m", "secret"))
