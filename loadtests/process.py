@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from types import FrameType
+from typing import NoReturn
 
 import httpx
 
@@ -79,6 +83,26 @@ def grown(before: Mapping[str, float], after: Mapping[str, float]) -> dict[str, 
 
 
 @contextmanager
+def unwinding() -> Iterator[None]:
+    """Signals that would end this process at once, and leave the processes that it has started, end the block by
+    SystemExit instead, with a shell's exit code of 128 and the signal's number. Who handles one himself still does."""
+
+    def end(number: int, _frame: FrameType | None) -> NoReturn:
+        raise SystemExit(128 + number)
+
+    # Python sets handlers on the main thread only.
+    on_main = threading.current_thread() is threading.main_thread()
+    ours = [one for one in (signal.SIGTERM, signal.SIGHUP) if on_main and signal.getsignal(one) is signal.SIG_DFL]
+    for one in ours:
+        signal.signal(one, end)
+    try:
+        yield
+    finally:
+        for one in ours:
+            signal.signal(one, signal.SIG_DFL)
+
+
+@contextmanager
 def serving(
     repository: Path, folder: Path, core: int | tuple[int, ...], *flags: str, checkout: Path = _ROOT
 ) -> Iterator[Server]:
@@ -94,24 +118,26 @@ def serving(
 def started(
     arguments: Sequence[str], folder: Path, core: int | tuple[int, ...], checkout: Path = _ROOT
 ) -> Iterator[Server]:
-    """What Python makes of `arguments`: a process that prints the banner of a server when it is ready."""
+    """What Python makes of `arguments`: a process that prints the banner of a server when it is ready. It ends with the
+    block, and where a signal ends this process."""
     out, log = folder / "server.out", folder / "server.log"
     environment = {**os.environ, "PYTHONPATH": str(checkout)}
-    with out.open("w") as stdout, log.open("w") as stderr, pinned(*((core,) if isinstance(core, int) else core)):
-        process = subprocess.Popen(  # noqa: S603 - our own command
-            [sys.executable, *arguments], cwd=checkout, env=environment, stdout=stdout, stderr=stderr
-        )
-    try:
-        banner = _banner(process, out, log)
-        http, grpc, metrics = (f"127.0.0.1:{_port(banner, name)}" for name in ("REST", "gRPC", "metrics"))
-        yield Server(process.pid, http, grpc, f"http://{metrics}/metrics")
-    finally:
-        process.terminate()
+    with unwinding():
+        with out.open("w") as stdout, log.open("w") as stderr, pinned(*((core,) if isinstance(core, int) else core)):
+            process = subprocess.Popen(  # noqa: S603 - our own command
+                [sys.executable, *arguments], cwd=checkout, env=environment, stdout=stdout, stderr=stderr
+            )
         try:
-            process.wait(20)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+            banner = _banner(process, out, log)
+            http, grpc, metrics = (f"127.0.0.1:{_port(banner, name)}" for name in ("REST", "gRPC", "metrics"))
+            yield Server(process.pid, http, grpc, f"http://{metrics}/metrics")
+        finally:
+            process.terminate()
+            try:
+                process.wait(20)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
 
 
 def _banner(process: subprocess.Popen[bytes], out: Path, log: Path) -> str:

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from loadtests.cores import cores, pinned
 from loadtests.flags import counted, positive
-from loadtests.process import serving
+from loadtests.process import serving, unwinding
 from loadtests.slo import wire
 from loadtests.slo.objectives import SloFault, read_slo
 from loadtests.slo.verdict import HELD, INVALID, MISUSED
@@ -39,17 +39,18 @@ def locust(seconds: float, processes: int, core: int, environment: Mapping[str, 
     if processes > 1:
         command += ["--processes", str(processes)]
     values = {**os.environ, "SECONDS": f"{seconds:g}", **environment, "PYTHONWARNINGS": "ignore"}
-    with pinned(core):
-        started = subprocess.Popen([*command, *extra], cwd=_ROOT, env=values)  # noqa: S603 - our own command
-    try:
-        return started.wait(seconds + _GRACE_S)
-    except subprocess.TimeoutExpired:
-        sys.stderr.write(f"Locust did not end within {_GRACE_S} s of what was due\n")
-        return INVALID
-    finally:
-        if started.poll() is None:
-            started.terminate()
-            started.wait(10)
+    with unwinding():
+        with pinned(core):
+            started = subprocess.Popen([*command, *extra], cwd=_ROOT, env=values)  # noqa: S603 - our own command
+        try:
+            return started.wait(seconds + _GRACE_S)
+        except subprocess.TimeoutExpired:
+            sys.stderr.write(f"Locust did not end within {_GRACE_S} s of what was due\n")
+            return INVALID
+        finally:
+            if started.poll() is None:
+                started.terminate()
+                started.wait(10)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -20,7 +20,7 @@ import pytest
 import yaml
 
 from loadtests.cores import cores
-from loadtests.process import Server, serving
+from loadtests.process import Server, family, serving
 from loadtests.scripted import scripted
 from loadtests.slo.run import main
 from loadtests.slo.verdict import MISUSED
@@ -237,3 +237,23 @@ def test_what_can_not_be_asked_is_said_at_once(
     """Before anything is sent; the exit code is not that of a verdict."""
     assert held(server, tmp_path, [objective(kind)], 60, *flags) == MISUSED
     assert named in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(("module", "processes"), [("loadtests.slo.run", 2), ("loadtests.capacity", 1)])
+def test_a_signal_that_ends_a_run_ends_what_it_has_started(module: str, processes: int, tmp_path: Path) -> None:
+    """The server that it asks, and Locust."""
+    repository = tmp_path / "models"
+    shutil.copytree(REPOSITORY / "fraud", repository / "fraud")
+    slo = tmp_path / "slo.yaml"
+    slo.write_text(yaml.safe_dump({"objectives": [objective("grpc infer fraud")]}))
+    command = [sys.executable, "-m", module, "--slo", str(slo), "--model-repository", str(repository)]
+    with (tmp_path / "log").open("w") as log:
+        run = subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=log)
+        try:
+            wait(lambda: len(family(run.pid)) > processes, 60)
+            started = family(run.pid)[1:]
+            run.terminate()
+            assert run.wait(60) == 128 + signal.SIGTERM
+        finally:
+            run.kill()
+    assert [pid for pid in started if Path(f"/proc/{pid}").exists()] == []
