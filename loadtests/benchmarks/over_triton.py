@@ -3,11 +3,14 @@
     python -m loadtests.benchmarks.over_triton
 
 All servers on one core, the generator on another; the gateway and the embedded engine are held still while another one
-is measured. Each with either of two decoders, the same at all: the whole picture in Pillow, or reduced while it is
-decoded. A closed loop with 8 and 32 requests in flight, interleaved, medians of the rounds. Then overload, decoding the
-whole picture: Poisson arrivals at twice the capacity of Triton (its best closed-loop rate), each with 100 ms, the same
-at all of them: through the gateway, straight at Triton with its default queue, and with the queue policy that does best
-of `POLICIES` in a short trial of each. And the gateway and the embedded engine at twice their own capacities.
+is measured. Triton has three ways of its own: an ensemble whose first model, in Python, decodes; a Python model that
+decodes and asks the other one (BLS); and a Python model that does all. Each side with either of two decoders, the same
+at all: the whole picture in Pillow, or reduced while it is decoded. A closed loop with 8 and 32 requests in flight,
+interleaved, medians of the rounds. Then overload, decoding the whole picture, beside the Python model that does all,
+which is the quickest of the three: Poisson arrivals at twice the capacity of Triton (its best closed-loop rate), each
+with 100 ms, the same at all of them: through the gateway, straight at Triton with its default queue, and with the queue
+policy that does best of `POLICIES` in a short trial of each. And the gateway and the embedded engine at twice their own
+capacities.
 
 Latency counts from the time that a request was due. Goodput is answers within the deadline, at which callers give up. A
 Triton may end of that, by a race of cancellations: then the benchmark says so, and prints what it has.
@@ -24,7 +27,7 @@ import random
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -35,7 +38,7 @@ import grpc
 import uvloop
 
 from loadtests.arrivals import poisson
-from loadtests.benchmarks.over_triton_sides import POLICIES, WORKLOAD, Side, Sides, started
+from loadtests.benchmarks.over_triton_sides import DECODERS, POLICIES, WORKLOAD, Side, Sides, started
 from loadtests.benchmarks.peers import workloads
 from loadtests.benchmarks.peers.environments import Unavailable
 from loadtests.benchmarks.peers.running import ask, generate
@@ -54,10 +57,7 @@ OPEN_HEADER = (
     *("server", "goodput/s", "over Triton's capacity", "over its own", "in time"),
     *("p50 ms", "p99 ms", "valid", "statuses"),
 )
-RATIO_HEADER = (
-    *("server", "answers/s over Triton's", "over Triton's with the same decoder"),
-    *("answers a CPU second over Triton's", "the same decoder"),
-)
+RATIO_HEADER = ("server", "beside", "answers/s", "answers a CPU second", "p99")
 _WARM_UP_S = 1
 
 
@@ -98,10 +98,11 @@ def closed(side: Side, workload: Workload, in_flight: int, options: argparse.Nam
     return Cell(found, cpu_s * 1e3 / max(1, found.answered))
 
 
-def closed_loops(sides: Sides, workload: Workload, options: argparse.Namespace) -> Cells:
+def closed_loops(sides: Mapping[str, Sides], workload: Workload, options: argparse.Namespace) -> Cells:
     """Every side by its title, with every number in flight, in another order each round."""
     found: Cells = {}
-    cells = [(side, in_flight) for side in sides for in_flight in options.in_flight]
+    every = [side for each in sides.values() for side in (*each.ours, *each.tritons)]
+    cells = [(side, in_flight) for side in every for in_flight in options.in_flight]
     shuffled = random.Random(options.seed)
     for _ in range(options.rounds):
         for side, in_flight in shuffled.sample(cells, len(cells)):
@@ -152,18 +153,18 @@ def together(runs: Sequence[Overload]) -> Overload:
 def overloads(
     sides: Sides, workload: Workload, capacities: dict[str, float], options: argparse.Namespace
 ) -> tuple[dict[str, Overload], dict[str, float]]:
-    """By title; and what each queue policy had in its trial, by its words."""
-    capacity = capacities[sides.triton.title]
+    """By title; and what each queue policy had in its trial, by the side's name."""
+    capacity = capacities[sides.alone.title]
     rate = OVERLOAD * capacity
-    tried = [sides.triton.of(f"Triton, {policy}", model, workload) for model, policy in POLICIES.items()]
+    tried = [sides.alone.of(f"Triton, {policy}", model, workload) for model, policy in POLICIES.items()]
     trials = {
-        side.title: overload(side, workload, rate, options.trial_seconds, options.seed).goodput_per_s for side in tried
+        side.name: overload(side, workload, rate, options.trial_seconds, options.seed).goodput_per_s for side in tried
     }
-    best = max(tried, key=lambda side: trials[side.title])
+    best = max(tried, key=lambda side: trials[side.name])
     own = {side.title: capacities[side.title] for side in (sides.gateway, sides.embedded)}
     compared = [
         (sides.gateway, rate, own[sides.gateway.title]),
-        (sides.triton.of("Triton, its default queue", "whole", workload), rate, capacity),
+        (replace(sides.alone, name="Triton, its default queue"), rate, capacity),
         (best, rate, capacity),
         *((_at_own(side), OVERLOAD * own[side.title], own[side.title]) for side in (sides.gateway, sides.embedded)),
     ]
@@ -177,7 +178,7 @@ def overloads(
 
 
 def _at_own(side: Side) -> Side:
-    return replace(side, title=f"{side.title}, at twice its own capacity")
+    return replace(side, name=f"{side.name} at twice its own capacity")
 
 
 def closed_table(found: Cells) -> str:
@@ -215,18 +216,22 @@ def cpu_ms_of(found: Cells, title: str) -> float:
     return min(median(cell.cpu_ms for cell in cells) for (name, _), cells in found.items() if name == title)
 
 
-def ratios(found: Cells, sides: Sides) -> str:
-    """The best rates of ours over those of Triton, which decodes the whole picture or as they do; and the same by
-    processor time."""
-    triton, drafted = sides.triton.title, sides.drafts[1].title
+def p99_ms_of(found: Cells, title: str) -> float:
+    """The median p99 of that side with the most in flight."""
+    _, cells = max((in_flight, cells) for (name, in_flight), cells in found.items() if name == title)
+    return median(cell.measured.p99_ms for cell in cells)
+
+
+def ratios(found: Cells, sides: Mapping[str, Sides]) -> str:
+    """Each of ours over each way of Triton's with the same decoder, and over those that decode whole pictures."""
+    whole, reduced = (sides[decoder] for decoder in DECODERS)
+    pairs = [(own, other) for each in (whole, reduced) for own in each.ours for other in each.tritons]
+    pairs += [(own, other) for own in reduced.ours for other in whole.tritons]
     lines = []
-    for side in (sides.gateway, sides.embedded, sides.drafts[0], sides.drafts[2]):
-        same = drafted if side in sides.drafts else triton
-        rate = capacity_of(found, side.title)
-        by_rate = [f"{rate / capacity_of(found, title):.2f}" for title in (triton, same)]
-        own_ms = cpu_ms_of(found, side.title)
-        by_cpu = [f"{cpu_ms_of(found, title) / own_ms:.2f}" for title in (triton, same)]
-        lines.append([side.title, *by_rate, *by_cpu])
+    for own, other in pairs:
+        rate, p99 = (of(found, own.title) / of(found, other.title) for of in (capacity_of, p99_ms_of))
+        cpu = cpu_ms_of(found, other.title) / cpu_ms_of(found, own.title)
+        lines.append([own.title, other.title, f"{rate:.2f}", f"{cpu:.2f}", f"{p99:.2f}"])
     return table(RATIO_HEADER, lines)
 
 
@@ -246,9 +251,10 @@ def run(options: argparse.Namespace) -> Iterator[str]:
             yield f"{ratios(found, sides)}\n"
             if options.only:
                 return
-            capacities = {side.title: capacity_of(found, side.title) for side in sides}
-            capacity = capacities[sides.triton.title]
-            loads, trials = overloads(sides, workload, capacities, options)
+            whole = sides[DECODERS[0]]
+            capacities = {side.title: capacity_of(found, side.title) for side in (*whole.ours, whole.alone)}
+            capacity = capacities[whole.alone.title]
+            loads, trials = overloads(whole, workload, capacities, options)
     tried = ", ".join(f"{title.removeprefix('Triton, ')}: {goodput:.0f}" for title, goodput in trials.items())
     yield (
         f"Overload: {OVERLOAD:g} times Triton's {capacity:.0f}/s, deadline {DEADLINE_NS / 1e6:g} ms\n\n"
