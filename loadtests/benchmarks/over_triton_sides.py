@@ -9,7 +9,6 @@ while it is decoded.
 
 from __future__ import annotations
 
-import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -25,7 +24,7 @@ from loadtests.benchmarks.peers.calls import Call, read_v2_grpc, v2_grpc
 from loadtests.benchmarks.peers.environments import environment
 from loadtests.benchmarks.peers.peer import APPS, Command, Setup
 from loadtests.benchmarks.peers.running import ask
-from loadtests.benchmarks.peers.workloads import MAX_BATCH_SIZE, Answer, Workload, agree
+from loadtests.benchmarks.peers.workloads import DRAFT, DRAFT_DECODER, MAX_BATCH_SIZE, Answer, Workload, agree
 from loadtests.process_tree import ProcessTree
 from server.local_triton.process import free_ports
 from server.local_triton.program import find
@@ -35,14 +34,14 @@ from server.repository.config_text import CONFIG_FILE, parse_text, write_model_c
 WORKLOAD = "picture"
 DEFAULT_QUEUE = "whole"
 """The model whose queue is Triton's default."""
-DECODERS = ("pillow", "pillow-draft")
+DECODERS = ("pillow", DRAFT_DECODER)
 """By the names that `processing.yaml` has for them."""
 POLICIES: Mapping[str, str] = {
     **{f"whole_t{ms}": f"timeout_action: REJECT default_timeout_microseconds: {ms * 1000}" for ms in (20, 40, 60, 80)},
     **{f"whole_q{size}": f"max_queue_size: {size}" for size in (4, 8, 16)},
 }
 """The queue policies that are tried for the best, by the model that has each."""
-_MARKS = {DECODERS[0]: "", DECODERS[1]: "_draft"}
+_MARKS = {DECODERS[0]: "", DECODERS[1]: DRAFT.removeprefix(WORKLOAD)}
 """Behind the names of a decoder's models."""
 _START_S = 120.0
 _SOON_S = 30.0
@@ -162,7 +161,6 @@ def started(workload: Workload, folder: Path, core: int) -> Iterator[Mapping[str
         RuntimeError: one does not come up.
     """
     grpc_port, http_port, other_port = free_ports(3)
-    _write_draft(folder / "models")
     setups = [_setup(folder, name, workload) for name in ("gateway", "embedded")]
     with ExitStack() as stack:
 
@@ -268,15 +266,6 @@ def _name_labels(path: Path) -> None:
     config.output[0].label_filename = "labels.txt"
     path.unlink()
     write_model_config(config, path)
-
-
-def _write_draft(models: Path) -> None:
-    """The model of pictures once more, whose spec names the other decoder."""
-    folder = models / f"{WORKLOAD}{_MARKS[DECODERS[1]]}"
-    shutil.copytree(models / WORKLOAD, folder)
-    config, processing = folder / CONFIG_FILE, folder / "processing.yaml"
-    config.write_text(config.read_text().replace(f'"{WORKLOAD}"', f'"{folder.name}"'))
-    processing.write_text(f"decode:\n  decoder: {DECODERS[1]}\n{processing.read_text()}")
 
 
 def _write_pictures(

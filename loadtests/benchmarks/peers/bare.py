@@ -37,9 +37,11 @@ def passes(run: Callable[[], object], seconds: float) -> list[float]:
     return times
 
 
-def runner(model: Model, row: np.ndarray | None, picture: bytes | None, batch: int) -> Callable[[], object]:
+def runner(
+    model: Model, row: np.ndarray | None, picture: bytes | None, draft: bool, batch: int
+) -> Callable[[], object]:
     if picture is not None:
-        return lambda: model.labels([picture] * batch)
+        return lambda: model.labels([picture] * batch, draft)
     assert row is not None
     rows = np.repeat(row, batch, axis=0)
     return lambda: model.rows(rows)
@@ -50,6 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("onnx", type=Path)
     parser.add_argument("--row", type=Path, help="an .npy file with one row")
     parser.add_argument("--picture", type=Path)
+    parser.add_argument("--draft", action="store_true", help="a JPEG is reduced while it is decoded")
     parser.add_argument("--batch", type=int, default=0, help="rows of a pass; 0: the best of 1 to 64 (default)")
     parser.add_argument("--seconds", type=float, default=2)
     options = parser.parse_args(arguments)
@@ -60,10 +63,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     picture = options.picture.read_bytes() if options.picture else None
 
     def rate(size: int) -> float:
-        return size / float(np.median(passes(runner(model, row, picture, size), _SHORT_S)))
+        return size / float(np.median(passes(runner(model, row, picture, options.draft, size), _SHORT_S)))
 
     batch = options.batch or max(SIZES, key=rate)
-    times = passes(runner(model, row, picture, batch), options.seconds)
+    times = passes(runner(model, row, picture, options.draft, batch), options.seconds)
     p50, p99 = np.percentile(times, (50, 99)) * 1e3
     result = {"batch": batch, "rows_per_s": batch * len(times) / sum(times), "p50_ms": p50, "p99_ms": p99}
     sys.stdout.write(json.dumps(result) + "\n")

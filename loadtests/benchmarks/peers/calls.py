@@ -30,6 +30,8 @@ class Call:
     headers: Mapping[str, str] = field(default_factory=dict)
     answer: Answer | None = None
     """What is right, where it is not the workload's own answer."""
+    model: str = ""
+    """Who is asked, where it is not the model with the workload's name."""
 
 
 def v2_grpc(workload: Workload, model: str | None = None) -> Call:

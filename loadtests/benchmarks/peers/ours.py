@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
 
@@ -13,7 +14,7 @@ import httpx
 from loadtests.benchmarks.peers.calls import Call, v2_grpc, v2_rest
 from loadtests.benchmarks.peers.environments import Unavailable
 from loadtests.benchmarks.peers.peer import Command, Line, Peer, Setup
-from loadtests.benchmarks.peers.workloads import Answer, Workload
+from loadtests.benchmarks.peers.workloads import DRAFT, Answer, Workload
 from loadtests.process import samples
 from server.proto.forwardpass.v1 import prediction_pb2 as pb
 
@@ -50,6 +51,13 @@ def grpc(workload: Workload) -> Call:
     return Call(True, _PREDICT, request.SerializeToString(), _read_grpc)
 
 
+def drafted(workload: Workload) -> Call | None:
+    """The same of pictures that are reduced while they are decoded."""
+    if workload.picture is None:
+        return None
+    return replace(grpc(replace(workload, name=DRAFT)), model=DRAFT)
+
+
 def _read_grpc(message: bytes) -> Answer:
     label: str = pb.PredictResponse.FromString(message).predictions[0].classification.label
     return label
@@ -73,7 +81,16 @@ def succeeded(setup: Setup, model: str) -> float:
 
 _BATCHING = "dynamic_batching {}"
 PEERS = (
-    Peer("ours-http2", _BATCHING, partial(command, "http2"), [Line("Forwardpass, gRPC v2 (http2)", grpc)], succeeded),
+    Peer(
+        "ours-http2",
+        _BATCHING,
+        partial(command, "http2"),
+        [
+            Line("Forwardpass, gRPC v2 (http2)", grpc),
+            Line("Forwardpass, gRPC v2 (http2), reduced while decoded", drafted),
+        ],
+        succeeded,
+    ),
     Peer(
         "ours-grpcio",
         _BATCHING,

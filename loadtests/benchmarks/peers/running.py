@@ -170,8 +170,7 @@ class Running:
     def _succeeded(self, call: Call, workload: Workload) -> float:
         if self.peer.succeeded is None:
             return 0.0
-        model = "identity" if call.answer is not None else workload.name
-        return self.peer.succeeded(self.setup, model)
+        return self.peer.succeeded(self.setup, call.model or workload.name)
 
 
 def generate(call: Call, address: str, answer_bytes: int, load: Load) -> Measured:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
@@ -15,6 +16,10 @@ from loadtests.benchmarks.peers.apps.onnx_model import LABELS, SIDE, label, pict
 from loadtests.models import Network, cnn, photo_classifier, tiny_mlp
 
 NAMES = ("tiny_mlp", "cnn", "picture")
+DRAFT = "picture_draft"
+"""Our model of pictures once more, whose spec says that JPEGs are reduced while they are decoded."""
+DRAFT_DECODER = "pillow-draft"
+"""By the name that `processing.yaml` has for it."""
 MAX_BATCH_SIZE = 32
 CNN_LAYERS = 8
 PICTURE_SIZE = (640, 480)
@@ -61,7 +66,8 @@ def photograph() -> bytes:
 
 
 def write(folder: Path, instances: int = 1) -> dict[str, Workload]:
-    """Write ``models/``, a repository for our server with `instances` of each model; the workloads by name."""
+    """Write ``models/``, a repository for our server with `instances` of each model, and the picture's also as `DRAFT`;
+    the workloads by name."""
     photo = photograph()
     networks = {
         "tiny_mlp": ("tiny MLP, 30 -> 64 -> 2", tiny_mlp(), None),
@@ -78,6 +84,7 @@ def write(folder: Path, instances: int = 1) -> dict[str, Workload]:
         else:
             row = picture_row(picture)[np.newaxis]
             _describe_picture(model, network, picture)
+            _write_draft(model, model.with_name(DRAFT))
         onnx = model / "1" / "model.onnx"
         output = session(onnx).run(None, {"x": row})[0]
         answer = output[0] if picture is None else label(output[0])
@@ -101,3 +108,10 @@ def _describe_picture(model: Path, network: Network, picture: bytes) -> None:
     (model / "processing.yaml").write_text(yaml.safe_dump(processing, sort_keys=False))
     (model / "labels.txt").write_text("".join(f"{name}\n" for name in LABELS))
     (model / "example.jpg").write_bytes(picture)
+
+
+def _write_draft(model: Path, folder: Path) -> None:
+    shutil.copytree(model, folder)
+    config, processing = folder / "config.pbtxt", folder / "processing.yaml"
+    config.write_text(config.read_text().replace(f'"{model.name}"', f'"{folder.name}"'))
+    processing.write_text(f"decode:\n  decoder: {DRAFT_DECODER}\n{processing.read_text()}")

@@ -46,13 +46,21 @@ class Model:
         """float32 [B, ...] -> float32 [B, C]."""
         return self._session.run(None, {"x": np.ascontiguousarray(x, dtype=np.float32)})[0]
 
-    def labels(self, pictures):
-        """Encoded pictures -> their labels."""
-        return self.labels_of_images([Image.open(BytesIO(picture)) for picture in pictures])
+    def labels(self, pictures, draft=False):
+        """Encoded pictures -> their labels. `draft`: JPEGs are reduced while they are decoded."""
+        return self.labels_of_images([opened(picture, draft) for picture in pictures])
 
     def labels_of_images(self, images):
         """Pillow's images, which are decoded when they are first used -> their labels."""
         return [label(row) for row in self.rows(np.stack([image_row(image) for image in images]))]
+
+
+def opened(data, draft=False):
+    """An encoded picture -> Pillow's image, decoded when it is first used; `draft`: reduced as far as SIDE allows."""
+    image = Image.open(BytesIO(data))
+    if draft:
+        image.draft(None, (SIDE, SIDE))
+    return image
 
 
 def picture_row(data):

@@ -2,11 +2,9 @@
 
 import base64
 import json
-from io import BytesIO
 
 import triton_python_backend_utils as pb_utils
-from onnx_model import SIDE
-from PIL import Image
+from onnx_model import opened
 
 
 def draft_of(args):
@@ -20,11 +18,7 @@ def images_of(requests, draft):
     given = [picture for x in inputs for picture in x.reshape(-1)]
     # JSON has no bytes, so REST clients send base64; a JPEG begins with FF D8.
     pictures = [picture if picture.startswith(b"\xff\xd8") else base64.b64decode(picture) for picture in given]
-    images = [Image.open(BytesIO(picture)) for picture in pictures]
-    if draft:
-        for image in images:
-            image.draft(None, (SIDE, SIDE))
-    return images, [len(x) for x in inputs]
+    return [opened(picture, draft) for picture in pictures], [len(x) for x in inputs]
 
 
 def parted(name, values, counts):
