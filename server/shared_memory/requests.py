@@ -24,7 +24,8 @@ from server.errors import (
 from server.observability.audit import audited
 from server.offload import Offload
 from server.settings import SharedMemorySettings
-from server.shared_memory.cuda import has_gpu, open_region
+from server.shared_memory.cuda import open_region
+from server.shared_memory.cuda_driver import has_gpu
 from server.shared_memory.references import SharedTensors
 from server.shared_memory.region import Region
 from server.shared_memory.regions import Regions
