@@ -129,6 +129,7 @@ class Server:
             OSError: see `load_first`. A model that can't be loaded is no error here: it is in the index, with its
                 reason.
             ListenFailed: a port is taken.
+            InvalidRequest: a setting that only its use shows to be wrong.
         """
         repository = self.settings.repository
         self._pulse.start()
@@ -362,7 +363,7 @@ async def _serve(settings: Settings, logs: LogControl) -> int:
         return 1
     try:
         await server.start()
-    except (OSError, ListenFailed) as error:
+    except (InvalidRequest, OSError, ListenFailed) as error:
         log.error("can't start: %s", error)
         await server.stop_listening(0)
         await server.close()

@@ -404,8 +404,17 @@ class TritonSettings(Section):
     """Bytes of a request's inputs, without those of text, from which they go by shared memory: what `make
     bench-triton-shm` says."""
     shared_memory_bytes: Annotated[int, Field(ge=64 * 1024)] = 64 * 1024 * 1024
-    """Bytes of that memory, for all Tritons together, taken with the first request that needs it. Where it is full,
-    inputs go by message."""
+    """Bytes of that memory, for all Tritons together, taken with the first request that needs it, or at the start
+    where it is a GPU's. Where it is full, inputs go by message."""
+    shared_memory_gpu: Annotated[int, Field(ge=-1, json_schema_extra=flag("--triton-shared-memory-gpu"))] = -1
+    """The number of a GPU, by CUDA's count here and at the Tritons: that memory is its own (CUDA shared memory), and
+    without it the server does not start. -1: it is the host's."""
+
+    @model_validator(mode="after")
+    def _a_gpus_memory_is_shared(self) -> Self:
+        if self.shared_memory == "off" and self.shared_memory_gpu >= 0:
+            raise ValueError("--triton-shared-memory-gpu needs --triton-shared-memory auto")
+        return self
 
     @model_validator(mode="after")
     def _probes_are_between_the_pings(self) -> Self:

@@ -17,7 +17,7 @@ import pytest
 import tritonclient.grpc as triton_grpc
 
 from server.client import Client
-from server.engine.triton.memory import FOLDER, PREFIX
+from server.engine.triton.held_file import FOLDER, PREFIX
 from server.errors import CallExpired, TritonRefused
 from server.local_triton.process import LocalTriton
 from server.over_triton.models import TritonModels

@@ -12,9 +12,13 @@ import grpc.aio
 import numpy as np
 from google.protobuf import text_format
 
-from server.engine.triton.memory import FOLDER
+from server.engine.triton.held_file import FOLDER
+from server.errors import InvalidRequest
 from server.proto.triton import model_config_pb2
 from server.proto.triton import service_pb2 as pb
+from server.shared_memory.cuda import CudaRegion
+from server.shared_memory.cuda_driver import Driver
+from server.shared_memory.references import Reference
 
 _PREFIX = "/inference.GRPCInferenceService/"
 
@@ -68,6 +72,10 @@ class FakeTriton:
         """What each stream is answered with, one for each request: ModelStreamInferResponses, or a pause in seconds."""
         self.regions: dict[str, Any] = {}
         """The shared memory that it knows: SystemSharedMemoryRegisterRequests by name."""
+        self.gpu: Driver | None = None
+        """It is a build for GPUs."""
+        self.cuda_regions: dict[str, CudaRegion] = {}
+        """The memory of the GPU that it has open, by name."""
         self.refuses_regions = ""
         self.port = 0
         self.socket: Path | None = None
@@ -162,6 +170,39 @@ class FakeTriton:
             answer.regions[name].key = region.key
         return answer
 
+    def forget(self) -> None:
+        """All memory, as with its end."""
+        self.regions.clear()
+        for region in self.cuda_regions.values():
+            region.release()
+        self.cuda_regions.clear()
+
+    async def cuda_register(self, message: Any, context: Any) -> Any:
+        if self.gpu is None:
+            words = f"failed to register CUDA shared memory region: '{message.name}', GPUs not supported"
+            await context.abort(grpc.StatusCode.UNIMPLEMENTED, words)
+        elif message.name in self.cuda_regions:
+            await context.abort(grpc.StatusCode.ALREADY_EXISTS, f"'{message.name}' already in manager")
+        else:
+            told = message.name, message.raw_handle, message.device_id, message.byte_size
+            try:
+                self.cuda_regions[message.name] = CudaRegion(self.gpu, *told)
+            except InvalidRequest as error:
+                await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
+        return pb.CudaSharedMemoryRegisterResponse()
+
+    async def cuda_unregister(self, message: Any, _context: Any) -> Any:
+        region = self.cuda_regions.pop(message.name, None)
+        if region is not None:
+            region.release()
+        return pb.CudaSharedMemoryUnregisterResponse()
+
+    async def cuda_status(self, _message: Any, _context: Any) -> Any:
+        answer = pb.CudaSharedMemoryStatusResponse()
+        for name, region in self.cuda_regions.items():
+            answer.regions[name].byte_size = region.byte_size
+        return answer
+
     async def _read_regions(self, message: Any, context: Any) -> Any:
         """The request as if all its inputs had been in it."""
         whole, raw = pb.ModelInferRequest(), iter(message.raw_input_contents)
@@ -172,12 +213,19 @@ class FakeTriton:
                 whole.raw_input_contents.append(next(raw))
                 continue
             name = told.parameters["shared_memory_region"].string_param
+            offset = told.parameters["shared_memory_offset"].int64_param
+            byte_size = told.parameters["shared_memory_byte_size"].int64_param
+            if name in self.cuda_regions:
+                piece = Reference(name, offset, byte_size)
+                self.cuda_regions[name].check(piece)
+                whole.raw_input_contents.append(bytes(self.cuda_regions[name].read(piece)))
+                continue
             if name not in self.regions:
                 words = f"[request id: <id_unknown>] Unable to find shared memory region: '{name}'"
                 await context.abort(grpc.StatusCode.INVALID_ARGUMENT, words)
             with (FOLDER / self.regions[name].key).open("rb") as file:
-                file.seek(told.parameters["shared_memory_offset"].int64_param)
-                whole.raw_input_contents.append(file.read(told.parameters["shared_memory_byte_size"].int64_param))
+                file.seek(offset)
+                whole.raw_input_contents.append(file.read(byte_size))
         return whole
 
     async def model_infer(self, message: Any, context: Any) -> Any:
@@ -255,6 +303,9 @@ _METHODS = {
     "SystemSharedMemoryRegister": (pb.SystemSharedMemoryRegisterRequest, FakeTriton.shared_memory_register),
     "SystemSharedMemoryUnregister": (pb.SystemSharedMemoryUnregisterRequest, FakeTriton.shared_memory_unregister),
     "SystemSharedMemoryStatus": (pb.SystemSharedMemoryStatusRequest, FakeTriton.shared_memory_status),
+    "CudaSharedMemoryRegister": (pb.CudaSharedMemoryRegisterRequest, FakeTriton.cuda_register),
+    "CudaSharedMemoryUnregister": (pb.CudaSharedMemoryUnregisterRequest, FakeTriton.cuda_unregister),
+    "CudaSharedMemoryStatus": (pb.CudaSharedMemoryStatusRequest, FakeTriton.cuda_status),
     "RepositoryModelLoad": (pb.RepositoryModelLoadRequest, FakeTriton.repository_model_load),
     "RepositoryModelUnload": (pb.RepositoryModelUnloadRequest, FakeTriton.repository_model_unload),
 }

@@ -213,6 +213,10 @@ OVER_TRITON = {"engine": {"kind": "triton"}, "triton": {"url": "grpc://a:1"}}
         ({**OVER_TRITON, "engine": {"kind": "triton", "threads": 2}}, "engine.threads needs --engine onnxruntime"),
         ({**OVER_TRITON, "repository": {"warmup_s": 1}}, "repository.warmup_s needs --engine onnxruntime"),
         ({**OVER_TRITON, "repository": {"control_mode": "explicit", "load_models": ["*"]}}, "--load-model \\* needs"),
+        (
+            {**OVER_TRITON, "triton": {"url": "grpc://a:1", "shared_memory": "off", "shared_memory_gpu": 0}},
+            "--triton-shared-memory-gpu needs --triton-shared-memory auto",
+        ),
         ({**OVER_TRITON, "cache": {"size_bytes": 1}}, "--cache-size-bytes needs --engine onnxruntime"),
         ({**OVER_TRITON, "repository": {"control_mode": "poll"}}, "poll needs --engine onnxruntime"),
         ({**OVER_TRITON, "triton": {"url": "grpc://a:1", "tls_key": "k"}}, "--triton-tls-key go together"),
@@ -225,6 +229,7 @@ OVER_TRITON = {"engine": {"kind": "triton"}, "triton": {"url": "grpc://a:1"}}
         "threads",
         "a warm-up",
         "all models",
+        "a GPU without shared memory",
         "a cache",
         "polling",
         "a key without a certificate",

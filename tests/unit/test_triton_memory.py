@@ -12,7 +12,9 @@ import pytest
 
 from server.engine.triton.addresses import Endpoint, Target
 from server.engine.triton.calls import message_of
-from server.engine.triton.memory import PREFIX, Memory, Placed
+from server.engine.triton.held_file import PREFIX
+from server.engine.triton.host_memory import HostMemory
+from server.engine.triton.memory import Memory, Placed
 from server.tensor import Tensor
 from server.types import InferRequest
 
@@ -33,7 +35,7 @@ def request(**arrays: Any) -> InferRequest:
 
 
 def opened(folder: Path, clock: Clock | None = None) -> Memory:
-    memory = Memory(SIZE, LEAST, folder, clock or Clock())
+    memory = Memory(HostMemory(SIZE, folder), LEAST, clock or Clock())
     memory.open()
     return memory
 
@@ -61,11 +63,11 @@ def test_tensors_lie_where_it_is_said_and_aligned(tmp_path: Path) -> None:
     )
     placed = put(memory, given)
 
-    data = (tmp_path / memory.name).read_bytes()
+    data = (tmp_path / memory.backing.name).read_bytes()
     assert set(placed.pieces) == {"odd", "x"}
     for name, piece in placed.pieces.items():
         (wanted,) = (bytes(tensor.data) for tensor in given.inputs if tensor.name == name)
-        assert piece.region == memory.name
+        assert piece.region == memory.backing.name
         assert piece.offset % 64 == 0
         assert data[piece.offset : piece.offset + piece.byte_size] == wanted
     memory.close()
@@ -83,8 +85,8 @@ def test_triton_is_told_where_inputs_are_and_the_others_are_in_the_message(tmp_p
     ]
     assert told == [
         {},
-        {"shared_memory_region": memory.name, "shared_memory_byte_size": 2000},
-        {"shared_memory_region": memory.name, "shared_memory_byte_size": 12, "shared_memory_offset": 2048},
+        {"shared_memory_region": memory.backing.name, "shared_memory_byte_size": 2000},
+        {"shared_memory_region": memory.backing.name, "shared_memory_byte_size": 12, "shared_memory_offset": 2048},
     ]
     assert list(message.raw_input_contents) == [b"\x03\0\0\0abc"]
     memory.close()
@@ -126,7 +128,7 @@ def test_the_place_of_a_request_that_was_given_up_is_kept_for_a_while(tmp_path: 
     clock.now = 29.0
     memory.give_back(second, read=False)
     assert memory.put(large(3)) is None
-    assert (tmp_path / memory.name).read_bytes()[first.place] == 1
+    assert (tmp_path / memory.backing.name).read_bytes()[first.place] == 1
 
     clock.now = 30.5
     assert put(memory, large(3)).place == first.place
@@ -149,7 +151,7 @@ def test_the_file_is_for_its_user_alone_and_goes_with_the_end(tmp_path: Path) ->
 
 def test_a_memory_that_was_closed_while_it_was_made_leaves_nothing(tmp_path: Path) -> None:
     """It is made on another thread, which does not hear of the end."""
-    memory = Memory(SIZE, LEAST, tmp_path)
+    memory = Memory(HostMemory(SIZE, tmp_path), LEAST)
     memory.close()
     memory.open()
 
@@ -159,7 +161,7 @@ def test_a_memory_that_was_closed_while_it_was_made_leaves_nothing(tmp_path: Pat
 
 def test_nothing_is_made_before_it_is_needed(tmp_path: Path) -> None:
     """No memory is taken from hosts where all inputs are small."""
-    memory = Memory(SIZE, LEAST, tmp_path)
+    memory = Memory(HostMemory(SIZE, tmp_path), LEAST)
     assert memory.put(large()) is None
     memory.close()
     assert list(tmp_path.iterdir()) == []
@@ -175,7 +177,7 @@ def test_what_a_killed_process_left_is_removed_and_what_a_living_one_has_is_not(
     fcntl.flock(living, fcntl.LOCK_EX)
     memory = opened(tmp_path)
 
-    assert {path.name for path in tmp_path.iterdir()} == {f"{PREFIX}2-living", "other", memory.name}
+    assert {path.name for path in tmp_path.iterdir()} == {f"{PREFIX}2-living", "other", memory.backing.name}
     memory.close()
     os.close(living)
 

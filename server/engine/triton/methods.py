@@ -29,11 +29,26 @@ CONFIG = Unary("ModelConfig", pb.ModelConfigRequest, pb.ModelConfigResponse)
 METADATA = Unary("ModelMetadata", pb.ModelMetadataRequest, pb.ModelMetadataResponse)
 LOAD = Unary("RepositoryModelLoad", pb.RepositoryModelLoadRequest, pb.RepositoryModelLoadResponse)
 UNLOAD = Unary("RepositoryModelUnload", pb.RepositoryModelUnloadRequest, pb.RepositoryModelUnloadResponse)
-REGISTER = Unary(
-    "SystemSharedMemoryRegister", pb.SystemSharedMemoryRegisterRequest, pb.SystemSharedMemoryRegisterResponse
-)
-UNREGISTER = Unary(
-    "SystemSharedMemoryUnregister", pb.SystemSharedMemoryUnregisterRequest, pb.SystemSharedMemoryUnregisterResponse
-)
-REGISTERED = Unary("SystemSharedMemoryStatus", pb.SystemSharedMemoryStatusRequest, pb.SystemSharedMemoryStatusResponse)
 STREAM_INFER = Unary("ModelStreamInfer", pb.ModelInferRequest, pb.ModelStreamInferResponse)
+
+
+class RegionMethods(NamedTuple):
+    """Of one kind of shared memory. Whoever is registered, forgotten or asked for is named by `name`."""
+
+    register: Unary
+    unregister: Unary
+    status: Unary
+
+
+SYSTEM_REGIONS = RegionMethods(
+    Unary("SystemSharedMemoryRegister", pb.SystemSharedMemoryRegisterRequest, pb.SystemSharedMemoryRegisterResponse),
+    Unary(
+        "SystemSharedMemoryUnregister", pb.SystemSharedMemoryUnregisterRequest, pb.SystemSharedMemoryUnregisterResponse
+    ),
+    Unary("SystemSharedMemoryStatus", pb.SystemSharedMemoryStatusRequest, pb.SystemSharedMemoryStatusResponse),
+)
+CUDA_REGIONS = RegionMethods(
+    Unary("CudaSharedMemoryRegister", pb.CudaSharedMemoryRegisterRequest, pb.CudaSharedMemoryRegisterResponse),
+    Unary("CudaSharedMemoryUnregister", pb.CudaSharedMemoryUnregisterRequest, pb.CudaSharedMemoryUnregisterResponse),
+    Unary("CudaSharedMemoryStatus", pb.CudaSharedMemoryStatusRequest, pb.CudaSharedMemoryStatusResponse),
+)

@@ -8,8 +8,11 @@ from collections.abc import Awaitable, Callable, Iterable, Sequence
 
 from server.engine.triton.addresses import Endpoint, Target, resolve
 from server.engine.triton.channel import Channels
+from server.engine.triton.gpu_memory import GpuMemory
+from server.engine.triton.host_memory import HostMemory
 from server.engine.triton.memory import Memory
 from server.engine.triton.server import TritonServer
+from server.errors import InvalidRequest
 from server.settings import TritonSettings
 
 log = logging.getLogger(__name__)
@@ -38,11 +41,7 @@ class Pool:
         self._found: dict[Target, Sequence[Endpoint]] = {}
         self._following: asyncio.Task[None] | None = None
         self._closing: set[asyncio.Task[None]] = set()
-        self._memory = (
-            Memory(settings.shared_memory_bytes, settings.shared_memory_least_bytes)
-            if settings.shared_memory == "auto"
-            else None
-        )
+        self._memory = _memory_of(settings)
         self.changed: Callable[[], None] = lambda: None
 
     @property
@@ -55,7 +54,16 @@ class Pool:
         return [server for server in self._servers.values() if server.up]
 
     async def start(self) -> None:
-        """Find them and probe each once; from now on they are watched. What is not there is no error."""
+        """Find them and probe each once; from now on they are watched. What is not there is no error.
+
+        Raises:
+            InvalidRequest: there is no such GPU as they are to read from, or no room on it.
+        """
+        if self._memory is not None and self._settings.shared_memory_gpu >= 0:
+            try:
+                await asyncio.to_thread(self._memory.open)
+            except OSError as error:
+                raise InvalidRequest("--triton-shared-memory-gpu", str(error)) from error
         await self._follow()
         self._following = asyncio.get_running_loop().create_task(self._follow_on())
 
@@ -120,3 +128,11 @@ class Pool:
         self._servers.clear()
         if self._memory is not None:
             self._memory.close()
+
+
+def _memory_of(settings: TritonSettings) -> Memory | None:
+    if settings.shared_memory == "off":
+        return None
+    size_bytes, device_id = settings.shared_memory_bytes, settings.shared_memory_gpu
+    backing = HostMemory(size_bytes) if device_id < 0 else GpuMemory(device_id, size_bytes)
+    return Memory(backing, settings.shared_memory_least_bytes)

@@ -13,10 +13,9 @@ from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from typing import Any
 
-from server.engine.triton.memory import PREFIX, Memory, Placed
-from server.engine.triton.methods import REGISTER, REGISTERED, UNREGISTER, Unary
+from server.engine.triton.memory import Memory, Placed
+from server.engine.triton.methods import Unary
 from server.errors import ServingError
-from server.proto.triton import service_pb2 as pb
 from server.types import InferRequest
 
 log = logging.getLogger(__name__)
@@ -52,6 +51,10 @@ class Registration:
             return None
         return self._memory.put(request)
 
+    async def copied(self, copying: asyncio.Future[str], within_s: float | None) -> bool:
+        """As of `Memory`."""
+        return await self._memory.copied(copying, within_s)
+
     def give_back(self, placed: Placed, *, read: bool) -> None:
         """As of `Memory`."""
         self._memory.give_back(placed, read=read)
@@ -65,7 +68,8 @@ class Registration:
 
     def _want(self, request: InferRequest) -> None:
         """Tell it, if this request is a reason to, and nobody does."""
-        if self._telling is not None or self._clock() < self._not_before or not self._memory.wants(request):
+        memory = self._memory
+        if self._telling is not None or self._clock() < self._not_before or memory.lost or not memory.wants(request):
             return
         self._telling = asyncio.get_running_loop().create_task(self._tell())
 
@@ -87,20 +91,21 @@ class Registration:
             self._telling = None
 
     async def _register(self) -> None:
-        memory = self._memory
+        backing = self._memory.backing
         # It may know it after all: of a registration whose answer was lost.
-        await self._unregister(memory.name)
-        message = pb.SystemSharedMemoryRegisterRequest(name=memory.name, key=memory.name, byte_size=memory.size_bytes)
-        await self._ask(REGISTER, message)
-        # What it has of processes that were killed, whose files `open` removed: as much memory as they had.
-        known = await self._ask(REGISTERED, pb.SystemSharedMemoryStatusRequest())
+        await self._unregister(backing.name)
+        await self._ask(backing.methods.register, backing.registration())
+        # What it has of processes that were killed: as much memory as they had.
+        status = backing.methods.status
+        known = await self._ask(status, status.request())
         for region in known.regions:
-            if region.startswith(PREFIX) and not (memory.folder / region).exists():
+            if backing.was_left(region):
                 with suppress(TimeoutError, ServingError):
                     await self._unregister(region)
 
     async def _unregister(self, name: str) -> None:
-        await self._ask(UNREGISTER, pb.SystemSharedMemoryUnregisterRequest(name=name))
+        unregister = self._memory.backing.methods.unregister
+        await self._ask(unregister, unregister.request(name=name))
 
     async def close(self) -> None:
         """Let it forget."""
@@ -111,4 +116,4 @@ class Registration:
         if self.known:
             self.known = False
             with suppress(TimeoutError, ServingError):
-                await self._unregister(self._memory.name)
+                await self._unregister(self._memory.backing.name)

@@ -254,20 +254,20 @@ class TritonServer:
     async def _infer_placed(
         self, request: InferRequest, version: str, outputs: Sequence[str], placed: Placed
     ) -> Outcome:
-        """Its inputs are in shared memory. If Triton does not know that any more, they go by message."""
+        """Its inputs are in shared memory, or soon. If not, or if Triton forgot the memory, they go by message."""
         assert self._memory is not None
-        read = False
+        read, left_s = False, _left_s(request, time.monotonic_ns())
         try:
-            outcome = await self._infer_with(request, version, outputs, placed.pieces)
-            read = True
+            if placed.copying is None or await self._memory.copied(placed.copying, left_s):
+                outcome = await self._infer_with(request, version, outputs, placed.pieces)
+                read = True
+                return outcome
         except _MemoryForgottenError:
             read = True
             self._memory.forgot()
         except ServingError as error:
             read = finished_with(error)
             raise
-        else:
-            return outcome
         finally:
             self._memory.give_back(placed, read=read)
         return await self._infer_with(request, version, outputs, NOWHERE)
