@@ -1,6 +1,7 @@
 """Inputs to a Triton on this host by size: in the message, and in shared memory (`--triton-shared-memory`).
 
     python -m loadtests.benchmarks.triton_shared_memory
+    python -m loadtests.benchmarks.triton_shared_memory --gpu 0    # the memory of that GPU, which Triton must have too
 
 A real Triton on the first core, with a model that takes a tensor and answers one number; this process on the second,
 with the server's own way to Tritons in it (its pool, twice: once with shared memory, once without). The two ways take
@@ -30,6 +31,7 @@ from server.engine.triton.addresses import parse
 from server.engine.triton.channel import Channels
 from server.engine.triton.pool import Pool
 from server.engine.triton.server import TritonServer
+from server.errors import InvalidRequest
 from server.local_triton.process import LocalTriton, Ports, free_ports
 from server.local_triton.program import Program, TritonMissing, find
 from server.settings import TritonSettings
@@ -67,27 +69,36 @@ def write_model(repository: Path, packages: Path | None) -> None:
     (repository / MODEL / "1" / "model.py").write_text(_CODE.format(packages=str(packages)))
 
 
+class NotShared(Exception):
+    """This Triton reads no memory of ours."""
+
+
 class Way:
     """Calls through a pool of its own."""
 
-    def __init__(self, port: int, shared_memory: str) -> None:
+    def __init__(self, port: int, shared_memory: str, gpu: int = -1) -> None:
         url = f"grpc://127.0.0.1:{port}"
         settings = TritonSettings.model_validate(
-            {"url": url, "shared_memory": shared_memory, "shared_memory_least_bytes": 1}
+            {
+                "url": url,
+                "shared_memory": shared_memory,
+                "shared_memory_least_bytes": 1,
+                "shared_memory_gpu": gpu,
+            }
         )
         self._pool = Pool(parse(url, tls=False), settings, Channels(settings, _MOST_BYTES, tls=False))
         self.took_s: list[float] = []
         self.cpu_s = 0.0
 
     async def start(self) -> None:
-        """Until the memory is shared, if it is to be. Raises RuntimeError if it can't be."""
+        """Until the memory is shared, if it is to be. Raises NotShared, InvalidRequest if it can't be."""
         await self._pool.start()
         for _ in range(100):
             await self.call(np.zeros(1024, np.float32))
             await asyncio.sleep(0.02)
             if self.server.shares_memory or not self.server.may_share_memory:
                 return
-        raise RuntimeError("this Triton shares no memory")
+        raise NotShared("this Triton shares no memory")
 
     @property
     def server(self) -> TritonServer:
@@ -113,9 +124,10 @@ class Way:
         await self._pool.close()
 
 
-async def measure(port: int, sizes_kib: Sequence[int], calls: int) -> list[tuple[float, float, float]]:
-    """For each size: the median seconds by message and by shared memory, and how many times less CPU that takes."""
-    ways = (Way(port, "off"), Way(port, "auto"))
+async def measure(port: int, sizes_kib: Sequence[int], calls: int, gpu: int) -> list[tuple[float, float, float]]:
+    """For each size: the median seconds by message and by shared memory, and how many times less CPU that takes.
+    `gpu`: whose memory; -1: the host's. Raises NotShared, InvalidRequest."""
+    ways = (Way(port, "off"), Way(port, "auto", gpu))
     found = []
     try:
         for way in ways:
@@ -172,6 +184,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--calls", type=int, default=100, help="of each way and size (default: 100)")
     parser.add_argument("--sizes", default=",".join(map(str, SIZES_KIB)), help="KiB, with commas between them")
     parser.add_argument("--out", type=Path, help="also write triton_shared_memory.md into this folder")
+    parser.add_argument(
+        "--gpu", type=int, default=-1, help="share the memory of the GPU of that number, not the host's"
+    )
     options = parser.parse_args(arguments)
     sizes_kib = [int(size) for size in options.sizes.split(",")]
     try:
@@ -190,7 +205,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
             stack.enter_context(triton)
         triton.wait_ready(90)
         os.sched_setaffinity(0, {others[0] if others else first})
-        found = asyncio.run(measure(ports.grpc, sizes_kib, options.calls))
+        try:
+            found = asyncio.run(measure(ports.grpc, sizes_kib, options.calls, options.gpu))
+        except (NotShared, InvalidRequest) as refused:
+            sys.stderr.write(f"{refused}\n")
+            return 2
     publish(report(sizes_kib, found, options.calls), "triton_shared_memory.md", options.out)
     return 0
 

@@ -212,6 +212,17 @@ async def test_a_gpu_that_there_is_not_ends_the_start(gpu: FakeGpu, own: dict[st
     assert gpu.allocations == 0
 
 
+async def test_memory_that_nobody_can_read_is_said_to_be_so(
+    tmp_path: Path, gpu: FakeGpu, one: FakeTriton, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It was asked for, and does nothing."""
+    one.socket = tmp_path / "s"
+    async with over(one, url=f"unix://{tmp_path}/s", **GPU) as models:
+        assert np.array_equal(await ask(models, X), X * 2)
+    assert "--triton-shared-memory-gpu: no Triton is at a loopback address" in caplog.text
+    await until(lambda: gpu.allocations == 0)
+
+
 async def test_a_server_without_a_driver_does_not_start(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

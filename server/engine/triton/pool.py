@@ -65,6 +65,8 @@ class Pool:
             except OSError as error:
                 raise InvalidRequest("--triton-shared-memory-gpu", str(error)) from error
         await self._follow()
+        if self._settings.shared_memory_gpu >= 0 and not any(server.may_share_memory for server in self.servers):
+            log.warning("--triton-shared-memory-gpu: no Triton is at a loopback address, so none reads that memory")
         self._following = asyncio.get_running_loop().create_task(self._follow_on())
 
     async def _follow_on(self) -> None:
