@@ -182,13 +182,14 @@ def test_what_a_killed_process_left_is_removed_and_what_a_living_one_has_is_not(
     os.close(living)
 
 
-def test_where_there_is_no_room_nothing_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("call", ["os.posix_fallocate", "mmap.mmap"], ids=["in the folder", "for a mapping"])
+def test_where_there_is_no_room_nothing_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str) -> None:
     """Writing to a page that does not exist would end the process; so all of it is asked for at once."""
 
     def full(*_: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(os, "posix_fallocate", full)
+    monkeypatch.setattr(call, full)
     with pytest.raises(OSError, match="No space left"):
         opened(tmp_path)
     assert list(tmp_path.iterdir()) == []
