@@ -100,7 +100,7 @@ bench-access: $(VENV)/.dev ## what keys cost a call over gRPC, with and without,
 bench-shm: $(VENV)/.dev ## a large tensor in and out, in the message and in shared memory, half a minute on two quiet cores
 	$(BIN)/python -m loadtests.benchmarks.shared_memory --out $(REPORTS) $(BENCH)
 
-bench-over-triton: $(VENV)/.dev ## the gateway in front of a Triton, Triton alone and the embedded engine: a JPEG to its label, and overload, two minutes on two quiet cores
+bench-over-triton: $(VENV)/.dev ## the gateway in front of a Triton, Triton alone and the embedded engine: a JPEG to its label, and overload, five minutes on two quiet cores
 	$(BIN)/python -m loadtests.benchmarks.over_triton --out $(REPORTS) $(BENCH)
 
 bench-repair: $(VENV)/.dev ## a Triton of two killed under load and started again: failed requests, and when it is used again, a minute
