@@ -9,8 +9,8 @@ at all: the whole picture in Pillow, or reduced while it is decoded. A closed lo
 interleaved, medians of the rounds. Then overload, decoding the whole picture, beside the Python model that does all,
 which is the quickest of the three: Poisson arrivals at twice the capacity of Triton (its best closed-loop rate), each
 with 100 ms, the same at all of them: through the gateway, straight at Triton with its default queue, and with the queue
-policy that does best of `POLICIES` in a short trial of each. And the gateway and the embedded engine at twice their own
-capacities.
+policy that does best of `POLICIES` in a short trial of each; and at both of ours, JPEGs reduced while they are decoded.
+And the gateway and the embedded engine at twice their own capacities.
 
 Latency counts from the time that a request was due. Goodput is answers within the deadline, at which callers give up. A
 Triton may end of that, by a race of cancellations: then the benchmark says so, and prints what it has.
@@ -151,7 +151,7 @@ def together(runs: Sequence[Overload]) -> Overload:
 
 
 def overloads(
-    sides: Sides, workload: Workload, capacities: dict[str, float], options: argparse.Namespace
+    sides: Sides, reduced: Sides, workload: Workload, capacities: dict[str, float], options: argparse.Namespace
 ) -> tuple[dict[str, Overload], dict[str, float]]:
     """By title; and what each queue policy had in its trial, by the side's name."""
     capacity = capacities[sides.alone.title]
@@ -166,6 +166,7 @@ def overloads(
         (sides.gateway, rate, own[sides.gateway.title]),
         (replace(sides.alone, name="Triton, its default queue"), rate, capacity),
         (best, rate, capacity),
+        *((side, rate, capacities[side.title]) for side in reduced.ours),
         *((_at_own(side), OVERLOAD * own[side.title], own[side.title]) for side in (sides.gateway, sides.embedded)),
     ]
     runs: dict[str, list[Overload]] = {side.title: [] for side, _, _ in compared}
@@ -251,10 +252,11 @@ def run(options: argparse.Namespace) -> Iterator[str]:
             yield f"{ratios(found, sides)}\n"
             if options.only:
                 return
-            whole = sides[DECODERS[0]]
-            capacities = {side.title: capacity_of(found, side.title) for side in (*whole.ours, whole.alone)}
+            whole, reduced = (sides[decoder] for decoder in DECODERS)
+            measured = (*whole.ours, whole.alone, *reduced.ours)
+            capacities = {side.title: capacity_of(found, side.title) for side in measured}
             capacity = capacities[whole.alone.title]
-            loads, trials = overloads(whole, workload, capacities, options)
+            loads, trials = overloads(whole, reduced, workload, capacities, options)
     tried = ", ".join(f"{title.removeprefix('Triton, ')}: {goodput:.0f}" for title, goodput in trials.items())
     yield (
         f"Overload: {OVERLOAD:g} times Triton's {capacity:.0f}/s, deadline {DEADLINE_NS / 1e6:g} ms\n\n"
