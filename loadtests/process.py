@@ -132,12 +132,17 @@ def started(
             http, grpc, metrics = (f"127.0.0.1:{_port(banner, name)}" for name in ("REST", "gRPC", "metrics"))
             yield Server(process.pid, http, grpc, f"http://{metrics}/metrics")
         finally:
-            process.terminate()
-            try:
-                process.wait(20)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
+            end(process, 20)
+
+
+def end(process: subprocess.Popen[bytes], within_s: float) -> None:
+    """By SIGTERM, or by SIGKILL where it has not ended in that time."""
+    process.terminate()
+    try:
+        process.wait(within_s)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
 
 
 def _banner(process: subprocess.Popen[bytes], out: Path, log: Path) -> str:

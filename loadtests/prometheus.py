@@ -13,6 +13,7 @@ from typing import Any
 import httpx
 import yaml
 
+from loadtests.process import end
 from server.local_triton.process import free_ports
 
 RULES = Path(__file__).parents[1] / "helm" / "forwardpass" / "rules" / "forwardpass.yaml"
@@ -103,12 +104,7 @@ def prometheus(
         yield running
     finally:
         running.close()
-        process.terminate()
-        try:
-            process.wait(10)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+        end(process, 10)
 
 
 def _wait(process: subprocess.Popen[bytes], url: str, log: Path) -> None:

@@ -241,11 +241,11 @@ def _triton(workload: Workload, folder: Path, grpc_port: int, http_port: int, me
     translate(source, repository, program.packages or packages)
     _name_labels(repository / WORKLOAD / CONFIG_FILE)
     write = partial(_write_pictures, repository, workload, packages)
+    dims = ", ".join(map(str, workload.network.dims))
     for mark in _MARKS.values():
         more = _DRAFTED if mark else ""
         write(f"{DEFAULT_QUEUE}{mark}", "triton_pictures.py", more=more)
         write(f"scripted{mark}", "triton_bls.py", more=more)
-        dims = ", ".join(map(str, workload.row.shape[1:]))
         write(f"decode{mark}", "triton_decode.py", output=f'name: "x" data_type: TYPE_FP32 dims: [{dims}]', more=more)
         ensemble = repository / f"ensemble{mark}"
         (ensemble / "1").mkdir(parents=True)

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from loadtests.cores import cores, pinned
 from loadtests.flags import counted, positive
-from loadtests.process import serving, unwinding
+from loadtests.process import end, serving, unwinding
 from loadtests.slo import wire
 from loadtests.slo.objectives import SloFault, read_slo
 from loadtests.slo.verdict import HELD, INVALID, MISUSED
@@ -48,9 +48,7 @@ def locust(seconds: float, processes: int, core: int, environment: Mapping[str, 
             sys.stderr.write(f"Locust did not end within {_GRACE_S} s of what was due\n")
             return INVALID
         finally:
-            if started.poll() is None:
-                started.terminate()
-                started.wait(10)
+            end(started, 10)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
