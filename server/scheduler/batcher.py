@@ -295,9 +295,10 @@ class Batcher(Ticking):
             self._watchdog.lost(runner, requests, result.error)
         run = self._instances.release(runner, ended_ns)
         try:
-            if run is not None:
-                self._learn(run, result, ended_ns)
             self._conclude(requests, result, ended_ns)
+            if run is not None:
+                # The answers are given: only now can the next pass begin.
+                self._learn(run, result, self._clock())
         except BaseException as error:
             self._settling.fail_each(requests, self._failure(error))
             raise

@@ -1,8 +1,8 @@
 """How long a forward pass takes, by the rows in it: seeded by the warm-up, then learned from every pass.
 
 A pass has its compute (merge, run, split) and an overhead that does not depend on its rows: the hand-off to a
-thread and back, the loop's own lateness. From both follow the mean, a high quantile, and the size of batch
-beyond which a row does not become cheaper.
+thread and back, the loop's own lateness, the answers that are given before the next one begins. From both follow the
+mean, a high quantile, and the size of batch beyond which a row does not become cheaper.
 """
 
 from __future__ import annotations
@@ -26,12 +26,15 @@ _TOLERANCE = 0.03
 """A batch size must make a row cheaper by more than this to be worth its latency."""
 _PERIOD = 16
 """Passes after which sizes that did not occur follow the drift of the one that occurred most."""
-_TRIAL_SHARE = 32
-"""A trial of a larger batch may take one part in this many of the time that passes take."""
 _FIRST_TRIALS = 4
 _FIRST_TRIAL_SHARE = 8
-"""The same for the first trials of a size, whose cost in service nobody knows: what a pass costs beside its rows
-(caches gone cold, threads that take turns) does not show in a warm-up, and larger batches look dearer than they are."""
+"""The first trials of a larger batch may each take one part in this many of the time that passes take. Nobody knows
+what it costs in service: what a pass costs beside its rows (caches gone cold, threads that take turns) does not show in
+a warm-up, and larger batches look dearer than they are."""
+_TRIAL_SHARE, _RAREST_TRIAL_SHARE = 32, 512
+"""The next one may take a part in 32, and each further one half as much: whoever waits through a trial waits several
+times as long as else, and if one caller of a hundred did, it would be the 99th percentile. Never less than the second:
+a machine that has changed is found out."""
 
 
 class CostModel:
@@ -40,6 +43,7 @@ class CostModel:
     __slots__ = (
         "_best",
         "_ns",
+        "_offered",
         "_overhead",
         "_passes",
         "_ratio",
@@ -48,6 +52,7 @@ class CostModel:
         "_sizes",
         "_suspect",
         "_then",
+        "_trials",
     )
 
     def __init__(self, seed: Mapping[int, float] | None = None) -> None:
@@ -57,10 +62,15 @@ class CostModel:
         self._overhead = 0.0
         self._ratio = _RATIO
         self._passes: dict[int, int] = {}
-        """By rows, how many passes were observed: the first ones weigh more, for a seed may be wrong."""
+        """By rows, how many passes were observed since the size was last out of use: the first ones weigh more, for a
+        seed may be wrong, and so may be what was true then."""
         self._suspect: set[int] = set()
         """Sizes whose last pass was an outlier."""
         self._since_trial_ns = 0.0
+        self._offered = 0
+        """The size of which a trial is to be made; 0: none."""
+        self._trials: dict[int, int] = {}
+        """By the size that was offered, how many were made; filled or not, for there may never be so many that wait."""
         self._best: dict[int, int] = {}
         """`best_rows` by the maximum asked for, until the next period."""
         self._seen: dict[int, int] = {}
@@ -111,10 +121,10 @@ class CostModel:
         if estimate:
             self._learn_ratio(ns / estimate)
         passes = self._passes[rows] = self._passes.get(rows, 0) + 1
-        if rows not in self._ns:
+        new = rows not in self._ns
+        if new:
             insort(self._sizes, rows)
             self._ns[rows] = ns if estimate is None else _clamped(ns, estimate)
-            self._best.clear()
         elif estimate is not None:
             # The first one in service that is shorter than in the warm-up is nearer to the truth: neighbours only add.
             weight = 1 if passes == 1 and ns < estimate else min(_WEIGHT, passes + 1)
@@ -122,6 +132,8 @@ class CostModel:
         step_ns = overhead_ns - self._overhead
         self._overhead += min(step_ns, self._ns[rows] + self._overhead) / _WEIGHT
         self._count(rows, ns)
+        if new:
+            self._best.clear()
 
     def predict_ns(self, rows: int) -> int | None:
         """The expected time of a pass of `rows` rows, overhead included; None while nothing was ever measured.
@@ -156,10 +168,10 @@ class CostModel:
             best = self._best[largest] = self._cheapest(largest)
         if best < largest:
             trial = self._trial(best, largest)
-            share = _TRIAL_SHARE if self._passes.get(trial, 0) >= _FIRST_TRIALS else _FIRST_TRIAL_SHARE
             # A warm-up amid neighbours may have made it many times too dear, and it would never be its turn.
             no_dearer = trial / best * (self._estimate(best) or 0)
-            if self._since_trial_ns > share * min(self._estimate(trial) or 0, no_dearer):
+            if self._since_trial_ns > _share(self._shown(trial)) * min(self._estimate(trial) or 0, no_dearer):
+                self._offered = trial
                 return trial
         return best
 
@@ -171,9 +183,13 @@ class CostModel:
         sizes = [min(best << power, largest) for power in range(1, (largest // best).bit_length() + 1)]
         for enough in (1, _FIRST_TRIALS):
             for size in sizes:
-                if self._passes.get(size, 0) < enough:
+                if self._shown(size) < enough:
                     return size
         return sizes[0]
+
+    def _shown(self, rows: int) -> int:
+        """How often service has shown what so many rows cost, or could have."""
+        return max(self._passes.get(rows, 0), self._trials.get(rows, 0))
 
     def _cheapest(self, largest: int) -> int:
         sizes = [1 << power for power in range(largest.bit_length()) if 1 << power < largest]
@@ -201,6 +217,9 @@ class CostModel:
         for largest, best in self._best.items():
             if rows > best and rows >= min(2 * best, largest):
                 self._since_trial_ns = 0.0
+                if self._offered:
+                    self._trials[self._offered] = self._trials.get(self._offered, 0) + 1
+                    self._offered = 0
         self._seen[rows] = self._seen.get(rows, 0) + 1
         if sum(self._seen.values()) >= _PERIOD:
             self._follow_drift()
@@ -212,12 +231,17 @@ class CostModel:
         before = self._then.get(common)
         if before:
             drift = self._ns[common] / before
-            for rows in self._sizes:
-                if rows not in self._seen:
-                    self._ns[rows] *= drift
+            for rows in self._unseen():
+                self._ns[rows] *= drift
+        for rows in self._unseen():
+            self._passes[rows] = 0
         self._seen.clear()
         self._best.clear()
         self._then = dict(self._ns)
+
+    def _unseen(self) -> list[int]:
+        """The sizes that did not occur in this period."""
+        return [rows for rows in self._sizes if rows not in self._seen]
 
     def _estimate(self, rows: int) -> float | None:
         known = self._ns.get(rows)
@@ -236,6 +260,13 @@ class CostModel:
     def _on_line(self, left: int, right: int, rows: int) -> float:
         slope = (self._ns[right] - self._ns[left]) / (right - left)
         return self._ns[left] + slope * (rows - left)
+
+
+def _share(shown: int) -> int:
+    """A trial of a size that service has shown so often may take one part in this many of the time of passes."""
+    if shown < _FIRST_TRIALS:
+        return _FIRST_TRIAL_SHARE
+    return min(_TRIAL_SHARE << min(shown - _FIRST_TRIALS, 10), _RAREST_TRIAL_SHARE)
 
 
 def _clamped(ns: int, estimate: float) -> float:

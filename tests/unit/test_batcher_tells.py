@@ -11,6 +11,7 @@ from server.scheduler.batcher import STALL_NS
 from server.scheduler.cost import CostModel
 from server.scheduler.saturation import Ability
 from server.scheduler.share import Share
+from server.types import InferRequest, Outcome
 from tests.support.scheduler import MS, POISON, Bench, StillCost
 
 
@@ -47,6 +48,22 @@ def test_a_pass_is_held_against_what_was_foreseen_and_what_is_beside_its_compute
     counts = bench.statistics
     assert (counts.busy_ns, counts.predicted_ns, counts.actual_ns) == (7 * MS, 6 * MS, 7 * MS)
     assert cost.told == [(2, 0, 7 * MS)]
+
+
+def test_the_answers_of_a_pass_are_part_of_what_it_costs() -> None:
+    """The next one can't begin before they are given. Who waited for it was answered when it ended."""
+    cost = Counting({1: 3 * MS})
+    bench = Bench(4, cost=cost)
+
+    def taken(_request: InferRequest, _outcome: Outcome) -> None:
+        bench.clock.now_ns += 2 * MS
+
+    bench.submit(bench.caller.request([1, 2], on_settle=taken))
+    bench.clock.now_ns += 7 * MS
+    bench.complete()
+    assert cost.told == [(2, 0, 9 * MS)]
+    assert bench.statistics.actual_ns == 9 * MS
+    assert bench.statistics.success.ns == 7 * MS
 
 
 def test_a_pass_that_failed_teaches_nothing() -> None:

@@ -257,9 +257,11 @@ def test_the_best_size_stands_until_the_period_ends() -> None:
     assert cost.best_rows(2) == 2
 
 
-@pytest.mark.parametrize(("trials", "share"), [(0, 8), (3, 8), (4, 32)])
+@pytest.mark.parametrize(
+    ("trials", "share"), [(0, 8), (3, 8), (4, 32), (5, 64), (7, 256), (8, 512), (9, 512), (10**9, 512)]
+)
 def test_a_trial_takes_its_share_of_the_time(trials: int, share: int) -> None:
-    """An eighth while the size was tried less than four times, then a thirty-second."""
+    """An eighth while the size was tried less than four times, then a thirty-second, and each time half as much."""
     cost = CostModel({1: 1000, 2: 2000, 4: 4000})
     cost._passes.update({2: trials, 4: 4})
     cost.best_rows(4)
@@ -283,6 +285,35 @@ def test_sizes_that_service_has_not_shown_are_tried_first() -> None:
         cost._passes = dict(passes)
         cost._since_trial_ns = 10.0**9
         assert cost.best_rows(8) == tried
+
+
+def test_a_trial_that_is_never_filled_is_made_as_rarely_as_any() -> None:
+    """Of 8 rows only 7 ever wait: they tell nothing of 8, and that is not asked for again and again."""
+    cost = CostModel({rows: 1000 * rows for rows in (1, 2, 4, 8)})
+    sizes = []
+    for _ in range(8000):
+        sizes.append(min(cost.best_rows(8), 7))
+        cost.observe(sizes[-1], 1000 * sizes[-1])
+    assert sizes.count(7) == 4
+    assert sum(size for size in sizes[4000:] if size > 1) < 4000 / 200
+
+
+def test_what_was_not_seen_for_long_is_soon_known_again() -> None:
+    """A size that was out of use while the machine became faster beside it: one pass brings it half of the way up, and
+    all of the way down, as one in the place of a seed."""
+    cost = CostModel({1: 1000, 8: 8000})
+    for _ in range(16):
+        cost.observe(8, 8000)
+    cost._ns[8], cost._then = 9600.0, dict(cost._ns)
+    for _ in range(32):
+        cost.observe(1, 1000)
+    assert cost.mean_ns(8) == 9600
+    cost.observe(8, 10_000)
+    assert cost.mean_ns(8) == 9800
+    for _ in range(32):
+        cost.observe(1, 1000)
+    cost.observe(8, 8000)
+    assert cost.mean_ns(8) == 8000
 
 
 def test_a_warm_up_amid_neighbours_is_found_wrong() -> None:
