@@ -92,6 +92,8 @@ class ImageSteps:
         planar = spec.layout == "NCHW"
         self.shape = (channels, height, width) if planar else (height, width, channels)
         """Of one row: [C, H, W] or [H, W, C]."""
+        self._packing = {"RGB": "RGBX", "L": "L"}[spec.mode]
+        """Of the pixels that Pillow gives."""
         self._filter = Image.Resampling[spec.resize.filter.upper()]
         self._scale = np.float32(spec.normalize.scale)
         along = (channels, 1, 1) if planar else (channels,)
@@ -126,7 +128,9 @@ class ImageSteps:
             picture = ImageOps.fit(picture, size, self._filter)
         else:
             picture = picture.resize(size, self._filter)
-        x_HWC = np.asarray(picture).reshape(size[1], size[0], -1)  # noqa: N806
+        # Three channels lie in four bytes, as Pillow has them: to step over the fourth is cheaper than to pack three.
+        packed = np.frombuffer(picture.tobytes("raw", self._packing), np.uint8)
+        x_HWC = packed.reshape(size[1], size[0], -1)[..., : len(spec.mode)]  # noqa: N806
         row = np.empty(self.shape, np.float32) if out is None else out
         # Cast and transposed in one pass, then in place: a quarter of the time of arrays for each step.
         row[...] = x_HWC.transpose(2, 0, 1) if spec.layout == "NCHW" else x_HWC
