@@ -7,15 +7,15 @@ from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING
 
-from server.call import Settled, answer, settle_into
+from server.answering import Answering, Waiting, arrays
 from server.observability.tracing import Tracing
 from server.offload import Offload
-from server.pipeline.base import Pipeline, answers, most_brief, needs_inputs
+from server.pipeline.base import Pipeline, answers, most_brief
 from server.scheduler.preparing import Foresees, Preparing
 from server.scheduler.share import Share
 from server.scheduler.worker import Model
 from server.served import Served
-from server.types import InferRequest, InferResponse, PredictRequest, PredictResponse
+from server.types import InferRequest, PredictRequest, PredictResponse
 
 if TYPE_CHECKING:
     from server.observability.following import Call
@@ -32,20 +32,34 @@ class Predictions:
         self._tracing = tracing
         self._cancel = cancel
         self._share = share
+        self._answering = Answering()
 
     async def answer(
         self, served: Served, pipeline: Pipeline, request: PredictRequest, call: Call | None = None
     ) -> PredictResponse:
         """An answer for each input. `call`: by which it is followed. Raises ServingError: see `DataPlane.predict`."""
         served.stages.one(request)
-        response = await self._infer(served, request, served.preparing or self._prepare(served, pipeline))
-        outputs = {tensor.name: tensor.numpy() for tensor in response.outputs}
-        finish = partial(answers, pipeline, request.inputs, outputs)
-        predictions = (
-            await self._threads.run(finish, request.top_k) if needs_inputs(pipeline) else finish(request.top_k)
-        )
+        waiting = Waiting(pipeline, request, asyncio.get_running_loop().create_future())
+        inner = self._inner(served, request, waiting)
+        (served.preparing or self._prepare(served, pipeline)).submit(inner, request.inputs)
+        try:
+            error = await waiting.ended
+        except asyncio.CancelledError:
+            self._cancel(inner)
+            raise
+        if error is not None:
+            try:
+                raise error
+            finally:
+                del error, waiting  # The error's traceback holds this frame, the frame must not hold the error.
         if request.explanation is not None:
-            request.explanation.mark("postprocess")
+            request.explanation.mark("loop")
+        response, predictions = waiting.response, waiting.predictions
+        if predictions is None:
+            finish = partial(answers, pipeline, request.inputs, arrays(response))
+            predictions = await self._threads.run(finish, request.top_k)
+            if request.explanation is not None:
+                request.explanation.mark("postprocess")
         if call is not None:
             call.answered(served.model.version, served.statistics)
         return PredictResponse(response.model_name, response.model_version, predictions, request.id)
@@ -66,12 +80,12 @@ class Predictions:
         )
         return served.preparing
 
-    async def _infer(self, served: Served, request: PredictRequest, preparing: Preparing) -> InferResponse:
-        settled: Settled = asyncio.get_running_loop().create_future()
+    def _inner(self, served: Served, request: PredictRequest, waiting: Waiting) -> InferRequest:
+        """The request for the tensors that the inputs become."""
         inner = InferRequest(
             request.model_name,
             (),
-            on_settle=settle_into(settled),
+            on_settle=self._answering.on_settle,
             received_ns=request.received_ns,
             model_version=served.model.version,
             id=request.id,
@@ -79,6 +93,7 @@ class Predictions:
             parameters=request.parameters,
             explanation=request.explanation,
             tenant=request.tenant,
+            caller=waiting,
         )
         if request.metadata:
             inner.metadata = request.metadata
@@ -87,5 +102,4 @@ class Predictions:
             inner.explanation.mark("loop")
         if self._tracing.active:
             self._tracing.watch((inner,), request.model_name, served.model.version, follows=False)
-        preparing.submit(inner, request.inputs)
-        return await answer(inner, settled, self._cancel)
+        return inner

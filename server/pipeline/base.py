@@ -62,6 +62,18 @@ def most_brief(pipeline: Pipeline) -> int:
     return getattr(pipeline, "most_brief", 0)
 
 
+class ByRow(Pipeline, Protocol):
+    """A pipeline that makes each answer of its own row alone: rows of several requests may be postprocessed together,
+    to the same bits."""
+
+    by_row: bool
+
+
+def by_row(pipeline: Pipeline) -> bool:
+    """Whether it is a `ByRow`."""
+    return getattr(pipeline, "by_row", False)
+
+
 class OfInputs(Pipeline, Protocol):
     """A pipeline whose answers name parts of the inputs, so that the outputs alone are not enough."""
 

@@ -31,6 +31,7 @@ class ImagePipeline:
     """`server.pipeline.base.Pipeline` for pictures. Immutable, and safe to call from several threads."""
 
     task = "image-classification"
+    by_row = True
 
     def __init__(self, spec: ImageSpec, folder: Path, max_pixels: int | None = None) -> None:
         """Reads the labels and the example from `folder`; `max_pixels` is the server's own limit.

@@ -67,6 +67,7 @@ class RegressionPipeline:
     """`server.pipeline.base.Pipeline` for rows whose answer is a number."""
 
     task: str = TASK
+    by_row = True
 
     def __init__(self, spec: RegressionSpec, folder: Path) -> None:
         """Raises ModelLoadFailed where the example is no valid row."""

@@ -203,6 +203,7 @@ class TabularPipeline:
     """`server.pipeline.base.Pipeline` for rows."""
 
     task: str = TASK
+    by_row = True
 
     def __init__(self, spec: TabularSpec, folder: Path) -> None:
         """Raises ModelLoadFailed where labels and spec contradict each other, or the example is no valid row."""

@@ -20,6 +20,8 @@ from server.types import Embedding, Prediction, RawInput, TextInput
 class TextClassificationPipeline:
     """`server.pipeline.base.Pipeline` for texts that are one of several labels."""
 
+    by_row = True
+
     def __init__(self, spec: TextClassificationSpec, folder: Path) -> None:
         """Raises ModelLoadFailed: the tokenizer or the labels can't be used, or the example is no valid text."""
         self.task: str = spec.task
@@ -53,6 +55,8 @@ class TextClassificationPipeline:
 
 class TextEmbeddingPipeline:
     """`server.pipeline.base.Pipeline` for texts that become vectors."""
+
+    by_row = True
 
     def __init__(self, spec: TextEmbeddingSpec, folder: Path) -> None:
         """Raises ModelLoadFailed: the tokenizer can't be used, or the example is no valid text."""

@@ -50,6 +50,7 @@ FLOORS = {
     "server.engine": 2,
     "server.pipeline": 2,
     "server.call": 2,
+    "server.answering": 3,
     "server.classification": 2,
     "server.security": 2,
     "server.security.cli": 7,
