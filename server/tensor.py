@@ -133,7 +133,7 @@ class Tensor:
         return cls(name, datatype, array.shape, flat.data)
 
     @staticmethod
-    def cut(name: str, datatype: str, dims: tuple[int, ...], data: memoryview, rows: Sequence[int]) -> list[Tensor]:
+    def cut(name: str, datatype: str, dims: tuple[int, ...], data: Buffer, rows: Sequence[int]) -> list[Tensor]:
         """Tensors of so many rows each, one behind the other in `data`; a row has `dims` and a fixed size.
 
         Made without a call of the class, which would be half of the cost.

@@ -20,7 +20,6 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import numpy as np
@@ -35,7 +34,7 @@ from server.security.onnx_files import check_onnx
 from server.tensor import Array
 from server.types import Batch
 
-__all__ = ["OnnxRuntimeEngine", "available_cores", "map_exceptions"]
+__all__ = ["OnnxRuntimeEngine", "available_cores"]
 
 log = logging.getLogger(__name__)
 
@@ -51,26 +50,10 @@ _NOISE = (
 )
 
 
-class map_exceptions:  # noqa: N801 - reads as a statement
-    """``with map_exceptions(make):`` turns whatever ONNX Runtime raises into ``make(one clean sentence)``.
-
-    Its classes derive from Exception directly, and bad feeds raise ValueError or RuntimeError, so every
-    Exception but our own is taken. A class, since a generator would cost each forward pass a microsecond.
-    """
-
-    __slots__ = ("_make",)
-
-    def __init__(self, make: Callable[[str], ServingError]) -> None:
-        self._make = make
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        if isinstance(error, Exception) and not isinstance(error, ServingError):
-            raise self._make(_clean(str(error) or type(error).__name__)) from error
+def _sentence(error: Exception) -> str:
+    """What ONNX Runtime says is wrong. Its classes derive from Exception directly, and bad feeds raise ValueError or
+    RuntimeError: so whoever calls it takes every Exception but our own for one of its."""
+    return _clean(str(error) or type(error).__name__)
 
 
 def _clean(text: str) -> str:
@@ -171,19 +154,19 @@ class OnnxRuntimeEngine:
         )
 
     def _session(self, spec: EngineSpec, placement: Placement, options: Any) -> Any:
-        def failed(problem: str) -> ModelLoadFailed:
-            problem = problem.replace(f"{spec.path.parent}{os.sep}", "")
-            return ModelLoadFailed(
-                spec.model_name, _relative(spec), f"is no model that ONNX Runtime can load: {problem}"
-            )
-
-        with map_exceptions(failed):
+        try:
             # Its fallback would try again on the CPU, and move a session there in the middle of serving.
             providers = list(placement.providers)
             session = self._ort.InferenceSession(str(spec.path), options, providers=providers, enable_fallback=0)
             check_tensors(
                 spec, session.get_inputs(), session.get_outputs(), defaults=session.get_overridable_initializers()
             )
+        except ServingError:
+            raise
+        except Exception as error:
+            problem = _sentence(error).replace(f"{spec.path.parent}{os.sep}", "")
+            detail = f"is no model that ONNX Runtime can load: {problem}"
+            raise ModelLoadFailed(spec.model_name, _relative(spec), detail) from error
         # ONNX Runtime goes on without a provider that can't start (no driver, wrong CUDA) and says nothing.
         started = session.get_providers()
         absent = [name for name, _ in placement.providers if name not in started]
@@ -215,7 +198,6 @@ class OnnxRuntimeInstance:
 
     __slots__ = (
         "_encoded",
-        "_mapped",
         "_model_name",
         "_options",
         "_rows_first",
@@ -249,7 +231,6 @@ class OnnxRuntimeInstance:
         self._wanted = [output.name for output in spec.outputs]
         self._encoded = [tensor.name for tensor in spec.inputs if tensor.datatype == "BYTES"]
         self._rows_first = spec.max_batch_size > 0
-        self._mapped = map_exceptions(partial(_failure, spec.model_name, name))
 
     def interrupt(self) -> None:
         """Let the pass under way end at its next operator. From any thread; it runs nothing any more."""
@@ -258,10 +239,14 @@ class OnnxRuntimeInstance:
     def run(self, batch: Batch) -> Mapping[str, Array]:
         """See `server.engine.base.Instance.run`. BYTES outputs are object arrays of bytes."""
         feeds = batch.inputs
-        with self._mapped:
+        try:
             if self._encoded:
                 feeds = {**feeds, **{name: _to_text(feeds[name]) for name in self._encoded if name in feeds}}
             outputs = dict(zip(self._wanted, self._session.run(self._wanted, feeds, self._options), strict=True))
+        except ServingError:
+            raise
+        except Exception as error:
+            raise _failure(self._model_name, self.name, _sentence(error)) from error
         for name, array in outputs.items():
             if self._rows_first and (not array.ndim or array.shape[0] != batch.rows):
                 detail = f"output '{name}' has shape {list(array.shape)} for a batch of {batch.rows} rows"

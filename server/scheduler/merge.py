@@ -6,8 +6,9 @@ before it. A model without a batch dimension gets one request a pass and its ten
 
 Memory: the inputs of several requests are copied once, into the batch. The input of a single request is a
 view on the bytes that were received, unless it is padded. Answers are views on the engine's outputs, which are
-theirs alone, except where an output is a view on a received input: that is copied, because the transport may reuse its
-buffer; and where padding is cut off, which leaves no single piece of memory.
+theirs alone, except where an output is small, for to copy it is one step and the way to a view several; where it is a
+view on a received input: that is copied, because the transport may reuse its buffer; and where padding is cut off,
+which leaves no single piece of memory.
 """
 
 from __future__ import annotations
@@ -19,8 +20,11 @@ import numpy as np
 
 from server.errors import EngineFailure
 from server.scheduler.pad import Padding, cut_back, join_padded
-from server.tensor import DATATYPES, Array, Tensor, datatype_of, pack_bytes, unpack_bytes
+from server.tensor import DATATYPES, Array, Buffer, Tensor, datatype_of, pack_bytes, unpack_bytes
 from server.types import Batch, InferRequest, InferResponse
+
+_SMALL_BYTES = 16 * 1024
+"""An output of so many bytes is copied within a microsecond or two."""
 
 
 def merge(
@@ -106,19 +110,24 @@ def split(
             a type that v2 does not know, or a requested one is missing.
     """
     received = batch.inputs if len(requests) == 1 else {}
+    rows = [request.rows for request in requests]
     cuts: dict[str, list[Tensor]] = {}
     for name, array in outputs.items():
-        checked, datatype = _checked(name, array, batch, batched, received)
+        datatype = _datatype(name, array, batch, batched)
         if padding is not None and name in padding.buckets.outputs:
-            whole = cut_back(name, checked, requests, padding, batch.model_name)
+            whole = cut_back(name, _own(array, datatype, received), requests, padding, batch.model_name)
             cuts[name] = [Tensor.from_numpy(name, part) for part in whole]
+        elif not batched:
+            cuts[name] = [Tensor.from_numpy(name, _own(array, datatype, received))]
+        elif datatype == "BYTES":
+            cuts[name] = _cut_bytes(name, array, requests)
         else:
-            cuts[name] = _cut(name, datatype, checked, requests) if batched else [Tensor.from_numpy(name, checked)]
-    parts: Iterable[Sequence[Tensor]]
-    if any(request.outputs for request in requests):
-        parts = [_chosen(batch, cuts, index, request) for index, request in enumerate(requests)]
-    else:
-        parts = zip(*cuts.values(), strict=True)
+            cuts[name] = Tensor.cut(name, datatype, array.shape[1:], _data(array, datatype, received), rows)
+    parts: Iterable[Sequence[Tensor]] = zip(*cuts.values(), strict=True)
+    for request in requests:
+        if request.outputs:
+            parts = [_chosen(batch, cuts, index, request) for index, request in enumerate(requests)]
+            break
     return InferResponse.each(batch.model_name, batch.model_version, parts, requests)
 
 
@@ -129,28 +138,31 @@ def _chosen(batch: Batch, cuts: Mapping[str, list[Tensor]], index: int, request:
         raise EngineFailure(batch.model_name, f"the engine returned no output {error}") from error
 
 
-def _checked(name: str, array: Array, batch: Batch, batched: bool, received: Mapping[str, Array]) -> tuple[Array, str]:
-    """The output with its elements as v2 wants them in memory, and its datatype."""
+def _datatype(name: str, array: Array, batch: Batch, batched: bool) -> str:
+    """The v2 datatype of an output, which is what it has to be."""
     if batched and array.shape[:1] != (batch.rows,):
         detail = f"output {name} has shape {array.shape} for a batch of {batch.rows} rows"
         raise EngineFailure(batch.model_name, detail)
     try:
-        datatype = datatype_of(array)
+        return datatype_of(array)
     except KeyError as error:
         raise EngineFailure(batch.model_name, f"output {name} has no v2 datatype: {array.dtype}") from error
+
+
+def _data(array: Array, datatype: str, received: Mapping[str, Array]) -> Buffer:
+    """An output's elements as v2 wants them in memory."""
+    if array.nbytes <= _SMALL_BYTES and array.dtype == DATATYPES[datatype].numpy:
+        return array.tobytes()
+    return _own(array, datatype, received).reshape(-1).view(np.uint8).data
+
+
+def _own(array: Array, datatype: str, received: Mapping[str, Array]) -> Array:
+    """The output with its elements as v2 wants them in memory, which none of the `received` inputs has a part in."""
     if datatype != "BYTES":
         array = np.asarray(array, dtype=DATATYPES[datatype].numpy, order="C")
         if not array.flags.owndata and any(np.may_share_memory(array, value) for value in received.values()):
             array = array.copy()
-    return array, datatype
-
-
-def _cut(name: str, datatype: str, array: Array, requests: Sequence[InferRequest]) -> list[Tensor]:
-    """Each request's rows of one output; views, but for BYTES, whose elements have no fixed size."""
-    if datatype == "BYTES":
-        return _cut_bytes(name, array, requests)
-    data = array.reshape(-1).view(np.uint8).data
-    return Tensor.cut(name, datatype, array.shape[1:], data, [request.rows for request in requests])
+    return array
 
 
 def _cut_bytes(name: str, array: Array, requests: Sequence[InferRequest]) -> list[Tensor]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -150,26 +150,23 @@ def test_outputs_as_asked_for() -> None:
 
 
 def test_slices_are_views() -> None:
-    """No output is copied to be cut."""
-    output = np.arange(6, dtype=np.float32).reshape(3, 2)
+    """No large output is copied to be cut."""
+    output = np.arange(6000, dtype=np.float32).reshape(3, 2000)
     answers = cut({"y": output}, [request(1), request(2)])
     assert all(np.shares_memory(answer.outputs[0].numpy(), output) for answer in answers)
 
 
+@pytest.mark.parametrize("columns", [2, 20_000], ids=["small", "large"])
 @pytest.mark.parametrize(
-    "output",
-    [
-        np.arange(6, dtype=">i4").reshape(3, 2),
-        np.asfortranarray(np.arange(6, dtype=np.int32).reshape(3, 2)),
-        np.arange(12, dtype=np.int32).reshape(3, 4)[:, ::2] // 2,
-    ],
+    "laid_out",
+    [lambda whole: whole.astype(">i4"), np.asfortranarray, lambda whole: np.repeat(whole, 2, axis=1)[:, ::2]],
     ids=["big endian", "column major", "strided"],
 )
-def test_outputs_in_any_layout(output: Array) -> None:
+def test_outputs_in_any_layout(laid_out: Callable[[Array], Array], columns: int) -> None:
     """Whatever the engine's memory looks like, an answer is little endian and row major."""
-    expected = output.tolist()
-    answers = cut({"y": output}, [request(1), request(2)])
-    assert [row for answer in answers for row in answer.outputs[0].numpy().tolist()] == expected
+    whole = np.arange(3 * columns, dtype=np.int32).reshape(3, columns)
+    answers = cut({"y": laid_out(whole)}, [request(1), request(2)])
+    assert [row for answer in answers for row in answer.outputs[0].numpy().tolist()] == whole.tolist()
     assert answers[0].outputs[0].datatype == "INT32"
 
 
@@ -217,15 +214,17 @@ def test_a_model_without_rows_gives_its_outputs_whole() -> None:
     assert answer.outputs[2].numpy().tolist() == [[b"p"], [b"q"]]
 
 
+@pytest.mark.parametrize("columns", [2, 20_000], ids=["small", "large"])
 @pytest.mark.parametrize("batched", [True, False])
-def test_an_answer_does_not_change_with_the_received_buffer(batched: bool) -> None:
+def test_an_answer_does_not_change_with_the_received_buffer(batched: bool, columns: int) -> None:
     """Where an engine returns its input, the answer is copied off the bytes that the transport may reuse."""
-    received = bytearray(np.array([[1, 2]], dtype=np.float32).tobytes())
-    single = request(1, Tensor("x", "FP32", (1, 2), received))
+    sent = np.arange(columns, dtype=np.float32)
+    received = bytearray(sent.tobytes())
+    single = request(1, Tensor("x", "FP32", (1, columns), received))
     batch = merge([single], "m", "1")
     (answer,) = split({"y": batch.inputs["x"]}, [single], batch, batched=batched)
-    received[:] = bytes(8)
-    assert answer.outputs[0].numpy().tolist() == [[1, 2]]
+    received[:] = bytes(len(received))
+    assert answer.outputs[0].numpy().tolist() == [sent.tolist()]
 
 
 def test_answers_are_whole_although_no_class_was_called() -> None:
