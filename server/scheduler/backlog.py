@@ -26,7 +26,10 @@ class Backlog:
 
     def __len__(self) -> int:
         """Requests that were admitted and wait for a pass."""
-        return len(self.queue) + len(self.reruns)
+        return len(self.queue.places) + len(self.reruns)
+
+    def __bool__(self) -> bool:
+        return bool(self.queue.places or self.reruns)
 
     def oldest_ns(self) -> int:
         """When the first of those that wait was admitted. There is one."""

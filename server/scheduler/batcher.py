@@ -195,7 +195,8 @@ class Batcher(Ticking):
     def _advance(self) -> None:
         """Settle who expired, give work to the idle instances, set the alarm for what comes next."""
         now_ns = self._clock()
-        self._expire(now_ns)
+        if self._backlog:
+            self._expire(now_ns)
         if self._backlog.arrived:
             self._take_in(now_ns)
         if self._instances.dead:
@@ -270,12 +271,12 @@ class Batcher(Ticking):
         try:
             if queued:
                 self._backlog.take(requests)
+                run.requests = requests = [request for request in requests if not request.settled]
+                if not requests:
+                    self._instances.release(runner, run.begun_ns)
+                    return True
             else:
                 self._admission.admit_all(requests, run.rows, run.begun_ns)
-            run.requests = requests = [request for request in requests if not request.settled]
-            if not requests:
-                self._instances.release(runner, run.begun_ns)
-                return True
             if self._waits:
                 self._waits.begin(requests, run.begun_ns)
             if not run.inline:

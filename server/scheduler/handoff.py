@@ -24,13 +24,25 @@ _TRIAL_EVERY = 64
 _WEIGHT = 8
 
 
+class _Before(dict[int, int]):
+    """Nanoseconds by rows, as a cost model expected them when this was made; 0: it did not know."""
+
+    def __init__(self, cost: CostModel) -> None:
+        super().__init__()
+        self._cost = deepcopy(cost)
+
+    def __missing__(self, rows: int) -> int:
+        ns = self[rows] = self._cost.compute_ns(rows) or 0
+        return ns
+
+
 class _Known:
     """Of the passes of one cost model: as they were expected before the first, and what became of that."""
 
     __slots__ = ("before", "on_thread", "share")
 
     def __init__(self, cost: CostModel) -> None:
-        self.before = deepcopy(cost)
+        self.before = _Before(cost)
         self.share = 1.0
         """What the engine takes on the loop over what was expected."""
         self.on_thread = 0
@@ -54,7 +66,7 @@ class Handoff:
             if not cost.sizes:
                 return False
             known = self._known[cost] = _Known(cost)
-        expected_ns = (known.before.compute_ns(rows) or 0) * known.share
+        expected_ns = known.before[rows] * known.share
         if expected_ns < self._longest_ns:
             return True
         if expected_ns >= _TRIAL * self._longest_ns:
@@ -67,5 +79,5 @@ class Handoff:
         shorter time is believed at once, a longer one little by little."""
         known = self._known[cost]
         known.on_thread = 0
-        share = engine_ns / max(1, known.before.compute_ns(rows) or 0)
+        share = engine_ns / max(1, known.before[rows])
         known.share = min(share, known.share + max(0.0, share - known.share) / _WEIGHT)

@@ -122,18 +122,20 @@ def all_at_once(arrived: Sequence[InferRequest], now_ns: int, cap: int, cost: Co
     False wherever that takes more than a look, as with a deadline that is near or a parameter that may matter.
     """
     head = arrived[0]
-    signature, rows = head.signature, 0
-    safe_ns = now_ns + (cost.high_ns(max(1, cap)) or 0) if cost else now_ns
+    signature, rows, earliest_ns = head.signature, 0, NO_DEADLINE
     for request in arrived:
         if (
             request.settled
-            or request.deadline_ns <= safe_ns
             or request.parameters
             or (request.explanation is not None and request.explanation.asked)
             or request.signature != signature
         ):
             return False
         rows += request.rows
+        if request.deadline_ns < earliest_ns:
+            earliest_ns = request.deadline_ns
+    if earliest_ns < NO_DEADLINE and earliest_ns <= now_ns + ((cost.high_ns(max(1, cap)) or 0) if cost else 0):
+        return False
     return rows <= cap or (not cap and len(arrived) == 1)
 
 

@@ -170,7 +170,7 @@ class Level:
 class RequestQueue:
     """All waiting requests of one model version. It has no clock: whoever asks says what time it is."""
 
-    __slots__ = ("_expiries", "_places", "_ticket", "fair", "levels", "lines", "priorities", "slo_ns")
+    __slots__ = ("_expiries", "_ticket", "fair", "levels", "lines", "places", "priorities", "slo_ns")
 
     def __init__(
         self,
@@ -192,18 +192,19 @@ class RequestQueue:
         ]
         self.lines = [line for level in self.levels for line in (level.waiting, level.delayed)]
         """In the order in which they are served."""
-        self._places: dict[InferRequest, tuple[Line, Entry]] = {}
+        self.places: dict[InferRequest, tuple[Line, Entry]] = {}
+        """All who wait, and where. Only to be looked at from outside: whether anybody waits is asked on every tick."""
         self._expiries: list[Entry] = []
         self._ticket = count()
 
     def __len__(self) -> int:
-        return len(self._places)
+        return len(self.places)
 
     def __iter__(self) -> Iterator[InferRequest]:
-        return iter(self._places)
+        return iter(self.places)
 
     def __contains__(self, request: InferRequest) -> bool:
-        return request in self._places
+        return request in self.places
 
     @property
     def rows(self) -> int:
@@ -266,7 +267,7 @@ class RequestQueue:
         # Who names no deadline is taken to be this patient: behind everybody who has one it might wait for ever.
         due_ns = request.deadline_ns if request.deadline_ns < NO_DEADLINE else now_ns + PATIENCE_NS
         entry = (due_ns, next(self._ticket), request)
-        self._places[request] = line.add(entry), entry
+        self.places[request] = line.add(entry), entry
         request.enqueued_ns = now_ns
         expiry_ns = min(request.deadline_ns, delays_ns)
         if expiry_ns < NO_DEADLINE:
@@ -274,17 +275,19 @@ class RequestQueue:
 
     def remove(self, request: InferRequest) -> bool:
         """Give the request's place free. False if it does not wait here."""
-        place = self._places.pop(request, None)
+        place = self.places.pop(request, None)
         if place is None:
             return False
         place[0].remove(place[1])
+        if not self.places:
+            self._expiries.clear()
         return True
 
     def take(self, requests: Sequence[InferRequest]) -> None:
         """Remove the requests of a batch that is dispatched; all of them wait here."""
         if self.fair:
             for request in requests:
-                self._places[request][0].charge(request.rows)
+                self.places[request][0].charge(request.rows)
         for request in requests:
             self.remove(request)
 
@@ -305,7 +308,7 @@ class RequestQueue:
         heap = self._expiries
         while heap and heap[0][0] <= now_ns:
             _, ticket, request = heapq.heappop(heap)
-            place = self._places.get(request)
+            place = self.places.get(request)
             if place is None:
                 continue
             if request.deadline_ns <= now_ns:
@@ -322,17 +325,17 @@ class RequestQueue:
         delayed = self.level(request).delayed
         # Behind all that were delayed before it: who timed out waits in the order of the timeouts.
         entry = (request.deadline_ns, next(self._ticket), request)
-        self._places[request] = delayed.add(entry), entry
+        self.places[request] = delayed.add(entry), entry
 
     def next_expiry_ns(self) -> int:
         """When `expire` next has something to do; NO_DEADLINE for never."""
         heap = self._expiries
-        while heap and heap[0][2] not in self._places:
+        while heap and heap[0][2] not in self.places:
             heapq.heappop(heap)
         return heap[0][0] if heap else NO_DEADLINE
 
     def _watch(self, expiry: Entry) -> None:
         if len(self._expiries) > 2 * len(self) + _HEAP_SLACK:
-            self._expiries = [entry for entry in self._expiries if entry[2] in self._places]
+            self._expiries = [entry for entry in self._expiries if entry[2] in self.places]
             heapq.heapify(self._expiries)
         heapq.heappush(self._expiries, expiry)

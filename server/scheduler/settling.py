@@ -58,7 +58,9 @@ class Settling:
         """Give each its answer of a pass that succeeded; under `preserve_ordering` when its turn comes: `release`."""
         durations = result.durations_ns
         self._statistics.count_pass(result.rows, *durations)
+        padding = 0.0
         if result.input_elements:
+            padding = result.padding
             self._statistics.count_padding(result.input_elements, result.padding_elements)
         answered: list[InferRequest] = []
         enqueued_ns: int | None = None
@@ -67,7 +69,7 @@ class Settling:
         for request, response in zip(requests, result.responses, strict=True):
             if request.enqueued_ns != enqueued_ns:
                 enqueued_ns = request.enqueued_ns
-                timing = Timing(result.started_ns - enqueued_ns, *durations, result.rows, result.padding)
+                timing = Timing(result.started_ns - enqueued_ns, *durations, result.rows, padding)
             response.timing = timing
             if in_order is not None:
                 in_order.ready(request, (response, result))

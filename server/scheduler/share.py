@@ -38,6 +38,8 @@ _SOON_NS = 500_000
 """A pass whose end is this near is about to end: short passes go two by two, long ones do not."""
 _WINDOW_NS = 500_000_000
 """The time after which what a model has used counts for a half of what it uses now."""
+_MOMENT_NS = 1_000_000
+"""What is used within so short a time counts as used at once: passes on the loop itself take microseconds."""
 _NEGLIGIBLE = 0.01
 """Cores. Who used less lately is not there."""
 _DECAY = math.log(2)
@@ -58,8 +60,9 @@ class _Account:
         self._used_at_ns = 0
 
     def use(self, core_ns: int, now_ns: int) -> None:
-        self._used = self.used_lately(now_ns) + core_ns * _DECAY / _WINDOW_NS
-        self._used_at_ns = now_ns
+        if now_ns - self._used_at_ns > _MOMENT_NS:
+            self._used, self._used_at_ns = self.used_lately(now_ns), now_ns
+        self._used += core_ns * _DECAY / _WINDOW_NS
 
     def used_lately(self, now_ns: int) -> float:
         return self._used * math.exp(-_DECAY * (now_ns - self._used_at_ns) / _WINDOW_NS)

@@ -19,7 +19,7 @@ FREE = Lease(0, 0, 0)
 class Turn:
     """Of one model version."""
 
-    __slots__ = ("_seat", "_since_ns", "_statistics", "_threads", "again_ns")
+    __slots__ = ("_differ", "_seat", "_since_ns", "_statistics", "_threads", "again_ns")
 
     def __init__(
         self,
@@ -34,6 +34,8 @@ class Turn:
         self._statistics = statistics
         demand = sum(threads.values())
         self._seat: Seat | None = share.join(model_name, demand, call) if share is not None and demand else None
+        self._differ = self._seat is not None and not all(threads.values())
+        """Some instances need tokens, and some do not."""
         self._since_ns = 0
         """When the batch that waits for its turn was ready; 0: none is."""
         self.again_ns = NO_DEADLINE
@@ -59,7 +61,7 @@ class Turn:
 
     def choose(self, idle: Sequence[Runner]) -> Runner:
         """The idle instance for the next pass: one that needs no token, if there is one."""
-        if self._seat is None or not self._threads[idle[-1]]:
+        if not self._differ:
             return idle[-1]
         return next((runner for runner in idle if not self._threads[runner]), idle[-1])
 

@@ -100,7 +100,6 @@ class Runner(Protocol):
 def forward(instance: Instance, requests: Sequence[InferRequest], model: Model, clock: Callable[[], int]) -> Pass:
     """One forward pass. Raises nothing but what is no `Exception`: any other failure is in the result."""
     started_ns = clock()
-    rows = sum([request.rows for request in requests])
     padding: Padding | None = None
     try:
         if model.buckets is not None:
@@ -111,8 +110,9 @@ def forward(instance: Instance, requests: Sequence[InferRequest], model: Model, 
         ran_ns = clock()
         responses = split(outputs, requests, batch, batched=model.batched, padding=padding)
     except Exception as error:  # noqa: BLE001 - the one place where foreign exceptions are translated
-        return failed_pass(model, rows, started_ns, error)
-    result = Pass(rows, started_ns, responses, None, merged_ns - started_ns, ran_ns - merged_ns, clock() - ran_ns)
+        return failed_pass(model, sum([request.rows for request in requests]), started_ns, error)
+    times = merged_ns - started_ns, ran_ns - merged_ns, clock() - ran_ns
+    result = Pass(batch.rows, started_ns, responses, None, *times)
     if model.buckets is not None:
         result.input_elements, result.padding_elements = elements(batch, model.buckets, padding, requests)
     return result
@@ -145,7 +145,7 @@ class Worker:
         self._loop = loop
         self._clock = clock
         self._ended = asyncio.Event()
-        self._died = self._stopped = False
+        self._given_up = self._stopped = False
         self._life = 0
         """Which thread it is; one that was given up belongs to an earlier life."""
         self._begin()
@@ -158,10 +158,7 @@ class Worker:
             target=self._work, args=(self._jobs, self._life), name=f"forward {self._instance.name}", daemon=True
         )
         self._thread.start()
-
-    @property
-    def alive(self) -> bool:
-        return not self._died and self._thread.is_alive()
+        self.alive = True
 
     def start(self, requests: Sequence[InferRequest], done: Done) -> None:
         self._jobs.put((requests, done))
@@ -175,13 +172,13 @@ class Worker:
 
     async def join(self) -> None:
         await self._ended.wait()
-        if not self._died:
+        if not self._given_up:
             self._thread.join()
 
     def give_up(self) -> None:
         """The pass under way hangs: nobody waits for it any more, and `done` is not called. It is not alive then."""
         self._life += 1
-        self._died = True
+        self.alive, self._given_up = False, True
         self._ended.set()
         self._jobs.put(None)  # Should it ever come back.
         interrupt = getattr(self._instance, "interrupt", None)
@@ -198,10 +195,18 @@ class Worker:
             raise EngineFailure(self._model.name, f"{self._instance.name}: it is not wanted any more")
         self._instance = instance
         self._ended.clear()
-        self._died = False
+        self._given_up = False
         self._begin()
 
     def _work(self, jobs: _Jobs, life: int) -> None:
+        try:
+            self._run(jobs, life)
+        finally:
+            if life == self._life:
+                self.alive = False
+                self._post(self._ended.set)
+
+    def _run(self, jobs: _Jobs, life: int) -> None:
         while (job := jobs.get()) is not None:
             requests, done = job
             try:
@@ -215,14 +220,12 @@ class Worker:
                 log.warning("a pass of %s that was given up has ended", self._instance.name, extra=about(*requests))
                 return
             self._post(done, result)
-        if life == self._life:
-            self._post(self._ended.set)
 
     def _pass(self, requests: Sequence[InferRequest]) -> Pass:
         return forward(self._instance, requests, self._model, self._clock)
 
     def _death(self, requests: Sequence[InferRequest], error: BaseException) -> Pass:
-        self._died = True
+        self.alive = False
         rows = sum([request.rows for request in requests])
         return Pass(rows, self._clock(), error=_failure(self._model.name, error), died=True)
 

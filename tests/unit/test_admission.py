@@ -127,7 +127,7 @@ def test_all_levels_above_are_ahead_and_none_below() -> None:
     caller = Caller(ManualClock(0))
     for level in (1, 1, 2, 3, 3, 3):
         admit(queue, caller.request([1], parameters={"priority": level}), 0)
-    queue._delay(first := next(iter(queue)), *queue._places[first])
+    queue._delay(first := next(iter(queue)), *queue.places[first])
     request = caller.request([1], parameters={"priority": 2})
     assert foresee_ns(queue, request, costing(StillCost(100), 1), outlook()) == 400
 

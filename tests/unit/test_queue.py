@@ -130,6 +130,17 @@ def test_who_left_is_forgotten() -> None:
     assert len(queue._expiries) <= 130
 
 
+def test_an_empty_queue_keeps_nobody() -> None:
+    """Requests hold what was received: once the last has left, no time of expiry holds one."""
+    queue = RequestQueue(QueuePolicy())
+    gone = [make(deadline_ns=deadline_ns) for deadline_ns in (5, 10)]
+    for request in gone:
+        admit(queue, request, 0)
+    queue.take(gone)
+    assert queue._expiries == []
+    assert queue.expire(20) == []
+
+
 def test_lanes_disappear_with_their_last_request() -> None:
     """A signature costs nothing once nobody of it waits."""
     queue = RequestQueue(QueuePolicy())

@@ -88,6 +88,16 @@ def test_what_was_used_is_forgotten_by_halves() -> None:
     assert account.used_lately(NOW_NS + 10_499 * MS) == pytest.approx(1, rel=0.01)
 
 
+def test_what_many_short_passes_use_adds_up() -> None:
+    """However many of them end within a moment."""
+    _, [seat] = seats(1, "a")
+    account = seat._account
+    assert account is not None
+    for at in range(100_000):
+        account.use(MS // 20, NOW_NS + at * MS // 10)
+    assert account.used_lately(NOW_NS + 10_000 * MS) == pytest.approx(0.5, rel=0.01)
+
+
 def test_it_may_begin_beside_others_where_that_is_sooner() -> None:
     """`pass * excess / tokens < wait`; else it asks again when the one that runs is overdue by so much."""
     share, [a, b] = seats(2, "a", "b")

@@ -12,6 +12,7 @@ from server.explain import Explanation, WaitReason
 from server.scheduler.batcher import STALL_NS
 from server.scheduler.handoff import HANDOFF_NS
 from server.scheduler.share import Share
+from server.scheduler.turn import Turn
 from server.types import InferRequest
 from tests.support.scheduler import MS, Bench, StillCost
 
@@ -54,6 +55,16 @@ def test_a_batch_waits_for_its_turn_in_the_queue() -> None:
     end(pair.b)
     assert pair.b.batches == [[1]]
     assert pair.b.caller.answer(later) == [2]
+
+
+@pytest.mark.parametrize(
+    ("threads", "chosen"), [((1, 1, 1), 2), ((0, 1, 1), 0), ((1, 0, 1), 1), ((1, 1, 0), 2), ((0, 0, 0), 2)], ids=str
+)
+def test_an_instance_that_needs_no_core_goes_first(threads: tuple[int, ...], chosen: int) -> None:
+    """Of those that are idle; else the one that was used last."""
+    bench = Bench(instances=3)
+    turn = Turn(Share(1), "m", dict(zip(bench.runners, threads, strict=True)), bench.statistics, lambda: None)
+    assert turn.choose(bench.runners) is bench.runners[chosen]
 
 
 def test_each_models_turn_comes_while_both_have_work() -> None:
