@@ -11,11 +11,12 @@ import secrets
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from loadtests.cores import pinned
+from loadtests.process import unwinding
 
 _MARK = "LOADTESTS_PROCESS_TREE"
 _TICKS_PER_S = os.sysconf("SC_CLK_TCK")
@@ -44,6 +45,19 @@ class ProcessTree:
                 start_new_session=True,
             )
         self.log = log
+
+    @classmethod
+    @contextmanager
+    def running(
+        cls, command: Sequence[str], log: Path, cores: Sequence[int], *, env: Mapping[str, str], cwd: Path
+    ) -> Iterator[ProcessTree]:
+        """One that ends with the block, and where a signal ends this process."""
+        with unwinding():
+            tree = cls(command, log, cores, env=env, cwd=cwd)
+            try:
+                yield tree
+            finally:
+                tree.end()
 
     def alive(self) -> bool:
         """The process that was started still runs."""

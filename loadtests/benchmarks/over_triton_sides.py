@@ -165,9 +165,8 @@ def started(workload: Workload, folder: Path, core: int) -> Iterator[Mapping[str
     with ExitStack() as stack:
 
         def start(name: str, command: Command) -> ProcessTree:
-            tree = ProcessTree(command.argv, folder / f"{name}.log", [core], env=command.env, cwd=command.cwd)
-            stack.callback(tree.end)
-            return tree
+            log = folder / f"{name}.log"
+            return stack.enter_context(ProcessTree.running(command.argv, log, [core], env=command.env, cwd=command.cwd))
 
         triton = start("triton", _triton(workload, folder, grpc_port, http_port, other_port))
         behind = ["--engine", "triton", "--triton-url", f"grpc://127.0.0.1:{grpc_port}"]

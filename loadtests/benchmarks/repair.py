@@ -16,8 +16,8 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
-from contextlib import ExitStack, suppress
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -27,6 +27,7 @@ import httpx
 from loadtests.client import infer, message
 from loadtests.cores import cores
 from loadtests.models import tiny_mlp
+from loadtests.process import unwinding
 from loadtests.process_tree import ProcessTree
 from loadtests.report import publish, table
 from server.local_triton.process import LocalTriton, Ports, TritonFailed, free_ports
@@ -112,28 +113,34 @@ async def _answers(client: httpx.AsyncClient, triton: LocalTriton) -> bool:
     return bool(answer.json()["model_stats"][0]["inference_stats"]["success"].get("count"))
 
 
-def gateway(folder: Path, tritons: Sequence[LocalTriton]) -> tuple[ProcessTree, str]:
-    """It, and its gRPC address."""
+@contextmanager
+def gateway(folder: Path, tritons: Sequence[LocalTriton]) -> Iterator[str]:
+    """Its gRPC address. Raises TritonFailed."""
     http, port, metrics = free_ports(3)
     urls = ",".join(f"grpc://127.0.0.1:{triton.ports.grpc}" for triton in tritons)
     command = [sys.executable, "-m", "server", "serve", "--engine", "triton", "--triton-url", urls]
     command += ["--http-port", str(http), "--grpc-port", str(port), "--metrics-port", str(metrics)]
     command += ["--model-repository", str(folder / "models"), "--drain-delay-secs", "0"]
-    tree = ProcessTree(command, folder / "gateway.log", cores(), env={}, cwd=_ROOT)
-    until = time.monotonic() + _START_S
-    while time.monotonic() < until:
-        with suppress(httpx.HTTPError):
-            if httpx.get(f"http://127.0.0.1:{http}/v2/models/{_MODEL}/ready").is_success:
-                return tree, f"127.0.0.1:{port}"
-        time.sleep(0.1)
-    tree.end()
-    raise TritonFailed(f"the gateway is not ready: {(folder / 'gateway.log').read_text()[-500:]}")
+    with ProcessTree.running(command, folder / "gateway.log", cores(), env={}, cwd=_ROOT) as tree:
+        until = time.monotonic() + _START_S
+        while not _ready(f"http://127.0.0.1:{http}/v2/models/{_MODEL}/ready"):
+            if time.monotonic() > until:
+                raise TritonFailed(f"the gateway is not ready: {tree.log.read_text()[-500:]}")
+            time.sleep(0.1)
+        yield f"127.0.0.1:{port}"
+
+
+def _ready(url: str) -> bool:
+    try:
+        return httpx.get(url).is_success
+    except httpx.HTTPError:
+        return False
 
 
 def run(rounds: int) -> list[Round]:
     """Raises TritonMissing, TritonFailed."""
     program = find(folder=_ROOT / "build" / "triton")
-    with tempfile.TemporaryDirectory() as name, ExitStack() as stack:
+    with tempfile.TemporaryDirectory() as name, unwinding(), ExitStack() as stack:
         folder = Path(name)
         tiny_mlp().save(folder / "models", _MODEL)
         output = stack.enter_context((folder / "triton.log").open("ab"))
@@ -142,8 +149,7 @@ def run(rounds: int) -> list[Round]:
             stack.enter_context(triton)
         for triton in tritons:
             triton.wait_ready(_START_S)
-        tree, address = gateway(folder, tritons)
-        stack.callback(tree.end)
+        address = stack.enter_context(gateway(folder, tritons))
         return [asyncio.run(one_round(address, tritons[number % 2])) for number in range(rounds)]
 
 

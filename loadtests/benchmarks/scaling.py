@@ -36,7 +36,7 @@ from loadtests import replica
 from loadtests.arrivals import poisson
 from loadtests.client import infer, message
 from loadtests.hpa import SYNC_S, Autoscaler
-from loadtests.process import read_ports
+from loadtests.process import read_ports, unwinding
 from loadtests.report import publish, table
 
 PASS_MS, INSTANCES, SLO_MS = 80.0, 4, 400.0
@@ -314,7 +314,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, help="also write scaling.md into this folder")
     options = parser.parse_args(arguments)
-    with tempfile.TemporaryDirectory() as name:
+    with tempfile.TemporaryDirectory() as name, unwinding():
         runs = [uvloop.run(measure(one, Path(name) / one, options.seed)) for one in options.signals.split(",")]
     publish(report(runs), "scaling.md", options.out)
     return 0

@@ -23,6 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 
+from loadtests.process import unwinding
 from loadtests.report import publish, table
 
 _ROOT = Path(__file__).parents[2]
@@ -108,7 +109,7 @@ def _run(code: str) -> tuple[float, float]:
 
 
 def measure(repository: Path, starts: int, port: int) -> str:
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, unwinding():
         log = Path(folder) / "log"
         start(repository, port, log)
         found, parts = [], {name: [] for name in PARTS}

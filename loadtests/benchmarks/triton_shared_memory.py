@@ -26,6 +26,7 @@ from pathlib import Path
 import numpy as np
 
 from loadtests.cores import cores, pinned
+from loadtests.process import unwinding
 from loadtests.report import publish, table
 from server.engine.triton.addresses import parse
 from server.engine.triton.channel import Channels
@@ -195,7 +196,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stderr.write(f"{missing}\n")
         return 2
     first, *others = cores()
-    with ExitStack() as stack:
+    with unwinding(), ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         write_model(folder / "models", found_program.packages)
         output = stack.enter_context((folder / "triton.log").open("wb"))

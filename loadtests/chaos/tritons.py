@@ -24,6 +24,7 @@ from loadtests.chaos.faults import (
     takes_the_descriptors,
 )
 from loadtests.models import Network, between
+from loadtests.process import unwinding
 from loadtests.soak.models import PICTURES, SHIPPED, STEADY
 from server.local_triton.process import LocalTriton, Ports, TritonFailed, free_ports
 from server.local_triton.program import find
@@ -50,7 +51,7 @@ def running(folder: Path) -> Iterator[tuple[Network, list[LocalTriton]]]:
     network = between(layers=1, channels=16, width=256)
     network.save(folder / "models", STEADY)
     (folder / "models" / PICTURES).symlink_to(SHIPPED / PICTURES)
-    with (folder / "triton.log").open("ab") as output:
+    with (folder / "triton.log").open("ab") as output, unwinding():
         tritons = [LocalTriton(program, folder / "models", Ports(*free_ports(3)), output=output) for _ in range(2)]
         try:
             for triton in tritons:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
+import subprocess
 import sys
 import threading
 from collections.abc import Iterator
@@ -140,8 +142,7 @@ def echo(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[str]:
     (tmp_path / "answer").write_bytes(answer)
     (port,) = free_ports(1)
     command = [sys.executable, "-m", "loadtests.echo", kind, str(port), "--answer", str(tmp_path / "answer")]
-    tree = ProcessTree(command, tmp_path / "log", cores(), env={}, cwd=ROOT)
-    try:
+    with ProcessTree.running(command, tmp_path / "log", cores(), env={}, cwd=ROOT) as tree:
         for _ in range(200):
             try:
                 socket.create_connection(("127.0.0.1", port), 1).close()
@@ -150,9 +151,7 @@ def echo(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[str]:
                 assert tree.alive(), tree.log.read_text()
                 threading.Event().wait(0.05)
         yield f"127.0.0.1:{port}"
-    finally:
-        tree.end()
-        assert tree.pids() == []
+    assert tree.pids() == []
 
 
 class TestEcho:
@@ -179,6 +178,24 @@ time.sleep(600)
 """
 
 
+_BENCHMARK = """
+import sys, time
+from pathlib import Path
+from loadtests.cores import cores
+from loadtests.process_tree import ProcessTree
+folder = Path(sys.argv[1])
+command = [sys.executable, "-c", "import time; time.sleep(600)"]
+with ProcessTree.running(command, folder / "1", cores(), env={}, cwd=folder) as one:
+    with ProcessTree.running(command, folder / "2", cores(), env={}, cwd=folder) as other:
+        print(*one.pids(), *other.pids(), flush=True)
+        time.sleep(600)
+"""
+
+
+def alive(pid: int) -> bool:
+    return Path(f"/proc/{pid}").exists() and state(pid) != "Z"
+
+
 def state(pid: int) -> str:
     return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
 
@@ -202,11 +219,31 @@ class TestProcessTree:
             tree.end(1)
         assert tree.pids() == []
         for _ in range(250):  # Whoever is being killed has lost its environment before it is gone.
-            left = [pid for pid in pids if Path(f"/proc/{pid}").exists() and state(pid) != "Z"]
+            left = [pid for pid in pids if alive(pid)]
             if not left:
                 break
             threading.Event().wait(0.02)
         assert left == []
+
+    def test_a_signal_that_ends_a_benchmark_ends_its_trees(self, tmp_path: Path) -> None:
+        """One inside the other, as those have them that measure several servers."""
+        with (tmp_path / "out").open("wb") as out:
+            benchmark = subprocess.Popen([sys.executable, "-c", _BENCHMARK, str(tmp_path)], cwd=ROOT, stdout=out)
+        pids: list[int] = []
+        try:
+            while not (line := (tmp_path / "out").read_text()).endswith("\n"):
+                assert benchmark.poll() is None
+                threading.Event().wait(0.02)
+            pids = [int(pid) for pid in line.split()]
+            assert all(map(alive, pids))
+            benchmark.terminate()
+            status = benchmark.wait(30)
+        finally:
+            benchmark.kill()
+            left = [pid for pid in pids if alive(pid)]
+            for pid in left:
+                os.kill(pid, signal.SIGKILL)
+        assert (status, left) == (128 + signal.SIGTERM, [])
 
 
 class Peers:

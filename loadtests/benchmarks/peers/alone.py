@@ -85,15 +85,13 @@ def generators(folder: Path, options: argparse.Namespace) -> list[Run]:
         (port,) = free_ports(1)
         command = [sys.executable, "-m", "loadtests.echo", kind, str(port), "--answer", str(answer)]
         call = Call(kind == "grpc", MODEL_INFER, b"\0" * 160, lambda _: "")
-        tree = ProcessTree(command, folder / f"echo-{kind}.log", options.server_cores, env={}, cwd=_ROOT)
-        try:
+        log = folder / f"echo-{kind}.log"
+        with ProcessTree.running(command, log, options.server_cores, env={}, cwd=_ROOT):
             _await(call, f"127.0.0.1:{port}")
             for connections, streams in _LOADS:
                 load = Load(connections, streams, options.seconds, options.generator_cores)
                 run = generate(call, f"127.0.0.1:{port}", len(_ANSWER), load)
                 found.append({"generator": name, "in_flight": streams, **vars(run)})
-        finally:
-            tree.end()
     return found
 
 
