@@ -128,7 +128,7 @@ load: SECONDS ?= 120
 load: $(VENV)/.dev ## the shipped models under an open loop of Locust, held to loadtests/slo.yaml (SECONDS=120; LOAD="--loop closed" adds flags)
 	$(BIN)/python -m loadtests.slo.run --seconds $(SECONDS) --out $(REPORTS) $(LOAD)
 
-capacity: $(VENV)/.dev ## the highest rate of each kind that holds loadtests/slo.yaml, and a values file for the Helm chart, three minutes (LOAD="--repeats 3")
+capacity: $(VENV)/.dev ## the highest rate of each kind that holds loadtests/slo.yaml, and a values file for the Helm chart, seven minutes (LOAD="--repeats 3", twenty)
 	$(BIN)/python -m loadtests.capacity --out $(REPORTS) $(LOAD)
 
 fuzz-rest: $(VENV)/.dev ## made-up REST calls from the OpenAPI document against a server, some minutes (FUZZ="--examples 5000")

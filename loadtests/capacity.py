@@ -4,9 +4,14 @@
     python -m loadtests.capacity --rest http://HOST:8000 --grpc grpc://HOST:8001 --metrics http://HOST:8002/metrics
 
 A bisection over steady windows of an open loop, one kind after the other, each alone on a server of one replica.
-Written are capacity.md, capacity.svg (p99 against load), capacity.json, and capacity.yaml for `helm install -f`. With
---repeats all is measured so many times; the exit code is 1 where the rates of a kind differ by more than --agree, or
-none holds, and 2 where a kind could not be asked, or was not answered rightly.
+Written are capacity.md, capacity.svg (p99 against load), capacity.json, and capacity.yaml for `helm install -f`.
+
+With --repeats each kind is searched so many times side by side, a window of each search in turn, to a common end: how
+far their rates are apart is how far a search can be trusted. How far the machine itself wandered meanwhile is told
+beside it, by a closed loop, which searches nothing: runs at other times differ by as much as the machine does.
+
+The exit code is 1 where the rates of a kind differ by more than --agree, or none holds, and 2 where a kind could not
+be asked, or was not answered rightly.
 """
 
 from __future__ import annotations
@@ -17,7 +22,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import httpx
@@ -29,20 +34,23 @@ from loadtests.machine import describe
 from loadtests.process import family, rss_bytes, samples, serving
 from loadtests.report import as_json
 from loadtests.slo.asked import asked
-from loadtests.slo.objectives import STREAMS, Objective, Slo, SloFault, read_slo
+from loadtests.slo.objectives import STREAMS, Kind, Objective, Slo, SloFault, read_slo
 from server.client.errors import ClientError
 from server.load.drive import Leg, closed_loop, open_loop, poisson
 from server.load.grpc import GrpcWire
 from server.load.http1 import Http1Wire
 from server.load.limits import Limits
 from server.load.payloads import NoPayload, Payload
-from server.load.search import Probe, highest, judged
+from server.load.samples import Samples
+from server.load.search import Probe, Search, judged, side_by_side
 from server.load.wire import Wire
 
 _ROOT = Path(__file__).parents[1]
 _IN_FLIGHT = 32
 _GUESS = 0.8
 """Of the closed loop's rate, which is near the most that there is."""
+_LOOK = 10
+"""After so many windows the closed loop is measured again, which tells how the machine itself wanders."""
 _SWEEP = (0.2, 0.4, 0.6, 0.8, 0.9)
 """Of the capacity: where the plot has points beside those of the search."""
 _WINDOW = 5
@@ -81,42 +89,93 @@ class Target:
         return sum(map(rss_bytes, family(self.pid))) if self.pid else 0
 
 
-def measure(target: Target, objective: Objective, slo: Slo, options: argparse.Namespace, last: bool) -> Capacity:
-    """The capacity of one kind; in the last repeat with what the plot and the chart want to know.
+@dataclass(frozen=True)
+class Asked:
+    """One kind of request, and how it is asked."""
+
+    kind: Kind
+    limits: Limits
+    wire: Wire
+    payloads: Sequence[Payload]
+    window_s: float
+    max_lag_ms: float
+
+    @classmethod
+    def of(cls, target: Target, objective: Objective, slo: Slo, options: argparse.Namespace) -> Asked:
+        """Raises NoPayload, ClientError, OSError: it can't be asked."""
+        made = [one for one in asked(objective, options.model_repository).payloads if isinstance(one, Payload)]
+        latency = {float(name[1:]): ms for name, ms in objective.latency_ms.items()}
+        limits = Limits(latency, objective.max_error_rate, objective.max_refused_rate)
+        # A queue that grows shows only in a window that is longer than what it may make a caller wait.
+        window_s = max(options.window, _WINDOW * max(latency.values(), default=0) / 1e3)
+        return cls(objective.kind, limits, target.wire(objective.kind.wire), made, window_s, slo.max_lag_ms)
+
+    def closed(self) -> Samples:
+        """A window of callers who wait."""
+        return closed_loop(Leg(self.wire, self.payloads, ()), _IN_FLIGHT, self.window_s)
+
+    def begin(self) -> float:
+        """Answers a second to callers who wait. Raises NoPayload where they are not right."""
+        found = self.closed()
+        if found.share("wrong", "failed") > self.limits.max_error_rate or not found.answers_per_s():
+            raise NoPayload(f"{self.kind}: {found.fault()}")
+        return found.answers_per_s()
+
+    def open(self, rate: float, seconds: float, seed: int) -> Probe:
+        """A steady window of callers who do not."""
+        warm_s = self.window_s / 4
+        found = open_loop([Leg(self.wire, self.payloads, poisson(rate, warm_s + seconds, seed))])
+        return judged(rate, found.between(warm_s, warm_s + seconds), self.limits, self.max_lag_ms, _PERCENTILES)
+
+
+def measure(target: Target, objective: Objective, slo: Slo, options: argparse.Namespace, place: str) -> list[Capacity]:
+    """The capacity of one kind by each repeat; the last one has what the plot and the chart want to know.
 
     Raises:
         NoPayload, ClientError, OSError: it can't be asked.
     """
-    kind = objective.kind
-    made = [one for one in asked(objective, options.model_repository).payloads if isinstance(one, Payload)]
-    wire = target.wire(kind.wire)
-    latency = {float(name[1:]): ms for name, ms in objective.latency_ms.items()}
-    limits = Limits(latency, objective.max_error_rate, objective.max_refused_rate)
-    # A queue that grows shows only in a window that is longer than what it may make a caller wait.
-    window_s = max(options.window, _WINDOW * max(latency.values(), default=0) / 1e3)
-    warm_s = window_s / 4
-    tried: Counter[float] = Counter()
+    kind = Asked.of(target, objective, slo, options)
+    tried: list[Counter[float]] = [Counter() for _ in range(options.repeats)]
+    between: list[float] = []
 
-    def probe(rate: float, seconds: float = window_s) -> Probe:
+    def window(number: int, rate: float, seconds: float = kind.window_s) -> Probe:
         # The same arrivals at each rate, and more at a higher one: no rate is broken by its luck.
-        tried[rate] += 1
-        found = open_loop([Leg(wire, made, poisson(rate, warm_s + seconds, tried[rate]))])
-        return judged(rate, found.between(warm_s, warm_s + seconds), limits, slo.max_lag_ms, _PERCENTILES)
+        tried[number][rate] += 1
+        return kind.open(rate, seconds, tried[number][rate])
+
+    def probe(number: int, rate: float) -> Probe:
+        made = window(number, rate)
+        search = f"search {number + 1} of {options.repeats}, window {tried[number].total()}"
+        sys.stderr.write(f"{place}, {search}: {_said(made)}\n")
+        if sum(map(Counter.total, tried)) % _LOOK == 0:
+            between.append(kind.closed().answers_per_s())
+        return made
 
     try:
-        closed = closed_loop(Leg(wire, made, ()), _IN_FLIGHT, window_s)
-        if closed.share("wrong", "failed") > limits.max_error_rate or not closed.answers_per_s():
-            raise NoPayload(f"{kind}: {closed.fault()}")
-        found = highest(probe, closed.answers_per_s() * _GUESS, options.precision)
+        begun = [kind.begin() for _ in range(options.repeats)]
+        found = side_by_side([Search(rate * _GUESS, options.precision) for rate in begun], probe)
+        machine = (*begun, *between, kind.closed().answers_per_s())
         sweep: list[Probe] = []
         saturation = None
-        if found.rate and last:
-            sweep = [probe(found.rate * part) for part in _SWEEP]
-            probe(found.rate, options.hold)
-            saturation = target.saturation(kind.model)
+        if rate := found[-1].rate:
+            sweep = [window(-1, rate * part) for part in _SWEEP]
+            window(-1, rate, options.hold)
+            saturation = target.saturation(objective.kind.model)
     finally:
-        wire.close()
-    return Capacity(str(kind), limits, found, tuple(sweep), closed.answers_per_s(), saturation, target.rss_bytes())
+        kind.wire.close()
+    made = [
+        Capacity(str(kind.kind), kind.limits, one, (), closed, None, target.rss_bytes(), machine)
+        for one, closed in zip(found, begun, strict=True)
+    ]
+    return [*made[:-1], replace(made[-1], sweep=tuple(sweep), saturation=saturation)]
+
+
+def _said(made: Probe) -> str:
+    """Of one window, for who waits."""
+    if made.held:
+        came = ", ".join(f"p{q:g} {made.latency_ms[q]:.3g} ms" for q in made.latency_ms)
+        return f"{made.rate:,.0f} requests/s held, {came}"
+    return f"{made.rate:,.0f} requests/s broken: {made.late or ', '.join(made.broken)}"
 
 
 @contextmanager
@@ -146,7 +205,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--margin", type=positive, default=0.8, help="of the capacity, before replicas are added (default: 0.8)"
     )
-    parser.add_argument("--repeats", type=counted, default=1)
+    parser.add_argument("--repeats", type=counted, default=1, help="searches of each kind, side by side (default: 1)")
     parser.add_argument("--agree", type=positive, default=0.1, help="how far repeats may differ (default: 0.1)")
     parser.add_argument("--rest", help="http://HOST:PORT of a server that runs")
     parser.add_argument("--grpc", help="grpc://HOST:PORT of the same server")
@@ -163,7 +222,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
             for one in objectives:
                 target.wire(one.kind.wire).close()
             # One kind after the other: what a machine has to give wanders over minutes, and is no kind's doing.
-            measured = [found for one in objectives if (found := _repeated(target, one, slo, options))]
+            measured = [
+                found
+                for number, one in enumerate(objectives, 1)
+                if (found := _measured(target, one, slo, options, f"{one.kind} ({number} of {len(objectives)})"))
+            ]
     except (SloFault, ClientError, OSError, RuntimeError) as error:
         sys.stderr.write(f"{error}\n")
         return UNASKED
@@ -171,16 +234,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return code if len(measured) == len(objectives) else UNASKED
 
 
-def _repeated(target: Target, objective: Objective, slo: Slo, options: argparse.Namespace) -> list[Capacity]:
+def _measured(
+    target: Target, objective: Objective, slo: Slo, options: argparse.Namespace, place: str
+) -> list[Capacity]:
     """Nothing where it can't be asked, which is said: what was measured of other kinds stays."""
-    found: list[Capacity] = []
     try:
-        for number in range(1, options.repeats + 1):
-            found.append(measure(target, objective, slo, options, number == options.repeats))
-            sys.stderr.write(f"{objective.kind}: {found[-1].found.rate:,.0f} requests/s\n")
+        found = measure(target, objective, slo, options, place)
     except (NoPayload, ClientError, OSError) as error:
         sys.stderr.write(f"{error}\n")
         return []
+    rates = ", ".join(f"{one.found.rate:,.0f}" for one in found)
+    sys.stderr.write(f"{place}: {rates} requests/s\n")
     return found
 
 

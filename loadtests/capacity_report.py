@@ -19,9 +19,20 @@ _MEMORY_MARGIN = 1.5
 _MEMORY_STEP = 64
 """MiB."""
 _SHOWN = 1.3
+"""Of the capacity: how far the plot goes."""
 _ROOM = 1.5
 """Of the limit, or of the highest p99 where there is none: how high the plot goes."""
-"""Of the capacity: how far the plot goes."""
+
+
+_HEADER = (
+    "kind",
+    "requests/s per replica",
+    "kept from more by",
+    "p50 ms",
+    "p99 ms",
+    "closed loop/s meanwhile",
+    "saturation",
+)
 
 
 @dataclass(frozen=True)
@@ -39,28 +50,42 @@ class Capacity:
     """What the server said of itself at the capacity; None: it was not asked."""
     rss_bytes: int
     """0: not known."""
+    machine_per_s: tuple[float, ...]
+    """Of closed loops from before the searches to after them, of all repeats: how the machine itself wandered."""
 
 
 def table_of(repeats: Sequence[Sequence[Capacity]], agree: float) -> tuple[str, bool]:
     """The text, and whether the repeats agree."""
-    header = ("kind", "requests/s per replica", "kept from more by", "p50 ms", "p99 ms", "closed loop/s", "saturation")
     rows = []
-    spreads: list[float] = []
+    spreads, wanders = [], []
     for several in zip(*repeats, strict=True):
         rates, last = [one.found.rate for one in several], several[-1]
-        spread = max(rates) / min(rates) - 1 if min(rates) else math.inf * max(rates) if max(rates) else 0.0
-        spreads.append(spread)
+        spreads.append(_spread(rates))
+        wanders.append(_spread(last.machine_per_s))
+        shown = ", ".join(f"{rate:,.0f}" for rate in rates)
+        closed = f"{min(last.machine_per_s):,.0f} to {max(last.machine_per_s):,.0f} ({wanders[-1]:.1%})"
         best = last.found.best
         latency = [f"{best.latency_ms[q]:.2f}" for q in (50.0, 99.0)] if best else ["", ""]
-        shown = ", ".join(f"{rate:,.0f}" for rate in rates)
         saturation = "" if last.saturation is None else f"{last.saturation:.2f}"
-        rows.append((last.kind, shown, _BOUNDS[last.found.bound], *latency, f"{last.closed_per_s:,.0f}", saturation))
-    text = "# The highest rate that holds the SLO\n\n" + table(header, rows)
+        if len(repeats) > 1:
+            shown += f" ({spreads[-1]:.1%})" if spreads[-1] < math.inf else ""
+        rows.append((last.kind, shown, _BOUNDS[last.found.bound], *latency, closed, saturation))
+    text = "# The highest rate that holds the SLO\n\n" + table(_HEADER, rows)
     text += "\n" + "".join(f"* {one.kind}: {one.limits}\n" for one in repeats[-1])
     if len(repeats) > 1:
         apart = f"by {max(spreads):.1%} at most" if max(spreads) < math.inf else "in whether anything holds at all"
-        text += f"\n{len(repeats)} repeats differ {apart}; {agree:.0%} are allowed.\n"
+        text += f"\n{len(repeats)} searches side by side differ {apart}; {agree:.0%} are allowed.\n"
+    text += (
+        f"\nThe machine itself wandered by {max(wanders):.1%} at most while a kind was measured, by its closed loop.\n"
+    )
     return text, max(spreads) <= agree or len(repeats) == 1
+
+
+def _spread(rates: Sequence[float]) -> float:
+    """How far the highest is above the lowest, which may be nothing at all."""
+    if not min(rates):
+        return math.inf if max(rates) else 0.0
+    return max(rates) / min(rates) - 1
 
 
 def knees(capacities: Sequence[Capacity]) -> str:

@@ -3,8 +3,8 @@
     python -m loadtests.benchmarks.searching
 
 A queue with one server, whose speed wanders, or falls to a third for moments, which is what a machine with neighbours
-is like. Each search is made three times in a row on the same machine, as `--repeats 3` does, over many machines. Beside
-it stand the search that looks once at the end, and arrivals whose number is left to luck.
+is like. On each of many machines three searches are made: one after the other, and side by side as `--repeats 3` makes
+them. Beside them stand the search that looks once at the end, and arrivals whose number is left to luck.
 """
 
 from __future__ import annotations
@@ -82,7 +82,6 @@ class Machine:
         self._arrivals = arrivals
         self._speed = self._speeds(noise)
         self._now_s = 0.0
-        self._tried: Counter[float] = Counter()
         self.windows = 0
 
     def _speeds(self, noise: Noise) -> Times:
@@ -97,15 +96,21 @@ class Machine:
             speeds[int(at_s / _STEP_S) : int(until_s / _STEP_S) + 1] *= noise.slowed_to
         return speeds
 
-    def search(self) -> float:
-        self._tried.clear()
-        return search.highest(self._probe, 0.8 * _CAPACITY).rate
+    def search(self, beside: int) -> list[float]:
+        """What so many searches find side by side."""
+        tried: list[Counter[float]] = [Counter() for _ in range(beside)]
 
-    def _probe(self, rate: float) -> Probe:
+        def probe(number: int, rate: float) -> Probe:
+            tried[number][rate] += 1
+            return self._probe(rate, tried[number][rate])
+
+        searches = [search.Search(0.8 * _CAPACITY) for _ in range(beside)]
+        return [found.rate for found in search.side_by_side(searches, probe)]
+
+    def _probe(self, rate: float, seed: int) -> Probe:
         """One window. An answer ends its work after it came and after the one before, whichever is later."""
-        self._tried[rate] += 1
         self.windows += 1
-        came = self._arrivals(rate, _WARM_S + _WINDOW_S, self._tried[rate])
+        came = self._arrivals(rate, _WARM_S + _WINDOW_S, seed)
         work = self._rng.gamma(_SPREAD**-2, _SPREAD**2, len(came)) / _CAPACITY
         work /= self._speed[((self._now_s + came) % _LONG_S / _STEP_S).astype(int)]
         done = np.cumsum(work)
@@ -116,13 +121,13 @@ class Machine:
         return Probe(rate, ("p99",) if p99 > _LIMIT_MS else (), latency_ms={99.0: p99})
 
 
-def measured(noise: Noise, machines: int, looks: int, arrivals: Arrivals) -> tuple[float, float, float]:
+def measured(noise: Noise, machines: int, beside: int, looks: int, arrivals: Arrivals) -> tuple[float, float, float]:
     """The part of the machines whose repeats agree, the median of how far they differ, windows of a search."""
     apart, windows = [], 0
     with patch.object(search, "_LOOKS", looks):
         for seed in range(machines):
             machine = Machine(noise, seed, arrivals)
-            rates = [machine.search() for _ in range(_REPEATS)]
+            rates = [rate for _ in range(_REPEATS // beside) for rate in machine.search(beside)]
             apart.append(max(rates) / min(rates) - 1)
             windows += machine.windows
     return float(np.mean(np.array(apart) <= _AGREE)), float(np.median(apart)), windows / machines / _REPEATS
@@ -133,14 +138,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--machines", type=counted, default=150, help="of each noise (default: 150)")
     parser.add_argument("--out", type=Path, help="a folder for searching.md")
     options = parser.parse_args(arguments)
+    modes = {
+        "one look, number by luck": (1, 1, by_luck),
+        "one look, number given": (1, 1, given),
+        f"{search._LOOKS} looks, number given": (1, search._LOOKS, given),
+        "the same, side by side": (_REPEATS, search._LOOKS, given),
+    }
     rows = []
     for noise in NOISES:
-        each = [
-            measured(noise, options.machines, looks, arrivals)
-            for looks, arrivals in ((1, by_luck), (1, given), (search._LOOKS, given))
-        ]
+        each = [measured(noise, options.machines, *mode) for mode in modes.values()]
         rows.append((noise.name, *(f"{agree:.2f}, {apart:.1%}, {windows:.0f}" for agree, apart, windows in each)))
-    header = ("machine", "one look, number by luck", "one look, number given", f"{search._LOOKS} looks, number given")
+    header = ("machine", *modes)
     text = f"# Repeats within {_AGREE:.0%} (part of {options.machines} machines), their median spread, windows\n\n"
     publish(text + table(header, rows), "searching.md", options.out)
     return 0

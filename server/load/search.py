@@ -6,14 +6,16 @@ which requests were due: what it breaks then tells nothing, and is tried four ti
 
 A machine that was slow for seconds breaks three windows as well, and the search would end below. So the lowest rate
 that was given up is tried again at the end, three times, and where it holds then, the search goes on above: repeats
-agree much better for it (`python -m loadtests.benchmarks.searching`).
+agree much better for it (`python -m loadtests.benchmarks.searching`). Searches side by side see the same minutes, from
+the first window to the last look, and agree better still.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections import deque
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, TypeAlias, TypeVar
 
 from server.load.limits import Limits
 from server.load.samples import Samples
@@ -60,6 +62,11 @@ class Found:
         return max((one for one in self.probes if one.held), key=lambda one: one.rate, default=None)
 
 
+_T = TypeVar("_T")
+_Windows: TypeAlias = Generator[float, Probe, _T]
+"""It gives the rates that it wants to try, and is sent the window that was made at each."""
+
+
 def judged(rate: float, samples: Samples, limits: Limits, max_lag_ms: float, percentiles: tuple[float, ...]) -> Probe:
     """A window of `samples`, in which `rate` requests a second were due."""
     lag = samples.lag_ms(99)
@@ -75,72 +82,126 @@ def highest(
     most: float = float("inf"),
     over: Callable[[], bool] = lambda: False,
 ) -> Found:
-    """Search from `guess` requests a second, until a rate that holds and one that does not are within `precision`.
+    """What a search finds by the windows of `probe`."""
+    (found,) = side_by_side([Search(guess, precision, most, over)], lambda _, rate: probe(rate))
+    return found
 
-    `most`: no rate above is tried. `over`: once it says so, what was found so far is all.
+
+def side_by_side(searches: Sequence[Search], probe: Callable[[int, float], Probe]) -> list[Found]:
+    """What each finds, a window of each in turn, so that all of them see the same minutes.
+
+    They end together: who is through waits for the others, and as long as what one of them gave up holds after all,
+    all of them look again. `probe` is told whose window it is, by its place in `searches`, and the rate.
     """
-    windows = _Windows(probe, over)
-    low, high = _bracket(windows.hold, min(guess, most), most, over)
-    while low and low < most and not over():
-        if high / low > 1 + precision:
-            middle = (low * high) ** 0.5
-            low, high = (middle, high) if windows.hold(middle) else (low, middle)
-        elif windows.hold_after_all(high):
-            low, high = _above(windows.hold, high, most, 1 + 2 * precision)
-        else:
-            break
-    return Found(low, _bound(windows.made, high), tuple(windows.made))
+    _in_turns([one.narrow() for one in searches], probe)
+    while any(_in_turns([one.look_again() for one in searches], probe)):
+        pass
+    return [one.found() for one in searches]
+
+
+def _in_turns(several: Sequence[_Windows[_T]], probe: Callable[[int, float], Probe]) -> list[_T]:
+    """What each returns. In each round another one has the first window; one that returned drops out."""
+    returned: dict[int, _T] = {}
+    made: dict[int, Probe | None] = dict.fromkeys(range(len(several)))
+    turns = deque(made)
+    while turns:
+        this_round = tuple(turns)
+        turns.rotate(-1)
+        for number in this_round:
+            try:
+                # A generator that has not begun is sent None.
+                rate = several[number].send(made[number])  # type: ignore[arg-type]
+            except StopIteration as end:
+                returned[number] = end.value
+                turns.remove(number)
+            else:
+                made[number] = probe(number, rate)
+    return [returned[number] for number in made]
 
 
 @dataclass
-class _Windows:
-    probe: Callable[[float], Probe]
-    over: Callable[[], bool]
-    made: list[Probe] = field(default_factory=list)
+class Search:
+    """From `guess` requests a second, until a rate that holds and one that does not are within `precision`."""
 
-    def _one(self, rate: float) -> Probe:
-        self.made.append(self.probe(rate))
-        return self.made[-1]
+    guess: float
+    precision: float = 0.03
+    most: float = float("inf")
+    """No rate above is tried."""
+    over: Callable[[], bool] = lambda: False
+    """Once it says so, what was found so far is all."""
+    _low: float = field(default=0.0, init=False)
+    """It holds; 0: nothing does."""
+    _high: float = field(default=float("inf"), init=False)
+    """The lowest rate that was given up; infinity: none."""
+    _made: list[Probe] = field(default_factory=list, init=False)
 
-    def hold(self, rate: float) -> bool:
+    def found(self) -> Found:
+        return Found(self._low, _bound(self._made, self._high), tuple(self._made))
+
+    def narrow(self) -> _Windows[None]:
+        """Until both are near each other."""
+        yield from self._bracket(min(self.guess, self.most))
+        yield from self._halve()
+
+    def look_again(self) -> _Windows[bool]:
+        """Whether what was given up holds after all, by one of some windows; then the search goes on above."""
+        if self._ended() or not (yield from self._holds_after_all(self._high)):
+            return False
+        yield from self._above(self._high, 1 + 2 * self.precision)
+        yield from self._halve()
+        return True
+
+    def _ended(self) -> bool:
+        return not 0 < self._low < self.most or self.over()
+
+    def _bracket(self, guess: float) -> _Windows[None]:
+        if (yield from self._holds(guess)):
+            yield from self._above(guess, _GROWTH)
+            return
+        # Further down each time: what holds nothing at all would be asked for minutes.
+        part, self._high = _SHRINKING, guess
+        while (low := self._high * part) > guess * _LEAST and not self.over():
+            if (yield from self._holds(low)):
+                self._low = low
+                return
+            part, self._high = part**2, low
+
+    def _above(self, low: float, growth: float) -> _Windows[None]:
+        """From a rate that holds to one that does not."""
+        self._low, self._high = low, float("inf")
+        while self._low < self.most and self._high == float("inf"):
+            yield from self._try(min(self.most, self._low * growth))
+
+    def _halve(self) -> _Windows[None]:
+        while not self._ended() and self._high / self._low > 1 + self.precision:
+            yield from self._try((self._low * self._high) ** 0.5)
+
+    def _try(self, rate: float) -> _Windows[None]:
+        if (yield from self._holds(rate)):
+            self._low = rate
+        else:
+            self._high = rate
+
+    def _holds(self, rate: float) -> _Windows[bool]:
         broken = late = 0
-        if self.made and self.over():
+        if self._made and self.over():
             return False
         while broken < _BROKEN and late < _LATE:
-            one = self._one(rate)
+            one = yield from self._window(rate)
             if one.held:
                 return True
             late, broken = (late + 1, broken) if one.late else (late, broken + 1)
         return False
 
-    def hold_after_all(self, rate: float) -> bool:
-        """One of some, at a rate that was given up."""
-        return any(not self.over() and self._one(rate).held for _ in range(_LOOKS))
+    def _holds_after_all(self, rate: float) -> _Windows[bool]:
+        for _ in range(_LOOKS):
+            if not self.over() and (yield from self._window(rate)).held:
+                return True
+        return False
 
-
-def _bracket(
-    holds: Callable[[float], bool], guess: float, most: float, over: Callable[[], bool]
-) -> tuple[float, float]:
-    """A rate that holds and one above it that does not; 0 and infinity where there is none."""
-    if not holds(guess):
-        # Further down each time: what holds nothing at all would be asked for minutes.
-        part, high = _SHRINKING, guess
-        while (low := high * part) > guess * _LEAST and not over():
-            if holds(low):
-                return low, high
-            part, high = part**2, low
-        return 0.0, high
-    return _above(holds, guess, most, _GROWTH)
-
-
-def _above(holds: Callable[[float], bool], low: float, most: float, growth: float) -> tuple[float, float]:
-    """From a rate that holds."""
-    while low < most:
-        higher = min(most, low * growth)
-        if not holds(higher):
-            return low, higher
-        low = higher
-    return low, float("inf")
+    def _window(self, rate: float) -> _Windows[Probe]:
+        self._made.append((yield rate))
+        return self._made[-1]
 
 
 def _bound(made: Sequence[Probe], high: float) -> Bound:

@@ -194,8 +194,8 @@ def test_a_request_is_sent_when_it_is_due_and_its_latency_counts_from_then(serve
 def test_capacity_is_written_for_people_and_for_the_chart(
     server: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A short search of one kind: the table, the plot, and values that Helm renders. It stays where another kind is
-    answered otherwise than its replay file says, which is told; a stream has no rate."""
+    """Two short searches of one kind, side by side: the table, the plot, and values that Helm renders. They stay where
+    another kind is answered otherwise than its replay file says, which is told; a stream has no rate."""
     slo = tmp_path / "slo.yaml"
     wrong = {"inputs": {"features": [[0.0] * 10], "categories": [[0] * 3]}, "outputs": {"logits": [[1.0, 2.0]]}}
     (tmp_path / "wrong.jsonl").write_text(json.dumps(wrong))
@@ -208,13 +208,23 @@ def test_capacity_is_written_for_people_and_for_the_chart(
     out = tmp_path / "out"
     urls = ["--rest", f"http://{server.http}", "--metrics", server.metrics_url]
     arguments = ["--slo", str(slo), "--window", "0.2", "--hold", "0.2", "--precision", "0.9", "--out", str(out), *urls]
-    assert capacity.main(arguments) == capacity.UNASKED
-    assert re.search(r"rest infer fraud: \d+ of \d+ requests: the answer is not", capsys.readouterr().err)
+    assert capacity.main([*arguments, "--repeats", "2"]) == capacity.UNASKED
+    told = capsys.readouterr().err
+    assert re.search(r"rest infer fraud: \d+ of \d+ requests: the answer is not", told)
+    windows = re.findall(r"rest predict digits \(1 of 2\), search (\d) of 2, window (\d+): [\d,]+ requests/s", told)
+    assert windows[:4] == [("1", "1"), ("2", "1"), ("2", "2"), ("1", "2")]
 
-    (run,) = json.loads((out / "capacity.json").read_text())["runs"]
-    assert [one["kind"] for one in run] == [KINDS[1]]
-    assert run[0]["found"]["rate"] > 5
-    assert run[0]["saturation"] > 0
+    runs = json.loads((out / "capacity.json").read_text())["runs"]
+    assert [[one["kind"] for one in run] for run in runs] == [[KINDS[1]]] * 2
+    ((first,), (last,)) = runs
+    assert min(first["found"]["rate"], last["found"]["rate"]) > 5
+    assert len(first["found"]["probes"]) + len(last["found"]["probes"]) == len(windows)
+    assert last["machine_per_s"][:2] == [first["closed_per_s"], last["closed_per_s"]]
+    assert len(last["machine_per_s"]) == 2 + len(windows) // 10 + 1
+    assert (first["saturation"], first["sweep"]) == (None, [])
+    assert last["saturation"] > 0
+    assert len(last["sweep"]) == 5
+    assert re.search(r"wandered by [\d.]+% at most", (out / "capacity.md").read_text())
     assert "p99 in ms" in (out / "capacity.svg").read_text()
     assert set(yaml.safe_load((out / "capacity.yaml").read_text())) == {"autoscaling", "capacity"}
 
@@ -224,9 +234,9 @@ def test_capacities_as_values_are_what_helm_renders() -> None:
     found = Found(100.0, "slo", (Probe(100.0, ()),))
     limits = Limits({99.0: 20.0})
     made = [
-        Capacity("rest predict digits", limits, found, (), 120.0, 0.5, 100 * 2**20),
-        Capacity("grpc infer fraud", limits, found, (), 120.0, 0.9, 120 * 2**20),
-        Capacity("rest infer breast_cancer", limits, found, (), 120.0, 0.05, 110 * 2**20),
+        Capacity("rest predict digits", limits, found, (), 120.0, 0.5, 100 * 2**20, (120.0,)),
+        Capacity("grpc infer fraud", limits, found, (), 120.0, 0.9, 120 * 2**20, (120.0,)),
+        Capacity("rest infer breast_cancer", limits, found, (), 120.0, 0.05, 110 * 2**20, (120.0,)),
     ]
     written = yaml.safe_load(values(made, 2, 0.8))
     assert written["autoscaling"] == {"targetSaturation": 0.4, "targetCPUUtilizationPercentage": 80}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 import yaml
@@ -14,7 +15,9 @@ from server.load.search import Found, Probe
 
 
 def capacity(rate: float, probes: Sequence[Probe], limits: Limits) -> Capacity:
-    return Capacity("rest infer m", limits, Found(rate, "generator", tuple(probes)), (), 120.0, None, 0)
+    return Capacity(
+        "rest infer m", limits, Found(rate, "generator", tuple(probes)), (), 120.0, None, 0, (100.0, 125.0, 120.0)
+    )
 
 
 @pytest.mark.parametrize("limit", [{99.0: 20.0}, {50.0: 5.0}], ids=["p99 has a limit", "p99 has none"])
@@ -44,6 +47,20 @@ def test_repeats_are_told_apart(rates: list[float], said: str, agreed: bool) -> 
     text, code = table_of([[capacity(rate, [], Limits({99.0: 20.0}))] for rate in rates], 0.1)
     assert said in text
     assert code is agreed
+
+
+def test_how_far_the_machine_wandered_stands_beside_how_far_the_repeats_are_apart() -> None:
+    """Its closed loop searches nothing; one run has that too."""
+    run = [capacity(100.0, [], Limits({99.0: 20.0}))]
+    text, agreed = table_of([run, [replace(run[0], found=Found(104.0, "slo", ()))]], 0.1)
+    assert "| 100, 104 (4.0%) |" in text
+    assert "| 100 to 125 (25.0%) |" in text
+    assert "wandered by 25.0% at most" in text
+    assert agreed
+    alone, _ = table_of([run], 0.1)
+    assert "| 100 |" in alone
+    assert "wandered by 25.0% at most" in alone
+    assert "differ" not in alone
 
 
 def test_a_kind_that_holds_nothing_has_no_rate_in_the_values() -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from itertools import cycle
 
 import numpy as np
 import pytest
@@ -11,7 +13,7 @@ from hypothesis import strategies as st
 
 from server.load.limits import Limits
 from server.load.samples import Samples, half_width
-from server.load.search import Probe, highest
+from server.load.search import Probe, Search, highest, side_by_side
 
 LIMIT_MS = 20.0
 
@@ -168,3 +170,105 @@ def test_a_search_that_is_out_of_time_tells_what_it_has() -> None:
     found = highest(probe, 5_000, over=lambda: len(asked) >= 1)  # type: ignore[arg-type]
     assert found.rate == 5_000
     assert len(asked) == 1
+
+
+def scripted(script: str) -> Callable[[float], Probe]:
+    """A machine that holds 1,000 requests a second in windows with a dot; in those with an l the generator is late."""
+    turns = cycle(script)
+
+    def probe(rate: float) -> Probe:
+        turn = next(turns)
+        return Probe(rate, () if turn == "." and rate <= 1_000 else ("p99",), "late" if turn == "l" else "")
+
+    return probe
+
+
+@pytest.mark.parametrize(
+    ("script", "guess", "most", "rate", "asked"),
+    [
+        (".", 800, math.inf, 947, [800, *[1120] * 3, 947, *[1030] * 6]),
+        (".", 3000, math.inf, 951, [*[3000] * 3, *[1800] * 3, 648, *[1080] * 3, 837, 951, *[1013] * 6]),
+        ("..xxxxxx", 800, math.inf, 947, [800, *[1120] * 3, *[947] * 3, 870, 870, 947, *[1136] * 3, *[1037] * 6]),
+        (".l", 800, math.inf, 947, [800, *[1120] * 6, 947, 947, *[1030] * 9]),
+        ("xxl", 800, math.inf, 0, [*[800] * 4, *[480] * 4, *[173] * 5, *[22] * 4]),
+        (".", 500, 900.0, 900, [500, 700, 900]),
+    ],
+)
+def test_the_windows_of_a_search_are_these(
+    script: str, guess: float, most: float, rate: float, asked: list[float]
+) -> None:
+    """Up by 1.4, down by more each time, then between; what is broken three times, or late four, is given up."""
+    found = highest(scripted(script), guess, 0.1, most)
+    assert (round(found.rate), [round(one.rate) for one in found.probes]) == (rate, asked)
+
+
+class TestSideBySide:
+    """Searches that see the same minutes."""
+
+    def test_each_finds_what_it_finds_alone(self) -> None:
+        """By windows of its own, from its own guess, on a machine that stays as it is."""
+        guesses = (200.0, 800.0, 3_000.0)
+        machines = [scripted(".") for _ in guesses]
+        found = side_by_side([Search(guess, 0.1) for guess in guesses], lambda number, rate: machines[number](rate))
+        assert found == [highest(scripted("."), guess, 0.1) for guess in guesses]
+
+    def test_another_one_is_the_first_in_each_round(self) -> None:
+        """And one that has found its rate, here the second, leaves the others their turns."""
+        asked: list[int] = []
+
+        def probe(number: int, rate: float) -> Probe:
+            asked.append(number)
+            return Probe(rate, ())
+
+        side_by_side([Search(10, most=most) for most in (35.0, 14.0, 35.0)], probe)
+        assert asked == [0, 1, 2, 1, 2, 0, 2, 0, 0, 2, 2, 0]
+
+    def test_a_machine_that_becomes_slower_has_all_of_them_find_the_same(self) -> None:
+        """One after the other they differ by what it lost."""
+        made = 0
+
+        def probe(_number: int, rate: float) -> Probe:
+            nonlocal made
+            made += 1
+            return Probe(rate, ("p99",) if rate > 1_000 - 8 * made else ())
+
+        together = [found.rate for found in side_by_side([Search(700) for _ in range(3)], probe)]
+        made = 0
+        alone = [highest(lambda rate: probe(0, rate), 700).rate for _ in range(3)]
+        assert max(together) / min(together) < 1.05
+        assert max(alone) / min(alone) > 1.3
+
+    def test_who_is_through_waits_for_the_others_and_looks_again_with_them(self) -> None:
+        """The machine is twice as fast from the forty-second window on: the first search is long through by then, and
+        the second, which began far off, is not."""
+        made = 0
+
+        def probe(_number: int, rate: float) -> Probe:
+            nonlocal made
+            made += 1
+            return Probe(rate, ("p99",) if rate > (1_000 if made < 42 else 2_000) else ())
+
+        near, far = side_by_side([Search(900), Search(10)], probe)
+        assert near.rate == pytest.approx(2_000, rel=0.03)
+        assert far.rate == pytest.approx(2_000, rel=0.03)
+
+    def test_what_holds_after_all_for_one_is_looked_for_by_all(self) -> None:
+        """The first one's last look holds, the others' do not; while it goes on above, the machine is fast for all."""
+        made = 0
+        looks = 0
+
+        def probe(number: int, rate: float) -> Probe:
+            nonlocal made, looks
+            made += 1
+            at_the_end = made > 3 * 9
+            looks += at_the_end
+            return Probe(
+                rate, ("p99",) if rate > (1_300 if at_the_end and (number == 0 or looks > 8) else 1_000) else ()
+            )
+
+        found = side_by_side([Search(800, 0.1) for _ in range(3)], probe)
+        assert [one.rate for one in found] == pytest.approx([1_300] * 3, rel=0.1)
+
+    def test_no_search_takes_no_window(self) -> None:
+        """And finds nothing."""
+        assert side_by_side([], lambda number, rate: Probe(rate, ())) == []
