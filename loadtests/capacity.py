@@ -212,6 +212,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--metrics", help="http://HOST:PORT/metrics of the same server")
     parser.add_argument("--out", type=Path, help="a folder for what is written")
     options = parser.parse_args(arguments)
+    given = options.rest or options.grpc
+    if options.metrics and not given:
+        parser.error("--metrics: it is of the server that --rest or --grpc names, and neither is given")
+    if options.cores > len(cores()) and not given:
+        parser.error(f"--cores: there are {len(cores())}")
     try:
         slo = read_slo(options.slo, options.model_repository)
         # Of streams there is no rate: they are as long as they are.

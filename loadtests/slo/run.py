@@ -73,6 +73,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     if options.generator == "wire" and options.loop == "closed":
         parser.error("--generator wire: it has the open loop alone")
+    if options.generator == "wire" and options.processes > 1:
+        parser.error("--generator wire: it is one process")
+    if options.metrics and not (options.rest or options.grpc):
+        parser.error("--metrics: it is of the server that --rest or --grpc names, and neither is given")
     environment = {
         "SLO": str(options.slo.resolve()),
         "REPOSITORY": str(options.model_repository.resolve()),

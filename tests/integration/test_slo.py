@@ -19,9 +19,11 @@ import httpx
 import pytest
 import yaml
 
+from loadtests import capacity
 from loadtests.cores import cores
 from loadtests.process import Server, family, serving
 from loadtests.scripted import scripted
+from loadtests.slo import run
 from loadtests.slo.run import main
 from loadtests.slo.verdict import MISUSED
 from server.local_triton.process import free_ports
@@ -237,6 +239,25 @@ def test_what_can_not_be_asked_is_said_at_once(
     """Before anything is sent; the exit code is not that of a verdict."""
     assert held(server, tmp_path, [objective(kind)], 60, *flags) == MISUSED
     assert named in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("command", "flags", "refusal"),
+    [
+        (run.main, ["--generator", "wire", "--loop", "closed"], "the open loop alone"),
+        (run.main, ["--generator", "wire", "--processes", "2"], "it is one process"),
+        (run.main, ["--metrics", "http://127.0.0.1:1/metrics"], "neither is given"),
+        (capacity.main, ["--metrics", "http://127.0.0.1:1/metrics"], "neither is given"),
+        (capacity.main, ["--cores", "4096"], "--cores: there are"),
+    ],
+)
+def test_flags_that_do_not_go_together_are_refused(
+    command: Callable[[Sequence[str]], int], flags: list[str], refusal: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Before a server is started: what they ask for would not be done."""
+    with pytest.raises(SystemExit):
+        command(flags)
+    assert refusal in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("module", "processes"), [("loadtests.slo.run", 2), ("loadtests.capacity", 1)])
