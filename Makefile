@@ -95,7 +95,7 @@ bench-rest: $(VENV)/.dev ## what an infer request over REST costs the server, bi
 	$(BIN)/python -m loadtests.benchmarks.rest --out $(REPORTS) $(BENCH)
 
 bench-access: $(VENV)/.dev ## what keys cost a call over gRPC, with and without, half a minute on one quiet core
-	$(BIN)/python -m loadtests.benchmarks.access $(BENCH)
+	$(BIN)/python -m loadtests.benchmarks.access --out $(REPORTS) $(BENCH)
 
 bench-shm: $(VENV)/.dev ## a large tensor in and out, in the message and in shared memory, half a minute on two quiet cores
 	$(BIN)/python -m loadtests.benchmarks.shared_memory --out $(REPORTS) $(BENCH)

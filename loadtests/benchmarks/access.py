@@ -21,8 +21,9 @@ from typing import TYPE_CHECKING, cast
 
 from loadtests.benchmarks.http2 import IN_FLIGHT, Settled
 from loadtests.client import message
+from loadtests.flags import counted
 from loadtests.h2_replay import PATH
-from loadtests.report import table
+from loadtests.report import publish, table
 from server.security.gate import Gate, open_gate
 from server.security.keys import KeyFile, new_key, write_file
 from server.settings import GrpcSettings, Settings
@@ -81,8 +82,9 @@ def transport_us(received: Sequence[bytes], gate: Gate | None) -> float:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--reads", type=int, default=1500, help="of 32 calls each, a round (default: 1500)")
-    parser.add_argument("--rounds", type=int, default=7, help="the best counts (default: 7)")
+    parser.add_argument("--reads", type=counted, default=1500, help="of 32 calls each, a round (default: 1500)")
+    parser.add_argument("--rounds", type=counted, default=7, help="the best counts (default: 7)")
+    parser.add_argument("--out", type=Path, help="also write access.md into this folder")
     options = parser.parse_args(arguments)
     data = message("tiny_mlp", (30,))
     with tempfile.TemporaryDirectory() as folder:
@@ -102,7 +104,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     lines = [
         (name, asked, f"{us:.2f}", f"{us / best[0]:.3f}") for (name, asked, _, _), us in zip(sides, best, strict=True)
     ]
-    sys.stdout.write(table(HEADER, lines))
+    publish(table(HEADER, lines), "access.md", options.out)
     return 0
 
 

@@ -32,6 +32,7 @@ from statistics import median, quantiles
 import numpy as np
 
 from loadtests.cores import cores
+from loadtests.flags import counted, positive
 from loadtests.models import Network, between, cnn, mlp
 from loadtests.report import publish, table
 from server.engine.onnxruntime import OnnxRuntimeEngine
@@ -198,8 +199,8 @@ async def measure(rounds: int, seconds: float, learn_s: float) -> list[list[str]
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=20, help="of all sizes (default: 20)")
-    parser.add_argument("--seconds", type=float, default=0.1, help="of each size in a round (default: 0.1)")
+    parser.add_argument("--rounds", type=counted, default=20, help="of all sizes (default: 20)")
+    parser.add_argument("--seconds", type=positive, default=0.1, help="of each size in a round (default: 0.1)")
     parser.add_argument("--learn", type=float, default=5, help="seconds that the chosen one serves first (default: 5)")
     parser.add_argument("--out", type=Path, help="also write batch_cap.md into this folder")
     options = parser.parse_args(arguments)

@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 
 from loadtests.cores import cores
+from loadtests.flags import counted, positive
 from loadtests.report import publish, table
 from server.app import Server
 from server.environment import load_settings
@@ -155,8 +156,8 @@ async def measure(rounds: int, seconds: float) -> list[list[str]]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=6, help="of all settings (default: 6)")
-    parser.add_argument("--seconds", type=float, default=1.0, help="of each setting in a round (default: 1)")
+    parser.add_argument("--rounds", type=counted, default=6, help="of all settings (default: 6)")
+    parser.add_argument("--seconds", type=positive, default=1.0, help="of each setting in a round (default: 1)")
     parser.add_argument("--out", type=Path, help="also write collector.md into this folder")
     options = parser.parse_args(arguments)
     os.sched_setaffinity(0, {cores()[0]})

@@ -37,6 +37,7 @@ import uvloop
 from PIL import Image
 
 from loadtests.cores import cores
+from loadtests.flags import counted, positive
 from loadtests.models import photo_classifier
 from loadtests.report import publish, table
 from server.app import Server
@@ -229,9 +230,9 @@ async def predict_rate(server: Server, model: str, data: bytes, seconds: float) 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--repeats", type=int, default=40, help="of a 640x480 picture; larger ones have less")
-    parser.add_argument("--rounds", type=int, default=5, help="end to end (default: 5)")
-    parser.add_argument("--seconds", type=float, default=1.0, help="of a round (default: 1)")
+    parser.add_argument("--repeats", type=counted, default=40, help="of a 640x480 picture; larger ones have less")
+    parser.add_argument("--rounds", type=counted, default=5, help="end to end (default: 5)")
+    parser.add_argument("--seconds", type=positive, default=1.0, help="of a round (default: 1)")
     parser.add_argument("--only", choices=("decoders", "end"), help="one of the two tables")
     parser.add_argument("--out", type=Path, help="also write decode.md into this folder")
     options = parser.parse_args(arguments)

@@ -24,6 +24,7 @@ from typing import NamedTuple
 import uvloop
 
 from loadtests.benchmarks.writing import MODELS, PROMPT, THREADS, Ours, make, size
+from loadtests.flags import counted
 from loadtests.report import table
 from server.engine.genai.engine import GenaiEngine
 from server.repository.model_config import read_model_config
@@ -101,7 +102,7 @@ async def measure(model: Path, texts: int) -> list[list[str]]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--texts", type=int, default=6, help="of each caller (default: 6)")
+    parser.add_argument("--texts", type=counted, default=6, help="of each caller (default: 6)")
     parser.add_argument(
         "--models", nargs="+", type=size, default=MODELS, metavar="WIDTHxLAYERS", help="(default: 64x2 512x8)"
     )

@@ -16,6 +16,7 @@ from collections.abc import Callable, Sequence
 
 import hpack
 
+from loadtests.flags import counted
 from loadtests.report import table
 from server.transport.http2.hpack import Decoder
 
@@ -98,8 +99,8 @@ def cost_us(new: Callable[[], Decode], blocks: Sequence[bytes]) -> float:
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--blocks", type=int, default=4000, help="a round (default: 4000)")
-    parser.add_argument("--rounds", type=int, default=7, help="of which the best counts (default: 7)")
+    parser.add_argument("--blocks", type=counted, default=4000, help="a round (default: 4000)")
+    parser.add_argument("--rounds", type=counted, default=7, help="of which the best counts (default: 7)")
     options = parser.parse_args(arguments)
     gc.freeze()
     rows: list[tuple[object, ...]] = []

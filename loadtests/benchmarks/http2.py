@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, cast
 
 from loadtests.client import message
+from loadtests.flags import counted
 from loadtests.h2_calls import prepare
 from loadtests.h2_replay import PATH
 from loadtests.report import table
@@ -100,8 +101,8 @@ def codec_us(data: bytes, count: int) -> float:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--reads", type=int, default=500, help="a round (default: 500)")
-    parser.add_argument("--rounds", type=int, default=5, help="of which the best counts (default: 5)")
+    parser.add_argument("--reads", type=counted, default=500, help="a round (default: 500)")
+    parser.add_argument("--rounds", type=counted, default=5, help="of which the best counts (default: 5)")
     options = parser.parse_args(arguments)
     asked = message("tiny", (30,))
     gc.freeze()

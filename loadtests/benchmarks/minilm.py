@@ -30,6 +30,7 @@ from exporter.onnx import export
 from exporter.recipes.base import Arrays, Split
 from exporter.text.hub import HubFolder, folder_of
 from loadtests.cores import cores
+from loadtests.flags import counted
 from loadtests.report import publish, table
 from server.pipeline.tokens import TextEncoder
 from server.tensor import Array
@@ -147,7 +148,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, default=Path("build/minilm"), help="for the files (default: build/minilm)")
     parser.add_argument("--out", type=Path, help="folder for minilm.md")
-    parser.add_argument("--rounds", type=int, default=5, help="turns of each file (default: 5)")
+    parser.add_argument("--rounds", type=counted, default=5, help="turns of each file (default: 5)")
     parser.add_argument("--only-make", action="store_true", help="make the files and the reference, measure nothing")
     options = parser.parse_args(arguments)
     os.sched_setaffinity(0, {cores()[0]})

@@ -37,6 +37,7 @@ from loadtests.benchmarks.http2 import IN_FLIGHT
 from loadtests.benchmarks.http2 import PATH as CALL
 from loadtests.client import message
 from loadtests.cores import cores
+from loadtests.flags import counted, positive
 from loadtests.h2_calls import prepare
 from loadtests.models import tiny_mlp
 from loadtests.report import publish, table
@@ -302,10 +303,10 @@ def median_interval(values: Sequence[float]) -> tuple[float, float]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=30, help="of all ways (default: 30)")
-    parser.add_argument("--seconds", type=float, default=0.2, help="of each in a round (default: 0.2)")
+    parser.add_argument("--rounds", type=counted, default=30, help="of all ways (default: 30)")
+    parser.add_argument("--seconds", type=positive, default=0.2, help="of each in a round (default: 0.2)")
     parser.add_argument("--only", default="", help="ways whose names have this in them")
-    parser.add_argument("--at-once", type=int, default=IN_FLIGHT, help=f"calls a read (default: {IN_FLIGHT})")
+    parser.add_argument("--at-once", type=counted, default=IN_FLIGHT, help=f"calls a read (default: {IN_FLIGHT})")
     parser.add_argument("--out", type=Path, help="also write observing.md into this folder")
     options = parser.parse_args(arguments)
     os.sched_setaffinity(0, {cores()[0]})

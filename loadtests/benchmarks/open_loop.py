@@ -29,6 +29,7 @@ import uvloop
 from loadtests.arrivals import poisson
 from loadtests.client import OpenLoop, closed_loop, infer, message, open_loop, quantile
 from loadtests.cores import cores, pinned
+from loadtests.flags import positive
 from loadtests.models import Network, cnn
 from loadtests.process import Server, grown, serving
 from loadtests.report import table
@@ -171,8 +172,8 @@ def report(result: dict[str, Any], options: Any) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seconds", type=float, default=10, help="of each load (default: 10)")
-    parser.add_argument("--closed-seconds", type=float, default=2, help="of each closed loop (default: 2)")
+    parser.add_argument("--seconds", type=positive, default=10, help="of each load (default: 10)")
+    parser.add_argument("--closed-seconds", type=positive, default=2, help="of each closed loop (default: 2)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, help="also write open_loop.md and open_loop.json into this folder")
     options = parser.parse_args(arguments)

@@ -45,6 +45,7 @@ from loadtests.benchmarks.peers.running import ask, generate
 from loadtests.benchmarks.peers.workloads import Workload
 from loadtests.client import OpenLoop, open_loop, quantile
 from loadtests.cores import cores
+from loadtests.flags import counted, positive
 from loadtests.generators import Load, Measured, missing
 from loadtests.report import publish, table
 from server.local_triton.program import TritonMissing
@@ -268,12 +269,12 @@ def run(options: argparse.Namespace) -> Iterator[str]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seconds", type=int, default=2, help="of each closed loop, whole (default: 2)")
-    parser.add_argument("--overload-seconds", type=float, default=4, help="of each overload (default: 4)")
-    parser.add_argument("--trial-seconds", type=float, default=1.5, help="of each policy's trial (default: 1.5)")
-    parser.add_argument("--rounds", type=int, default=3, help="(default: 3)")
+    parser.add_argument("--seconds", type=counted, default=2, help="of each closed loop, whole (default: 2)")
+    parser.add_argument("--overload-seconds", type=positive, default=4, help="of each overload (default: 4)")
+    parser.add_argument("--trial-seconds", type=positive, default=1.5, help="of each policy's trial (default: 1.5)")
+    parser.add_argument("--rounds", type=counted, default=3, help="(default: 3)")
     parser.add_argument(
-        "--in-flight", type=int, nargs="+", default=IN_FLIGHT, help="of the closed loops (default: 8 32)"
+        "--in-flight", type=counted, nargs="+", default=IN_FLIGHT, help="of the closed loops (default: 8 32)"
     )
     parser.add_argument("--only", choices=("closed",), help="no overload")
     parser.add_argument("--seed", type=int, default=0)

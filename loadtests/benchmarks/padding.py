@@ -20,6 +20,7 @@ from statistics import mean, median
 import numpy as np
 
 from loadtests.cores import cores
+from loadtests.flags import counted
 from loadtests.models import save_encoder
 from loadtests.report import table
 from server.engine.base import Instance
@@ -64,7 +65,7 @@ def measure(instance: Instance, batches: int) -> list[list[str]]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--batches", type=int, default=600, help="half of them of one request (default: 600)")
+    parser.add_argument("--batches", type=counted, default=600, help="half of them of one request (default: 600)")
     options = parser.parse_args(arguments)
     os.sched_setaffinity(0, {cores()[0]})
     with tempfile.TemporaryDirectory() as folder:

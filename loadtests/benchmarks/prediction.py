@@ -24,6 +24,7 @@ from statistics import median, quantiles
 import numpy as np
 
 from loadtests.cores import cores
+from loadtests.flags import counted
 from loadtests.models import cnn, mlp, save_encoder
 from loadtests.report import publish, table
 from server.engine.onnxruntime import OnnxRuntimeEngine
@@ -150,7 +151,7 @@ async def measure(warm: int, passes: int, clock: Callable[[], int]) -> list[list
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--warm", type=int, default=100, help="passes that do not count (default: 100)")
-    parser.add_argument("--passes", type=int, default=400, help="that count (default: 400)")
+    parser.add_argument("--passes", type=counted, default=400, help="that count (default: 400)")
     parser.add_argument("--wall", action="store_true", help="time passes on the real clock")
     parser.add_argument("--out", type=Path, help="also write prediction.md into this folder")
     options = parser.parse_args(arguments)

@@ -26,6 +26,7 @@ import httpx
 
 from loadtests.client import infer, message
 from loadtests.cores import cores
+from loadtests.flags import counted
 from loadtests.models import tiny_mlp
 from loadtests.process import unwinding
 from loadtests.process_tree import ProcessTree
@@ -164,7 +165,7 @@ def report(rounds: Sequence[Round]) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=5, help="(default: 5)")
+    parser.add_argument("--rounds", type=counted, default=5, help="(default: 5)")
     parser.add_argument("--out", type=Path, help="also write repair.md into this folder")
     options = parser.parse_args(arguments)
     try:

@@ -24,6 +24,7 @@ import numpy as np
 import uvloop
 
 from loadtests.cores import cores
+from loadtests.flags import positive
 from loadtests.models import tiny_mlp
 from loadtests.process import Server, serving
 from loadtests.report import publish, table
@@ -139,7 +140,7 @@ def measure(server: Server, form: str, requests: Iterator[bytes], in_flight: int
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seconds", type=float, default=3.0, help="of each line (default: 3)")
+    parser.add_argument("--seconds", type=positive, default=3.0, help="of each line (default: 3)")
     parser.add_argument("--out", type=Path, help="also write rest.md into this folder")
     options = parser.parse_args(arguments)
     first, *others = cores()

@@ -25,6 +25,7 @@ import numpy as np
 import uvloop
 
 from loadtests.cores import cores
+from loadtests.flags import counted
 from loadtests.models import tiny_mlp
 from loadtests.report import publish, table
 from server.engine.onnxruntime import OnnxRuntimeEngine
@@ -131,8 +132,8 @@ async def measure(rounds: int, requests: int) -> list[list[str]]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--requests", type=int, default=20_000, help="of a round (default: 20000)")
+    parser.add_argument("--rounds", type=counted, default=7)
+    parser.add_argument("--requests", type=counted, default=20_000, help="of a round (default: 20000)")
     parser.add_argument("--out", type=Path, help="also write scheduler_cost.md into this folder")
     options = parser.parse_args(arguments)
     os.sched_setaffinity(0, {cores()[0]})

@@ -24,6 +24,7 @@ import numpy as np
 
 from loadtests.arrivals import poisson
 from loadtests.cores import cores
+from loadtests.flags import counted, positive
 from loadtests.models import Network, cnn
 from loadtests.report import publish, table
 from server.engine.onnxruntime import OnnxRuntimeEngine
@@ -205,9 +206,11 @@ def _line(way: Way, costs: Sequence[int]) -> list[str]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=4, help="of each way, after one that does not count (default: 4)")
-    parser.add_argument("--seconds", type=float, default=2.0, help="of a round (default: 2)")
-    parser.add_argument("--load", type=float, default=3.0, help="of A, over all cores (default: 3)")
+    parser.add_argument(
+        "--rounds", type=counted, default=4, help="of each way, after one that does not count (default: 4)"
+    )
+    parser.add_argument("--seconds", type=positive, default=2.0, help="of a round (default: 2)")
+    parser.add_argument("--load", type=positive, default=3.0, help="of A, over all cores (default: 3)")
     parser.add_argument("--out", type=Path, help="also write share.md into this folder")
     options = parser.parse_args(arguments)
     lines = []

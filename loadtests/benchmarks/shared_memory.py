@@ -28,6 +28,7 @@ import tritonclient.utils.shared_memory as shm
 from onnx import helper
 
 from loadtests.cores import cores
+from loadtests.flags import counted
 from loadtests.models import Network
 from loadtests.process import Server, serving
 from loadtests.report import publish, table
@@ -123,7 +124,7 @@ def same(elements: int) -> Network:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--calls", type=int, default=50, help="of each way and size (default: 50)")
+    parser.add_argument("--calls", type=counted, default=50, help="of each way and size (default: 50)")
     parser.add_argument("--sizes", default=",".join(map(str, SIZES_MIB)), help="MiB, with commas between them")
     parser.add_argument("--out", type=Path, help="also write shared_memory.md into this folder")
     options = parser.parse_args(arguments)

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from loadtests.arrivals import STEADY
+from loadtests.flags import positive
 from loadtests.report import Panel, svg, table
 from loadtests.simulation import Engine, Fifo, Tally, clairvoyant, ours
 
@@ -89,10 +90,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, required=True, help="the folder of the report")
-    parser.add_argument("--seconds", type=float, default=20, help="simulated seconds of each run (default: 20)")
-    parser.add_argument("--deadline-ms", type=float, default=100)
+    parser.add_argument("--seconds", type=positive, default=20, help="simulated seconds of each run (default: 20)")
+    parser.add_argument("--deadline-ms", type=positive, default=100)
     parser.add_argument("--base-ms", type=float, default=0.1, help="cost of a pass without its rows (default: 0.1)")
-    parser.add_argument("--row-ms", type=float, default=4, help="cost of each row (default: 4)")
+    parser.add_argument("--row-ms", type=positive, default=4, help="cost of each row (default: 4)")
     parser.add_argument("--noise", type=float, default=0.05, help="sigma of a pass's lognormal factor (default: 0.05)")
     options = parser.parse_args(arguments)
     engine = Engine(int(options.base_ms * MS), int(options.row_ms * MS), options.noise)

@@ -13,6 +13,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from loadtests.flags import counted, positive
 from loadtests.report import Panel, publish, svg, table
 from loadtests.scaling_day import SIGNALS, Cluster, Day, Pod, live, traffic
 
@@ -67,8 +68,8 @@ def plot(days: Sequence[Day], rates: Sequence[float], pod: Pod) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--peak", type=float, default=2500, help="requests a second at noon (default: 2500)")
-    parser.add_argument("--hours", type=int, default=24, help="of the day (default: 24)")
+    parser.add_argument("--peak", type=positive, default=2500, help="requests a second at noon (default: 2500)")
+    parser.add_argument("--hours", type=counted, default=24, help="of the day (default: 24)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, help="also write scaling_day.md and scaling_day.svg into this folder")
     options = parser.parse_args(arguments)

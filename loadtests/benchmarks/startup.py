@@ -23,6 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 
+from loadtests.flags import counted
 from loadtests.process import unwinding
 from loadtests.report import publish, table
 
@@ -132,7 +133,7 @@ def measure(repository: Path, starts: int, port: int) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--starts", type=int, default=7, help="of which the medians are taken (default: 7)")
+    parser.add_argument("--starts", type=counted, default=7, help="of which the medians are taken (default: 7)")
     parser.add_argument("--repository", type=Path, default=Path("model_repository"), help="the models to serve")
     parser.add_argument("--port", type=int, default=18311, help="for REST, on the loopback (default: 18311)")
     parser.add_argument("--out", type=Path, help="also write startup.md into this folder")

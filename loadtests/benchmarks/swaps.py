@@ -24,6 +24,7 @@ import numpy as np
 import tritonclient.grpc as triton
 from tritonclient.utils import InferenceServerException
 
+from loadtests.flags import counted
 from loadtests.process import Server, rss_bytes, serving, threads
 from loadtests.report import publish, table
 
@@ -108,8 +109,8 @@ def _mean_ms(seconds: Sequence[float]) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--swaps", type=int, default=500, help="how often the model is loaded anew (default: 500)")
-    parser.add_argument("--clients", type=int, default=2, help="that ask one request after the other (default: 2)")
+    parser.add_argument("--swaps", type=counted, default=500, help="how often the model is loaded anew (default: 500)")
+    parser.add_argument("--clients", type=counted, default=2, help="that ask one request after the other (default: 2)")
     parser.add_argument("--repository", type=Path, default=Path("model_repository"), help="the models to serve")
     parser.add_argument("--core", type=int, default=0, help="on which the server runs (default: 0)")
     parser.add_argument("--out", type=Path, help="also write swaps.md into this folder")

@@ -26,6 +26,7 @@ from pathlib import Path
 import numpy as np
 
 from loadtests.cores import cores, pinned
+from loadtests.flags import counted
 from loadtests.process import unwinding
 from loadtests.report import publish, table
 from server.engine.triton.addresses import parse
@@ -182,7 +183,7 @@ def program() -> Program:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--calls", type=int, default=100, help="of each way and size (default: 100)")
+    parser.add_argument("--calls", type=counted, default=100, help="of each way and size (default: 100)")
     parser.add_argument("--sizes", default=",".join(map(str, SIZES_KIB)), help="KiB, with commas between them")
     parser.add_argument("--out", type=Path, help="also write triton_shared_memory.md into this folder")
     parser.add_argument(

@@ -20,6 +20,7 @@ from pathlib import Path
 import numpy as np
 from tritonclient.grpc import service_pb2 as pb
 
+from loadtests.flags import counted
 from loadtests.report import table
 from server.tensor import Tensor
 from server.transport.codec import v2_grpc
@@ -133,7 +134,7 @@ def measure(rounds: int) -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=300)
+    parser.add_argument("--rounds", type=counted, default=300)
     parser.add_argument("--out", type=Path, help="a folder for wire.md")
     arguments = parser.parse_args(argv)
     text = measure(arguments.rounds)

@@ -28,6 +28,7 @@ import numpy as np
 import uvloop
 
 from loadtests.cores import cores
+from loadtests.flags import counted
 from loadtests.generators import Load, Measured, h2load
 from loadtests.models import Network, cnn, tiny_mlp
 from loadtests.process import Server, serving
@@ -202,8 +203,8 @@ def _engine(supervisor: int) -> int:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--repeats", type=int, default=3, help="of each server; medians are told (default: 3)")
-    parser.add_argument("--seconds", type=int, default=4, help="of a load (default: 4)")
+    parser.add_argument("--repeats", type=counted, default=3, help="of each server; medians are told (default: 3)")
+    parser.add_argument("--seconds", type=counted, default=4, help="of a load (default: 4)")
     parser.add_argument("--out", type=Path, help="also write workers.md into this folder")
     options = parser.parse_args(arguments)
     text = f"# One process and several, {CONNECTIONS} connections\n\n"

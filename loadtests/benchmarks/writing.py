@@ -31,6 +31,7 @@ from typing import Any
 import numpy as np
 import uvloop
 
+from loadtests.flags import counted
 from loadtests.report import table
 from server.call import Responses, each
 from server.engine.genai.engine import GenaiEngine
@@ -264,9 +265,9 @@ def report(sides: Mapping[str, Turns], total: int, first: dict[str, list[float]]
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--streams", type=int, default=16)
-    parser.add_argument("--tokens", type=int, default=64, help="of each text (default: 64)")
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--streams", type=counted, default=16)
+    parser.add_argument("--tokens", type=counted, default=64, help="of each text (default: 64)")
+    parser.add_argument("--rounds", type=counted, default=5)
     parser.add_argument(
         "--models", nargs="+", type=size, default=MODELS, metavar="WIDTHxLAYERS", help="(default: 64x2 512x8)"
     )

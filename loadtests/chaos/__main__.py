@@ -35,6 +35,7 @@ from loadtests.chaos.readiness import Readiness
 from loadtests.chaos.starved import Starved
 from loadtests.chaos.tritons import TRITON_FAULTS, TritonFaults, addresses, running
 from loadtests.cores import cores
+from loadtests.flags import positive
 from loadtests.process import Server, serving
 from loadtests.report import publish, table
 from loadtests.soak.models import STEADY, save
@@ -179,10 +180,10 @@ def report(seen: Seen, plan: Plan) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seconds", type=float, default=Plan.seconds, help="of the run (default: 1200)")
-    parser.add_argument("--load", type=float, default=Plan.load, help="of the capacity (default: 0.7)")
+    parser.add_argument("--seconds", type=positive, default=Plan.seconds, help="of the run (default: 1200)")
+    parser.add_argument("--load", type=positive, default=Plan.load, help="of the capacity (default: 0.7)")
     parser.add_argument("--rate", type=float, default=0.0, help="requests a second, instead of a part of the capacity")
-    parser.add_argument("--every", type=float, default=Plan.every_s, help="seconds between faults (default: 8)")
+    parser.add_argument("--every", type=positive, default=Plan.every_s, help="seconds between faults (default: 8)")
     parser.add_argument("--seed", type=int, default=0, help="of the order of the faults")
     parser.add_argument("--only", default="", help='faults with this text in their names, as "the engine"')
     parser.add_argument("--over-triton", action="store_true", help="a gateway over two Tritons, which are killed too")

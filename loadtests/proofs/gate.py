@@ -106,7 +106,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--seed", type=int, default=1, help="of the first run's arrivals; each has its own (default: 1)"
     )
-    parser.add_argument("--slowed", type=float, default=1.3, help="how many times longer a pass takes (default: 1.3)")
+    parser.add_argument(
+        "--slowed", type=positive, default=1.3, help="how many times longer a pass takes (default: 1.3)"
+    )
     parser.add_argument("--through", choices=("wire", "locust"), default="wire")
     parser.add_argument("--out", type=Path, help="a folder for gate.md")
     options = parser.parse_args(arguments)

@@ -25,6 +25,7 @@ from pathlib import Path
 from random import Random
 
 from loadtests.cores import cores
+from loadtests.flags import counted
 from loadtests.process import Server, family, rss_bytes, serving
 from loadtests.report import table
 from server.client import AsyncClient
@@ -190,9 +191,9 @@ def report(seen: Seen) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--calls", type=int, default=1000)
+    parser.add_argument("--calls", type=counted, default=1000)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--workers", type=int, default=1, help="of the server (default: 1)")
+    parser.add_argument("--workers", type=counted, default=1, help="of the server (default: 1)")
     options = parser.parse_args(arguments)
     seen = run(options.calls, options.seed, options.workers)
     sys.stdout.write(report(seen))

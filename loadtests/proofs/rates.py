@@ -18,6 +18,7 @@ from pathlib import Path
 
 import yaml
 
+from loadtests.flags import positive
 from loadtests.report import publish, table
 from loadtests.slo import run
 from loadtests.slo.verdict import INVALID
@@ -28,9 +29,9 @@ _RATES = {"rest infer breast_cancer": 2_000, "grpc infer fraud": 1_000}
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seconds", type=float, default=8, help="of each run, 2 s of them warm-up (default: 8)")
+    parser.add_argument("--seconds", type=positive, default=8, help="of each run, 2 s of them warm-up (default: 8)")
     parser.add_argument("--generator", choices=("locust", "wire"), default="locust")
-    parser.add_argument("--times", type=float, default=1.0, help="the rates, so many times")
+    parser.add_argument("--times", type=positive, default=1.0, help="the rates, so many times")
     parser.add_argument("--out", type=Path, help="a folder for rates.md")
     options = parser.parse_args(arguments)
     rows, told = [], True

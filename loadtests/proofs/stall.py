@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from loadtests.cores import cores, pinned
+from loadtests.flags import positive
 from loadtests.report import Panel, marks, publish, svg, table
 from loadtests.scripted import MODEL, scripted
 from server.load.drive import Leg, closed_loop, open_loop, poisson
@@ -76,7 +77,7 @@ def shown(found: dict[str, Samples]) -> bool:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seconds", type=float, default=9, help="of each loop (default: 9)")
+    parser.add_argument("--seconds", type=positive, default=9, help="of each loop (default: 9)")
     parser.add_argument("--out", type=Path, help="a folder for stall.md and stall.svg")
     options = parser.parse_args(arguments)
     found = both(options.seconds)

@@ -19,6 +19,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from loadtests.flags import counted, positive
 from loadtests.machine import describe
 from loadtests.report import publish, table
 from loadtests.soak.run import Plan, Seen, judge, soak
@@ -67,10 +68,10 @@ def record(seen: Seen, rules: Sequence[Rule]) -> dict[str, Any]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seconds", type=float, default=Plan.seconds, help="of the soak (default: 1800)")
-    parser.add_argument("--load", type=float, default=Plan.load, help="of the capacity (default: 0.45)")
-    parser.add_argument("--acts", type=float, default=Plan.acts_per_s, help="of chaos, a second (default: 15)")
-    parser.add_argument("--workers", type=int, default=1, help="the server's --workers (default: 1)")
+    parser.add_argument("--seconds", type=positive, default=Plan.seconds, help="of the soak (default: 1800)")
+    parser.add_argument("--load", type=positive, default=Plan.load, help="of the capacity (default: 0.45)")
+    parser.add_argument("--acts", type=positive, default=Plan.acts_per_s, help="of chaos, a second (default: 15)")
+    parser.add_argument("--workers", type=counted, default=1, help="the server's --workers (default: 1)")
     parser.add_argument("--seed", type=int, default=0, help="of the chaos")
     parser.add_argument("--out", type=Path, help="also write soak.md and soak.json into this folder")
     options = parser.parse_args(arguments)

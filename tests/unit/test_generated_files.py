@@ -43,6 +43,19 @@ def test_every_target_of_the_makefile_is_there_once_and_declared() -> None:
     assert set(documented) <= set(declared[1].split())
 
 
+def test_every_benchmark_has_its_line_in_the_table_of_the_load_tests() -> None:
+    """By its module, or by the target that runs it."""
+    readme, makefile = ((ROOT / name).read_text() for name in ("loadtests/README.md", "Makefile"))
+    told = "".join(line.split("|")[1] for line in readme.splitlines() if line.startswith("| `"))
+    targets = re.findall(r"^([a-z-]+):.*## .*\n\t.*loadtests\.benchmarks\.(\w+) ", makefile, re.MULTILINE)
+    named = {module for target, module in targets if f"`make {target}`" in told}
+
+    paths = (ROOT / "loadtests" / "benchmarks").glob("*.py")
+    benchmarks = {path.stem for path in paths if "\ndef main(" in path.read_text()}
+
+    assert {one for one in benchmarks - named if f"loadtests.benchmarks.{one}`" not in told} == set()
+
+
 def test_the_charts_schema_has_the_servers_settings() -> None:
     """`python helm/schema.py` changes nothing."""
     command = [sys.executable, "-c", "import schema; print(schema.text(), end='')"]

@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from loadtests.benchmarks.peers.apps.onnx_model import Model
+from loadtests.flags import positive
 
 SIZES = (1, 2, 4, 8, 16, 32, 64)
 _SHORT_S = 0.3
@@ -54,7 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--picture", type=Path)
     parser.add_argument("--draft", action="store_true", help="a JPEG is reduced while it is decoded")
     parser.add_argument("--batch", type=int, default=0, help="rows of a pass; 0: the best of 1 to 64 (default)")
-    parser.add_argument("--seconds", type=float, default=2)
+    parser.add_argument("--seconds", type=positive, default=2)
     options = parser.parse_args(arguments)
     if (options.row is None) == (options.picture is None):
         parser.error("one of --row and --picture is needed")

@@ -35,6 +35,7 @@ from loadtests.benchmarks.peers.results import (
 from loadtests.benchmarks.peers.running import ENDINGS, Running, end_all, start_all
 from loadtests.benchmarks.peers.sampling import cells_of, problems_of, sample
 from loadtests.cores import cores, pinned
+from loadtests.flags import counted
 from loadtests.generators import Load, missing
 from loadtests.machine import describe
 
@@ -65,8 +66,8 @@ def arguments_of(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--only", help="names of servers, separated by commas (default: all)")
     parser.add_argument("--models", default=",".join(workloads.NAMES), help="(default: %(default)s)")
     parser.add_argument("--in-flight", default=IN_FLIGHT, help="requests in flight (default: %(default)s)")
-    parser.add_argument("--seconds", type=int, default=3, help="of each measurement, whole (default: 3)")
-    parser.add_argument("--repeats", type=int, default=3, help="of each cell (default: 3)")
+    parser.add_argument("--seconds", type=counted, default=3, help="of each measurement, whole (default: 3)")
+    parser.add_argument("--repeats", type=counted, default=3, help="of each cell (default: 3)")
     parser.add_argument("--seed", type=int, default=0, help="of the order")
     parser.add_argument("--window-ms", type=int, default=1, help="how long peers wait for a batch (default: 1)")
     parser.add_argument(
