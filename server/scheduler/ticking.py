@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Protocol
 
+from server.afterwards import step
 from server.errors import Draining, EngineFailure, ServingError
 from server.scheduler.alarm import Alarm
 from server.scheduler.settling import Settling
@@ -81,15 +82,15 @@ class Ticking(ABC):
 
     def _tick(self) -> None:
         self._tick_due = False
-        self._guarded(self._advance)
+        step(self._guarded, self._advance)
 
-    def _guarded(self, step: Callable[..., None], *arguments: object) -> None:
-        """Run a step. If it raises there is a bug; nobody who is held here may wait for ever because of it.
+    def _guarded(self, action: Callable[..., None], *arguments: object) -> None:
+        """Do something. If it raises there is a bug; nobody who is held here may wait for ever because of it.
 
         What still runs on a worker's thread is left to it: its end comes here like any other.
         """
         try:
-            step(*arguments)
+            action(*arguments)
         except BaseException as error:
             log.exception("the scheduler of model %s failed and settles what waits", self.model_name)
             self._settling.fail_each(self._clear(), self._failure(error))

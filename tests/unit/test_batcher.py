@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from server.afterwards import afterwards
 from server.buckets import Buckets
 from server.errors import (
     Cancelled,
@@ -86,6 +87,21 @@ def test_a_cheap_pass_runs_on_the_loop_and_a_dear_one_does_not() -> None:
         bench.loop.run()
         assert (bench.caller.outcome(request) is not None) is inline
         assert (bench.runner.job is None) is inline
+
+
+def test_what_answers_leave_to_be_done_is_done_in_their_tick() -> None:
+    """Once all of them are given, and without another turn of the loop."""
+    done: list[str] = []
+
+    def settled(request: InferRequest, _outcome: Outcome) -> None:
+        done.append(request.id)
+        afterwards(lambda: done.append(f"written {request.id}"))
+
+    bench = Bench(seed={1: HANDOFF_NS - 1, 2: HANDOFF_NS - 1})
+    bench.batcher.submit([bench.caller.request(id=name, on_settle=settled) for name in "ab"])
+    bench.loop.call_soon(lambda: done.append("next"))
+    bench.loop.run()
+    assert done == ["a", "b", "written a", "written b", "next"]
 
 
 def test_the_sockets_come_between_passes_on_the_loop() -> None:
@@ -412,6 +428,7 @@ def test_a_dead_worker_settles_its_callers_and_the_others_go_on() -> None:
     assert isinstance(bench.caller.outcome(first), EngineFailure)
     assert isinstance(bench.caller.outcome(second), EngineFailure)
     assert not bench.batcher.healthy()
+    assert bench.statistics.instances == 1
     third = bench.caller.request([3])
     bench.submit(third)
     bench.loop.run()

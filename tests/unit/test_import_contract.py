@@ -100,6 +100,7 @@ FLOORS = {
     "server.sequences": 1,
     "server.ensembles": 1,
     "server.explain": 1,
+    "server.afterwards": 0,
     "server.whole": 0,
     "server.errors": 0,
 }

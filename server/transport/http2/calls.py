@@ -132,7 +132,7 @@ class Calls:
 
     def _on_settle(self, request: InferRequest, outcome: Outcome) -> None:
         """Never raises: whoever settles has others of the same batch to settle."""
-        stream = cast("Stream", request.caller)
+        stream: Stream = request.caller  # type: ignore[assignment]  # set by `decode_infer`
         # They hold each other: left so, each pair would wait for the garbage collector, which stops everybody for ms.
         stream.call = request.caller = None
         try:

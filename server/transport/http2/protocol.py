@@ -7,6 +7,7 @@ import time
 from collections.abc import Mapping
 from typing import cast
 
+from server.afterwards import afterwards
 from server.transport.connections import TOO_MANY, Connections
 from server.transport.http2.calls import Calls, Service
 from server.transport.http2.connection import Connection
@@ -115,7 +116,7 @@ class Http2Protocol(asyncio.Protocol):
     def _answered(self) -> None:
         if not self._flush_due:
             self._flush_due = True
-            self._loop.call_soon(self._flush)
+            afterwards(self._flush)
 
     def _flush(self) -> None:
         """Write what there is to send, and leave if that was all."""
