@@ -120,12 +120,13 @@ class Instances:
 
     def release(self, runner: Runner, now_ns: int) -> Run | None:
         """The pass is over, or never began; returns it. None if it was released before."""
+        run = self.running.pop(runner, None)
         if runner.alive:
             self.idle.append(runner)
-        run = self.running.pop(runner, None)
+        else:
+            self._statistics.instances = len(self.idle) + len(self.running)
         if run is not None:
             self.turn.give(run.lease, runner, run.begun_ns, now_ns)
-        self._statistics.instances = len(self.idle) + len(self.running)
         return run
 
     def back(self, runner: Runner) -> None:

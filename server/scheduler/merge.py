@@ -25,6 +25,7 @@ from server.types import Batch, InferRequest, InferResponse
 
 _SMALL_BYTES = 16 * 1024
 """An output of so many bytes is copied within a microsecond or two."""
+_NOTHING: Mapping[str, Array] = {}
 
 
 def merge(
@@ -40,7 +41,11 @@ def merge(
     """
     head = requests[0]
     if len(requests) == 1 and padding is None:
-        inputs = {tensor.name: _aligned(tensor.numpy()) for tensor in head.inputs}
+        inputs: dict[str, Array] = {}
+        for tensor in head.inputs:
+            array = tensor.numpy()
+            # Received bytes may begin anywhere in a message; engines load elements from their natural addresses.
+            inputs[tensor.name] = array if array.flags.aligned else array.copy()
         return Batch(model_name, model_version, head.rows, inputs, head.deadline_ns)
     rows = sum([request.rows for request in requests])
     inputs = {tensor.name: _join(tensor, index, requests, rows, padding) for index, tensor in enumerate(head.inputs)}
@@ -87,11 +92,6 @@ def _named(request: InferRequest, name: str) -> Tensor:
     raise ValueError(f"input {name} is missing")
 
 
-def _aligned(array: Array) -> Array:
-    """Received bytes may begin anywhere in a message; engines load elements from their natural addresses."""
-    return array if array.flags.aligned else array.copy()
-
-
 def split(
     outputs: Mapping[str, Array],
     requests: Sequence[InferRequest],
@@ -109,37 +109,50 @@ def split(
         EngineFailure: an output does not have one row for each of the batch's, or does not follow its length, is of
             a type that v2 does not know, or a requested one is missing.
     """
-    received = batch.inputs if len(requests) == 1 else {}
+    if len(requests) == 1 and padding is None:
+        return [_whole(outputs, requests[0], batch, batched)]
     rows = [request.rows for request in requests]
     cuts: dict[str, list[Tensor]] = {}
     for name, array in outputs.items():
         datatype = _datatype(name, array, batch, batched)
         if padding is not None and name in padding.buckets.outputs:
-            whole = cut_back(name, _own(array, datatype, received), requests, padding, batch.model_name)
+            whole = cut_back(name, _plain(array, datatype), requests, padding, batch.model_name)
             cuts[name] = [Tensor.from_numpy(name, part) for part in whole]
-        elif not batched:
-            cuts[name] = [Tensor.from_numpy(name, _own(array, datatype, received))]
         elif datatype == "BYTES":
             cuts[name] = _cut_bytes(name, array, requests)
         else:
-            cuts[name] = Tensor.cut(name, datatype, array.shape[1:], _data(array, datatype, received), rows)
+            cuts[name] = Tensor.cut(name, datatype, array.shape[1:], _data(array, datatype), rows)
     parts: Iterable[Sequence[Tensor]] = zip(*cuts.values(), strict=True)
-    for request in requests:
-        if request.outputs:
-            parts = [_chosen(batch, cuts, index, request) for index, request in enumerate(requests)]
-            break
+    if any(request.outputs for request in requests):
+        parts = [
+            _chosen(batch, {name: cut[index] for name, cut in cuts.items()}, request)
+            for index, request in enumerate(requests)
+        ]
     return InferResponse.each(batch.model_name, batch.model_version, parts, requests)
 
 
-def _chosen(batch: Batch, cuts: Mapping[str, list[Tensor]], index: int, request: InferRequest) -> list[Tensor]:
+def _whole(outputs: Mapping[str, Array], request: InferRequest, batch: Batch, batched: bool) -> InferResponse:
+    """The answer to a request that was alone in its pass."""
+    whole: dict[str, Tensor] = {}
+    for name, array in outputs.items():
+        datatype = _datatype(name, array, batch, batched)
+        if datatype == "BYTES":
+            whole[name] = Tensor.from_numpy(name, array)
+        else:
+            whole[name] = Tensor(name, datatype, array.shape, _data(array, datatype, batch.inputs))
+    tensors = _chosen(batch, whole, request) if request.outputs else list(whole.values())
+    return InferResponse(batch.model_name, batch.model_version, tensors, request.id)
+
+
+def _chosen(batch: Batch, tensors: Mapping[str, Tensor], request: InferRequest) -> list[Tensor]:
     try:
-        return [cuts[name][index] for name in request.outputs or cuts]
+        return [tensors[name] for name in request.outputs or tensors]
     except KeyError as error:
         raise EngineFailure(batch.model_name, f"the engine returned no output {error}") from error
 
 
 def _datatype(name: str, array: Array, batch: Batch, batched: bool) -> str:
-    """The v2 datatype of an output, which is what it has to be."""
+    """The v2 datatype of an output, which has the rows that it must have."""
     if batched and array.shape[:1] != (batch.rows,):
         detail = f"output {name} has shape {array.shape} for a batch of {batch.rows} rows"
         raise EngineFailure(batch.model_name, detail)
@@ -149,20 +162,19 @@ def _datatype(name: str, array: Array, batch: Batch, batched: bool) -> str:
         raise EngineFailure(batch.model_name, f"output {name} has no v2 datatype: {array.dtype}") from error
 
 
-def _data(array: Array, datatype: str, received: Mapping[str, Array]) -> Buffer:
-    """An output's elements as v2 wants them in memory."""
-    if array.nbytes <= _SMALL_BYTES and array.dtype == DATATYPES[datatype].numpy:
+def _data(array: Array, datatype: str, received: Mapping[str, Array] = _NOTHING) -> Buffer:
+    """An output's elements as v2 wants them, in memory that none of the `received` inputs has a part in."""
+    if array.nbytes <= _SMALL_BYTES and array.dtype is DATATYPES[datatype].numpy:
         return array.tobytes()
-    return _own(array, datatype, received).reshape(-1).view(np.uint8).data
+    array = _plain(array, datatype)
+    if not array.flags.owndata and any(np.may_share_memory(array, value) for value in received.values()):
+        array = array.copy()
+    return array.reshape(-1).view(np.uint8).data
 
 
-def _own(array: Array, datatype: str, received: Mapping[str, Array]) -> Array:
-    """The output with its elements as v2 wants them in memory, which none of the `received` inputs has a part in."""
-    if datatype != "BYTES":
-        array = np.asarray(array, dtype=DATATYPES[datatype].numpy, order="C")
-        if not array.flags.owndata and any(np.may_share_memory(array, value) for value in received.values()):
-            array = array.copy()
-    return array
+def _plain(array: Array, datatype: str) -> Array:
+    """An output with its elements as v2 wants them in memory."""
+    return array if datatype == "BYTES" else np.asarray(array, dtype=DATATYPES[datatype].numpy, order="C")
 
 
 def _cut_bytes(name: str, array: Array, requests: Sequence[InferRequest]) -> list[Tensor]:

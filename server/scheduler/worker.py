@@ -111,8 +111,7 @@ def forward(instance: Instance, requests: Sequence[InferRequest], model: Model, 
         responses = split(outputs, requests, batch, batched=model.batched, padding=padding)
     except Exception as error:  # noqa: BLE001 - the one place where foreign exceptions are translated
         return failed_pass(model, sum([request.rows for request in requests]), started_ns, error)
-    times = merged_ns - started_ns, ran_ns - merged_ns, clock() - ran_ns
-    result = Pass(batch.rows, started_ns, responses, None, *times)
+    result = Pass(batch.rows, started_ns, responses, None, merged_ns - started_ns, ran_ns - merged_ns, clock() - ran_ns)
     if model.buckets is not None:
         result.input_elements, result.padding_elements = elements(batch, model.buckets, padding, requests)
     return result
