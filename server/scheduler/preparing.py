@@ -11,8 +11,9 @@ what is foreseen of its whole way:
     prepared, on a thread ──► the batcher behind
 
 It is a `Batcher` of its own, whose passes are preprocessing, on as many threads as there are. With one thread a pass
-may be of several requests, one behind the other, as many as are worth it: each hand-over takes time of the core that
-it shares with the loop, whose caches pictures have emptied. With more threads a pass is of one request.
+may be of several requests, one behind the other, as many as are worth it, and more of brief ones: each hand-over takes
+time of the core that it shares with the loop, whose caches pictures have emptied. With more threads a pass is of one
+request.
 
 Costs are learned by the bytes of an input; passes take their tokens of the share with the model's others. What a
 request needs behind the threads is taken off its deadline here, so that nobody is prepared who would be late for its
@@ -49,6 +50,8 @@ _CALLERS = frozenset({Code.INVALID_ARG, Code.TOO_LARGE, Code.UNSUPPORTED})
 """What is wrong with an input is nobody's failure, as with one that a model's check refuses."""
 _TOGETHER = 4
 """Requests of a pass at most, where there is one thread: other models wait for it."""
+_LONG_NS = 20_000_000
+"""Twice as many may go together if that takes no longer."""
 _BRIEF = "brief"
 """In the place of a size."""
 _MOST_BEHIND = 0.5
@@ -121,11 +124,14 @@ class Spoiled(InferResponse):
 
 @dataclass(frozen=True)
 class FewTogether(Limits):
-    """As many as are worth it, `most` at most; a request of more rows goes alone."""
+    """As many as are worth it, `most` at most, and twice that of what is brief; a request of more rows goes alone."""
 
     most: int = 1
 
     def cap(self, cost: Cost | None) -> int:
+        twice_ns = cost.predict_ns(2 * self.most) if cost is not None else None
+        if twice_ns is not None and twice_ns <= _LONG_NS:
+            return 2 * self.most  # What the loop does for a pass is not in its cost.
         return min(super().cap(cost), self.most)
 
 
@@ -279,7 +285,7 @@ class Preparing:
             model.name,
             model.version,
             [Thread(f"pipeline_{number}") for number in range(threads.most)],
-            FewTogether(max(most_rows, together), most=together) if together > 1 else Limits(max_batch_size=0),
+            FewTogether(max(most_rows, 2 * together), most=together) if together > 1 else Limits(max_batch_size=0),
             QueuePolicy(behind.queue.levels[-1].policy.max_queue_size if behind else 0),
             CostsByLength({}),
             own,

@@ -16,8 +16,9 @@ import pytest
 
 from server.errors import Cancelled, DeadlineExceeded, Draining, InvalidRequest, Overloaded, QueueFull
 from server.explain import Explanation
+from server.scheduler.cost import CostModel
 from server.scheduler.handoff import HANDOFF_NS
-from server.scheduler.preparing import OnThread, Work, size_class
+from server.scheduler.preparing import FewTogether, OnThread, Work, size_class
 from server.scheduler.queue import Priorities, QueuePolicy
 from server.scheduler.statistics import Refusal
 from server.scheduler.worker import Model
@@ -177,7 +178,7 @@ def test_no_more_are_with_the_threads_than_there_are_threads() -> None:
 
 def test_one_thread_prepares_several_at_once_where_that_is_worth_it() -> None:
     """Each hand-over takes time of the core: requests that wait go together, each with its own answer."""
-    bench = PreparingBench(together=4)
+    bench = PreparingBench(together=2)
     requests = [bench.ask(str(number), number) for number in range(1, 7)]
     assert bench.begun == ["1"]
     bench.prepared(1 * MS, HANDOVER_NS)
@@ -191,6 +192,17 @@ def test_one_thread_prepares_several_at_once_where_that_is_worth_it() -> None:
     bench.answered()
     assert [bench.answer(request) for request in requests] == [[2 * number] for number in range(1, 7)]
     assert bench.behind.batches == [[1], [2, 3, 4, 5], [6]]
+
+
+@pytest.mark.parametrize(("us", "most"), [(1_000, 8), (2_222, 8), (2_223, 4), (50_000, 4)])
+def test_twice_as_many_go_together_if_that_takes_no_long_time(us: int, most: int) -> None:
+    """Others wait for the thread: 8 go whose pass takes 20 ms. The fewer turns of the loop are in no pass's cost."""
+    cost = CostModel({rows: (rows + 1) * us * 1000 for rows in (1, 2, 4, 8, 16)})
+    assert FewTogether(16, most=4).cap(cost) == most
+
+
+def test_what_nobody_knows_is_not_taken_to_be_brief() -> None:
+    assert FewTogether(16, most=4).cap(CostModel({})) == FewTogether(16, most=4).cap(None) == 4
 
 
 def test_a_bad_input_spoils_none_that_is_prepared_with_it() -> None:
