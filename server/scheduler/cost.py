@@ -230,9 +230,13 @@ class CostModel:
         common = max(self._seen, key=lambda rows: self._seen[rows])
         before = self._then.get(common)
         if before:
-            drift = self._ns[common] / before
+            now = self._ns[common]
             for rows in self._unseen():
-                self._ns[rows] *= drift
+                # Where the commonest size is another one each time, as on a machine that is slow now and then and has
+                # larger batches then, drifts multiply without end. Between one pass of the commonest size and as many
+                # rows of it is where the truth must be, or near.
+                least, most = sorted((now, now * rows / common))
+                self._ns[rows] = min(max(self._ns[rows] * now / before, least / _CLAMP), most * _CLAMP)
         for rows in self._unseen():
             self._passes[rows] = 0
         self._seen.clear()

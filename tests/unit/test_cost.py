@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+
 import pytest
 
 from server.scheduler.cost import CostModel
@@ -368,3 +370,20 @@ def test_a_size_that_was_not_there_at_the_periods_begin_tells_of_no_drift() -> N
     for _ in range(16):
         cost.observe(1, 100)
     assert cost.mean_ns(4) == 4000
+
+
+def test_drifts_of_several_sizes_do_not_add_up() -> None:
+    """A machine that is slow now and then, and has larger batches then: the commonest size is another one each time."""
+    rng = random.Random(0)
+
+    def compute_ns(rows: int) -> int:
+        return 300_000 + 1_000_000 * rows
+
+    cost = CostModel({rows: compute_ns(rows) for rows in (1, 2, 4, 8, 16, 32)})
+    for turn in range(20_000):
+        slow = turn // 100 % 2
+        larger = slow or rng.random() < 0.06
+        rows = rng.choice((3, 3, 3, 4) if larger else (1, 1, 1, 2))
+        cost.observe(rows, int(compute_ns(rows) * (1 + 1.5 * slow) * rng.uniform(0.9, 1.1)))
+        for unseen in (8, 16, 32):
+            assert 1 / 12 < cost.mean_ns(unseen) / compute_ns(unseen) < 12
