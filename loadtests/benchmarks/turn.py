@@ -45,14 +45,15 @@ _WIDE = 2**30
 
 
 class Sink(asyncio.Transport):
-    """Drops what is written, and tells when."""
+    """Drops what is written, and tells when nobody waits for an answer any more."""
 
-    def __init__(self) -> None:
+    def __init__(self, protocol: Http2Protocol) -> None:
         super().__init__()
+        self._waiting = protocol.connection.streams
         self.written: asyncio.Future[int] = asyncio.get_running_loop().create_future()
 
     def write(self, data: Any) -> None:
-        if not self.written.done():
+        if not self._waiting and not self.written.done():
             self.written.set_result(time.perf_counter_ns())
 
     def set_write_buffer_limits(self, high: int | None = None, low: int | None = None) -> None: ...
@@ -65,14 +66,14 @@ class Connection:
     """To a running server, without a socket."""
 
     def __init__(self, server: Http2Server) -> None:
-        self._sink = Sink()
         self._protocol: Http2Protocol = server.protocol()
+        self._sink = Sink(self._protocol)
         self._protocol.connection_made(self._sink)
         wide = frames.settings({frames.INITIAL_WINDOW_SIZE: _WIDE})
         self._protocol.data_received(frames.PREFACE + wide + frames.SETTINGS_ACK)
 
     async def turn(self, read: bytes) -> int:
-        """Nanoseconds from the read to the write."""
+        """Nanoseconds from the read to the write of the last answer."""
         self._protocol.connection.sender.window = _WIDE
         written = self._sink.written = asyncio.get_running_loop().create_future()
         begun_ns = time.perf_counter_ns()
