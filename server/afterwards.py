@@ -33,7 +33,7 @@ def afterwards(callback: Callable[[], None]) -> None:
         due.append(callback)
 
 
-def step(take: Callable[..., None], *arguments: object) -> None:
+def as_step(take: Callable[..., None], *arguments: object) -> None:
     """Take a step, and do what it leaves, whether it raises or not. One within another is a part of that."""
     if _here.due is not None:
         take(*arguments)

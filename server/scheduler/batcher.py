@@ -15,6 +15,7 @@ from dataclasses import replace
 from functools import partial
 from weakref import WeakMethod
 
+from server.afterwards import as_step
 from server.buckets import Buckets
 from server.engine.base import Instance
 from server.errors import Cancelled, DeadlineExceeded, DeviceLost, Draining, EngineFailure, Overloaded
@@ -280,7 +281,7 @@ class Batcher(Ticking):
             if self._waits:
                 self._waits.begin(requests, run.begun_ns)
             if not run.inline:
-                runner.start(requests, partial(self._on_pass, runner, requests))
+                runner.start(requests, partial(as_step, self._on_pass, runner, requests))
                 return True
             result = runner.run_inline(requests)
         except BaseException as error:

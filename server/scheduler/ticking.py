@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Protocol
 
-from server.afterwards import step
+from server.afterwards import as_step
 from server.errors import Draining, EngineFailure, ServingError
 from server.scheduler.alarm import Alarm
 from server.scheduler.settling import Settling
@@ -82,7 +82,7 @@ class Ticking(ABC):
 
     def _tick(self) -> None:
         self._tick_due = False
-        step(self._guarded, self._advance)
+        as_step(self._guarded, self._advance)
 
     def _guarded(self, action: Callable[..., None], *arguments: object) -> None:
         """Do something. If it raises there is a bug; nobody who is held here may wait for ever because of it.

@@ -8,7 +8,7 @@ import threading
 
 import pytest
 
-from server.afterwards import afterwards, step
+from server.afterwards import afterwards, as_step
 
 
 def test_it_is_done_behind_the_step_in_the_order_in_which_it_was_left() -> None:
@@ -20,7 +20,7 @@ def test_it_is_done_behind_the_step_in_the_order_in_which_it_was_left() -> None:
         afterwards(lambda: done.append("second"))
         done.append("step")
 
-    step(take)
+    as_step(take)
     assert done == ["step", "first", "second"]
 
 
@@ -29,10 +29,10 @@ def test_a_step_within_a_step_is_a_part_of_it() -> None:
     done: list[str] = []
 
     def outer() -> None:
-        step(lambda: afterwards(lambda: done.append("left")))
+        as_step(lambda: afterwards(lambda: done.append("left")))
         done.append("outer")
 
-    step(outer)
+    as_step(outer)
     assert done == ["outer", "left"]
 
 
@@ -40,7 +40,7 @@ async def test_without_a_step_it_is_done_in_the_next_turn() -> None:
     """Also what is left by what a step had left: that is no step any more."""
     done: list[str] = []
     afterwards(lambda: done.append("soon"))
-    step(lambda: afterwards(lambda: afterwards(lambda: done.append("later"))))
+    as_step(lambda: afterwards(lambda: afterwards(lambda: done.append("later"))))
     assert done == []
     await asyncio.sleep(0)
     assert done == ["soon", "later"]
@@ -56,7 +56,7 @@ def test_a_step_that_raises_leaves_nothing_undone() -> None:
 
     for _ in range(2):
         with pytest.raises(KeyboardInterrupt):
-            step(take)
+            as_step(take)
     assert done == ["left", "left"]
 
 
@@ -69,7 +69,7 @@ def test_what_fails_keeps_nothing_else_from_being_done(caplog: pytest.LogCapture
         afterwards(lambda: done.append("left"))
 
     with caplog.at_level(logging.ERROR):
-        step(take)
+        as_step(take)
     assert done == ["left"]
     assert [record.exc_info is not None for record in caplog.records] == [True]
 
@@ -89,5 +89,5 @@ def test_a_step_is_a_step_on_its_own_thread_only() -> None:
         thread.start()
         thread.join()
 
-    step(take)
+    as_step(take)
     assert len(refused) == 1

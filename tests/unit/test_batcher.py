@@ -89,7 +89,8 @@ def test_a_cheap_pass_runs_on_the_loop_and_a_dear_one_does_not() -> None:
         assert (bench.runner.job is None) is inline
 
 
-def test_what_answers_leave_to_be_done_is_done_in_their_tick() -> None:
+@pytest.mark.parametrize("pass_ns", [HANDOFF_NS - 1, HANDOFF_NS * 10], ids=["on the loop", "on a thread"])
+def test_what_answers_leave_to_be_done_is_done_behind_them(pass_ns: int) -> None:
     """Once all of them are given, and without another turn of the loop."""
     done: list[str] = []
 
@@ -97,8 +98,11 @@ def test_what_answers_leave_to_be_done_is_done_in_their_tick() -> None:
         done.append(request.id)
         afterwards(lambda: done.append(f"written {request.id}"))
 
-    bench = Bench(seed={1: HANDOFF_NS - 1, 2: HANDOFF_NS - 1})
+    bench = Bench(seed={1: pass_ns, 2: pass_ns})
     bench.batcher.submit([bench.caller.request(id=name, on_settle=settled) for name in "ab"])
+    if pass_ns > HANDOFF_NS:
+        bench.loop.run()
+        bench.runner.complete()
     bench.loop.call_soon(lambda: done.append("next"))
     bench.loop.run()
     assert done == ["a", "b", "written a", "written b", "next"]
