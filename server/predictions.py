@@ -51,7 +51,8 @@ class Predictions:
             try:
                 raise error
             finally:
-                del error, waiting  # The error's traceback holds this frame, the frame must not hold the error.
+                # The error's traceback holds this frame and the one that made it: neither is to hold the error.
+                del error, waiting.ended
         if request.explanation is not None:
             request.explanation.mark("loop")
         response, predictions = waiting.response, waiting.predictions

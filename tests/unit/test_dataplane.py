@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import threading
 import time
+import weakref
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -41,6 +43,10 @@ async def plane(tmp_path: Path) -> AsyncIterator[Plane]:
     Rows.gate.set()
     await plane.models.close()
     plane.dataplane.close()
+
+
+class Values(list[float]):
+    """That can be told to be gone."""
 
 
 def value(outcome: Outcome) -> float:
@@ -93,6 +99,32 @@ async def test_predict_goes_through_the_pipeline_and_back(plane: Plane) -> None:
 
     assert [prediction.label for prediction in answer.predictions] == ["3", "7"]
     assert (answer.model_name, answer.model_version, answer.id) == ("m", "1", "7")
+
+
+@pytest.mark.parametrize("fails", ["preprocess", "postprocess"])
+async def test_a_prediction_that_fails_leaves_nothing_to_the_collector(
+    plane: Plane, fails: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its error knows the frames that it came through, and none of them holds the error: the inputs go at once."""
+    (plane.root / "m" / "processing.yaml").write_text("task: test")
+    await plane.start()
+
+    def fail(*_: object) -> None:
+        raise InvalidRequest("inputs[0]", "is wrong")
+
+    monkeypatch.setattr(Rows, fails, fail)
+    gc.collect()
+    gc.disable()
+    try:
+        values = Values([1, 2])
+        gone = weakref.ref(values)
+        with pytest.raises(InvalidRequest) as raised:
+            await plane.dataplane.predict(PredictRequest("m", [RowInput(values)]))
+        del raised, values
+        await asyncio.sleep(0.01)
+        assert gone() is None
+    finally:
+        gc.enable()
 
 
 async def test_what_is_not_known_of_a_model_refuses_nobody_unread(plane: Plane) -> None:
