@@ -50,7 +50,7 @@ _CALLERS = frozenset({Code.INVALID_ARG, Code.TOO_LARGE, Code.UNSUPPORTED})
 """What is wrong with an input is nobody's failure, as with one that a model's check refuses."""
 _TOGETHER = 4
 """Requests of a pass at most, where there is one thread: other models wait for it."""
-_LONG_NS = 20_000_000
+_LONG_NS = 10_000_000
 """Twice as many may go together if that takes no longer."""
 _BRIEF = "brief"
 """In the place of a size."""
