@@ -10,7 +10,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import grpc
@@ -193,7 +193,19 @@ with ProcessTree.running(command, folder / "1", cores(), env={}, cwd=folder) as 
 
 
 def alive(pid: int) -> bool:
-    return Path(f"/proc/{pid}").exists() and state(pid) != "Z"
+    try:
+        return state(pid) != "Z"
+    except OSError:
+        return False
+
+
+def left_of(pids: list[int]) -> list[int]:
+    """Those that do not end. Whoever is being killed has lost its environment before it is gone."""
+    for _ in range(250):
+        if not any(map(alive, pids)):
+            break
+        threading.Event().wait(0.02)
+    return [pid for pid in pids if alive(pid)]
 
 
 def state(pid: int) -> str:
@@ -218,12 +230,7 @@ class TestProcessTree:
         finally:
             tree.end(1)
         assert tree.pids() == []
-        for _ in range(250):  # Whoever is being killed has lost its environment before it is gone.
-            left = [pid for pid in pids if alive(pid)]
-            if not left:
-                break
-            threading.Event().wait(0.02)
-        assert left == []
+        assert left_of(pids) == []
 
     def test_a_signal_that_ends_a_benchmark_ends_its_trees(self, tmp_path: Path) -> None:
         """One inside the other, as those have them that measure several servers."""
@@ -237,12 +244,14 @@ class TestProcessTree:
             pids = [int(pid) for pid in line.split()]
             assert all(map(alive, pids))
             benchmark.terminate()
-            status = benchmark.wait(30)
+            status = benchmark.wait(60)
         finally:
             benchmark.kill()
-            left = [pid for pid in pids if alive(pid)]
+            benchmark.wait()
+            left = left_of(pids)
             for pid in left:
-                os.kill(pid, signal.SIGKILL)
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
         assert (status, left) == (128 + signal.SIGTERM, [])
 
 
