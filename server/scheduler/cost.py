@@ -228,24 +228,20 @@ class CostModel:
         """The machine became slower or faster for all sizes: without this those not in use would look better
         or worse than they are, for no other reason than that they were measured earlier."""
         common = max(self._seen, key=lambda rows: self._seen[rows])
-        before = self._then.get(common)
-        if before:
-            now = self._ns[common]
-            for rows in self._unseen():
+        now, before = self._ns[common], self._then.get(common)
+        for rows in self._sizes:
+            if rows in self._seen:
+                continue
+            self._passes[rows] = 0
+            if before:
                 # Where the commonest size is another one each time, as on a machine that is slow now and then and has
                 # larger batches then, drifts multiply without end. Between one pass of the commonest size and as many
                 # rows of it is where the truth must be, or near.
                 least, most = sorted((now, now * rows / common))
                 self._ns[rows] = min(max(self._ns[rows] * now / before, least / _CLAMP), most * _CLAMP)
-        for rows in self._unseen():
-            self._passes[rows] = 0
         self._seen.clear()
         self._best.clear()
         self._then = dict(self._ns)
-
-    def _unseen(self) -> list[int]:
-        """The sizes that did not occur in this period."""
-        return [rows for rows in self._sizes if rows not in self._seen]
 
     def _estimate(self, rows: int) -> float | None:
         known = self._ns.get(rows)
