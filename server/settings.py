@@ -2,9 +2,10 @@
 
 A field's string below it is its help: the flags of `serve` are generated from this tree, and so is the
 reference page. `server.environment` builds it, from flags and from variables.
-"""
 
-from __future__ import annotations
+Its annotations are no strings (`from __future__ import annotations`): pydantic would compile and evaluate each of the
+hundred, at every start.
+"""
 
 import re
 from pathlib import Path
@@ -96,13 +97,13 @@ class RepositorySettings(Section):
         return tuple(map(without_secrets, path))
 
     @model_validator(mode="after")
-    def _signatures_can_be_checked(self) -> RepositorySettings:
+    def _signatures_can_be_checked(self) -> Self:
         if self.require_signed != bool(self.trusted_keys):
             raise ValueError("--require-signed and --trusted-keys go together")
         return self
 
     @model_validator(mode="after")
-    def _load_models_fit(self) -> RepositorySettings:
+    def _load_models_fit(self) -> Self:
         # Both as in Triton.
         if self.load_models and self.control_mode != "explicit":
             raise ValueError("--load-model requires --model-control-mode explicit as well")
