@@ -1,7 +1,8 @@
 """The command line `forwardpass`.
 
 The flags of `serve` and `check` are generated from the settings. What a command needs is imported when it
-runs, so that help comes at once. Exit codes: 0 it went well, 1 the answer is an error, 2 it was asked wrongly.
+runs, so that help comes at once; and the flags of the others are not made where one is asked for, so that it runs at
+once. Exit codes: 0 it went well, 1 the answer is an error, 2 it was asked wrongly.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import importlib.util
 import inspect
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -62,21 +63,39 @@ DEFAULT_TIMEOUT_S = 30.0
 
 def main() -> None:
     """The entry point. Ends the process with the exit code."""
-    create_app()(prog_name="forwardpass")
+    create_app(sys.argv[1:])(prog_name="forwardpass")
 
 
-def create_app() -> typer.Typer:
-    """The whole command line; the exporter's commands are its own if it is installed, else they say how to."""
+def create_app(arguments: Sequence[str] = ()) -> typer.Typer:
+    """The whole command line; the exporter's commands are its own if it is installed, else they say how to.
+
+    Where `arguments` ask a server's command for anything but help, there is only that command: Typer takes 60 ms to
+    make them all.
+    """
     app = typer.Typer(
         help=HELP, no_args_is_help=True, rich_markup_mode=None, add_completion=False, pretty_exceptions_enable=False
     )
-    app.command()(with_settings(serve))
-    app.command()(with_settings(check))
-    for command in (predict, models, triton, fetch, diff, sign, tune, plan, settings, version):
-        app.command()(command)
-    app.add_typer(key_commands, name="keys")
-    _mount_exporter(app)
+    app.callback()(_nothing)  # Else Typer would take a command that is alone for the whole.
+    asked = _asked(arguments)
+    for command in (serve, check):
+        if asked in ("", command.__name__):
+            app.command()(with_settings(command, explained=not asked))
+    for other in _OTHERS:
+        if asked in ("", other.__name__):
+            app.command()(other)
+    if not asked:
+        app.add_typer(key_commands, name="keys")
+        _mount_exporter(app)
     return app
+
+
+def _asked(arguments: Sequence[str]) -> str:
+    """The command that is all that is needed of the command line; empty: it is not known, or help is asked for."""
+    known = {command.__name__ for command in (serve, check, *_OTHERS)}
+    return arguments[0] if arguments and arguments[0] in known and "--help" not in arguments else ""
+
+
+def _nothing() -> None: ...
 
 
 # --- serve, check: their flags are the settings ----------------------------------------------------
@@ -117,8 +136,11 @@ def check(settings: Settings) -> int:
     return FAILED if any(entry.state != "READY" for entry in entries) else 0
 
 
-def with_settings(command: Callable[[Settings], int]) -> Callable[..., None]:
-    """A Typer command with one option for each setting that has a flag; its exit code is what `command` returns."""
+def with_settings(command: Callable[[Settings], int], *, explained: bool = True) -> Callable[..., None]:
+    """A Typer command with one option for each setting that has a flag; its exit code is what `command` returns.
+
+    `explained`: the options have their help.
+    """
     flags = {"__".join(option.path): option for option in options() if option.flag}
 
     def run(**given: Any) -> None:
@@ -127,7 +149,7 @@ def with_settings(command: Callable[[Settings], int]) -> Callable[..., None]:
         )
 
     parameters = [
-        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=_annotation(option))
+        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=_annotation(option, explained))
         for name, option in flags.items()
     ]
     vars(run)["__signature__"] = inspect.Signature(parameters)
@@ -135,10 +157,10 @@ def with_settings(command: Callable[[Settings], int]) -> Callable[..., None]:
     return run
 
 
-def _annotation(option: Option) -> Any:
+def _annotation(option: Option, explained: bool) -> Any:
     kind = list[str] if option.repeatable else option.annotation
     declaration = f"{option.flag}/--no-{option.flag[2:]}" if kind is bool else option.flag
-    meaning = f"{option.meaning}  [default: {option.shown_default}]"
+    meaning = f"{option.meaning}  [default: {option.shown_default}]" if explained else None
     return Annotated[
         kind | None, typer.Option(declaration, help=meaning, metavar="<str>" if option.repeatable else None)
     ]
@@ -264,6 +286,21 @@ def version() -> None:
     from server import __version__
 
     typer.echo(__version__)
+
+
+_OTHERS: Sequence[Callable[..., None]] = (
+    predict,
+    models,
+    triton,
+    fetch,
+    diff,
+    sign,
+    tune,
+    plan,
+    settings,
+    version,
+)
+"""The commands without the flags of the settings."""
 
 
 def _mount_exporter(app: typer.Typer) -> None:

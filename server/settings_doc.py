@@ -42,7 +42,13 @@ class Option:
     flag: str
     annotation: Any
     default: Any
-    meaning: str
+    section: type[BaseModel]
+    """Whose field it is."""
+
+    @property
+    def meaning(self) -> str:
+        """The field's string. The first that is asked for takes 10 ms, so nobody asks who shows none."""
+        return _meanings(self.section.__module__).get(self.section.__name__, {}).get(self.path[-1], "")
 
     @property
     def variable(self) -> str:
@@ -69,12 +75,11 @@ class Option:
 
 def options(model: type[BaseModel] = Settings, path: tuple[str, ...] = ()) -> Iterator[Option]:
     """Every setting of the tree, in the order in which it is declared."""
-    meanings = _meanings(model.__module__).get(model.__name__, {})
     for name, field in model.model_fields.items():
         if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
             yield from options(field.annotation, (*path, name))
         else:
-            yield Option((*path, name), _flag(field), field.annotation, field.default, meanings.get(name, ""))
+            yield Option((*path, name), _flag(field), field.annotation, field.default, model)
 
 
 def reference() -> str:

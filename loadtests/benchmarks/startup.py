@@ -31,11 +31,13 @@ _ROOT = Path(__file__).parents[2]
 _START_S = 30.0
 _READY = re.compile(r"ready in ([\d.]+) s")
 
+_COMMAND_LINE = (
+    "import typer, server.cli\ntyper.main.get_command(server.cli.create_app(['serve'])); server.cli.load_settings()"
+)
 PARTS = {
     "interpreter": "pass",
-    "command line, settings": "import server.cli; server.cli.create_app(); server.cli.load_settings()",
-    "imports": "import server.cli; server.cli.create_app(); server.cli.load_settings()\n"
-    "from server import process; process.prepare()\nimport server.app, onnxruntime",
+    "command line, settings": _COMMAND_LINE,
+    "imports": f"{_COMMAND_LINE}\nfrom server import process; process.prepare()\nimport server.app, onnxruntime",
 }
 """What a process does that stops there; each does the one before it as well."""
 

@@ -99,7 +99,7 @@ def app(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
 
 
 def forwardpass(*args: str, stdin: bytes = b"") -> Result:
-    return CliRunner().invoke(cli.create_app(), list(args), input=stdin, prog_name="forwardpass")
+    return CliRunner().invoke(cli.create_app(args), list(args), input=stdin, prog_name="forwardpass")
 
 
 def without_exporter(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -230,6 +230,41 @@ def test_a_wrong_command_exits_2(app: SimpleNamespace, args: tuple[str, ...]) ->
 
     assert (result.exit_code, app.settings) == (2, [])
     assert "Usage" in result.stderr
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        ("serve", "--nope"),
+        ("serve", "--http-prt", "1"),
+        ("serve", "--log-level", "loud"),
+        ("serve", "--http-port", "x"),
+        ("serve", "digits"),
+        ("check", "--model-repository"),
+        ("predict", "m"),
+        ("plan", "-h"),
+        ("version", "serve"),
+        ("serve", "version", "--help"),
+    ],
+)
+def test_a_command_that_is_alone_answers_as_among_the_others(args: tuple[str, ...]) -> None:
+    """Where one is asked for only that one is made, and nobody can tell."""
+    alone, among = (
+        CliRunner().invoke(cli.create_app(known), args, prog_name="forwardpass", terminal_width=100)
+        for known in (args, ())
+    )
+
+    assert (alone.exit_code, alone.stdout, alone.stderr) == (among.exit_code, among.stdout, among.stderr)
+
+
+def test_the_flags_of_other_commands_are_not_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of `serve` there is only `serve`, and nothing explains its flags; they come of every start."""
+    monkeypatch.setattr("server.settings_doc._meanings", None)
+    monkeypatch.setattr(cli, "_mount_exporter", None)
+    app = cli.create_app(["serve", "--http-port", "1"])
+
+    assert [command.callback.__name__ for command in app.registered_commands] == ["serve"]  # type: ignore[union-attr]
+    assert app.registered_groups == []
 
 
 def test_help_shows_every_flag_with_its_meaning() -> None:
