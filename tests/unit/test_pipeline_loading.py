@@ -11,7 +11,7 @@ import pytest
 from server.errors import ModelLoadFailed
 from server.pipeline.image import ImagePipeline
 from server.pipeline.image_spec import ImageSpec
-from server.pipeline.load import load_pipeline, read_spec, write_spec
+from server.pipeline.load import _SPECS, _class, load_pipeline, read_spec, write_spec
 from tests.support.models import SMALL_SPEC, write_image_model
 
 REPOSITORY = Path(__file__).parents[2] / "model_repository"
@@ -81,6 +81,30 @@ def test_what_a_spec_gets_wrong_is_named(folder: Path, old: str, new: str, where
     assert raised.value.model_name == "pets"
     assert where in raised.value.public_message
     assert str(folder) not in raised.value.public_message
+
+
+@pytest.mark.parametrize("task", _SPECS)
+def test_each_task_has_the_spec_that_says_so(task: str) -> None:
+    """The table, by which only the spec of a model's task is imported, and the specs say the same."""
+    assert _class(task).model_fields["task"].default == task
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        ("task: astrology", "'astrology' found using 'task' does not match any of the expected tags: 'image-class"),
+        ("task: [tabular-classification]", "does not match any of the expected tags"),
+        ("mode: L", "Unable to extract tag using discriminator 'task'"),
+        ("- 1", "should be a valid dictionary"),
+        ("task: custom", "processing.yaml: file: Field required"),
+    ],
+)
+def test_a_spec_of_no_task_is_told_the_tasks(folder: Path, content: str, reason: str) -> None:
+    """What is known is named; a spec whose task is known is told of its fields alone."""
+    (folder / "processing.yaml").write_text(content)
+    with pytest.raises(ModelLoadFailed) as raised:
+        read_spec(folder)
+    assert reason in raised.value.public_message
 
 
 @pytest.mark.parametrize("content", [b"", b"[]", b"3", b"\xff\xff", b"!!python/object/apply:os.getcwd []"], ids=repr)
