@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 ANY_TENANT = "*"
 """As a key's tenant: it speaks for many, and says for which by `X-Tenant`."""
+KEY_PREFIX = "fp_"
+"""Of an API key; what does not begin so is a token."""
 _MOST_NAMES = 1024
 
 

@@ -17,14 +17,14 @@ from typing import TYPE_CHECKING, Any
 
 from server.errors import InvalidRequest, PermissionDenied, ServingError, Unauthenticated, UnknownRegion
 from server.security.addresses import is_loopback
-from server.security.caller import Caller, Grant
-from server.security.keys import PREFIX, BadKeys, Keys, key_files, read_file
+from server.security.caller import KEY_PREFIX, Caller, Grant
 from server.security.limits import Limits
 from server.security.plane import GuardedPlane
 from server.security.roles import Group, Need, Role
 from server.security.watched import Watched
 
 if TYPE_CHECKING:
+    from server.security.keys import Keys
     from server.security.tokens import Tokens
     from server.settings import AuthSettings, Settings
     from server.types import InferRequest
@@ -117,7 +117,7 @@ class Gate:
         if not shown:
             raise Unauthenticated("show a key or a token: authorization: Bearer, or x-api-key")
         text = shown.decode("latin-1")
-        if text.startswith(PREFIX) or self._tokens is None:
+        if text.startswith(KEY_PREFIX) or self._tokens is None:
             if self._keys is None:
                 raise Unauthenticated("keys are not taken here, but tokens")
             record = self._keys.value.find(text, datetime.now(UTC))
@@ -241,7 +241,7 @@ def open_gate(settings: Settings, share: float = 1.0) -> Gate | None:
     closed = frozenset(Group) - frozenset(map(Group, auth.open_groups)) if exposed else frozenset[Group]()
     try:
         keys, tokens = _keys(auth), _tokens(auth)
-    except (BadKeys, OSError, ValueError) as error:
+    except (OSError, ValueError) as error:
         raise BadAuth(str(error)) from error
     if keys is None and tokens is None and not closed:
         return None
@@ -251,12 +251,15 @@ def open_gate(settings: Settings, share: float = 1.0) -> Gate | None:
 def _keys(auth: AuthSettings) -> Watched[Keys] | None:
     if not auth.keys:
         return None
+    # Imported where it is wanted only: most servers have no keys.
+    from server.security.keys import Keys, key_files, read_file
+
     place = Path(auth.keys)
-    return Watched(lambda: key_files(place), lambda: _read(place))
 
+    def read() -> Keys:
+        return Keys(record for path in key_files(place) for record in read_file(path).keys)
 
-def _read(place: Path) -> Keys:
-    return Keys(record for path in key_files(place) for record in read_file(path).keys)
+    return Watched(lambda: key_files(place), read)
 
 
 def _tokens(auth: AuthSettings) -> Tokens | None:

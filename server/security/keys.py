@@ -19,11 +19,10 @@ import yaml
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError
 
 from server.errors import Unauthenticated
-from server.security.caller import Grant
+from server.security.caller import KEY_PREFIX, Grant
 from server.security.roles import Role
 from server.whole import replacing
 
-PREFIX = "fp_"
 _KEY = re.compile(r"fp_([0-9a-f]{12})_([A-Za-z0-9_-]{43})")
 _SUFFIXES = (".yaml", ".yml")
 _MAX_FILE_BYTES = 4 * 1024 * 1024
@@ -74,7 +73,7 @@ def new_key(**more: Any) -> tuple[str, KeyRecord]:
     """A new key, which is nowhere kept, and its record with `more`. Raises BadKeys for what is no record."""
     key_id, secret = secrets.token_hex(6), secrets.token_urlsafe(32)
     try:
-        return f"{PREFIX}{key_id}_{secret}", KeyRecord(id=key_id, sha256=_hash(secret), **more)
+        return f"{KEY_PREFIX}{key_id}_{secret}", KeyRecord(id=key_id, sha256=_hash(secret), **more)
     except ValidationError as error:
         raise BadKeys(_problems("key", error)) from error
 
