@@ -139,6 +139,10 @@ class Special(NamedTuple):
     """The outputs that are wanted as their best classes, and how many of them."""
 
 
+Said = tuple[str, str, Sequence[str], Mapping[str, Parameter], Form | None, Special | None]
+"""What requests may say alike: model, version, names of the outputs, parameters; their form, and what is special."""
+
+
 class InferRequest:
     """One call of `infer`, from the transport to its settlement.
 
@@ -220,26 +224,19 @@ class InferRequest:
 
     @staticmethod
     def received(
-        model_name: str,
-        model_version: str,
+        said: Said,
         id: str,
         inputs: Sequence[Tensor],
-        outputs: Sequence[str],
-        parameters: Mapping[str, Parameter],
         on_settle: Callable[[InferRequest, Outcome], None],
         received_ns: int,
         deadline_ns: int,
-        form: Form | None,
         caller: object,
     ) -> InferRequest:
         """The same as a call of the class, which costs as much as all the rest of reading a small request."""
         self: InferRequest = _new(InferRequest)
-        self.model_name = model_name
-        self.model_version = model_version
+        self.model_name, self.model_version, self.outputs, self.parameters, self.form, self.special = said
         self.id = id
         self.inputs = inputs
-        self.outputs = outputs
-        self.parameters = parameters
         self.received_ns = received_ns
         self.deadline_ns = deadline_ns
         self.rows = 1
@@ -248,10 +245,8 @@ class InferRequest:
         self.predicted_ns = 0
         self.explanation = None
         self.tenant = ""
-        self.form = form
         self.caller = caller
         self.holder = None
-        self.special = None
         self.settled = False
         self._on_settle = on_settle
         return self

@@ -52,18 +52,11 @@ class Run:
         """The request that a step is; it is under way from here on."""
         member, request = self.lineup.members[step], self.request
         inputs = self._inputs(step)
+        parameters = self._parameters(step) if request.parameters else request.parameters
+        form = member.form(inputs) if len(inputs) == len(member.inputs) and not request.parameters else None
+        said = member.name, member.version, self.plan.outputs[step], parameters, form, None
         inner = self.under_way[step] = InferRequest.received(
-            member.name,
-            member.version,
-            request.id,
-            inputs,
-            self.plan.outputs[step],
-            self._parameters(step) if request.parameters else request.parameters,
-            on_step,
-            now_ns,
-            request.deadline_ns,
-            member.form(inputs) if len(inputs) == len(member.inputs) and not request.parameters else None,
-            self,
+            said, request.id, inputs, on_step, now_ns, request.deadline_ns, self
         )
         inner.tenant = request.tenant
         if request.metadata:

@@ -16,7 +16,7 @@ from server.transport.codec.varint import varint
 from server.transport.codec.wire_request import Forms
 from server.transport.codec.wire_response import Templates
 from server.types import InferResponse, Parameter
-from tests.support.wire import by_protobuf, by_wire
+from tests.support.wire import by_frame, by_protobuf, by_wire
 
 more = settings(max_examples=150)
 """A busy machine is no failure of a codec."""
@@ -188,11 +188,11 @@ def test_the_next_message_of_a_run_may_be_anything(
     whole = message.SerializeToString()
     by_wire(forms, whole)
     for _ in range(6):
-        assert by_wire(forms, whole) == by_protobuf(whole)
+        assert by_wire(forms, whole) == by_frame(forms, whole) == by_protobuf(whole)
         index = data.draw(st.integers(0, len(whole) - 1))
         other = changed(whole, [8 * index + data.draw(st.integers(0, 7))])
         for one in (other, whole[:index], whole[:index] + whole[index + 1 :], whole + whole[index:]):
-            assert by_wire(forms, one) == by_protobuf(one)
+            assert by_wire(forms, one) == by_frame(forms, one) == by_protobuf(one)
 
 
 @more

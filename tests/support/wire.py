@@ -40,3 +40,14 @@ def by_protobuf(data: bytes) -> Read:
 
 def by_wire(forms: Forms, data: bytes | memoryview) -> Read:
     return outcome(lambda: forms.decode(data, on_settle=_ignore, received_ns=7, deadline_ns=9))
+
+
+def by_frame(forms: Forms, data: bytes) -> Read:
+    """The same of the message behind gRPC's prefix."""
+
+    def read() -> InferRequest:
+        request = forms.decode_framed(b"\0" + len(data).to_bytes(4) + data, _ignore, 7, 9, None)
+        assert request is not None
+        return request
+
+    return outcome(read)

@@ -152,6 +152,23 @@ def test_a_request_made_fast_is_a_request() -> None:
         assert fast.metadata == slow.metadata == ()
 
 
+@pytest.mark.parametrize("sent", [message(), message(id="i"), two_inputs(), text(b"one")])
+def test_what_is_not_one_plain_message_behind_its_prefix_is_not_read(sent: pb.ModelInferRequest) -> None:
+    """It is compressed, longer or shorter than it says, or not all there; also where its like is known."""
+    forms = Forms()
+    data = known(forms, sent) and sent.SerializeToString()
+    size = len(data).to_bytes(4)
+    for framed in (b"\1" + size + data, b"\2" + size + data, b"\0" + size + data + b"\0", b"\0" + size + data[:-1]):
+        assert forms.decode_framed(framed, _ignore, 7, 9, None) is None
+    for cut in range(5):
+        assert forms.decode_framed((b"\0" + size)[:cut], _ignore, 7, 9, None) is None
+    with pytest.raises(InvalidRequest):
+        forms.decode_framed(b"\0" + (len(data) - 1).to_bytes(4) + data[:-1], _ignore, 7, 9, None)
+    request = forms.decode_framed(b"\0" + size + data, _ignore, 7, 9, "me")
+    assert request is not None
+    assert (request.id, request.received_ns, request.deadline_ns, request.caller) == (sent.id, 7, 9, "me")
+
+
 def test_large_tensors_are_views_and_small_ones_are_not() -> None:
     """A large one is not copied; a small one does not hold the memory of its message."""
     forms = Forms()
@@ -409,6 +426,28 @@ def test_every_other_answer_is_written_in_parts(response: InferResponse) -> None
     with pytest.raises(AssertionError, match="in parts"):
         InOnePiece().encode(response)
     assert Templates().encode(response) == v2_grpc.encode_infer(response).SerializeToString()
+
+
+@pytest.mark.parametrize("other", range(5))
+def test_an_answer_that_differs_in_one_object_is_another(other: int) -> None:
+    """Names, datatype and shape of the one before are those of the next only if all five are."""
+    templates = Templates()
+    said: list[list[Any]] = [["add", "sub"], ["1", "2"], ["c", "d"], ["FP32", "INT32"], [(2,), (1, 2)]]
+    chosen = [values[index == other] for index, values in enumerate(said)]
+    for model, version, name, datatype, shape in ([values[0] for values in said], chosen) * 2:
+        response = InferResponse(model, version, [Tensor(name, datatype, shape, bytes(8))])
+        assert templates.encode(response) == v2_grpc.encode_infer(response).SerializeToString()
+
+
+def test_an_answer_that_no_template_can_be_made_of_leaves_none() -> None:
+    """The next one of its shape does not get that of the one before."""
+    templates = Templates()
+    good = InferResponse("add", "1", [Tensor("c", "FP32", (1,), bytes(4))])
+    bad = InferResponse("add", "1", [Tensor("c", "FP99", (1,), bytes(4))])
+    templates.encode(good)
+    for _ in range(2):
+        with pytest.raises(KeyError):
+            templates.encode(bad)
 
 
 def test_templates_are_bounded_and_made_once() -> None:

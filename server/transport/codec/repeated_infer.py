@@ -7,7 +7,7 @@ plain way of `v2_rest`, and so does everything that is wrong: both ways give the
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from types import MappingProxyType
 from typing import NamedTuple
 
@@ -16,7 +16,7 @@ import orjson
 from server.tensor import DATATYPES, Buffer, Tensor
 from server.transport.codec.recent import Recent
 from server.transport.codec.v2_rest import Call, OutputFormat, decode_infer, encode_infer, load_json
-from server.types import NO_DEADLINE, Form, InferRequest, InferResponse, Outcome, Parameter
+from server.types import NO_DEADLINE, Form, InferRequest, InferResponse, Outcome, Said
 
 _MAX_REMEMBERED_BYTES = 4096
 """Longer JSON is parsed each time."""
@@ -43,7 +43,7 @@ class Target(NamedTuple):
 class Layout:
     """What requests with the same JSON have in common."""
 
-    __slots__ = ("answer", "binary_bytes", "form", "formats", "inputs", "outputs", "parameters")
+    __slots__ = ("answer", "binary_bytes", "form", "formats", "inputs", "said")
 
     def __init__(self, request: InferRequest, formats: OutputFormat) -> None:
         self.inputs: list[tuple[str, str, tuple[int, ...], int, int]] = []
@@ -53,10 +53,10 @@ class Layout:
             begin, end = end, end + len(tensor.data)
             self.inputs.append((tensor.name, tensor.datatype, tensor.shape, begin, end))
         self.binary_bytes = end
-        self.outputs: Sequence[str] = request.outputs
-        self.parameters: Mapping[str, Parameter] = MappingProxyType(dict(request.parameters))
         self.formats = formats
         self.form = Form()
+        parameters = MappingProxyType(dict(request.parameters))
+        self.said: Said = request.model_name, request.model_version, request.outputs, parameters, self.form, None
         self.answer: _AnswerLayout | None = None
         """Of the last answer; the next one is likely to be the same but for its data."""
 
@@ -120,18 +120,9 @@ class InferCodec:
                 request_id, json = _without_id(json)
                 layout = self._layouts.get((model_name, model_version, json))
             if layout is not None and len(body) - header_length == layout.binary_bytes:
+                inputs = _tensors(layout, body, header_length)
                 request = InferRequest.received(
-                    model_name,
-                    model_version,
-                    request_id,
-                    _tensors(layout, body, header_length),
-                    layout.outputs,
-                    layout.parameters,
-                    on_settle,
-                    received_ns,
-                    deadline_ns,
-                    layout.form,
-                    caller,
+                    layout.said, request_id, inputs, on_settle, received_ns, deadline_ns, caller
                 )
                 request.tenant = tenant
                 return request, layout

@@ -9,5 +9,6 @@ _forms = Forms()
 _templates = Templates()
 
 decode_infer = _forms.decode
+decode_framed_infer = _forms.decode_framed
 encode_infer = _templates.encode
 encode_infer_parts = _templates.encode_parts

@@ -16,7 +16,7 @@ Source: the encoding of protobuf messages; the field numbers of Triton's grpc_se
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from math import prod
 
@@ -29,7 +29,7 @@ from server.transport.codec import v2_grpc
 from server.transport.codec.recent import Recent
 from server.transport.codec.tensors import check_raw
 from server.transport.codec.varint import ONE_BYTE, read_length, varint
-from server.types import NO_DEADLINE, Form, InferRequest, Outcome, Parameter, Special
+from server.types import NO_DEADLINE, Form, InferRequest, Outcome, Said
 
 _MODEL_NAME, _MODEL_VERSION, _ID, _PARAMETERS, _INPUTS, _OUTPUTS, _RAW = (number << 3 | 2 for number in range(1, 8))
 """The tags of a request's fields; what each of them has is a length, then so many bytes."""
@@ -43,6 +43,8 @@ _ENTRY_BYTES = 256
 """What a key weighs beside its bytes."""
 _MAX_SEEN = 4096
 _MAX_RUNS = 512
+_PREFIX_BYTES = 5
+"""In front of a message of gRPC: whether it is compressed, and its length."""
 _VIEW_BYTES = 8192
 """From here on a view on the message costs less than a copy of the tensor."""
 
@@ -66,16 +68,10 @@ class _Input:
 class _Key:
     """What a key says."""
 
-    model_name: str
-    model_version: str
-    outputs: Sequence[str]
-    parameters: Mapping[str, Parameter]
+    said: Said
+    """Without a form where it is not known: nobody will see that again."""
     inputs: list[_Input]
-    form: Form | None
-    """None for what is not known: nobody will see its form again."""
     run: _Run | None = None
-    special: Special | None = None
-    """Of what is not known alone."""
 
 
 @dataclass(slots=True)
@@ -89,6 +85,8 @@ class _Run:
     """The rest of the key, and the tag and length of the first input's data."""
     whole: bytes
     """`head` and `body`: how a message without an id begins."""
+    framed: bytes
+    """The same behind the prefix that gRPC gives such a message."""
     tail_bytes: int
     """What follows: the data, and before that of each input but the first its tag and length."""
     message_bytes: int
@@ -131,38 +129,37 @@ class Forms:
         Raises:
             InvalidRequest: the bytes are no such message, or it contradicts itself.
         """
+        key, request_id, inputs = self._find(data)
+        return _received(key.said, request_id, inputs, on_settle, received_ns, deadline_ns, caller)
+
+    def decode_framed(
+        self, data: bytes, on_settle: Settle, received_ns: int, deadline_ns: int, caller: object
+    ) -> InferRequest | None:
+        """The same of a message behind gRPC's prefix, a flag and the length. None if `data` is anything but one message
+        that is not compressed."""
+        run = self._runs.get(len(data) - _PREFIX_BYTES)
+        tail = data if run is None else data.removeprefix(run.framed)
+        if run is not None and len(tail) == run.tail_bytes and not run.others:
+            inputs = [_tensor(run.first, tail)]
+            return _received(run.key.said, "", inputs, on_settle, received_ns, deadline_ns, caller)
+        if data[:1] != b"\0" or int.from_bytes(data[1:_PREFIX_BYTES]) != len(data) - _PREFIX_BYTES:
+            return None
+        return self.decode(data[_PREFIX_BYTES:], on_settle, received_ns, deadline_ns, caller)
+
+    def _find(self, data: bytes | memoryview) -> _Found:
         if type(data) is not bytes:
             if len(data) < _VIEW_BYTES:
-                return self.decode(bytes(data), on_settle, received_ns, deadline_ns, caller)
-            key, request_id, inputs = self._by_key(memoryview(data).toreadonly())
-        else:
-            run = self._runs.get(len(data))
-            if run is None:
-                key, request_id, inputs = self._with_id(data) or self._by_key(data)
-            else:
-                tail = data.removeprefix(run.whole)
-                if len(tail) != run.tail_bytes:
-                    key, request_id, inputs = self._with_id(data) or self._by_key(data)
-                elif run.others:
-                    key, request_id, inputs = _several(run, "", tail) or self._by_key(data)
-                else:
-                    key, request_id, inputs = run.key, "", [_tensor(run.first, tail)]
-        request = _received(
-            key.model_name,
-            key.model_version,
-            request_id,
-            inputs,
-            key.outputs,
-            key.parameters,
-            on_settle,
-            received_ns,
-            deadline_ns,
-            key.form,
-            caller,
-        )
-        if key.special is not None:
-            request.special = key.special
-        return request
+                return self._find(bytes(data))
+            return self._by_key(memoryview(data).toreadonly())
+        run = self._runs.get(len(data))
+        if run is None:
+            return self._with_id(data) or self._by_key(data)
+        tail = data.removeprefix(run.whole)
+        if len(tail) != run.tail_bytes:
+            return self._with_id(data) or self._by_key(data)
+        if run.others:
+            return _several(run, "", tail) or self._by_key(data)
+        return run.key, "", [_tensor(run.first, tail)]
 
     def _with_id(self, data: bytes) -> _Found | None:
         """A message of a run, if it has a short id right behind the model's names."""
@@ -197,7 +194,8 @@ class Forms:
         key = self._keys.get(key_bytes)
         if key is None:
             found = _parse(data)
-            if found[0].special is None and self._seen_before(key_bytes):
+            *_, special = found[0].said
+            if special is None and self._seen_before(key_bytes):
                 self._learn(key_bytes, found)
             return found
         inputs = _inputs(data, raw, key.inputs)
@@ -219,7 +217,8 @@ class Forms:
 
     def _learn(self, key_bytes: bytes, found: _Found) -> None:
         key, _, inputs = found
-        key.form = Form()
+        model_name, model_version, outputs, parameters, _, special = key.said
+        key.said = model_name, model_version, outputs, parameters, Form(), special
         key.inputs = [_described(tensor) for tensor in inputs]
         key.run = _run(key_bytes, key)
         self._keys.put(key_bytes, key, len(key_bytes) + _ENTRY_BYTES)
@@ -270,6 +269,7 @@ def _run(key_bytes: bytes, key: _Key) -> _Run | None:
         head=whole[: _names_end(whole)],
         body=whole[_names_end(whole) :],
         whole=whole,
+        framed=b"\0" + (len(whole) + tail_bytes).to_bytes(4) + whole,
         tail_bytes=tail_bytes,
         message_bytes=len(whole) + tail_bytes,
         first=first,
@@ -294,9 +294,8 @@ def _parse(data: bytes | memoryview) -> _Found:
     except DecodeError as error:
         raise InvalidRequest("message", f"is not a valid {pb.ModelInferRequest.DESCRIPTOR.full_name}") from error
     request = v2_grpc.decode_infer(message, on_settle=_nobody, received_ns=0)
-    key = _Key(request.model_name, request.model_version, request.outputs, request.parameters, [], None)
-    key.special = request.special
-    return key, request.id, list(request.inputs)
+    said = request.model_name, request.model_version, request.outputs, request.parameters, None, request.special
+    return _Key(said, []), request.id, list(request.inputs)
 
 
 def _nobody(_request: InferRequest, _outcome: Outcome) -> None:

@@ -17,7 +17,7 @@ from server.errors import Draining, Overloaded, PayloadTooLarge, ServingError
 from server.explain import ANSWER_KEY, Explanation, asked_by, decoded
 from server.observability.whose import of
 from server.settings import GrpcSettings
-from server.transport.codec.v2_wire import decode_infer, encode_infer
+from server.transport.codec.v2_wire import decode_framed_infer, decode_infer, encode_infer
 from server.transport.http2 import answers
 from server.transport.http2.connection import Connection
 from server.transport.http2.messages import IDENTITY, MESSAGE, deflate, write_prefix
@@ -89,21 +89,22 @@ class Calls:
         on_settle = self._on_settle
         for kind, stream, data in events:
             if kind is _CALL:
-                head = stream.head
-                if not head.hot or data[:1] != b"\0" or int.from_bytes(data[1:5]) != len(data) - 5:
-                    self._whole(stream, data)
-                elif stream.state is _HALF_CLOSED_REMOTE:
-                    timeout_ns = stream.timeout_ns
-                    deadline_ns = now_ns + timeout_ns if timeout_ns else NO_DEADLINE
-                    try:
-                        request = decode_infer(data[5:], on_settle, now_ns, deadline_ns, stream)
-                        if request.parameters or head.asks:
-                            self._ask_more(stream, request)
-                    except Exception as error:  # noqa: BLE001 - the boundary where every error becomes a status
-                        self.fail(stream, error)
-                    else:
-                        stream.call = request
-                        requests.append(request)
+                if stream.state is not _HALF_CLOSED_REMOTE:
+                    continue
+                timeout_ns = stream.timeout_ns
+                deadline_ns = now_ns + timeout_ns if timeout_ns else NO_DEADLINE
+                try:
+                    request = decode_framed_infer(data, on_settle, now_ns, deadline_ns, stream)
+                    if request is None:
+                        self._whole(stream, data)
+                        continue
+                    if request.parameters or stream.head.asks:
+                        self._ask_more(stream, request)
+                except Exception as error:  # noqa: BLE001 - the boundary where every error becomes a status
+                    self.fail(stream, error)
+                else:
+                    stream.call = request
+                    requests.append(request)
             else:
                 self._act(kind, stream, data)
         if requests:
