@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from server.transport.http2 import answers, frames
 from server.transport.http2.flow import Sender
 from server.transport.http2.frames import LARGEST_WINDOW_BYTES, ConnectionFault
 
@@ -129,3 +130,15 @@ def test_nothing_waits_that_could_go(steps: list[tuple[str, int, int]]) -> None:
             assert (stream.pending is None) == (stream not in sender.blocked)
             assert stream.pending is None or room <= 0
         assert sender.pending_bytes == sum(stream.pending_bytes for stream in streams)
+
+
+def test_an_answer_in_one_go_is_the_three_frames_that_it_consists_of() -> None:
+    """Whatever the size of its message, also once more sizes have come than are remembered."""
+    for size in (0, 1, 255, 256, 16_379, *range(1500), 1):
+        message = bytes([size & 0xFF]) * size
+        assert answers.whole(7, message) == (
+            frames.headers(7, answers.RESPONSE, end_stream=False)
+            + frames.frame(frames.DATA, 0, 7, b"\0" + size.to_bytes(4) + message)
+            + frames.headers(7, answers.OK_TRAILERS, end_stream=True)
+        )
+    assert len(answers._layouts) <= 1024

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import re
 from base64 import b64encode
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from functools import lru_cache
 from struct import Struct
 from typing import TYPE_CHECKING
 
 from server.transport.http2 import frames
 from server.transport.http2.hpack_encode import encode
+from server.transport.http2.messages import write_prefix
 from server.transport.status import STATUS_DETAILS_KEY, Failure, status_details
 
 if TYPE_CHECKING:
@@ -71,19 +72,31 @@ def percent_encoded(message: str) -> bytes:
     return _to_escape.sub(lambda found: b"%%%02X" % found[0][0], message.encode("utf-8", "replace"))
 
 
-_whole = Struct(f">5sI{len(RESPONSE)}sHHBI BI").pack
-_end = Struct(f">5sI{len(OK_TRAILERS)}s").pack
-_RESPONSE_START = frames.frame(frames.HEADERS, frames.END_HEADERS, 0, RESPONSE)[:5]
-_TRAILERS_START = frames.frame(frames.HEADERS, frames.END_HEADERS | frames.END_STREAM, 0, OK_TRAILERS)[:5]
+_START_FRAME = frames.frame(frames.HEADERS, frames.END_HEADERS, 0, RESPONSE)[:5]
+_END_FRAME = frames.frame(frames.HEADERS, frames.END_HEADERS | frames.END_STREAM, 0, OK_TRAILERS)[:5]
+
+
+class _Layouts(dict[int, tuple[Callable[..., bytes], bytes, bytes]]):
+    """By the bytes of a message: what packs the frames, what stands between the first two of the three places where the
+    stream is named, and the message's prefix. When there are too many, all are made anew."""
+
+    def __missing__(self, size: int) -> tuple[Callable[..., bytes], bytes, bytes]:
+        if len(self) >= _KEPT:
+            self.clear()
+        prefix = write_prefix(0, size)
+        between = RESPONSE + frames.frame(frames.DATA, 0, 0, prefix + bytes(size))[:5]
+        pack = Struct(f">5sI{len(between)}sI5s{size}s5sI{len(OK_TRAILERS)}s").pack
+        layout = self[size] = pack, between, prefix
+        return layout
+
+
+_layouts = _Layouts()
 
 
 def whole(stream_id: int, message: bytes) -> bytes:
     """All frames of a call that went well: HEADERS, DATA with the one message, HEADERS with the status.
 
-    `message` and its prefix of 5 bytes must fit the client's largest frame and its windows.
+    `message` and its prefix must fit the client's largest frame and its windows.
     """
-    size = len(message)
-    data = size + 5
-    # The type and flags of DATA are both 0: a 24-bit length and they are two 16-bit numbers and one of 8 bits.
-    start = _whole(_RESPONSE_START, stream_id, RESPONSE, data >> 8, (data & 0xFF) << 8, 0, stream_id, 0, size)
-    return start + message + _end(_TRAILERS_START, stream_id, OK_TRAILERS)
+    pack, between, prefix = _layouts[len(message)]
+    return pack(_START_FRAME, stream_id, between, stream_id, prefix, message, _END_FRAME, stream_id, OK_TRAILERS)

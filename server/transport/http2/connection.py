@@ -13,13 +13,14 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from struct import Struct
 from typing import TYPE_CHECKING
 
 from server.settings import GrpcSettings
 from server.transport.http2 import frames, times
 from server.transport.http2.control import ControlFrames
 from server.transport.http2.fields import check_trailers
-from server.transport.http2.frames import ConnectionFault, ErrorCode, StreamFault, read_header, without_padding
+from server.transport.http2.frames import ConnectionFault, ErrorCode, StreamFault, without_padding
 from server.transport.http2.head import Opening
 from server.transport.http2.heads import ForwardingHeads, Heads
 from server.transport.http2.hpack import Decoder, HeaderListTooLarge, HpackError
@@ -31,7 +32,10 @@ from server.transport.methods import Method
 if TYPE_CHECKING:
     from server.security.gate import Gate
 
-_HEADERS, _END_STREAM, _END_HEADERS = frames.HEADERS, frames.END_STREAM, frames.END_HEADERS
+_END_STREAM, _END_HEADERS = frames.END_STREAM, frames.END_HEADERS
+_read_frame = Struct(">HBHI").unpack_from
+"""The header of a frame, with its type and flags as one number: of DATA that is its flags alone."""
+_WHOLE_HEADERS = frames.HEADERS << 8 | _END_HEADERS
 _OPEN, _HALF_CLOSED_REMOTE = State.OPEN, State.HALF_CLOSED_REMOTE
 _CALL, _OPENED, _DATA = Kind.CALL, Kind.OPENED, Kind.DATA
 _FRAME_BYTES = frames.DEFAULT_FRAME_BYTES
@@ -143,50 +147,39 @@ class Connection(ControlFrames):
 
     def _read_frames(self, data: bytes, offset: int) -> int:
         """Reads all whole frames from there on and returns where the rest begins (section 4.1)."""
-        end = len(data)
-        while end - offset >= 9:
-            high, low, kind, flags, stream_id = read_header(data, offset)
+        end, streams, known_heads = len(data), self.streams, self._known_heads
+        while end - offset >= _HEADER_BYTES:
+            high, low, what, stream_id = _read_frame(data, offset)
             length = high << 8 | low
-            start = offset + 9
+            start = offset + _HEADER_BYTES
             offset = start + length
             if offset > end:
-                if length > frames.DEFAULT_FRAME_BYTES:
+                if length > _FRAME_BYTES:
                     raise ConnectionFault(ErrorCode.FRAME_SIZE_ERROR, f"a frame of {length} bytes")
-                return start - 9
+                return start - _HEADER_BYTES
             payload = data[start:offset]
-            if self._block is None:
+            if self._block is None and length <= _FRAME_BYTES:
                 # The two frames that most calls consist of, in their plain form.
-                if kind == _HEADERS:
-                    if (
-                        flags == _END_HEADERS
-                        and self._last_id < stream_id <= _LARGEST_STREAM_ID
-                        and stream_id & 1
-                        and length <= _FRAME_BYTES
-                        and self.greeted
-                    ):
-                        opening = self._known_heads.get(payload)
+                if what == _WHOLE_HEADERS:
+                    if self._last_id < stream_id <= _LARGEST_STREAM_ID and stream_id & 1 and self.greeted:
+                        opening = known_heads.get(payload)
                         if opening is None:
                             self._on_request(stream_id, payload, end_stream=False)
                         else:
                             self._begin(stream_id, opening)
                         continue
-                elif kind == 0 and flags <= _END_STREAM:
-                    stream = self.streams.get(stream_id)
-                    if stream is not None and length <= _FRAME_BYTES:
-                        self._take_data(stream, payload, flags)
-                        continue
-            self._dispatch(kind, flags, stream_id & 0x7FFFFFFF, payload)
+                elif what <= _END_STREAM and stream_id in streams:
+                    self._take_data(streams[stream_id], payload, what)
+                    continue
+            self._dispatch(what >> 8, what & 0xFF, stream_id & 0x7FFFFFFF, payload)
         return offset
 
     def _begin(self, stream_id: int, opening: Opening) -> None:
         """A stream is opened by a head that is read. Of a hot one nobody hears before its data is here."""
-        head, timeout_ns = opening
-        stream = self._open(stream_id, head)
+        stream = self._open(stream_id, opening)
         if stream is None:
             return
-        if timeout_ns:
-            stream.timeout_ns = timeout_ns
-        if head.hot:
+        if stream.head.hot:
             stream.silent = True
             stream.due_ns = self.now_ns + self._request_timeout_ns
         else:

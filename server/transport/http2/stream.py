@@ -14,23 +14,26 @@ if TYPE_CHECKING:
 
 
 class Stream:
-    """Its defaults stand on the class: a call that is answered at once sets hardly any of them."""
+    """Whoever opens one says what has no default. The others have theirs on the class: a call that is answered at once
+    asks for hardly any of them."""
 
-    state = State.OPEN
+    id: int
+    head: Head
+    state: State
+    timeout_ns: int
+    """How long the client waits for the answer, by grpc-timeout; 0: it did not say."""
+    send_offset: int
+    """What this stream's send window is more than the client's SETTINGS_INITIAL_WINDOW_SIZE."""
     silent = False
     """Nobody has heard of it yet."""
     call: object = None
     """Whatever the owner of the connection keeps of the call that is under way."""
-    timeout_ns = 0
-    """How long the client waits for the answer, by grpc-timeout; 0: it did not say."""
     received_bytes = 0
     """Of all DATA, without padding: held against content-length."""
     unread_bytes = 0
     """Of the stream's receive window that the client has used, as far as it knows."""
     consumed_bytes = 0
     """Of `unread_bytes`, what will be given back with the next WINDOW_UPDATE."""
-    send_offset = 0
-    """What this stream's send window is more than the client's SETTINGS_INITIAL_WINDOW_SIZE."""
     pending: deque[memoryview] | None = None
     """DATA that waits for a window, as views: what is left of a large message is not copied for each frame."""
     pending_bytes = 0
@@ -39,10 +42,6 @@ class Stream:
     """Since when nothing of `pending` could be sent."""
     due_ns = 0
     """By when the client must have said all; 0: it may take its time."""
-
-    def __init__(self, id: int, head: Head) -> None:
-        self.id = id
-        self.head = head
 
 
 class Block:

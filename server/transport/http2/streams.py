@@ -14,7 +14,7 @@ from server.transport.http2 import answers, frames
 from server.transport.http2.answers import whole
 from server.transport.http2.flow import Sender
 from server.transport.http2.frames import ConnectionFault, ErrorCode, StreamFault
-from server.transport.http2.head import Head
+from server.transport.http2.head import Opening
 from server.transport.http2.limits import Allowance, Resets
 from server.transport.http2.states import State, Step, after
 from server.transport.http2.stream import Stream
@@ -30,7 +30,7 @@ class Kind(IntEnum):
     """What an event says of its stream, and what comes with it."""
 
     CALL = auto()
-    """It was opened and ended; its whole DATA."""
+    """It was opened, by a head that is `hot`, and ended; its whole DATA."""
     OPENED = auto()
     """It was opened, more will follow; nothing."""
     DATA = auto()
@@ -137,7 +137,7 @@ class Streams:
             self._not_opened += (stream_id - self._last_id - 2) >> 1
         self._last_id = stream_id
 
-    def _open(self, stream_id: int, head: Head) -> Stream | None:
+    def _open(self, stream_id: int, opening: Opening) -> Stream | None:
         """A new stream; None if it is refused (section 5.1.2), or came after the last that we promised to take."""
         if stream_id != self._last_id + 2:
             self._take_id(stream_id)
@@ -147,7 +147,12 @@ class Streams:
         if len(streams) >= self._max_streams or stream_id > self._accepted_until:
             self._refuse(stream_id)
             return None
-        stream = streams[stream_id] = Stream(stream_id, head)
+        stream = Stream()
+        stream.id = stream_id
+        stream.head, stream.timeout_ns = opening
+        stream.state = _OPEN
+        stream.send_offset = 0
+        streams[stream_id] = stream
         return stream
 
     def _refuse(self, stream_id: int) -> None:
