@@ -118,8 +118,8 @@ class DataPlane:
 
     def submit(self, requests: Sequence[InferRequest]) -> None:
         """Take in requests that arrived together. Each is settled exactly once, maybe before this returns."""
-        for (name, version, special), group in groupby(requests, _model_of):
-            same = list(group)
+        for same in _by_model(requests):
+            name, version, special = _model_of(same[0])
             try:
                 served = self._models.resolve(name, version)
             except ServingError as error:
@@ -371,6 +371,14 @@ class DataPlane:
         """Let the threads of pipelines and shared memory end."""
         self._pipelines.close()
         self.shared_memory.close()
+
+
+def _by_model(requests: Sequence[InferRequest]) -> Sequence[Sequence[InferRequest]]:
+    """The requests, cut where the next one is for another model or otherwise special. Those of one form are not."""
+    form = requests[0].form if requests else None
+    if form is not None and [request.form for request in requests].count(form) == len(requests):
+        return (requests,)
+    return [list(group) for _, group in groupby(requests, _model_of)]
 
 
 def _as_wanted(entry: IndexEntry) -> bool:

@@ -7,13 +7,13 @@ what may share a batch.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from math import prod
 from operator import is_
 
 from server.buckets import Buckets
 from server.classification import refuse_datatype
-from server.errors import InvalidRequest
+from server.errors import InvalidRequest, ServingError
 from server.repository.model_config import ModelConfig
 from server.sequence_check import SequenceCheck, refuse_sequence
 from server.tensor import Tensor, TensorSpec, unpack_bytes
@@ -61,8 +61,7 @@ class RequestCheck:
             raise InvalidRequest("X-Tenant", f"{len(request.tenant)} characters, at most {LONGEST_TENANT}")
         form = request.form
         if form is not None and form.checked_by is self:
-            request.rows = form.rows
-            request.signature = form.signature
+            request.rows, request.signature = form.rows, form.signature
             return
         positions = self._positions(request.inputs)
         rows = -1
@@ -89,6 +88,24 @@ class RequestCheck:
             self._check_sequence(request)
         if form is not None and in_order and not self._has_text:
             form.checked_by, form.rows, form.signature = self, request.rows, request.signature
+
+    def passing(
+        self, requests: Sequence[InferRequest], refuse: Callable[[InferRequest, ServingError], None]
+    ) -> list[InferRequest]:
+        """Those with which nothing is wrong; `refuse` hears of the others. Without a call for each of a known form."""
+        good: list[InferRequest] = []
+        for request in requests:
+            form = request.form
+            if form is not None and form.checked_by is self and not self._fair_by_tenant:
+                request.rows, request.signature = form.rows, form.signature
+            else:
+                try:
+                    self(request)
+                except ServingError as error:
+                    refuse(request, error)
+                    continue
+            good.append(request)
+        return good
 
     def _check_sequence(self, request: InferRequest) -> None:
         if self._sequences is not None:

@@ -64,19 +64,16 @@ class Served:
 
     def submit(self, requests: Sequence[InferRequest]) -> None:
         """Check requests and queue them; each is settled in any case. A plain call that never raises."""
-        check, batcher = self.check, self.batcher
-        good: list[InferRequest] = []
-        for request in requests:
-            try:
-                check(request)
-            except ServingError as error:
-                request.settle(error)
-                self.lost(request)
-            else:
-                request.holder = batcher
-                good.append(request)
+        batcher = self.batcher
+        good = self.check.passing(requests, self._refuse)
+        for request in good:
+            request.holder = batcher
         if good:
             batcher.submit(good)
+
+    def _refuse(self, request: InferRequest, error: ServingError) -> None:
+        request.settle(error)
+        self.lost(request)
 
     def stream(self, request: InferRequest) -> None:
         """As `submit`, of a caller that takes several responses."""

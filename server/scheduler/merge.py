@@ -67,9 +67,10 @@ def _join(head: Tensor, index: int, requests: Sequence[InferRequest], rows: int,
         return _join_bytes(column, requests, row_elements, shape)
     row_bytes = row_elements * datatype.size
     parts = [tensor.data for tensor in column]
-    for part, request in zip(parts, requests, strict=True):
-        if len(part) != request.rows * row_bytes:
-            raise ValueError(f"input {head.name}: {len(part)} bytes for {request.rows} rows of {row_bytes}")
+    sizes = [request.rows * row_bytes for request in requests]
+    if list(map(len, parts)) != sizes:
+        found, wanted = next(pair for pair in zip(map(len, parts), sizes, strict=True) if pair[0] != pair[1])
+        raise ValueError(f"input {head.name}: {found} bytes where {wanted} are due, in rows of {row_bytes}")
     return np.frombuffer(b"".join(parts), datatype.numpy).reshape(shape)
 
 
@@ -123,7 +124,8 @@ def split(
         else:
             cuts[name] = Tensor.cut(name, datatype, array.shape[1:], _data(array, datatype), rows)
     parts: Iterable[Sequence[Tensor]] = zip(*cuts.values(), strict=True)
-    if any(request.outputs for request in requests):
+    wanted = [request.outputs for request in requests]
+    if any(wanted):
         parts = [
             _chosen(batch, {name: cut[index] for name, cut in cuts.items()}, request)
             for index, request in enumerate(requests)

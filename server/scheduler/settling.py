@@ -67,7 +67,8 @@ class Settling:
         timing: Timing | None = None
         in_order = self._in_order
         for request, response in zip(requests, result.responses, strict=True):
-            if request.enqueued_ns != enqueued_ns:
+            # Those who came together have the same number as an object, too; for others it is made once more.
+            if request.enqueued_ns is not enqueued_ns:
                 enqueued_ns = request.enqueued_ns
                 timing = Timing(result.started_ns - enqueued_ns, *durations, result.rows, padding)
             response.timing = timing
