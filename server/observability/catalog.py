@@ -9,9 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from itertools import accumulate
-from typing import TYPE_CHECKING, NamedTuple
-
-from prometheus_client.core import Exemplar, Metric
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from server.observability.definitions import CATALOG, Definition
 
@@ -20,6 +18,14 @@ if TYPE_CHECKING:
 
 Rows = Mapping[str, Sequence[tuple[Sequence[str], float]]]
 """Samples by metric: the values of its labels, and a number. It is JSON, so that processes can tell it each other."""
+
+
+class Exemplar(NamedTuple):
+    """A request that a bucket's count stands for as well."""
+
+    labels: Mapping[str, str]
+    value: float
+    at_s: float
 
 
 class Line(NamedTuple):
@@ -32,23 +38,27 @@ class Line(NamedTuple):
     exemplar: Exemplar | None = None
 
 
-class Told(Metric):
-    """What a registry takes, with lines in the place of its samples."""
+class Metric:
+    """What a scrape tells of one metric."""
 
     def __init__(self, definition: Definition) -> None:
-        super().__init__(definition.base, definition.help, definition.kind, definition.told_unit)
-        self.total = definition.name.endswith("_total")
-        """Behind its name, where it is a counter's."""
+        self.definition = definition
         self.lines: list[Line] = []
 
 
+class Collector(Protocol):
+    """Who tells of something, asked at each scrape."""
+
+    def collect(self) -> Iterable[Metric]: ...
+
+
 class Family:
-    """One metric of the catalog, to be handed to a registry as `metric`."""
+    """One metric of the catalog, told as `metric`."""
 
     def __init__(self, name: str) -> None:
         """Raises KeyError for a name that is not in the catalog."""
         self._definition = definition = CATALOG[name]
-        self.metric = Told(definition)
+        self.metric = Metric(definition)
 
     def add(self, labels: Sequence[str], value: float) -> None:
         """One sample, with the values of the labels in the catalog's order."""

@@ -5,9 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from prometheus_client.core import Metric
-
-from server.observability.catalog import Family
+from server.observability.catalog import Family, Metric
 
 if TYPE_CHECKING:
     from server.scheduler.statistics import ModelStatistics

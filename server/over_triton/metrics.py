@@ -4,10 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from prometheus_client.core import Metric
-from prometheus_client.registry import Collector
-
-from server.observability.catalog import Family
+from server.observability.catalog import Collector, Family, Metric
 from server.over_triton.models import TritonModels
 
 

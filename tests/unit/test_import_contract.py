@@ -24,6 +24,7 @@ FLOORS = {
     "server.observability.definitions": 1,
     "server.observability.exposition": 4,
     "server.observability.metrics_page": 1,
+    "server.observability.process_metrics": 4,
     "server.observability.sequence_metrics": 6,
     "server.observability.rollout_metrics": 6,
     "server.transport.http2.flow": 1,
