@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
-from google.protobuf import descriptor_pool, message_factory, text_format
+from google.protobuf import descriptor_pool, message_factory
 from google.protobuf.descriptor import FileDescriptor
 from google.protobuf.descriptor_pb2 import FileDescriptorProto
 from grpc_health.v1 import health_pb2
@@ -33,10 +33,15 @@ _pool = descriptor_pool.Default()
 
 def _v1_file() -> FileDescriptor:
     """The file of v1, in the pool of all descriptors."""
-    alpha = FileDescriptorProto()
-    reflection_pb2.DESCRIPTOR.CopyToProto(alpha)
-    alpha.name = _V1_FILE
-    _pool.Add(text_format.Parse(text_format.MessageToString(alpha).replace(_ALPHA, _V1), FileDescriptorProto()))
+    file = FileDescriptorProto()
+    reflection_pb2.DESCRIPTOR.CopyToProto(file)
+    file.name, file.package = _V1_FILE, _V1
+    for field in (field for message in file.message_type for field in message.field if field.type_name):
+        field.type_name = field.type_name.replace(_ALPHA, _V1)
+    for method in (method for service in file.service for method in service.method):
+        method.input_type = method.input_type.replace(_ALPHA, _V1)
+        method.output_type = method.output_type.replace(_ALPHA, _V1)
+    _pool.Add(file)
     return _pool.FindFileByName(_V1_FILE)
 
 
