@@ -10,12 +10,23 @@ from __future__ import annotations
 import gc
 import os
 import sys
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 _THRESHOLD = 10_000
 """More objects made than freed before a look through the young ones. At Python's own 700 there are 200 looks a
 second under load, 4 % of the time (`make bench-collector`)."""
+
+
+@contextmanager
+def importing() -> Iterator[None]:
+    """Nothing of what is imported is garbage, and the collector would walk it again and again: 10 ms for the command
+    line alone, of which nobody knows yet whether it will serve."""
+    gc.disable()
+    yield
+    gc.freeze()
+    gc.enable()
 
 
 def prepare() -> None:

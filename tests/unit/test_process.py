@@ -34,6 +34,23 @@ NOT_FOR_SERVING = (
 the engine and with the first image model."""
 
 
+NOT_OF_THE_SHIPPED_MODELS = (
+    "http.server",
+    "prometheus_client",
+    "server.over_triton",
+    "server.pipeline.custom",
+    "server.pipeline.recommendation",
+    "server.pipeline.regression",
+    "server.pipeline.text_spec",
+    "server.scaling",
+    "server.security.keys",
+    "server.workers",
+    "urllib.request",
+    "wsgiref",
+)
+"""What other models and other settings need, and what packages would bring."""
+
+
 def run(code: str) -> str:
     result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
@@ -56,6 +73,22 @@ def test_a_server_is_built_without_the_clients_packages() -> None:
     )
 
     assert run(code) == "[]"
+
+
+def test_a_server_is_ready_without_what_its_models_do_not_need() -> None:
+    """The same once the shipped models are loaded, verified and warmed up, and answers told of them."""
+    absent = {*NOT_FOR_SERVING, *NOT_OF_THE_SHIPPED_MODELS} - {"onnxruntime", "PIL"}
+    code = (
+        "import asyncio, sys\nfrom server.app import Server\nfrom server.environment import load_settings\n"
+        "ports = {name: {'port': 0} for name in ('http', 'grpc', 'metrics')}\n"
+        "async def serve():\n"
+        "    server = Server(load_settings(ports))\n    await server.start()\n"
+        "    print(sorted(entry.name for entry in server.models.index() if entry.state == 'READY'))\n"
+        f"    await server.own_metrics()\n    print([name for name in {sorted(absent)!r} if name in sys.modules])\n"
+        "    await server.close()\nasyncio.run(serve())"
+    )
+
+    assert run(code).splitlines() == ["['breast_cancer', 'digits', 'fraud']", "[]"]
 
 
 @pytest.mark.parametrize("first", ["server.proto.triton", "tritonclient.grpc"])
@@ -94,6 +127,24 @@ def test_the_collector_is_off_at_start_and_frozen_when_ready() -> None:
     )
 
     assert run(code) == "True True 10000\n1"
+
+
+def test_the_collector_is_off_while_the_command_line_is_imported() -> None:
+    """Not a look at what is there for good, when it is imported or later; then the collector works as ever."""
+    code = (
+        "import gc, sys\nimport server.__main__\n"
+        "def looks():\n    return sum(each['collections'] for each in gc.get_stats())\n"
+        "class Watched:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        "        self.last = looks()\n"
+        "before, watched = looks(), Watched()\nsys.meta_path.insert(0, watched)\n"
+        "sys.argv = ['forwardpass', 'version']\n"
+        "try:\n    server.__main__.main()\nexcept SystemExit:\n    pass\n"
+        "print('server.settings' in sys.modules, watched.last - before < 5)\n"
+        "print(gc.isenabled(), gc.get_freeze_count() > 10_000)"
+    )
+
+    assert run(code).splitlines()[-2:] == ["True True", "True True"]
 
 
 def test_a_chosen_number_of_blas_threads_stays() -> None:
