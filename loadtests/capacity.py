@@ -3,12 +3,13 @@
     python -m loadtests.capacity --out build/bench
     python -m loadtests.capacity --rest http://HOST:8000 --grpc grpc://HOST:8001 --metrics http://HOST:8002/metrics
 
-A bisection over steady windows of an open loop, one kind after the other, each alone on a server of one replica.
-Written are capacity.md, capacity.svg (p99 against load), capacity.json, and capacity.yaml for `helm install -f`.
+Steady windows of an open loop, each at the rate that tells most after those before it, one kind after the other, each
+alone on a server of one replica. Written are capacity.md, capacity.svg (p99 against load), capacity.json, and
+capacity.yaml for `helm install -f`.
 
-With --repeats each kind is searched so many times side by side, a window of each search in turn, to a common end: how
-far their rates are apart is how far a search can be trusted. How far the machine itself wandered meanwhile is told
-beside it, by a closed loop, which searches nothing: runs at other times differ by as much as the machine does.
+With --repeats each kind is searched so many times side by side, a window of each search in turn, until all are
+through: how far their rates are apart is how far a search can be trusted. How far the machine itself wandered meanwhile
+is told beside it, by a closed loop, which searches nothing: runs at other times differ by as much as the machine does.
 
 The exit code is 1 where the rates of a kind differ by more than --agree, or none holds, and 2 where a kind could not
 be asked, or was not answered rightly.
@@ -42,7 +43,7 @@ from server.load.http1 import Http1Wire
 from server.load.limits import Limits
 from server.load.payloads import NoPayload, Payload
 from server.load.samples import Samples
-from server.load.search import Probe, Search, judged, side_by_side
+from server.load.search import PRECISION, WINDOWS, Probe, Search, judged, side_by_side
 from server.load.wire import Wire
 
 _ROOT = Path(__file__).parents[1]
@@ -53,8 +54,8 @@ _LOOK = 10
 """After so many windows the closed loop is measured again, which tells how the machine itself wanders."""
 _SWEEP = (0.2, 0.4, 0.6, 0.8, 0.9)
 """Of the capacity: where the plot has points beside those of the search."""
-_WINDOW = 5
-"""A window lasts so many times the highest latency that is allowed, at least."""
+_OVERLOAD = 0.03
+"""A rate that is above what can be served by so much breaks a window, at least."""
 _PERCENTILES = (50.0, 99.0)
 UNASKED = 2
 """The exit code where a kind could not be asked."""
@@ -106,8 +107,7 @@ class Asked:
         made = [one for one in asked(objective, options.model_repository).payloads if isinstance(one, Payload)]
         latency = {float(name[1:]): ms for name, ms in objective.latency_ms.items()}
         limits = Limits(latency, objective.max_error_rate, objective.max_refused_rate)
-        # A queue that grows shows only in a window that is longer than what it may make a caller wait.
-        window_s = max(options.window, _WINDOW * max(latency.values(), default=0) / 1e3)
+        window_s = max(options.window, limits.window_s(_OVERLOAD))
         return cls(objective.kind, limits, target.wire(objective.kind.wire), made, window_s, slo.max_lag_ms)
 
     def closed(self) -> Samples:
@@ -135,25 +135,23 @@ def measure(target: Target, objective: Objective, slo: Slo, options: argparse.Na
         NoPayload, ClientError, OSError: it can't be asked.
     """
     kind = Asked.of(target, objective, slo, options)
-    tried: list[Counter[float]] = [Counter() for _ in range(options.repeats)]
+    made: Counter[int] = Counter()
     between: list[float] = []
 
-    def window(number: int, rate: float, seconds: float = kind.window_s) -> Probe:
-        # The same arrivals at each rate, and more at a higher one: no rate is broken by its luck.
-        tried[number][rate] += 1
-        return kind.open(rate, seconds, tried[number][rate])
+    def window(search: int, rate: float, seconds: float = kind.window_s) -> Probe:
+        made[search] += 1
+        return kind.open(rate, seconds, made.total())
 
-    def probe(number: int, rate: float) -> Probe:
-        made = window(number, rate)
-        search = f"search {number + 1} of {options.repeats}, window {tried[number].total()}"
-        sys.stderr.write(f"{place}, {search}: {_said(made)}\n")
-        if sum(map(Counter.total, tried)) % _LOOK == 0:
+    def probe(search: int, rate: float) -> Probe:
+        one = window(search, rate)
+        sys.stderr.write(f"{place}, search {search + 1} of {options.repeats}, window {made[search]}: {_said(one)}\n")
+        if made.total() % _LOOK == 0:
             between.append(kind.closed().answers_per_s())
-        return made
+        return one
 
     try:
         begun = [kind.begin() for _ in range(options.repeats)]
-        found = side_by_side([Search(rate * _GUESS, options.precision) for rate in begun], probe)
+        found = side_by_side([Search(rate * _GUESS, options.precision, options.windows) for rate in begun], probe)
         machine = (*begun, *between, kind.closed().answers_per_s())
         sweep: list[Probe] = []
         saturation = None
@@ -163,11 +161,11 @@ def measure(target: Target, objective: Objective, slo: Slo, options: argparse.Na
             saturation = target.saturation(objective.kind.model)
     finally:
         kind.wire.close()
-    made = [
+    each = [
         Capacity(str(kind.kind), kind.limits, one, (), closed, None, target.rss_bytes(), machine)
         for one, closed in zip(found, begun, strict=True)
     ]
-    return [*made[:-1], replace(made[-1], sweep=tuple(sweep), saturation=saturation)]
+    return [*each[:-1], replace(each[-1], sweep=tuple(sweep), saturation=saturation)]
 
 
 def _said(made: Probe) -> str:
@@ -199,9 +197,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--cores", type=counted, default=1, help="of the replica; the generator has the last one (default: 1)"
     )
-    parser.add_argument("--window", type=positive, default=3.0, help="seconds at each rate, at least (default: 3)")
+    parser.add_argument("--window", type=positive, default=1.0, help="seconds of a window, at least (default: 1)")
     parser.add_argument("--hold", type=positive, default=5.0, help="seconds at the rate that was found (default: 5)")
-    parser.add_argument("--precision", type=positive, default=0.03, help="where the search ends (default: 0.03)")
+    parser.add_argument(
+        "--precision",
+        type=positive,
+        default=PRECISION,
+        help=f"a search ends where its rate is known to that, with nine chances of ten (default: {PRECISION})",
+    )
+    parser.add_argument("--windows", type=counted, default=WINDOWS, help=f"of a search, at most (default: {WINDOWS})")
     parser.add_argument(
         "--margin", type=positive, default=0.8, help="of the capacity, before replicas are added (default: 0.8)"
     )

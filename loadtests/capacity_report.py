@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import median
 
 import yaml
 
@@ -22,11 +24,14 @@ _SHOWN = 1.3
 """Of the capacity: how far the plot goes."""
 _ROOM = 1.5
 """Of the limit, or of the highest p99 where there is none: how high the plot goes."""
+_APART = 0.05
+"""Of the capacity, between the points of the plot: the median of the windows about each."""
 
 
 _HEADER = (
     "kind",
     "requests/s per replica",
+    "nine chances of ten",
     "kept from more by",
     "p50 ms",
     "p99 ms",
@@ -69,7 +74,8 @@ def table_of(repeats: Sequence[Sequence[Capacity]], agree: float) -> tuple[str, 
         saturation = "" if last.saturation is None else f"{last.saturation:.2f}"
         if len(repeats) > 1:
             shown += f" ({spreads[-1]:.1%})" if spreads[-1] < math.inf else ""
-        rows.append((last.kind, shown, _BOUNDS[last.found.bound], *latency, closed, saturation))
+        between = "{:,.0f} to {:,.0f}".format(*last.found.between) if last.found.rate else ""
+        rows.append((last.kind, shown, between, _BOUNDS[last.found.bound], *latency, closed, saturation))
     text = "# The highest rate that holds the SLO\n\n" + table(_HEADER, rows)
     text += "\n" + "".join(f"* {one.kind}: {one.limits}\n" for one in repeats[-1])
     if len(repeats) > 1:
@@ -95,12 +101,12 @@ def knees(capacities: Sequence[Capacity]) -> str:
 
 def _knee(one: Capacity) -> Panel:
     rate = one.found.rate
-    best: dict[float, float] = {}
+    about: defaultdict[int, list[float]] = defaultdict(list)
     for probe in (*one.sweep, *one.found.probes):
         ms = probe.latency_ms.get(99.0, math.nan)
         if not probe.late and not math.isnan(ms) and probe.rate <= _SHOWN * rate:
-            best[probe.rate] = min(ms, best.get(probe.rate, math.inf))
-    points = [(each / rate, ms) for each, ms in sorted(best.items())]
+            about[round(probe.rate / rate / _APART)].append(ms)
+    points = [(place * _APART, median(each)) for place, each in sorted(about.items())]
     limit = one.limits.latency_ms.get(99.0)
     lines = {"p99": points, "limit": [] if limit is None else [(0.0, limit), (_SHOWN, limit)]}
     top = _ROOM * (limit or max((ms for _, ms in points), default=0.0)) or 1.0

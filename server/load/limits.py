@@ -41,6 +41,15 @@ class Limits:
             raise ValueError("a rate of errors or refusals is at most 1, or 100%")
         return cls(latency, rates["errors"], rates["refused"])
 
+    def window_s(self, overload: float) -> float:
+        """How long a window must be for a rate that is above what can be served by that part to break a limit.
+
+        The queue grows from its start to its end, so a part of `q` of 100 requests wait for less than what it has
+        become by then.
+        """
+        shown = [ms / 1e3 / (q / 100 * overload) for q, ms in self.latency_ms.items()]
+        return min(shown, default=0.0)
+
     def text(self) -> str:
         """As `parse` reads it."""
         parts = [f"p{q:g}={ms:g}ms" for q, ms in self.latency_ms.items()]

@@ -19,7 +19,7 @@ from server.load.drive import Leg, closed_loop, open_loop, poisson
 from server.load.http1 import Http1Wire
 from server.load.limits import Limits
 from server.load.payloads import Payload
-from server.load.search import Found, Probe, highest, judged
+from server.load.search import Found, Probe, Search, highest, judged
 from server.local_triton.process import free_ports
 from server.proto.triton import model_config_pb2 as pb
 from server.repository.config_text import CONFIG_FILE, write_model_config
@@ -34,9 +34,10 @@ _IN_FLIGHT = 32
 _GUESS = 0.8
 _WARM_UP = 0.25
 """Of a window, before it."""
-_WINDOW = 5
-"""A window lasts so many times the highest latency that is allowed, at least: else a queue that grows does not show."""
-_PRECISION = 0.03
+_OVERLOAD = 0.1
+"""A rate that is above what can be served by so much breaks a window, at least."""
+_WINDOWS = 24
+"""Of one search, at most: a machine that wanders has the last word on how well they differ, see `tune`."""
 _MAX_LAG_MS = 5.0
 _TRIES = 2
 _SHOWN = (50.0, 99.0)
@@ -156,8 +157,7 @@ class _Trial:
         self._bench = bench
         self._wire = wire
         self._seed = 0
-        longest_ms = max(bench.limits.latency_ms.values())
-        self._window_s = max(bench.window_s, _WINDOW * longest_ms / 1e3)
+        self._window_s = max(bench.window_s, bench.limits.window_s(_OVERLOAD))
 
     def _probe(self, rate: float) -> Probe:
         self._seed += 1
@@ -178,4 +178,4 @@ class _Trial:
             if samples.share("right") < 1:
                 raise Failed(samples.fault())
             guess = _GUESS * samples.answers_per_s()
-        return highest(self._probe, guess, _PRECISION, over=self._bench.over)
+        return highest(Search(guess, windows=_WINDOWS, over=self._bench.over), self._probe)

@@ -200,25 +200,26 @@ def test_capacity_is_written_for_people_and_for_the_chart(
     wrong = {"inputs": {"features": [[0.0] * 10], "categories": [[0] * 3]}, "outputs": {"logits": [[1.0, 2.0]]}}
     (tmp_path / "wrong.jsonl").write_text(json.dumps(wrong))
     objectives = [
-        {"kind": KINDS[1], "rate": 1, "latency_ms": {"p50": 40}, "rows": {1: 0.5, 2: 0.5}},
+        {"kind": KINDS[1], "rate": 1, "latency_ms": {"p50": 15}, "rows": {1: 0.5, 2: 0.5}},
         {"kind": "rest infer fraud", "rate": 1, "latency_ms": {"p50": 40}, "replay": "wrong.jsonl"},
         {"kind": "rest stream digits", "rate": 1},
     ]
     slo.write_text(yaml.safe_dump({"max_lag_ms": 5_000, "objectives": objectives}))
     out = tmp_path / "out"
     urls = ["--rest", f"http://{server.http}", "--metrics", server.metrics_url]
-    arguments = ["--slo", str(slo), "--window", "0.2", "--hold", "0.2", "--precision", "0.9", "--out", str(out), *urls]
+    arguments = ["--slo", str(slo), "--windows", "5", "--window", "0.2", "--hold", "0.2", "--out", str(out), *urls]
     assert capacity.main([*arguments, "--repeats", "2"]) == capacity.UNASKED
     told = capsys.readouterr().err
     assert re.search(r"rest infer fraud: \d+ of \d+ requests: the answer is not", told)
     windows = re.findall(r"rest predict digits \(1 of 2\), search (\d) of 2, window (\d+): [\d,]+ requests/s", told)
     assert windows[:4] == [("1", "1"), ("2", "1"), ("2", "2"), ("1", "2")]
+    assert len(windows) == 2 * 5
 
     runs = json.loads((out / "capacity.json").read_text())["runs"]
     assert [[one["kind"] for one in run] for run in runs] == [[KINDS[1]]] * 2
     ((first,), (last,)) = runs
     assert min(first["found"]["rate"], last["found"]["rate"]) > 5
-    assert len(first["found"]["probes"]) + len(last["found"]["probes"]) == len(windows)
+    assert len(first["found"]["probes"]) == len(last["found"]["probes"]) == 5
     assert last["machine_per_s"][:2] == [first["closed_per_s"], last["closed_per_s"]]
     assert len(last["machine_per_s"]) == 2 + len(windows) // 10 + 1
     assert (first["saturation"], first["sweep"]) == (None, [])
