@@ -33,7 +33,7 @@ def queue(capacity: float, lag_above: float = math.inf) -> tuple[list[float], Ca
 @settings(max_examples=25)
 @given(st.floats(300, 1e5), st.floats(0.05, 3))
 def test_the_rate_is_found_from_any_guess(capacity: float, off: float) -> None:
-    """To 2 %, within what is told of it, in few windows."""
+    """To 2 %, within what is told of it, before the windows are used up; mostly in twenty, at worst in fifty."""
     holds = capacity - math.log(100) / LIMIT_MS * 1e3
     asked, probe = queue(capacity)
     found = highest(Search(capacity * off), probe)
@@ -42,7 +42,7 @@ def test_the_rate_is_found_from_any_guess(capacity: float, off: float) -> None:
     low, high = found.between
     assert low < holds < high
     assert high / low <= 1.05
-    assert len(asked) <= 30
+    assert len(asked) <= 60
     assert found.best is not None
     assert 0.9 * holds < found.best.rate <= holds
 
