@@ -11,7 +11,7 @@ from pathlib import Path
 
 import httpx
 
-from loadtests.benchmarks.peers.calls import Call, v2_grpc, v2_rest
+from loadtests.benchmarks.peers.calls import Call, v2_grpc, v2_rest, v2_rest_binary
 from loadtests.benchmarks.peers.environments import Unavailable
 from loadtests.benchmarks.peers.peer import Command, Line, Peer, Setup
 from loadtests.benchmarks.peers.workloads import DRAFT, Answer, Workload
@@ -70,6 +70,11 @@ def rest(workload: Workload) -> Call:
     return Call(False, path, workload.picture, _read_rest, {"Content-Type": "image/jpeg"})
 
 
+def binary(workload: Workload) -> Call | None:
+    """A picture goes as it is anyhow."""
+    return v2_rest_binary(workload) if workload.picture is None else None
+
+
 def _read_rest(body: bytes) -> Answer:
     return str(json.loads(body)["predictions"][0]["label"])
 
@@ -95,7 +100,11 @@ PEERS = (
         "ours-grpcio",
         _BATCHING,
         partial(command, "grpcio"),
-        [Line("Forwardpass, gRPC v2 (grpcio)", grpc), Line("Forwardpass, REST v2", rest)],
+        [
+            Line("Forwardpass, gRPC v2 (grpcio)", grpc),
+            Line("Forwardpass, REST v2", rest),
+            Line("Forwardpass, REST v2, binary", binary),
+        ],
         succeeded,
     ),
 )

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import httpx
 
-from loadtests.benchmarks.peers.calls import Call, v2_grpc, v2_rest
+from loadtests.benchmarks.peers.calls import Call, v2_grpc, v2_rest, v2_rest_binary
 from loadtests.benchmarks.peers.environments import Unavailable, environment, unpacked
 from loadtests.benchmarks.peers.peer import APPS, Command, Line, Peer, Setup
 from loadtests.benchmarks.peers.workloads import MAX_BATCH_SIZE, Workload
@@ -102,6 +102,7 @@ PEER = Peer(
     [
         Line("Triton, Python backend, gRPC v2", v2_grpc),
         Line("Triton, Python backend, REST v2", v2_rest),
+        Line("Triton, Python backend, REST v2, binary", v2_rest_binary),
         Line("Triton, identity: no model, gRPC v2", identity),
     ],
     succeeded,
