@@ -27,6 +27,7 @@ from server.transport.http1.reply import Reply, StreamedReply, error_reply, with
 from server.transport.http1.server import Http1Server
 from server.transport.rest_infer import InferPlan, RestInfer
 from server.transport.routes import ROUTES, Handler, MethodNotAllowed, Route, Router
+from server.transport.varying import VARYING
 from server.types import NO_DEADLINE, InferRequest
 
 if TYPE_CHECKING:
@@ -219,7 +220,8 @@ class RestServer:
             console=settings.console,
             allowed_origins=settings.allowed_origins,
         )
-        self.listener = Http1Server(self._app, host, settings.port, settings, tls)
+        unread = VARYING - {name.encode() for name in dataplane.forwards}
+        self.listener = Http1Server(self._app, host, settings.port, settings, tls, unread)
 
     async def start(self) -> int:
         """Listen, and return the port. Raises ListenFailed, also where the certificate can't be used."""

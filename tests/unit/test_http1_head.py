@@ -219,3 +219,32 @@ def test_the_begin_of_a_head_is_no_fault(read: Reader) -> None:
     data = b"POST /v2/models/m/infer HTTP/1.1\r\nHost: x\r\nContent-Length: 3\r\n\r\n"
     for size in range(1, len(data)):
         read.heads.check_begin(data[:size])
+
+
+def test_heads_that_differ_in_what_nobody_asks_for_are_one() -> None:
+    """Neither the number nor the place of such fields matters, nor how they are written; no head knows of them."""
+    planned: list[Head] = []
+    heads = Heads(SETTINGS, planned.append, {b"traceparent", b"x-request-id"})
+    first = heads.find(b"GET / HTTP/1.1\r\nHost: x\r\nA: b\r\n\r\n")
+    for fields in (b"traceparent: 1\r\n", b"TraceParent:2 2 \r\n", b"X-Request-ID:\r\ntraceparent: 3\r\n"):
+        assert heads.find(b"GET / HTTP/1.1\r\nHost: x\r\n%sA: b\r\n\r\n" % fields) is first
+        assert heads.find(b"GET / HTTP/1.1\r\nHost: x\r\nA: b\r\n%s\r\n" % fields) is first
+    assert planned == [first]
+    assert (first.header(b"traceparent"), len(first.headers)) == ("", 2)
+    assert heads.find(b"GET / HTTP/1.1\r\nHost: x\r\nA: b\r\ntraceparents: 1\r\n\r\n") is not first
+
+
+@pytest.mark.parametrize(
+    ("field", "status"),
+    [(b"T: 1\r\nT: 2\r\nT: 3\r\nT: 4\r\n", 431), (b"T: %s\r\n" % bytes(1000).replace(b"\0", b"1"), 431)],
+    ids=["their number", "their bytes"],
+)
+@pytest.mark.parametrize("known", [False, True], ids=["a new head", "a known one"])
+def test_what_nobody_asks_for_counts(field: bytes, status: int, known: bool) -> None:
+    """A client may not send more of it than of anything else."""
+    heads = Heads(SETTINGS, lambda _: None, {b"t"})
+    if known:
+        heads.find(b"GET / HTTP/1.1\r\nHost: x\r\nA: b\r\n\r\n")
+    with pytest.raises(Refused) as refused:
+        heads.find(b"GET / HTTP/1.1\r\nHost: x\r\nA: b\r\n%s\r\n" % field)
+    assert refused.value.status == status

@@ -25,6 +25,7 @@ import server.transport.rest as rest_module
 from server.errors import DeadlineExceeded, Draining, Overloaded, PayloadTooLarge, QueueFull
 from server.settings import HttpSettings, TlsSettings
 from server.tensor import Tensor, TensorSpec
+from server.transport.http1.head import Head
 from server.transport.http1.server import Http1Server
 from server.transport.inflate import inflate
 from server.transport.listen import ListenFailed
@@ -764,3 +765,20 @@ async def test_tls_without_a_usable_certificate_does_not_start(
     server = RestServer(dataplane, "127.0.0.1", HttpSettings(port=0), tls)
     with pytest.raises(ListenFailed, match=said):
         await server.start()
+
+
+def test_what_is_handed_on_is_read_of_each_head() -> None:
+    """The rest of what differs from call to call is not: heads with another trace are one head, but where traces are
+    handed on."""
+    heads: dict[str, list[Head]] = {}
+    for forwards in ("", "traceparent"):
+        plane = FakeDataPlane()
+        plane.forwards = (forwards,) if forwards else ()
+        server = RestServer(plane, "127.0.0.1", HttpSettings(port=0))  # type: ignore[arg-type]
+        begin = f"POST {INFER} HTTP/1.1\r\nHost: x\r\nX-Request-Id: %d\r\ntraceparent: %d\r\n\r\n"
+        heads[forwards] = [server.listener.heads.find((begin % (n, n % 2)).encode()) for n in range(3)]
+    first, second, third = heads[""]
+    assert (first is second is third, first.plan.metadata) == (True, ())
+    first, second, third = heads["traceparent"]
+    assert (first is third, first is second) == (True, False)
+    assert [head.plan.metadata for head in (first, second)] == [(("traceparent", "0"),), (("traceparent", "1"),)]

@@ -1,6 +1,7 @@
 """The head of an HTTP/1 request: from its bytes to what a server needs, once for all heads with the same bytes.
 
-A client repeats its heads, so they are remembered by their bytes, with whatever the application made of them.
+A client repeats its heads, so they are remembered by their bytes, with whatever the application made of them; but for
+the lines of fields that nobody asks for and that differ from call to call, such as a trace's.
 httptools (llhttp, in its strict mode) reads the fields; what it lets pass and should not is refused here.
 Source: RFC 9112, sections 2 to 7; RFC 9110, sections 5, 7.2, 8.6 and 10.1.1.
 """
@@ -8,7 +9,7 @@ Source: RFC 9112, sections 2 to 7; RFC 9110, sections 5, 7.2, 8.6 and 10.1.1.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 import httptools
@@ -108,19 +109,39 @@ def _elements(values: list[bytes]) -> list[bytes]:
 class Heads:
     """Reads heads. `plan` is asked once for each head that is new; what it gives stays with the head."""
 
-    def __init__(self, settings: HttpSettings, plan: Callable[[Head], None]) -> None:
+    def __init__(self, settings: HttpSettings, plan: Callable[[Head], None], unread: Collection[bytes] = ()) -> None:
+        """`unread`: names, in lower case, of fields that nobody asks for. Heads know nothing of them."""
         self._settings = settings
         self._plan = plan
+        self._unread = _lines(unread).subn if unread else None
         self._known: Recent[bytes, Head] = Recent(_MEMORY)
 
     def find(self, data: bytes) -> Head:
         """The head whose bytes, with the empty line, are `data`. Raises Refused."""
         head = self._known.get(data)
-        if head is None:
-            head = self._read(data)
-            if len(data) <= _MAX_REMEMBERED_BYTES and not head.once:
-                self._known.put(data, head, len(data) + _HEAD_BYTES)
+        return head if head is not None else self._find(data)
+
+    def _find(self, data: bytes) -> Head:
+        """One that is not known by all of its bytes."""
+        settings = self._settings
+        if len(data) > settings.max_head_bytes:
+            raise _head_too_large(f"over the limit of {settings.max_head_bytes} bytes")
+        left_out = 0
+        if self._unread is not None:
+            data, left_out = self._unread(b"", data)
+        head = self._known.get(data) if left_out else None
+        if head is not None:
+            self._check_count(len(head.headers) + left_out)
+            return head
+        head = self._read(data, left_out)
+        if len(data) <= _MAX_REMEMBERED_BYTES and not head.once:
+            self._known.put(data, head, len(data) + _HEAD_BYTES)
         return head
+
+    def _check_count(self, count: int) -> None:
+        most = self._settings.max_headers
+        if count > most:
+            raise _head_too_large(f"{count} header fields, over the limit of {most}")
 
     def check_begin(self, data: bytes) -> None:
         """Refuse early what can't become a head. Raises Refused."""
@@ -134,10 +155,9 @@ class Heads:
         if len(data) > self._settings.max_head_bytes:
             raise _head_too_large(f"over the limit of {self._settings.max_head_bytes} bytes")
 
-    def _read(self, data: bytes) -> Head:
+    def _read(self, data: bytes, left_out: int) -> Head:
+        """`left_out`: fields that came with it."""
         settings = self._settings
-        if len(data) > settings.max_head_bytes:
-            raise _head_too_large(f"over the limit of {settings.max_head_bytes} bytes")
         method, target, version = _read_request_line(data, settings.max_target_bytes)
         if method == "CONNECT":
             # What follows it are a tunnel's bytes to some, and the next request to others.
@@ -156,8 +176,7 @@ class Heads:
             raise malformed(str(error)) from error
         if not fields.complete:
             raise malformed("has no end")
-        if len(fields.headers) > settings.max_headers:
-            raise _head_too_large(f"{len(fields.headers)} header fields, over the limit of {settings.max_headers}")
+        self._check_count(len(fields.headers) + left_out)
         head = Head(method, target, version, fields.headers)
         _read_framing(head)
         _check_host(head)
@@ -166,6 +185,14 @@ class Heads:
         if head.length > settings.max_body_bytes:
             head.refusal = error_reply(413, too_large(settings.max_body_bytes, head.length))
         return head
+
+
+def _lines(names: Collection[bytes]) -> re.Pattern[bytes]:
+    """Whole lines of fields of these names, each with the end of the line before it; plain ones, with which nothing is
+    wrong and that do not go on in the next line."""
+    first = b"".join(sorted({name[:1] for name in names}))  # Most lines are passed over by their first letter.
+    any_name = b"|".join(map(re.escape, sorted(names)))
+    return re.compile(rb"\r\n(?=[%s])(?:%s):[ -~]*(?=\r\n[^ \t])" % (first, any_name), re.IGNORECASE)
 
 
 def too_large(limit: int, size: int | None = None) -> str:

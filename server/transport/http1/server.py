@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Protocol
 
 from server.settings import HttpSettings, TlsSettings
@@ -41,10 +41,19 @@ class App(Protocol):
 class Http1Server:
     """One listener for `app`. A started server is stopped once, and not started again."""
 
-    def __init__(self, app: App, host: str, port: int, settings: HttpSettings, tls: TlsSettings | None = None) -> None:
+    def __init__(
+        self,
+        app: App,
+        host: str,
+        port: int,
+        settings: HttpSettings,
+        tls: TlsSettings | None = None,
+        unread: Collection[bytes] = (),
+    ) -> None:
+        """`unread`: names, in lower case, of header fields that `app` asks for of no head."""
         self.app = app
         self.settings = settings
-        self.heads = Heads(settings, app.plan)
+        self.heads = Heads(settings, app.plan, unread)
         self.memory = Memory(settings.max_bodies_bytes)
         self.connections: Connections[Http1Protocol] = Connections(settings.max_connections)
         self.clock = Clock()

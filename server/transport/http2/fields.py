@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
+from server.transport import varying
 from server.transport.http2.frames import ErrorCode, StreamFault
 
 Field = tuple[bytes, bytes]
@@ -35,14 +36,7 @@ plain_value = re.compile(rb"[!-~]+").fullmatch
 _bad_value = re.compile(rb"[\x00\r\n]|^[ \t]|[ \t]$").search
 _target = re.compile(rb"/[^\x00-\x20\x7f#]*|\*").fullmatch
 
-VARYING = frozenset(
-    (
-        *(b"grpc-timeout", b"x-request-id", b"x-correlation-id"),
-        *(b"traceparent", b"tracestate", b"baggage", b"grpc-trace-bin", b"b3", b"x-b3-traceid", b"x-b3-spanid"),
-        *(b"x-b3-parentspanid", b"x-amzn-trace-id", b"x-cloud-trace-context", b"x-datadog-trace-id"),
-        *(b"x-datadog-parent-id", b"uber-trace-id", b"sentry-trace"),
-    )
-)
+VARYING = varying.VARYING | {b"grpc-timeout"}
 """Ordinary names whose values hardly come twice: to remember them would push out others."""
 _REMEMBERED = 2048
 _REMEMBERED_BYTES = 256
