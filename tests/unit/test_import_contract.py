@@ -11,6 +11,7 @@ ROOT = Path(__file__).parents[2]
 
 FLOORS = {
     "server.cli": 8,
+    "server.cli_serve": 8,
     "server.cli_tools": 7,
     "server.cli_output": 7,
     "server.app": 7,
