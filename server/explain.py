@@ -93,6 +93,9 @@ class Explanation:
         if timing is not None:
             at_ns = enqueued_ns + timing.queue_ns
             self.mark("queue", at_ns)
+            if timing.prepare_ns:
+                at_ns += timing.prepare_ns
+                self.mark("preprocess", at_ns)
             for part, ns in (
                 ("compute_input", timing.compute_input_ns),
                 ("compute", timing.compute_infer_ns),

@@ -78,6 +78,7 @@ class Predictions:
             most_rows=model.config.max_batch_size,
             brief=most_brief(pipeline),
             share=self._share,
+            passes=served.passes,
         )
         return served.preparing
 

@@ -94,6 +94,10 @@ class RolloutServed(Served):
         if self.preparing is not None:
             await self.preparing.close()
 
+    @property
+    def passes(self) -> None:
+        """Which version it is for, is seen by a request's tensors."""
+
     def submit(self, requests: Sequence[InferRequest]) -> None:
         """As of `Served`; each that is sound by one of the versions, or by both."""
         if self.cause is not None:

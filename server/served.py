@@ -12,6 +12,7 @@ from server.errors import ModelNotReady, ServingError, UnknownModel, Unsupported
 from server.observability.stages import Stages
 from server.repository.repository import ServedModel
 from server.request_check import RequestCheck
+from server.scheduler.batcher import Batcher
 from server.scheduler.ensemble import EnsembleBatcher
 from server.scheduler.lineup import Lineup, Member
 from server.scheduler.preparing import Preparing
@@ -61,6 +62,11 @@ class Served:
         self._held -= 1
         if not self._held:
             self._idle.set()
+
+    @property
+    def passes(self) -> Batcher | None:
+        """Its batcher, where requests may come to that with raw inputs: see `server.scheduler.raw`."""
+        return self.batcher if isinstance(self.batcher, Batcher) and self.batcher.raw is not None else None
 
     def submit(self, requests: Sequence[InferRequest]) -> None:
         """Check requests and queue them; each is settled in any case. A plain call that never raises."""

@@ -8,8 +8,10 @@ from typing import cast
 
 from server.engine.base import WritingInstance
 from server.ensembles import Ensemble
+from server.pipeline.base import fills
 from server.queueing import priorities, queue_policy
 from server.repository.repository import ServedModel
+from server.request_check import RequestCheck
 from server.scheduler.batcher import Batcher
 from server.scheduler.caching import CachingBatcher
 from server.scheduler.costs import Costs, make_costs
@@ -17,6 +19,7 @@ from server.scheduler.decoupled import DecoupledBatcher
 from server.scheduler.ensemble import EnsembleBatcher
 from server.scheduler.plan import Limits
 from server.scheduler.queue import QueuePolicy
+from server.scheduler.raw import RawPasses
 from server.scheduler.response_cache import ResponseCache
 from server.scheduler.sequence_batcher import SequenceBatcher
 from server.scheduler.share import Share
@@ -85,8 +88,19 @@ class Serving:
             fair_by_tenant=config.fair_by_tenant,
             buckets=config.buckets,
             hang_s=self._hang_s,
+            raw=self._raw_passes(model),
         )
         return Served(model, self._with_cache(model, batcher, statistics), statistics)
+
+    def _raw_passes(self, model: ServedModel) -> RawPasses | None:
+        """Where the only core decodes and runs the engine, passes may do both; whose tensors are all alike."""
+        config, pipeline = model.config, model.pipeline
+        one_core = self._share is not None and self._share.tokens == 1
+        if pipeline is None or not one_core or any(-1 in spec.dims or spec.optional for spec in config.inputs):
+            return None
+        if any(not instance.threads for instance in model.engine_model.instances):
+            return None  # Its device does the one while the core does the other.
+        return RawPasses(model.name, pipeline.preprocess, fills(pipeline), RequestCheck(config))
 
     def _with_cache(self, model: ServedModel, batcher: Batcher, statistics: ModelStatistics) -> ModelBatcher:
         """As in Triton, a model whose answers are to be kept is served without where the server keeps none."""

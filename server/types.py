@@ -95,6 +95,8 @@ class Timing(NamedTuple):
     batch_rows: int
     padding: float = 0.0
     """The share of the batch's padded inputs that was padding, 0 to 1."""
+    prepare_ns: int = 0
+    """Of a pass that made its tensors itself: what that took, between the queue and the rest."""
 
 
 Outcome = InferResponse | BaseException
@@ -168,6 +170,7 @@ class InferRequest:
         "outputs",
         "parameters",
         "predicted_ns",
+        "raw",
         "received_ns",
         "rows",
         "settled",
@@ -217,6 +220,8 @@ class InferRequest:
         """Whatever the transport needs to find the one who waits for the outcome."""
         self.holder: Holder | None = None
         """Who admitted it, and so must hear of a cancellation; set by the data plane."""
+        self.raw: Sequence[RawInput] | None = None
+        """Inputs of which its pass is to make its tensors: see `server.scheduler.raw`; None: it has tensors."""
         self.special: Special | None = None
         """Set by the transport. What is in shared memory is left out once it is seen to; None: nothing is special."""
         self.settled = False
@@ -247,6 +252,7 @@ class InferRequest:
         self.tenant = ""
         self.caller = caller
         self.holder = None
+        self.raw = None
         self.settled = False
         self._on_settle = on_settle
         return self

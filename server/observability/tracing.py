@@ -230,7 +230,7 @@ def _entries(request: InferRequest, version: str, outcome: Outcome, complete_ns:
 def _of_the_pass(enqueued_ns: int, response: InferResponse) -> list[tuple[str, int]]:
     timing = response.timing
     assert timing is not None
-    start_ns = enqueued_ns + timing.queue_ns
+    start_ns = enqueued_ns + timing.queue_ns + timing.prepare_ns
     input_ns = start_ns + timing.compute_input_ns
     infer_ns = input_ns + timing.compute_infer_ns
     return [

@@ -8,7 +8,7 @@ that, and may be called from several threads at once.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Protocol
+from typing import Protocol, cast
 
 from server.tensor import Array
 from server.types import Prediction, RawInput
@@ -60,6 +60,21 @@ class Brief(Pipeline, Protocol):
 def most_brief(pipeline: Pipeline) -> int:
     """So many inputs may be preprocessed on the event loop itself; 0: none, it is no `Brief`."""
     return getattr(pipeline, "most_brief", 0)
+
+
+class Fills(Pipeline, Protocol):
+    """A pipeline whose rows all have one shape: they can be made where a whole pass has its own, without a copy."""
+
+    def empty(self, rows: int) -> Mapping[str, Array]:
+        """Arrays for so many rows, by tensor name, to be filled."""
+
+    def fill(self, inputs: Sequence[RawInput], rows: Mapping[str, Array]) -> None:
+        """As `preprocess`, into the rows of such arrays, one for each input."""
+
+
+def fills(pipeline: Pipeline) -> Fills | None:
+    """It, where it is a `Fills`."""
+    return cast("Fills", pipeline) if hasattr(pipeline, "fill") else None
 
 
 class ByRow(Pipeline, Protocol):

@@ -55,10 +55,17 @@ class ImagePipeline:
         """One row for each picture; see `Pipeline.preprocess` for what is raised."""
         if not inputs:
             raise InvalidRequest("inputs", "is empty")
-        rows = np.empty((len(inputs), *self._steps.shape), np.float32)
+        rows = self.empty(len(inputs))
+        self.fill(inputs, rows)
+        return rows
+
+    def empty(self, rows: int) -> Mapping[str, Array]:
+        return {self.spec.input: np.empty((rows, *self._steps.shape), np.float32)}
+
+    def fill(self, inputs: Sequence[RawInput], rows: Mapping[str, Array]) -> None:
+        own = rows[self.spec.input]
         for index, item in enumerate(inputs):
-            self._steps.row(item, f"inputs[{index}]", rows[index])
-        return {self.spec.input: rows}
+            self._steps.row(item, f"inputs[{index}]", own[index])
 
     def postprocess(self, outputs: Mapping[str, Array], top_k: int = 0) -> list[Prediction]:
         return self._classifier.postprocess(outputs, top_k)

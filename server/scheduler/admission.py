@@ -118,7 +118,7 @@ class Admission:
         known = self._known.get(key)
         if known is None:
             cost = self._costs.for_signature(key)
-            cap = self._limits.cap(cost)
+            cap = self._limits.for_signature(key).cap(cost)
             known = self._known[key] = Known(cost, cap, (cost.predict_ns(cap or 1) or 0) // (cap or 1))
         return known
 

@@ -27,6 +27,7 @@ from server.scheduler.door import Door
 from server.scheduler.instances import Instances, Run
 from server.scheduler.plan import Dispatch, Limits, Wait
 from server.scheduler.queue import Line, Priorities, QueuePolicy, RequestQueue
+from server.scheduler.raw import CostsByKind, RawPasses
 from server.scheduler.saturation import Ability
 from server.scheduler.settling import Settling
 from server.scheduler.share import Share
@@ -75,6 +76,7 @@ class Batcher(Ticking):
         buckets: Buckets | None = None,
         inline: bool = True,
         hang_s: float = 0.0,
+        raw: RawPasses | None = None,
     ) -> None:
         """`make_runner` makes the worker of an instance; by default one with a thread of its own.
 
@@ -84,15 +86,20 @@ class Batcher(Ticking):
         `buckets`: the lengths that the requests of one signature are padded to.
         `inline`: short passes may run on the event loop itself.
         `hang_s`: a pass may take so long at least, see `server.scheduler.watchdog`; 0: any time.
+        `raw`: passes can make their tensors themselves, of requests that have raw inputs and a `Raw` signature.
         """
         super().__init__(model_name, loop, clock)
         self.statistics = statistics
+        self.raw = raw
+        if raw is not None:
+            limits, costs = raw.limits(limits), CostsByKind(costs, raw.costs)
         self._limits = limits
         queue = RequestQueue(policy, priorities, slo_ns, FairLine if fair_by_tenant else Line)
         self._backlog = Backlog(queue, statistics)
         self._admission = Admission(queue, costs, limits, statistics)
         if make_runner is None:
-            model = Model(model_name, model_version, limits.max_batch_size > 0, buckets)
+            prepare = raw.prepare if raw is not None else None
+            model = Model(model_name, model_version, limits.max_batch_size > 0, buckets, prepare)
             make_runner = partial(Worker, model=model, loop=loop, clock=clock)
         runners = {make_runner(instance): instance for instance in instances}
         self._instances = Instances(model_name, runners, costs, statistics, share, self._tick_soon, inline=inline)
@@ -297,6 +304,8 @@ class Batcher(Ticking):
             self._watchdog.lost(runner, requests, result.error)
         run = self._instances.release(runner, ended_ns)
         try:
+            if result.spoiled:
+                requests = self._settling.spoil(requests, result.spoiled, ended_ns)
             self._conclude(requests, result, ended_ns)
             if run is not None:
                 # The answers are given: only now can the next pass begin.
@@ -309,7 +318,7 @@ class Batcher(Ticking):
         """What this pass says of the next ones, and of how well its requests' answers were foreseen."""
         whole_ns = ended_ns - run.begun_ns
         self.statistics.count_end(run.predicted_ns, whole_ns)
-        if result.error is not None or (run.inline and ended_ns < self._learns_ns):
+        if result.error is not None or not result.rows or (run.inline and ended_ns < self._learns_ns):
             return
         self._learns_ns = ended_ns + _LEARN_EVERY_NS
         self._instances.learn(run, result, ended_ns)
@@ -317,6 +326,8 @@ class Batcher(Ticking):
 
     def _conclude(self, requests: Sequence[InferRequest], result: Pass, ended_ns: int) -> None:
         error = result.error
+        if not requests:
+            return
         if error is None:
             self._settling.answer(requests, result, ended_ns)
         elif len(requests) == 1 or result.died:

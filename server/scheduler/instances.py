@@ -105,7 +105,9 @@ class Instances:
     def reserve(self, requests: Sequence[InferRequest], runner: Runner, now_ns: int) -> Run | None:
         """The pass of these requests, which must begin now; None: passes of other models go first."""
         run = Run(requests, runner, now_ns, self._fleet.costs(runner).for_signature(requests[0].signature))
-        run.inline = self._handoff is not None and self._handoff.inline(run.cost, run.rows)
+        # A small picture, too, may have a great many pixels.
+        tensors = requests[0].raw is None
+        run.inline = tensors and self._handoff is not None and self._handoff.inline(run.cost, run.rows)
         if not run.inline:
             lease = self.turn.take(runner, requests, run.predicted_ns, now_ns)
             if lease is None:

@@ -29,9 +29,14 @@ _NOTHING: Mapping[str, Array] = {}
 
 
 def merge(
-    requests: Sequence[InferRequest], model_name: str, model_version: str, padding: Padding | None = None
+    requests: Sequence[InferRequest],
+    model_name: str,
+    model_version: str,
+    padding: Padding | None = None,
+    together: Mapping[str, Array] | None = None,
 ) -> Batch:
-    """The batch of these requests: inputs of shape (sum of rows, *dims), read-only but where they are padded.
+    """The batch of these requests: inputs of shape (sum of rows, *dims), read-only but where they are padded, or were
+    `together` before: then these arrays, of all their rows, are not copied.
 
     Its deadline is the latest of theirs: until then somebody still wants the result.
 
@@ -48,6 +53,8 @@ def merge(
             inputs[tensor.name] = array if array.flags.aligned else array.copy()
         return Batch(model_name, model_version, head.rows, inputs, head.deadline_ns)
     rows = sum([request.rows for request in requests])
+    if together is not None:
+        return Batch(model_name, model_version, rows, together, max([request.deadline_ns for request in requests]))
     inputs = {tensor.name: _join(tensor, index, requests, rows, padding) for index, tensor in enumerate(head.inputs)}
     return Batch(model_name, model_version, rows, inputs, max([request.deadline_ns for request in requests]))
 

@@ -43,6 +43,10 @@ class Limits:
     preferred_batch_size: tuple[int, ...] = ()
     max_queue_delay_ns: int = 0
 
+    def for_signature(self, signature: object) -> Limits:
+        """Those of requests of one signature."""
+        return self
+
     def cap(self, cost: Cost | None) -> int:
         """Rows of the largest batch that is worth forming; 0 as in `max_batch_size`."""
         if cost is None or self.preferred_batch_size:
@@ -101,12 +105,12 @@ def plan(queue: RequestQueue, now_ns: int, limits: Limits, costs: Costs | None =
     too_late: Dispatch | None = None
     for signature in _signatures(queue):
         cost = costs.for_signature(signature) if costs is not None else None
-        cap = limits.cap(cost)
-        batch = _gather(queue, signature, now_ns, cap, limits, cost)
+        own = limits.for_signature(signature)
+        batch = _gather(queue, signature, now_ns, own.cap(cost), own, cost)
         if batch.late:
             too_late = too_late or Dispatch(batch.requests, late=True)
             continue
-        step = _close(batch, now_ns, limits)
+        step = _close(batch, now_ns, own)
         if isinstance(step, Dispatch):
             return step
         until_ns = step.until_ns if until_ns is None else min(until_ns, step.until_ns)

@@ -19,8 +19,9 @@ Costs are learned by the bytes of an input; passes take their tokens of the shar
 request needs behind the threads is taken off its deadline here, so that nobody is prepared who would be late for its
 own pass.
 
-What takes less than to hand it over, a few rows of a table, is done at once, on the loop, and its request goes to the
-batcher behind as one with tensors does.
+Two kinds of requests go to the batcher behind at once. What takes less than to hand it over, a few rows of a table, is
+prepared here, on the loop. And where threads and engine have one core between them, what takes no long time is prepared
+by its pass: see `server.scheduler.raw`. What does take long stays in front, where it holds up no pass.
 """
 
 from __future__ import annotations
@@ -28,30 +29,23 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, Protocol, cast, runtime_checkable
 
-from server.errors import Cancelled, Code, DeadlineExceeded, Overloaded, ServingError
+from server.errors import Cancelled, DeadlineExceeded, Overloaded, ServingError
 from server.offload import Offload
 from server.scheduler.admission import Foreseen
 from server.scheduler.batcher import Batcher
 from server.scheduler.costs import CostsByLength
-from server.scheduler.plan import Cost, Limits
+from server.scheduler.plan import Limits
 from server.scheduler.queue import Priorities, QueuePolicy, RequestQueue
+from server.scheduler.raw import LONG_NS, TOGETHER, FewTogether, Prepare, Raw, class_of, size_class, tensors_of
+from server.scheduler.settling import CALLERS
 from server.scheduler.share import Share
 from server.scheduler.statistics import ModelStatistics
-from server.scheduler.worker import Done, Model, Pass, translated
+from server.scheduler.worker import Done, Model, Pass
 from server.tensor import Array, Tensor
-from server.types import NO_DEADLINE, Batch, ImageInput, InferRequest, InferResponse, Outcome, RawInput, TextInput
+from server.types import NO_DEADLINE, Batch, InferRequest, InferResponse, Outcome, RawInput
 
-Prepare = Callable[[Sequence[RawInput]], Mapping[str, Array]]
-
-_CALLERS = frozenset({Code.INVALID_ARG, Code.TOO_LARGE, Code.UNSUPPORTED})
-"""What is wrong with an input is nobody's failure, as with one that a model's check refuses."""
-_TOGETHER = 4
-"""Requests of a pass at most, where there is one thread: other models wait for it."""
-_LONG_NS = 10_000_000
-"""Twice as many may go together if that takes no longer."""
 _BRIEF = "brief"
 """In the place of a size."""
 _MOST_BEHIND = 0.5
@@ -71,12 +65,12 @@ class Foresees(Protocol):
 class Work(InferRequest):
     """The preprocessing of a request."""
 
-    __slots__ = ("of", "raw")
+    __slots__ = ("given", "of")
 
     def __init__(
         self,
         of: InferRequest,
-        raw: Sequence[RawInput],
+        given: Sequence[RawInput],
         on_settle: Callable[[InferRequest, Outcome], None],
         deadline_ns: int,
     ) -> None:
@@ -91,25 +85,9 @@ class Work(InferRequest):
             tenant=of.tenant,
         )
         self.of = of
-        self.raw = raw
-        self.rows = len(raw)
-        self.signature = size_class(raw)
-
-
-def size_class(raw: Sequence[RawInput]) -> int:
-    """Bytes of an input, in the mean, rounded up to a power of two: by that costs are learned. 0: it has none."""
-    total = sum([_bytes(item) for item in raw])
-    return _class_of(total // len(raw)) if total else 0
-
-
-def _class_of(size: int) -> int:
-    return 1 << size.bit_length()
-
-
-def _bytes(item: RawInput) -> int:
-    if isinstance(item, ImageInput):
-        return len(item.data)
-    return len(item.text) if isinstance(item, TextInput) else 0
+        self.given = given
+        self.rows = len(given)
+        self.signature = size_class(given)
 
 
 class Spoiled(InferResponse):
@@ -120,19 +98,6 @@ class Spoiled(InferResponse):
     def __init__(self, model: Model, error: ServingError) -> None:
         super().__init__(model.name, model.version, ())
         self.error = error
-
-
-@dataclass(frozen=True)
-class FewTogether(Limits):
-    """As many as are worth it, `most` at most, and twice that of what is brief; a request of more rows goes alone."""
-
-    most: int = 1
-
-    def cap(self, cost: Cost | None) -> int:
-        twice_ns = cost.predict_ns(2 * self.most) if cost is not None else None
-        if twice_ns is not None and twice_ns <= _LONG_NS:
-            return 2 * self.most  # What the loop does for a pass is not in its cost.
-        return min(super().cap(cost), self.most)
 
 
 class Thread:
@@ -178,7 +143,7 @@ class OnThread:
         if request.settled or request.deadline_ns <= began_ns:
             # While others of its pass were prepared.
             return Spoiled(self._model, DeadlineExceeded(request.model_name, (began_ns - work.enqueued_ns) // 1000))
-        tensors = _tensors(self._model, self._prepare, work.raw)
+        tensors = tensors_of(self._model.name, self._prepare, work.given)
         if isinstance(tensors, ServingError):
             return Spoiled(self._model, tensors)
         if explanation is not None:
@@ -190,17 +155,6 @@ class OnThread:
 
     async def join(self) -> None:
         """What still runs goes on, and its result is nobody's."""
-
-
-def _tensors(model: Model, prepare: Prepare, raw: Sequence[RawInput]) -> list[Tensor] | ServingError:
-    """What the inputs become, or why they become nothing."""
-    try:
-        return [Tensor.from_numpy(name, array) for name, array in prepare(raw).items()]
-    except BaseException as error:  # noqa: BLE001 - whoever awaits the request gets it
-        if isinstance(error, ServingError):
-            # Nobody's bug. Frames hold the request, which is to hold the error: a ring for the garbage collector.
-            error.__traceback__ = error.__cause__ = error.__context__ = None
-        return translated(model.name, error)
 
 
 class _Statistics(ModelStatistics):
@@ -236,7 +190,7 @@ class _Statistics(ModelStatistics):
         """Each is counted when it was answered."""
 
     def count_failure(self, error: BaseException, duration_ns: int) -> None:
-        if not isinstance(error, ServingError) or error.code not in _CALLERS:
+        if not isinstance(error, ServingError) or error.code not in CALLERS:
             self._of.count_failure(error, duration_ns)
 
 
@@ -258,13 +212,15 @@ class Preparing:
         together: int | None = None,
         brief: int = 0,
         share: Share | None = None,
+        passes: Batcher | None = None,
         make_runner: Callable[[Any], Any] | None = None,
     ) -> None:
         """`submit` takes the requests that are ready, to `behind`; None: to one who can foresee nothing.
 
         `statistics`: of the model. `most_rows`: of one request. `together`: requests of a pass; None: by the number of
         threads. `brief`: so many inputs at most are prepared in less time than it takes to hand them over; see
-        `server.pipeline.base.Brief`. `share`, `make_runner`: see `Batcher`.
+        `server.pipeline.base.Brief`. `passes`: `behind`, where its passes can prepare: see `server.scheduler.raw`.
+        `share`, `make_runner`: see `Batcher`.
         """
         self._model = model
         self._prepare = prepare
@@ -280,14 +236,16 @@ class Preparing:
         """What the last request's own pass was foreseen to take."""
         own = statistics.preparing = _Statistics(statistics)
         if together is None:
-            together = _TOGETHER if threads.most == 1 else 1
+            together = TOGETHER if threads.most == 1 else 1
+        self._passes = passes if threads.most == 1 else None
+        self._costs = CostsByLength({})
         self._batcher = Batcher(
             model.name,
             model.version,
             [Thread(f"pipeline_{number}") for number in range(threads.most)],
             FewTogether(max(most_rows, 2 * together), most=together) if together > 1 else Limits(max_batch_size=0),
             QueuePolicy(behind.queue.levels[-1].policy.max_queue_size if behind else 0),
-            CostsByLength({}),
+            self._costs,
             own,
             loop,
             clock,
@@ -302,6 +260,12 @@ class Preparing:
         """Make a request, whose rows are set, ready, and submit it; or settle it with the reason why not."""
         if len(raw) <= self._brief:
             self._at_once(request, raw)
+            return
+        size = size_class(raw)
+        passes = self._passes_for(size, len(raw))
+        if passes is not None:
+            request.raw, request.signature, request.holder = raw, size, passes
+            passes.submit((request,))
             return
         work = Work(request, raw, self._settled, request.deadline_ns)
         request.holder = self
@@ -327,7 +291,7 @@ class Preparing:
         if refusal is not None:
             self._refuse(request, refusal, self._clock())
             return
-        tensors = _tensors(self._model, self._prepare, raw)
+        tensors = tensors_of(self._model.name, self._prepare, raw)
         if isinstance(tensors, ServingError):
             self._spoil(request, tensors)
             return
@@ -349,13 +313,26 @@ class Preparing:
         behind = self._behind
         if behind is None:
             return None
-        signature, kept_ns = _class_of(size), self._kept_ns(deadline_ns - received_ns)
-        refusal = self._batcher.hopeless(signature, deadline_ns - kept_ns)
-        if refusal is None:
-            refusal = behind.hopeless(self._signatures.get(signature), deadline_ns)
+        signature = class_of(size)
+        if self._passes_for(signature, 1) is not None:
+            refusal = behind.hopeless(signature, deadline_ns)
+        else:
+            refusal = self._batcher.hopeless(signature, deadline_ns - self._kept_ns(deadline_ns - received_ns))
+            if refusal is None:
+                refusal = behind.hopeless(self._signatures.get(signature), deadline_ns)
         if refusal is not None:
             self._model_statistics.count_failure(refusal, self._clock() - received_ns)
         return refusal
+
+    def _passes_for(self, size: Raw, rows: int) -> Batcher | None:
+        """Whose passes prepare such inputs: where they can, and what either way has learned is no long time."""
+        passes = self._passes
+        if passes is not None and passes.raw is not None:
+            for costs in (passes.raw.costs, self._costs):
+                together_ns = costs.for_signature(size).predict_ns(TOGETHER)
+                if together_ns is not None and together_ns * rows <= LONG_NS * TOGETHER:
+                    return passes
+        return None
 
     def cancel(self, request: InferRequest) -> None:
         """The caller went away: its place is free at once; if it is being prepared that comes to nothing."""
@@ -381,7 +358,7 @@ class Preparing:
             request.settle(outcome)
 
     def _spoil(self, request: InferRequest, error: ServingError) -> None:
-        if error.code not in _CALLERS:
+        if error.code not in CALLERS:
             self._model_statistics.count_failure(error, self._clock() - request.received_ns)
         request.settle(error)
 

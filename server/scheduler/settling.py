@@ -6,9 +6,9 @@ A callback that raises is its own caller's trouble: it is logged, and its reques
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
-from server.errors import ServingError
+from server.errors import Code, ServingError
 from server.observability.whose import about
 from server.scheduler.ordering import InOrder
 from server.scheduler.statistics import ModelStatistics
@@ -17,6 +17,8 @@ from server.types import InferRequest, InferResponse, Outcome, Timing
 
 log = logging.getLogger(__name__)
 
+CALLERS = frozenset({Code.INVALID_ARG, Code.TOO_LARGE, Code.UNSUPPORTED})
+"""What is wrong with an input is nobody's failure, as with one that a model's check refuses."""
 CALLER_FAILED = "the caller of a request to model %s failed to take its outcome"
 READER_FAILED = "the caller of a request to model %s failed to take a response"
 
@@ -54,6 +56,15 @@ class Settling:
         for request in requests:
             self.fail(request, make_error(), now_ns)
 
+    def spoil(
+        self, requests: Sequence[InferRequest], spoiled: Mapping[InferRequest, ServingError], now_ns: int
+    ) -> list[InferRequest]:
+        """Tell those of a pass whose inputs became no tensors, and return the others."""
+        for request, error in spoiled.items():
+            if self._settle(request, error) and error.code not in CALLERS:
+                self._statistics.count_failure(error, now_ns - request.received_ns)
+        return [request for request in requests if request not in spoiled]
+
     def answer(self, requests: Sequence[InferRequest], result: Pass, ended_ns: int) -> None:
         """Give each its answer of a pass that succeeded; under `preserve_ordering` when its turn comes: `release`."""
         durations = result.durations_ns
@@ -70,7 +81,8 @@ class Settling:
             # Those who came together have the same number as an object, too; for others it is made once more.
             if request.enqueued_ns is not enqueued_ns:
                 enqueued_ns = request.enqueued_ns
-                timing = Timing(result.started_ns - enqueued_ns, *durations, result.rows, padding)
+                waited_ns = result.started_ns - enqueued_ns
+                timing = Timing(waited_ns, *durations, result.rows, padding, result.prepare_ns)
             response.timing = timing
             if in_order is not None:
                 in_order.ready(request, (response, result))

@@ -9,10 +9,10 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from queue import SimpleQueue
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from server.buckets import Buckets
 from server.engine.base import Instance
@@ -20,7 +20,11 @@ from server.errors import EngineFailure, ServingError
 from server.observability.whose import about
 from server.scheduler.merge import merge, split
 from server.scheduler.pad import Padding, elements, padding_of
+from server.tensor import Array
 from server.types import InferRequest, InferResponse
+
+if TYPE_CHECKING:
+    from server.scheduler.raw import Prepared
 
 log = logging.getLogger(__name__)
 
@@ -45,6 +49,10 @@ class Pass:
     """Of inputs that are padded to a bucket, what the pass had."""
     padding_elements: int = 0
     """How many of these were padding."""
+    prepare_ns: int = 0
+    """Where it made its tensors, what that took, before the rest."""
+    spoiled: Mapping[InferRequest, ServingError] | None = None
+    """Of such a pass, the requests whose inputs became no tensors, and why. They are in nothing else here."""
 
     @property
     def padding(self) -> float:
@@ -58,7 +66,7 @@ class Pass:
 
     @property
     def compute_ns(self) -> int:
-        return self.compute_input_ns + self.compute_infer_ns + self.compute_output_ns
+        return self.prepare_ns + self.compute_input_ns + self.compute_infer_ns + self.compute_output_ns
 
 
 Done = Callable[[Pass], None]
@@ -75,6 +83,8 @@ class Model:
     """It has a batch dimension."""
     buckets: Buckets | None = None
     """The lengths to which its requests are padded."""
+    prepare: Callable[[Sequence[InferRequest]], Prepared] | None = None
+    """Gives requests with raw inputs their tensors: see `server.scheduler.raw`."""
 
 
 class Runner(Protocol):
@@ -97,14 +107,25 @@ class Runner(Protocol):
         """Return when nothing is under way and nothing will be. Call `stop` before."""
 
 
-def forward(instance: Instance, requests: Sequence[InferRequest], model: Model, clock: Callable[[], int]) -> Pass:
-    """One forward pass. Raises nothing but what is no `Exception`: any other failure is in the result."""
+def forward(
+    instance: Instance,
+    requests: Sequence[InferRequest],
+    model: Model,
+    clock: Callable[[], int],
+    inputs: Mapping[str, Array] | None = None,
+) -> Pass:
+    """One forward pass. Raises nothing but what is no `Exception`: any other failure is in the result.
+
+    `inputs`: the rows of all requests, where they are together already.
+    """
     started_ns = clock()
+    if requests[0].raw is not None:
+        return _prepared(instance, requests, model, clock, started_ns)
     padding: Padding | None = None
     try:
         if model.buckets is not None:
             padding = padding_of(requests, model.buckets, fixed=instance.device != _CPU)
-        batch = merge(requests, model.name, model.version, padding)
+        batch = merge(requests, model.name, model.version, padding, inputs)
         merged_ns = clock()
         outputs = instance.run(batch)
         ran_ns = clock()
@@ -114,6 +135,22 @@ def forward(instance: Instance, requests: Sequence[InferRequest], model: Model, 
     result = Pass(batch.rows, started_ns, responses, None, merged_ns - started_ns, ran_ns - merged_ns, clock() - ran_ns)
     if model.buckets is not None:
         result.input_elements, result.padding_elements = elements(batch, model.buckets, padding, requests)
+    return result
+
+
+def _prepared(
+    instance: Instance, requests: Sequence[InferRequest], model: Model, clock: Callable[[], int], started_ns: int
+) -> Pass:
+    """The pass of requests with raw inputs."""
+    assert model.prepare is not None
+    try:
+        spoiled, inputs = model.prepare(requests)
+    except Exception as error:  # noqa: BLE001 - of all together, as out of memory: of each it is told
+        return failed_pass(model, sum([request.rows for request in requests]), started_ns, error)
+    prepare_ns = clock() - started_ns
+    ready = [request for request in requests if request not in spoiled]
+    result = forward(instance, ready, model, clock, inputs) if ready else Pass(0, started_ns)
+    result.started_ns, result.prepare_ns, result.spoiled = started_ns, prepare_ns, spoiled
     return result
 
 

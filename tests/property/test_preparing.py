@@ -22,12 +22,12 @@ ENDS = (InferResponse, InvalidRequest, Overloaded, QueueFull, DeadlineExceeded, 
 
 
 @settings(max_examples=80)
-@given(st.lists(STEPS, max_size=60), st.integers(1, 3), st.sampled_from([1, 3]))
+@given(st.lists(STEPS, max_size=60), st.integers(1, 3), st.sampled_from([1, 3]), st.booleans())
 def test_each_request_is_settled_once_and_prepared_at_most_once_in_time(
-    steps: list[tuple[str, int | None, int]], threads: int, together: int
+    steps: list[tuple[str, int | None, int]], threads: int, together: int, passes: bool
 ) -> None:
     """The threads themselves assert that nothing begins which is settled or late, one at a time on each."""
-    bench = PreparingBench(threads, together=together, policy=QueuePolicy(max_queue_size=6))
+    bench = PreparingBench(threads, together=together, passes=passes, policy=QueuePolicy(max_queue_size=6))
     requests: list[InferRequest] = []
     for kind, number, value in steps:
         if kind == "ask":

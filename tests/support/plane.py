@@ -15,6 +15,7 @@ from server.engine.fake import FakeEngine, Script
 from server.lifecycle import Lifecycle, State
 from server.model_control import ModelControl
 from server.repository.repository import Repository
+from server.scheduler.share import Share
 from server.settings import RepositorySettings
 from server.tensor import Array, Tensor
 from server.types import Classification, InferRequest, Outcome, Prediction, RawInput, RowInput
@@ -51,15 +52,19 @@ class Rows:
 class Plane:
     """A data plane with its parts in reach."""
 
-    def __init__(self, root: Path, script: Script, control_mode: str = "explicit") -> None:
+    def __init__(
+        self, root: Path, script: Script, control_mode: str = "explicit", cores: int = 0, pipeline_threads: int = 2
+    ) -> None:
+        """`cores`: that the models share; 0: they know of none."""
         self.root = root
         self.script = script
         self.engine = FakeEngine(script)
         self.lifecycle = Lifecycle()
         repository = Repository(root, self.engine, load_pipeline=lambda _: Rows(), warmup_s=1.0)
-        self.models = ModelControl(repository, default_max_queue_size=100, load_threads=2)
+        share = Share(cores) if cores else None
+        self.models = ModelControl(repository, default_max_queue_size=100, share=share, load_threads=2)
         settings = RepositorySettings.model_validate({"path": root, "control_mode": control_mode})
-        self.dataplane = DataPlane(self.models, self.lifecycle, settings, pipeline_threads=2)
+        self.dataplane = DataPlane(self.models, self.lifecycle, settings, pipeline_threads, share=share)
 
     def write(self, name: str, *versions: str, config: str = CONFIG) -> None:
         for version in versions:

@@ -10,6 +10,7 @@ import numpy as np
 
 from server.errors import InvalidRequest, Overloaded
 from server.scheduler.preparing import OnThread, Preparing, Work
+from server.scheduler.raw import RawPasses
 from server.scheduler.worker import Done, Model
 from server.tensor import Array
 from server.types import NO_DEADLINE, ImageInput, InferRequest, InferResponse, Outcome, Parameter, RawInput
@@ -17,6 +18,10 @@ from tests.support.scheduler import Bench
 
 SMALL = 1000
 """Bytes of a picture whose size nothing depends on."""
+
+
+def _check(request: InferRequest) -> None:
+    request.signature = 1
 
 
 class ManualThread:
@@ -59,9 +64,20 @@ class PreparingBench:
     """Pictures of a first byte each, in front of the `Doubler`."""
 
     def __init__(
-        self, threads: int = 1, *, foresees: bool = True, together: int = 1, brief: int = 0, **behind: Any
+        self,
+        threads: int = 1,
+        *,
+        foresees: bool = True,
+        together: int = 1,
+        brief: int = 0,
+        passes: bool = False,
+        **behind: Any,
     ) -> None:
-        self.behind = Bench(**behind)
+        """`passes`: those behind can prepare, too."""
+        raw = RawPasses("doubler", self._prepare, None, _check, lambda: self.clock()) if passes else None
+        self.takes_ns = 0
+        """The time that goes by while one input is prepared."""
+        self.behind = Bench(raw=raw, **behind)
         self.clock, self.loop, self.statistics = self.behind.clock, self.behind.loop, self.behind.statistics
         self.begun: list[str] = []
         """Ids of the requests whose preprocessing began, in that order."""
@@ -88,6 +104,7 @@ class PreparingBench:
             most_rows=4,
             together=together,
             brief=brief,
+            passes=self.behind.batcher if passes else None,
             make_runner=make_runner,
         )
 
@@ -95,12 +112,13 @@ class PreparingBench:
         """The first byte of each; 255 is no picture."""
         values = [item.data[0] for item in raw if isinstance(item, ImageInput)]
         self.prepared_bytes += values
+        self.clock.now_ns += self.takes_ns * len(values)
         if 255 in values:
             raise InvalidRequest(f"inputs[{values.index(255)}]", "is no picture")
         return {"x": np.asarray(values, dtype=np.int64).reshape(-1, 1)}
 
     def _submit(self, request: InferRequest) -> None:
-        request.signature = 1
+        _check(request)
         request.holder = self.behind.batcher
         self.behind.batcher.submit((request,))
 
@@ -138,6 +156,14 @@ class PreparingBench:
         self.preparing.submit(request, raw)
         self.loop.run()
         return request
+
+    def ask_at_once(self, *values: int) -> None:
+        """Requests of a picture each, in one turn of the loop."""
+        run, self.loop.run = self.loop.run, lambda: None  # type: ignore[method-assign]
+        for value in values:
+            self.ask(str(value), value)
+        self.loop.run = run  # type: ignore[method-assign]
+        self.loop.run()
 
     def advance(self, by_ns: int) -> None:
         self.clock.now_ns += by_ns

@@ -274,7 +274,8 @@ class Bench:
         self.loop = beside.loop if beside else ManualLoop(self.clock)
         self.caller = Caller(self.clock)
         self.statistics = ModelStatistics("doubler", "1", wall=lambda: 1_700_000_000.5)
-        model = Model("doubler", "1", max_batch_size > 0, rest.get("buckets"))
+        raw = rest.get("raw")
+        model = Model("doubler", "1", max_batch_size > 0, rest.get("buckets"), raw.prepare if raw else None)
         self.runners: list[ManualRunner] = []
 
         def make_runner(instance: Any) -> ManualRunner:

@@ -18,8 +18,9 @@ from server.errors import Cancelled, DeadlineExceeded, Draining, InvalidRequest,
 from server.explain import Explanation
 from server.scheduler.cost import CostModel
 from server.scheduler.handoff import HANDOFF_NS
-from server.scheduler.preparing import FewTogether, OnThread, Work, size_class
+from server.scheduler.preparing import OnThread, Work
 from server.scheduler.queue import Priorities, QueuePolicy
+from server.scheduler.raw import FewTogether, size_class
 from server.scheduler.statistics import Refusal
 from server.scheduler.worker import Model
 from server.types import NO_DEADLINE, ImageInput, InferRequest, InferResponse, Outcome, RowInput, TextInput
