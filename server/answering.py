@@ -1,9 +1,9 @@
 """From the outputs of forward passes to answers: those of requests whose passes ended together are made together.
 
 Postprocessing is a dozen calls on a few numbers, and takes for the rows of a whole pass hardly longer than for one. So
-whoever is settled waits for the end of the loop's turn; then the outputs of neighbours that differ in nothing but their
-rows are joined, and what is made of them is dealt out. Where the joined rows have no answer, each request is tried by
-itself: what is wrong with a neighbour's outputs is not told to others.
+whoever is settled waits for the end of the step that settles, mostly of a pass; then the outputs of neighbours that
+differ in nothing but their rows are joined, and what is made of them is dealt out. Where the joined rows have no
+answer, each request is tried by itself: what is wrong with a neighbour's outputs is not told to others.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from itertools import groupby
 
 import numpy as np
 
+from server.afterwards import afterwards
 from server.observability.whose import of
 from server.pipeline.base import Pipeline, by_row, needs_inputs
 from server.tensor import Array
@@ -57,7 +58,7 @@ class Answering:
 
     def __init__(self) -> None:
         self._settled: list[Waiting] = []
-        """In this turn of the loop."""
+        """In this step."""
 
     def on_settle(self, request: InferRequest, outcome: Outcome) -> None:
         """Of a request whose `caller` is a `Waiting`."""
@@ -74,7 +75,7 @@ class Answering:
             waiting.end()
             return
         if not self._settled:
-            asyncio.get_running_loop().call_soon(self._answer)
+            afterwards(self._answer)
         self._settled.append(waiting)
 
     def _answer(self) -> None:

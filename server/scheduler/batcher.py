@@ -15,7 +15,7 @@ from dataclasses import replace
 from functools import partial
 from weakref import WeakMethod
 
-from server.afterwards import as_step
+from server.afterwards import afterwards, as_step
 from server.buckets import Buckets
 from server.engine.base import Instance
 from server.errors import Cancelled, DeadlineExceeded, DeviceLost, Draining, EngineFailure, Overloaded
@@ -189,7 +189,11 @@ class Batcher(Ticking):
     def _on_pass(self, runner: Runner, requests: Sequence[InferRequest], result: Pass) -> None:
         """A worker's pass is over; called on the loop."""
         self._guarded(self._finish, runner, requests, result)
-        self._guarded(self._advance)
+        if self._instances.turn.has_the_only_core(self._clock()):
+            # The next pass would only take it from those who are answered now, and can join it.
+            afterwards(self._tick_soon)
+        else:
+            self._guarded(self._advance)
 
     def _give_up(self, runner: Runner, run: Run) -> None:
         """A pass hangs: its callers are told so."""

@@ -242,7 +242,7 @@ class Seat:
     def _may_begin(self, now_ns: int) -> bool:
         share, account = self._share, self._account
         self.again_ns = NO_DEADLINE
-        if self._is_alone(now_ns):
+        if self.is_alone(now_ns):
             return True
         before = share._before(self)
         if share._taken(now_ns) + before < share.tokens:
@@ -261,7 +261,7 @@ class Seat:
         self.again_ns = now_ns + until_ns + beside_ns + 1
         return False
 
-    def _is_alone(self, now_ns: int) -> bool:
+    def is_alone(self, now_ns: int) -> bool:
         """No other model runs or waits, or did lately."""
         share, account = self._share, self._account
         return (
@@ -332,7 +332,7 @@ class Seat:
         """
         share = self._share
         others = self._others(now_ns)
-        wait_ns = 0 if not others and self._is_alone(now_ns) else share._until_free_ns(now_ns)
+        wait_ns = 0 if not others and self.is_alone(now_ns) else share._until_free_ns(now_ns)
         if not others:
             return wait_ns, 1.0
         gets = max(share.tokens - sum(others), share.tokens / (1 + len(others)))

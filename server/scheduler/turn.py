@@ -52,6 +52,11 @@ class Turn:
         """A batch is ready, and an instance for it, and other models have the cores."""
         return self._seat is not None and self._seat.waiting
 
+    def has_the_only_core(self, now_ns: int) -> bool:
+        """There is one core, and no other model that would have it while this one does nothing."""
+        seat = self._seat
+        return seat is not None and seat.cores == 1 and seat.is_alone(now_ns)
+
     def must_wait(self, idle: Sequence[Runner], now_ns: int) -> bool:
         """Whether to ask would be in vain, so that nothing need be planned."""
         seat = self._seat

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import pytest
 
+from server.afterwards import as_step
 from server.answering import Answering, Waiting
 from server.errors import EngineFailure, InvalidRequest, QueueFull
 from server.pipeline.classification import ClassificationSpec, Classifier
@@ -129,3 +130,18 @@ async def test_a_refusal_is_told_at_once_and_who_went_away_is_nobodys_burden() -
     gone.ended.cancel()
     assert await there.ended is None
     assert there.predictions is not None
+
+
+async def test_they_are_made_behind_the_step_that_settles() -> None:
+    """In the same turn of the loop, of all that were settled in it."""
+    answering, pipeline = Answering(), Classes(3)
+    callers = [waiting(pipeline) for _ in range(2)]
+
+    def step() -> None:
+        for caller in callers:
+            settle(answering, caller, logits(1, 3))
+        assert not any(caller.ended.done() for caller in callers)
+
+    as_step(step)
+    assert all(caller.ended.done() for caller in callers)
+    assert pipeline.rows == [2]

@@ -24,6 +24,7 @@ from server.scheduler.batcher import STALL_NS
 from server.scheduler.costs import CostsByLength
 from server.scheduler.handoff import HANDOFF_NS
 from server.scheduler.queue import Priorities, QueuePolicy
+from server.scheduler.share import Share
 from server.scheduler.statistics import FailureReason, Refusal
 from server.types import InferRequest, InferResponse, Outcome
 from tests.support.scheduler import MS, POISON, Bench, StillCost, admit
@@ -106,6 +107,30 @@ def test_what_answers_leave_to_be_done_is_done_behind_them(pass_ns: int) -> None
     bench.loop.call_soon(lambda: done.append("next"))
     bench.loop.run()
     assert done == ["a", "b", "written a", "written b", "next"]
+
+
+@pytest.mark.parametrize(
+    ("cores", "beside", "batches"),
+    [(1, False, [[1], [2, 3]]), (2, False, [[1], [2], [3]]), (1, True, [[1], [2], [3]])],
+    ids=["on the only core", "on one of two", "where another model would take it"],
+)
+def test_on_the_only_core_answers_come_before_the_next_pass(cores: int, beside: bool, batches: list[list[int]]) -> None:
+    """Who is answered, and asks again as that is written, shares the next pass; else it begins at once."""
+    share = Share(cores)
+    bench = Bench(share=share, cost=StillCost(10 * HANDOFF_NS))
+
+    def settled(_request: InferRequest, _outcome: Outcome) -> None:
+        afterwards(lambda: bench.batcher.submit([bench.caller.request([3])]))
+
+    if beside:
+        share.join("other", 1, lambda: None).charge(20 * MS, bench.clock())
+    bench.submit(bench.caller.request([1], on_settle=settled))
+    bench.submit(bench.caller.request([2]))
+    bench.complete()
+    while bench.runner.job is not None:
+        bench.complete()
+    assert bench.batches == batches
+    assert bench.batcher.healthy()
 
 
 def test_the_sockets_come_between_passes_on_the_loop() -> None:
