@@ -27,7 +27,7 @@ from server.engine.cores import available_cores
 from server.errors import InvalidRequest, ModelLoadFailed, ModelNotReady, UnknownModel
 from server.lifecycle import Lifecycle, State
 from server.model_control import ModelControl
-from server.observability.catalog import Collector, Rows
+from server.observability.catalog import Rows
 from server.observability.certificates import certificates
 from server.observability.following import following
 from server.observability.log_control import LogControl
@@ -59,6 +59,8 @@ from server.types import IndexEntry
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    from prometheus_client.registry import Collector
 
     from server.engine.base import Engine
     from server.over_triton.models import TritonModels

@@ -19,9 +19,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from server import cli_serve
 from server.cli_output import FAILED, MISUSED, fail, reported, table
 from server.cli_tools import diff, fetch, plan, triton, tune
+from server.environment import load_settings
 from server.security.cli import key_commands, sign
 from server.settings import Settings, without_secrets
 from server.settings_doc import Option, options, reference
@@ -106,7 +106,12 @@ def serve(settings: Settings) -> int:
 
     Every flag can be given by the environment too, and some settings only so: see `forwardpass settings`.
     """
-    return cli_serve.run(settings)
+    from server import process
+
+    process.prepare()
+    from server.app import run
+
+    return run(settings)
 
 
 def check(settings: Settings) -> int:
@@ -162,8 +167,14 @@ def _annotation(option: Option, explained: bool) -> Any:
 
 
 def _settings(given: dict[tuple[str, ...], Any]) -> Settings:
+    overrides: dict[str, Any] = {}
+    for path, value in given.items():
+        section = overrides
+        for name in path[:-1]:
+            section = section.setdefault(name, {})
+        section[path[-1]] = value
     try:
-        return cli_serve.settings_of(given)
+        return load_settings(overrides)
     except ValueError as error:
         fail(MISUSED, *_problems(error))
 

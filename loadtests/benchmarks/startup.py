@@ -32,13 +32,12 @@ _START_S = 30.0
 _READY = re.compile(r"ready in ([\d.]+) s")
 
 _COMMAND_LINE = (
-    "from server import process\nwith process.importing():\n"
-    "    import server.cli_serve\n    server.cli_serve.plainly_asked(['serve', '--http-port', '0'])"
+    "import typer, server.cli\ntyper.main.get_command(server.cli.create_app(['serve'])); server.cli.load_settings()"
 )
 PARTS = {
     "interpreter": "pass",
     "command line, settings": _COMMAND_LINE,
-    "imports": f"{_COMMAND_LINE}\nprocess.prepare()\nimport server.app, onnxruntime",
+    "imports": f"{_COMMAND_LINE}\nfrom server import process; process.prepare()\nimport server.app, onnxruntime",
 }
 """What a process does that stops there; each does the one before it as well."""
 

@@ -227,9 +227,7 @@ class OnnxRuntimeInstance:
         self.device = device
         self.threads = threads
         self._model_name = spec.model_name
-        # Without the wrapper around it, which looks once more for inputs that are missing, and for values of a kind that
-        # it is not given here: that takes as long as the pass of a small model.
-        self._session = getattr(session, "_sess", session)
+        self._session = session
         self._wanted = [output.name for output in spec.outputs]
         self._encoded = [tensor.name for tensor in spec.inputs if tensor.datatype == "BYTES"]
         self._rows_first = spec.max_batch_size > 0

@@ -8,7 +8,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
-from server.observability.catalog import Collector, Metric, gauge
+from prometheus_client.core import Metric
+from prometheus_client.registry import Collector
+
+from server.observability.catalog import gauge
 
 if TYPE_CHECKING:
     from server.scheduler.response_cache import CacheCounts

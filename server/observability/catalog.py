@@ -9,7 +9,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from itertools import accumulate
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple
+
+from prometheus_client.core import Exemplar, Metric
 
 from server.observability.definitions import CATALOG, Definition
 
@@ -18,14 +20,6 @@ if TYPE_CHECKING:
 
 Rows = Mapping[str, Sequence[tuple[Sequence[str], float]]]
 """Samples by metric: the values of its labels, and a number. It is JSON, so that processes can tell it each other."""
-
-
-class Exemplar(NamedTuple):
-    """A request that a bucket's count stands for as well."""
-
-    labels: Mapping[str, str]
-    value: float
-    at_s: float
 
 
 class Line(NamedTuple):
@@ -38,27 +32,23 @@ class Line(NamedTuple):
     exemplar: Exemplar | None = None
 
 
-class Metric:
-    """What a scrape tells of one metric."""
+class Told(Metric):
+    """What a registry takes, with lines in the place of its samples."""
 
     def __init__(self, definition: Definition) -> None:
-        self.definition = definition
+        super().__init__(definition.base, definition.help, definition.kind, definition.told_unit)
+        self.total = definition.name.endswith("_total")
+        """Behind its name, where it is a counter's."""
         self.lines: list[Line] = []
 
 
-class Collector(Protocol):
-    """Who tells of something, asked at each scrape."""
-
-    def collect(self) -> Iterable[Metric]: ...
-
-
 class Family:
-    """One metric of the catalog, told as `metric`."""
+    """One metric of the catalog, to be handed to a registry as `metric`."""
 
     def __init__(self, name: str) -> None:
         """Raises KeyError for a name that is not in the catalog."""
         self._definition = definition = CATALOG[name]
-        self.metric = Metric(definition)
+        self.metric = Told(definition)
 
     def add(self, labels: Sequence[str], value: float) -> None:
         """One sample, with the values of the labels in the catalog's order."""

@@ -10,7 +10,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from server.observability.catalog import Collector, Family, Metric
+from prometheus_client.core import Metric
+from prometheus_client.registry import Collector
+
+from server.observability.catalog import Family
 from server.security.watched import Watched
 
 if TYPE_CHECKING:

@@ -7,9 +7,11 @@ does nothing else meanwhile. A test holds this against it. Source: OpenMetrics, 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
-from server.observability.catalog import Exemplar, Metric, labelled
+from prometheus_client.core import Exemplar, Metric
+
+from server.observability.catalog import Line, Told, labelled
 
 TEXT = "text/plain; version=0.0.4; charset=utf-8"
 OPENMETRICS = "application/openmetrics-text; version=1.0.0; charset=utf-8"
@@ -19,8 +21,9 @@ def written(metrics: Iterable[Metric], *, openmetrics: bool) -> bytes:
     """All of them."""
     parts: list[str] = []
     for metric in metrics:
-        parts += _head(metric, openmetrics=openmetrics)
-        for name, labels, value, exemplar in metric.lines:
+        lines = metric.lines if isinstance(metric, Told) else _lines(metric)
+        parts += _head(metric, lines, openmetrics=openmetrics)
+        for name, labels, value, exemplar in lines:
             told = repr(value) if type(value) is float and math.isfinite(value) else _number(value)
             end = _exemplar(exemplar) if exemplar is not None and openmetrics else ""
             parts.append(f"{name}{{{labels}}} {told}{end}\n" if labels else f"{name} {told}{end}\n")
@@ -29,15 +32,24 @@ def written(metrics: Iterable[Metric], *, openmetrics: bool) -> bytes:
     return "".join(parts).encode()
 
 
-def _head(metric: Metric, *, openmetrics: bool) -> list[str]:
+def _head(metric: Metric, lines: Sequence[Line], *, openmetrics: bool) -> list[str]:
     """Triton's counters have no _total behind their names, which OpenMetrics has no counters without."""
-    definition = metric.definition
-    kind, text = definition.kind, definition.help.replace("\\", "\\\\").replace("\n", "\\n")
-    if not openmetrics:
-        return [f"# HELP {definition.name} {text}\n", f"# TYPE {definition.name} {kind}\n"]
-    name, unit, text = definition.base, definition.told_unit, text.replace('"', '\\"')
-    told = "unknown" if kind == "counter" and name == definition.name else kind
-    return [f"# HELP {name} {text}\n", f"# TYPE {name} {told}\n", *([f"# UNIT {name} {unit}\n"] if unit else [])]
+    name, kind, text = metric.name, metric.type, metric.documentation.replace("\\", "\\\\").replace("\n", "\\n")
+    if kind == "counter":
+        total = metric.total if isinstance(metric, Told) else True
+        if openmetrics:
+            kind, text = kind if total else "unknown", text.replace('"', '\\"')
+        elif total:
+            name = f"{name}_total"
+    elif openmetrics:
+        text = text.replace('"', '\\"')
+    unit = [f"# UNIT {name} {metric.unit}\n"] if openmetrics and metric.unit else []
+    return [f"# HELP {name} {text}\n", f"# TYPE {name} {kind}\n", *unit]
+
+
+def _lines(metric: Metric) -> list[Line]:
+    """Of a collector that is the library's own."""
+    return [Line(sample.name, labelled(sample.labels.items()), sample.value) for sample in metric.samples]
 
 
 def _number(value: float) -> str:
@@ -48,4 +60,4 @@ def _number(value: float) -> str:
 
 
 def _exemplar(exemplar: Exemplar) -> str:
-    return f" # {{{labelled(exemplar.labels.items())}}} {_number(exemplar.value)} {exemplar.at_s:.3f}"
+    return f" # {{{labelled(exemplar.labels.items())}}} {_number(exemplar.value)} {exemplar.timestamp:.3f}"

@@ -1,4 +1,4 @@
-"""The metrics of one server, made from the scheduler's own counts at each scrape.
+"""The registry of one server, made from the scheduler's own counts at each scrape.
 
 Nothing is counted twice: v2's ModelStatistics and these read the same numbers. What a metric is called and means stands
 in `catalog.py`.
@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from itertools import chain
 from types import MappingProxyType
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
+from prometheus_client import CollectorRegistry, PlatformCollector, ProcessCollector
+from prometheus_client.core import Metric
+from prometheus_client.registry import Collector
+
 from server.observability.cache_metrics import CacheMetrics
-from server.observability.catalog import Collector, Family, Metric, Rows, gauge
+from server.observability.catalog import Family, Rows, gauge
 from server.observability.exposition import OPENMETRICS, TEXT, written
-from server.observability.process_metrics import ProcessMetrics, python_info
 from server.observability.sequence_metrics import sequence_metrics
 from server.observability.writing_metrics import writing_metrics
 from server.scheduler.saturation import replicas, saturations
@@ -211,7 +213,7 @@ class _Rows(Collector):
 
 
 class Metrics:
-    """Those of one server; `expose` is what a scrape gets."""
+    """The registry of one server; `expose` is what a scrape gets."""
 
     def __init__(
         self,
@@ -229,14 +231,21 @@ class Metrics:
         one; `more`: of who runs the models; `target_saturation`: at which `forwardpass_desired_replicas` are enough;
         `told`: of processes, their machine, and loads; `process`: whose `process_*` is told, of several always the same
         one's, or who scrapes would see another begin each time."""
-        ours = (_Models(dataplane, target_saturation), _Listeners(closed), CacheMetrics(cache), _Rows(told))
-        grpcs = () if grpc is None else (_Grpc(grpc),)
-        self._collectors: Sequence[Collector] = (*ours, *grpcs, *more, ProcessMetrics(process))
+        self._registry = CollectorRegistry()
+        self._registry.register(_Models(dataplane, target_saturation))
+        self._registry.register(_Listeners(closed))
+        self._registry.register(CacheMetrics(cache))
+        self._registry.register(_Rows(told))
+        if grpc is not None:
+            self._registry.register(_Grpc(grpc))
+        for collector in more:
+            self._registry.register(collector)
+        ProcessCollector(pid=process, registry=self._registry)
+        PlatformCollector(registry=self._registry)
 
     def expose(self, accept: str = "") -> tuple[bytes, str]:
         """What a scrape gets, and its content type: OpenMetrics if `accept` (the header) asks for it."""
         openmetrics = any(
             each.split(";")[0].strip() == "application/openmetrics-text" for each in accept.lower().split(",")
         )
-        found = [*chain.from_iterable(each.collect() for each in self._collectors), python_info()]
-        return written(found, openmetrics=openmetrics), OPENMETRICS if openmetrics else TEXT
+        return written(self._registry.collect(), openmetrics=openmetrics), OPENMETRICS if openmetrics else TEXT

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from server.observability.catalog import Family, Metric
+from prometheus_client.core import Metric
+
+from server.observability.catalog import Family
 
 if TYPE_CHECKING:
     from server.scheduler.statistics import ModelStatistics

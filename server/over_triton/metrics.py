@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from server.observability.catalog import Collector, Family, Metric
+from prometheus_client.core import Metric
+from prometheus_client.registry import Collector
+
+from server.observability.catalog import Family
 from server.over_triton.models import TritonModels
 
 

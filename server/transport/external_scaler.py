@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from server.errors import Draining, InvalidRequest, ReplicasUnreached
 from server.proto.keda import externalscaler_pb2 as pb
+from server.scaling import OwnMetrics, Replicas
 from server.security.roles import OPEN
 from server.settings import ScalingSettings
 from server.transport.messages import only
@@ -29,7 +30,6 @@ from server.transport.methods import CallInfo, Method
 
 if TYPE_CHECKING:
     from server.dataplane import DataPlane
-    from server.scaling import OwnMetrics, Replicas
 
 METRIC = "saturation-percent"
 _SERVICE = "/externalscaler.ExternalScaler"
@@ -39,9 +39,6 @@ def external_scaler(settings: ScalingSettings, own: OwnMetrics) -> tuple[Method,
     """The rows of its methods, none where it is not wanted. `own`: the metrics of this server."""
     if not settings.external_scaler:
         return ()
-    # Imported where it is wanted only: it brings the parser of metrics.
-    from server.scaling import Replicas
-
     scaler = _Scaler(settings, Replicas(settings, own))
     # KEDA has no key to show; what it is told is how much there is to do.
     row = partial(Method, waits=True, needs=OPEN)

@@ -8,11 +8,12 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from prometheus_client.registry import Collector
+
 from server.dataplane import DataPlane
 from server.errors import ServingError, Unsupported
 from server.lifecycle import Lifecycle
 from server.observability.audit import audited
-from server.observability.catalog import Collector
 from server.observability.following import Following
 from server.observability.log_control import LogControl
 from server.observability.metrics import Metrics, Told

@@ -6,14 +6,13 @@ import math
 from collections.abc import Iterable
 
 from prometheus_client import CollectorRegistry, generate_latest
-from prometheus_client.core import Metric as LibraryMetric
+from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.openmetrics import exposition as library
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as openmetrics_families
 from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.registry import Collector
 
-from server.observability.catalog import Family, Line, Metric
-from server.observability.definitions import Definition
+from server.observability.catalog import Family
 from server.observability.exposition import written
 from server.scheduler.histogram import DURATION_BOUNDS_NS, Histogram
 
@@ -21,7 +20,7 @@ AWKWARD = 'a "quoted"\\name\nof two lines, {with} braces'
 
 
 def metrics() -> list[Metric]:
-    """A counter of ours, one of Triton's, a gauge of odd values, a histogram with an exemplar; one without a unit."""
+    """A counter of ours, one of Triton's, a gauge of odd values, a histogram with an exemplar; one of the library's."""
     requests = Family("forwardpass_requests_admitted_total")
     requests.add((AWKWARD, "1"), 3)
     tritons = Family("nv_inference_request_success")
@@ -35,16 +34,16 @@ def metrics() -> list[Metric]:
     histogram.exemplify(61_000, "0af7651916cd43dd8448eb211c80319c")
     durations = Family("forwardpass_request_duration_seconds")
     durations.add_histogram(("m", "1"), histogram, 1e-9)
-    other = Metric(Definition("process_open_fds", "gauge", "", ("kind",), 'Files, "open"'))
-    other.lines.append(Line("process_open_fds", 'kind="a"', 4))
+    other = GaugeMetricFamily("process_open_fds", 'Files, "open"', labels=["kind"])
+    other.add_metric(["a"], 4)
     return [requests.metric, tritons.metric, gauges.metric, durations.metric, other]
 
 
 class Parsed(Collector):
-    def __init__(self, families: Iterable[LibraryMetric]) -> None:
+    def __init__(self, families: Iterable[Metric]) -> None:
         self._families = list(families)
 
-    def collect(self) -> Iterable[LibraryMetric]:
+    def collect(self) -> Iterable[Metric]:
         return self._families
 
 
@@ -63,7 +62,7 @@ def test_the_library_reads_openmetrics_and_writes_the_same() -> None:
 
 def test_the_library_reads_the_text_and_writes_the_same() -> None:
     """But for Triton's counter, whose name the library would change."""
-    own = [metric for metric in metrics() if metric.definition.name != "nv_inference_request_success"]
+    own = [metric for metric in metrics() if metric.name != "nv_inference_request_success"]
     ours = written(own, openmetrics=False)
     registry = CollectorRegistry()
     registry.register(Parsed(text_string_to_metric_families(ours.decode())))

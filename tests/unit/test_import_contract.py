@@ -11,7 +11,6 @@ ROOT = Path(__file__).parents[2]
 
 FLOORS = {
     "server.cli": 8,
-    "server.cli_serve": 8,
     "server.cli_tools": 7,
     "server.cli_output": 7,
     "server.app": 7,
@@ -25,7 +24,6 @@ FLOORS = {
     "server.observability.definitions": 1,
     "server.observability.exposition": 4,
     "server.observability.metrics_page": 1,
-    "server.observability.process_metrics": 4,
     "server.observability.sequence_metrics": 6,
     "server.observability.rollout_metrics": 6,
     "server.transport.http2.flow": 1,

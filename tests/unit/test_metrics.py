@@ -10,19 +10,17 @@ from typing import Any
 
 import pytest
 from cryptography import x509
-from prometheus_client import CollectorRegistry, PlatformCollector, ProcessCollector, generate_latest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as openmetrics_families
 from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.samples import Sample
 from prometheus_client.utils import floatToGoString
 
 from server.errors import Cancelled, DeadlineExceeded, Overloaded, QueueFull
+from server.observability import catalog
 from server.observability.catalog import Rows
 from server.observability.certificates import Certificates
 from server.observability.definitions import CATALOG, Definition
-from server.observability.exposition import written
 from server.observability.metrics import Metrics, Told
-from server.observability.process_metrics import ProcessMetrics, python_info
 from server.over_triton.metrics import TritonMetrics
 from server.scheduler.histogram import DURATION_BOUNDS_NS, Histogram
 from server.scheduler.load import WINDOW_NS
@@ -82,28 +80,6 @@ def test_every_metric_has_help_and_a_unit(definition: Definition) -> None:
     assert definition.unit
     last = definition.base.rpartition("_")[2]
     assert {"seconds": "seconds", "bytes": "bytes", "us": "microseconds"}.get(last, definition.unit) == definition.unit
-
-
-def test_the_process_is_told_as_the_library_tells_it() -> None:
-    """The same metrics, of the same process, with the same help and numbers, in the same order."""
-    registry = CollectorRegistry()
-    ProcessCollector(registry=registry)
-    PlatformCollector(registry=registry)
-    theirs = list(text_string_to_metric_families(generate_latest(registry).decode()))
-    told = written([*ProcessMetrics(lambda: "self").collect(), python_info()], openmetrics=False)
-    ours = list(text_string_to_metric_families(told.decode()))
-
-    assert [(f.name, f.type, f.documentation) for f in ours] == [(f.name, f.type, f.documentation) for f in theirs]
-    for own, of_library in zip(ours, theirs, strict=True):
-        [mine], [its] = own.samples, of_library.samples
-        assert (mine.name, mine.labels) == (its.name, its.labels)
-        # Memory, and time of the CPU, grow from the one to the other.
-        assert mine.value == pytest.approx(its.value, rel=0.2, abs=0.5)
-
-
-def test_a_process_that_has_ended_is_not_told() -> None:
-    """Of a supervisor that is gone a front has nothing to say, and says the rest."""
-    assert list(ProcessMetrics(lambda: 2**22 + 1).collect()) == []
 
 
 def test_bounds_are_written_as_the_library_writes_them() -> None:
@@ -192,6 +168,7 @@ def test_the_expiry_of_a_certificate_is_that_of_the_first_of_its_chain(tmp_path:
 
     def told() -> dict[str, float]:
         [family] = certificates.collect()
+        assert isinstance(family, catalog.Told)
         return {line.labels.split('"')[1]: line.value for line in family.lines}
 
     certificate, _ = Authority(tmp_path).issue("server")
