@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -33,11 +33,14 @@ from exporter.text.sentence import MODULES_FILE
 from exporter.verify import verify
 from server.pipeline.classification import LABELS, ClassificationSpec
 from server.pipeline.image_spec import Filter, ImageSpec, Normalize, Resize
-from server.pipeline.load import Spec, load_pipeline, write_spec
+from server.pipeline.load import load_pipeline, write_spec
 from server.pipeline.text_spec import TextClassificationSpec, TextEmbeddingSpec, TokenClassificationSpec
 from server.repository import certificate
 from server.tensor import Array, TensorSpec
 from server.types import ImageInput, RawInput, TextInput
+
+if TYPE_CHECKING:
+    from server.pipeline.load import Spec
 
 RECIPE = "import"
 MAX_BATCH_SIZE = 32

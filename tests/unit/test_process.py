@@ -35,20 +35,15 @@ the engine and with the first image model."""
 
 
 NOT_OF_THE_SHIPPED_MODELS = (
-    "http.server",
-    "prometheus_client",
     "server.over_triton",
     "server.pipeline.custom",
     "server.pipeline.recommendation",
     "server.pipeline.regression",
     "server.pipeline.text_spec",
-    "server.scaling",
     "server.security.keys",
     "server.workers",
-    "urllib.request",
-    "wsgiref",
 )
-"""What other models and other settings need, and what packages would bring."""
+"""What other models and other settings need."""
 
 
 def run(code: str) -> str:
