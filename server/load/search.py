@@ -26,7 +26,7 @@ Bound = Literal["slo", "generator", "none"]
 
 PRECISION = 0.05
 """Of the interval that a search ends with: its highest rate over its lowest, less one."""
-WINDOWS = 70
+WINDOWS = 60
 _HOPELESS = 14
 """After so many windows none of which held, none will."""
 _LOW, _MIDDLE, _HIGH = 0.05, 0.5, 0.95

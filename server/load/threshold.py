@@ -26,8 +26,9 @@ _WIDTHS = (0.006, 0.012, 0.025, 0.05, 0.1)
 """Of the logarithm of the rate: from three of four windows that hold to one of two, about."""
 _LAPSES = (0.02, 0.1, 0.2, 0.35, 0.5)
 """None is never: one window that breaks far below would be the end of it."""
-_PLACES = (0.05, 0.15, 0.3, 0.5, 0.7)
-"""Quantiles of what is believed of the rate, among which the next window is chosen."""
+_PLACES = (0.05, 0.15, 0.3, 0.5, 0.7, 0.85, 0.95)
+"""Quantiles of what is believed of the rate, among which the next window is chosen. High ones are among them: where
+half of the windows break at any rate, only those far above tell that from a step that is here."""
 _NEVER = 1e-12
 
 

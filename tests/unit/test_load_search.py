@@ -95,6 +95,17 @@ def test_where_the_machine_wanders_it_is_the_rate_that_half_of_the_windows_hold(
     assert sum(one.between[0] < 1_000 < one.between[1] for one in found) >= 34
 
 
+def test_where_most_windows_are_disturbed_it_looks_far_above() -> None:
+    """Six of ten break at any rate, and the machine wanders: the others hold as often just below as far below."""
+    rng = np.random.default_rng(0)
+
+    def probe(rate: float) -> Probe:
+        return Probe(rate, ("p99",) if rng.random() < 0.6 or rate > rng.normal(1_000, 60) else ())
+
+    found = [highest(Search(780), probe).rate for _ in range(30)]
+    assert sum(abs(rate / 1_000 - 1) < 0.1 for rate in found) >= 20
+
+
 def test_a_server_that_holds_nothing_has_no_rate() -> None:
     """And the search ends soon, far below where it began."""
     found = highest(Search(1_000), lambda rate: Probe(rate, ("p99",)))
