@@ -31,6 +31,7 @@ FLOORS = {
     "server.transport.http2.hpack": 1,
     "server.transport.http2.hpack_encode": 1,
     "server.transport.http2.huffman": 1,
+    "server.transport.http2.prefix": 1,
     "server.transport.http2.static_table": 1,
     "server.observability.writing_metrics": 6,
     "server.dataplane": 5,

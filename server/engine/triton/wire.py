@@ -18,8 +18,8 @@ import server.transport.http2.frames as frames
 from server.transport.http2.flow import Sender
 from server.transport.http2.frames import ConnectionFault, ErrorCode, StreamFault, read_header
 from server.transport.http2.hpack import Decoder, Field, HeaderListTooLarge, HpackError
+from server.transport.http2.prefix import PREFIX_BYTES, is_plain, write_prefix
 
-PREFIX_BYTES = 5
 OK, UNKNOWN, RESOURCE_EXHAUSTED, INTERNAL = 0, 2, 8, 13
 """Of gRPC's statuses."""
 _WINDOW = 1 << 26
@@ -116,7 +116,7 @@ class Wire:
     def ask(self, block: bytes, message: bytes, done: Callable[[Result], None]) -> Stream:
         """Begin a call; `block` are its header fields. Ask only one that is not `over`."""
         stream = Stream(done)
-        data = b"\0" + len(message).to_bytes(4) + message
+        data = write_prefix(0, len(message)) + message
         if len(self.streams) < self._most_streams:
             self._send(stream, block, data)
         else:
@@ -360,7 +360,7 @@ def _answer(trailers: dict[bytes, bytes], data: bytes, *, begun: bool) -> Answer
     details = unquote(trailers.get(b"grpc-message", b"").decode("latin-1"))
     if int(status) != OK:
         return Answered(int(status), details)
-    if len(data) < PREFIX_BYTES or data[0] or len(data) - PREFIX_BYTES != _number(data[1:PREFIX_BYTES], 4):
+    if not is_plain(data):
         return Answered(INTERNAL, "the answer is not one plain message")
     return Answered(OK, details, data[PREFIX_BYTES:])
 

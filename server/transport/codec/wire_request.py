@@ -29,6 +29,7 @@ from server.transport.codec import v2_grpc
 from server.transport.codec.recent import Recent
 from server.transport.codec.tensors import check_raw
 from server.transport.codec.varint import ONE_BYTE, read_length, varint
+from server.transport.http2.prefix import PREFIX_BYTES, is_plain, write_prefix
 from server.types import NO_DEADLINE, Form, InferRequest, Outcome, Said
 
 _MODEL_NAME, _MODEL_VERSION, _ID, _PARAMETERS, _INPUTS, _OUTPUTS, _RAW = (number << 3 | 2 for number in range(1, 8))
@@ -43,8 +44,6 @@ _ENTRY_BYTES = 256
 """What a key weighs beside its bytes."""
 _MAX_SEEN = 4096
 _MAX_RUNS = 512
-_PREFIX_BYTES = 5
-"""In front of a message of gRPC: whether it is compressed, and its length."""
 _VIEW_BYTES = 8192
 """From here on a view on the message costs less than a copy of the tensor."""
 
@@ -137,14 +136,14 @@ class Forms:
     ) -> InferRequest | None:
         """The same of a message behind gRPC's prefix, a flag and the length. None if `data` is anything but one message
         that is not compressed."""
-        run = self._runs.get(len(data) - _PREFIX_BYTES)
+        run = self._runs.get(len(data) - PREFIX_BYTES)
         tail = data if run is None else data.removeprefix(run.framed)
         if run is not None and len(tail) == run.tail_bytes and not run.others:
             inputs = [_tensor(run.first, tail)]
             return _received(run.key.said, "", inputs, on_settle, received_ns, deadline_ns, caller)
-        if data[:1] != b"\0" or int.from_bytes(data[1:_PREFIX_BYTES]) != len(data) - _PREFIX_BYTES:
+        if not is_plain(data):
             return None
-        return self.decode(data[_PREFIX_BYTES:], on_settle, received_ns, deadline_ns, caller)
+        return self.decode(data[PREFIX_BYTES:], on_settle, received_ns, deadline_ns, caller)
 
     def _find(self, data: bytes | memoryview) -> _Found:
         if type(data) is not bytes:
@@ -269,7 +268,7 @@ def _run(key_bytes: bytes, key: _Key) -> _Run | None:
         head=whole[: _names_end(whole)],
         body=whole[_names_end(whole) :],
         whole=whole,
-        framed=b"\0" + (len(whole) + tail_bytes).to_bytes(4) + whole,
+        framed=write_prefix(0, len(whole) + tail_bytes) + whole,
         tail_bytes=tail_bytes,
         message_bytes=len(whole) + tail_bytes,
         first=first,

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from server.transport.http2 import frames
 from server.transport.http2.hpack_encode import encode
-from server.transport.http2.messages import write_prefix
+from server.transport.http2.prefix import write_prefix
 from server.transport.status import STATUS_DETAILS_KEY, Failure, status_details
 
 if TYPE_CHECKING:

@@ -20,7 +20,8 @@ from server.settings import GrpcSettings
 from server.transport.codec.v2_wire import decode_framed_infer, decode_infer, encode_infer
 from server.transport.http2 import answers
 from server.transport.http2.connection import Connection
-from server.transport.http2.messages import IDENTITY, MESSAGE, deflate, write_prefix
+from server.transport.http2.messages import IDENTITY, MESSAGE, deflate
+from server.transport.http2.prefix import write_prefix
 from server.transport.http2.refused import RefusedCall
 from server.transport.http2.states import State
 from server.transport.http2.streaming import StreamsCall

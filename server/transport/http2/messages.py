@@ -7,12 +7,11 @@ from __future__ import annotations
 
 import gzip
 import zlib
-from struct import Struct
 
 from server.errors import InvalidRequest, PayloadTooLarge
 from server.transport import inflate
+from server.transport.http2.prefix import PREFIX_BYTES, read_prefix
 
-PREFIX_BYTES = 5
 IDENTITY = b"identity"
 MESSAGE = "message"
 """What errors call one."""
@@ -21,9 +20,6 @@ _SMALL_BYTES = 1024
 """Of a part, in the mean, for which it is worth a copy not to be kept by itself."""
 
 ENCODINGS = frozenset((IDENTITY, *(name.encode() for name in inflate.WINDOW_BITS)))
-
-read_prefix = Struct(">BI").unpack_from
-write_prefix = Struct(">BI").pack
 
 
 class MessageReader:

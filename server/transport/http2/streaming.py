@@ -11,7 +11,8 @@ from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING, Any
 
 from server.errors import CallExpired
-from server.transport.http2.messages import PREFIX_BYTES, MessageReader, inflated
+from server.transport.http2.messages import MessageReader, inflated
+from server.transport.http2.prefix import PREFIX_BYTES
 
 if TYPE_CHECKING:
     from server.transport.http2.calls import Calls

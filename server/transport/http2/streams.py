@@ -16,6 +16,7 @@ from server.transport.http2.flow import Sender
 from server.transport.http2.frames import ConnectionFault, ErrorCode, StreamFault
 from server.transport.http2.head import Opening
 from server.transport.http2.limits import Allowance, Resets
+from server.transport.http2.prefix import write_prefix
 from server.transport.http2.states import State, Step, after
 from server.transport.http2.stream import Stream
 
@@ -201,7 +202,7 @@ class Streams:
 
     def _answer_in_parts(self, stream: Stream, message: bytes) -> None:
         self.send_headers(stream, answers.RESPONSE)
-        self.send_data(stream, b"\0" + len(message).to_bytes(4) + message)
+        self.send_data(stream, write_prefix(0, len(message)) + message)
         self.send_trailers(stream, answers.OK_TRAILERS)
 
     def send_headers(self, stream: Stream, block: bytes) -> None:

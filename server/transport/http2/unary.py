@@ -6,7 +6,8 @@ import asyncio
 from typing import TYPE_CHECKING, cast
 
 from server.errors import CallExpired, Overloaded, RequestTooSlow, Unsupported
-from server.transport.http2.messages import PREFIX_BYTES, MessageReader, inflated
+from server.transport.http2.messages import MessageReader, inflated
+from server.transport.http2.prefix import PREFIX_BYTES
 
 if TYPE_CHECKING:
     from server.transport.http2.calls import Call, Calls
