@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import sys
 import threading
+import time
 from collections.abc import Callable
 
 log = logging.getLogger(__name__)
@@ -19,6 +21,8 @@ class _Here(threading.local):
 
     due: list[Callable[[], None]] | None = None
     """What the step under way has left so far; None: none is under way."""
+    since_ns = sys.maxsize
+    """When the last step was over, with what it had left; before the first one nothing is idle."""
 
 
 _here = _Here()
@@ -31,6 +35,11 @@ def afterwards(callback: Callable[[], None]) -> None:
         asyncio.get_running_loop().call_soon(callback)
     else:
         due.append(callback)
+
+
+def idle_since_ns() -> int:
+    """When the last step on this loop was over, with what it had left; by `time.monotonic_ns`."""
+    return _here.since_ns
 
 
 def as_step(take: Callable[..., None], *arguments: object) -> None:
@@ -49,3 +58,4 @@ def as_step(take: Callable[..., None], *arguments: object) -> None:
                 callback()
             except Exception:
                 log.exception("what a step has left to be done failed")
+        _here.since_ns = time.monotonic_ns()

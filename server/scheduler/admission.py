@@ -215,9 +215,10 @@ class Admission:
         self._statistics.load.arrive(max(1, self.known(request.signature).row_ns * request.rows), now_ns)
 
     def admit_all(self, requests: Sequence[InferRequest], rows: int, now_ns: int) -> None:
-        """Count in requests of one signature, of so many rows together, that go at once, without queueing."""
+        """Count in requests of one signature, of so many rows together, that go at once, without queueing; or behind
+        the half with which they came (`Run.halve`), for which they have waited."""
         for request in requests:
-            request.enqueued_ns = now_ns
+            request.enqueued_ns = request.enqueued_ns or now_ns
         self._statistics.admitted += len(requests)
         row_ns = self.known(requests[0].signature).row_ns
         if row_ns:

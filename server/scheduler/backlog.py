@@ -13,7 +13,7 @@ from server.types import InferRequest
 class Backlog:
     """Of one model version."""
 
-    __slots__ = ("_counted", "_statistics", "arrived", "queue", "reruns")
+    __slots__ = ("_counted", "_statistics", "arrived", "at_once", "queue", "reruns")
 
     def __init__(self, queue: RequestQueue, statistics: ModelStatistics) -> None:
         self.queue = queue
@@ -21,6 +21,8 @@ class Backlog:
         """Neighbours of a pass that failed, each to be run once more, alone, before anything else."""
         self.arrived: list[InferRequest] = []
         """Since the last tick; not looked at yet."""
+        self.at_once = False
+        """All of them came with one read of a socket."""
         self._statistics = statistics
         self._counted = 0
 
@@ -30,6 +32,11 @@ class Backlog:
 
     def __bool__(self) -> bool:
         return bool(self.queue.places or self.reruns)
+
+    def arrive(self, requests: Sequence[InferRequest]) -> None:
+        """They came together."""
+        self.at_once = not self.arrived
+        self.arrived += requests
 
     def oldest_ns(self) -> int:
         """When the first of those that wait was admitted. There is one."""

@@ -15,7 +15,7 @@ from dataclasses import replace
 from functools import partial
 from weakref import WeakMethod
 
-from server.afterwards import afterwards, as_step
+from server.afterwards import afterwards, as_step, idle_since_ns
 from server.buckets import Buckets
 from server.engine.base import Instance
 from server.errors import Cancelled, DeadlineExceeded, DeviceLost, Draining, EngineFailure, Overloaded
@@ -128,7 +128,7 @@ class Batcher(Ticking):
     def submit(self, requests: Sequence[InferRequest]) -> None:
         """Take in checked requests. Each is admitted, or settled with the reason why not, in this turn of the loop,
         together with all others that arrive in it. Never raises."""
-        self._backlog.arrived += requests
+        self._backlog.arrive(requests)
         self._tick_soon()
 
     def cancel(self, request: InferRequest) -> None:
@@ -226,11 +226,13 @@ class Batcher(Ticking):
         self._alarm.set(wake_ns, now_ns)
 
     def _take_in(self, now_ns: int) -> None:
-        run = self._door.straight_on(now_ns)
+        run = self._door.straight_on(now_ns, idle_since_ns())
         if run is None:
             self._door.admit(now_ns)
         else:
             self._begin(run, queued=False)
+            if self._backlog.arrived:
+                self._tick_soon()
 
     def _expire(self, now_ns: int) -> None:
         for request in self._backlog.expire(now_ns):
@@ -359,6 +361,7 @@ class Batcher(Ticking):
         self._backlog.count()
 
     def _stop_admitting(self, until_ns: int) -> None:
+        self._backlog.at_once = False  # None of them is left to a next turn.
         super()._stop_admitting(until_ns)
         self._door.shut = True
         # No batch waits for company any more, for nobody will come.

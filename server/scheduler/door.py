@@ -14,7 +14,7 @@ from server.observability.whose import about
 from server.scheduler.admission import Admission, Foreseen, Outlook
 from server.scheduler.backlog import Backlog
 from server.scheduler.instances import Instances, Run
-from server.scheduler.plan import Limits, all_at_once
+from server.scheduler.plan import Limits, all_at_once, in_halves
 from server.scheduler.settling import Settling
 from server.scheduler.waits import Waits
 from server.types import InferRequest
@@ -50,15 +50,23 @@ class Door:
         self._plain = backlog.queue.plain and instances.alike and not (for_company or settling.preserve_ordering)
         """Whoever finds an idle instance and nobody waiting goes at once."""
 
-    def straight_on(self, now_ns: int) -> Run | None:
-        """The pass of all who arrived, where they need not queue, as nearly always; they are its own from here on."""
+    def straight_on(self, now_ns: int, idle_since_ns: int) -> Run | None:
+        """The pass of all who arrived, or of the first of them, where they need not queue, as nearly always; they are
+        its own from here on. `idle_since_ns`: until they came the loop had nothing to do from there on."""
         backlog, instances = self._backlog, self._instances
         arrived = backlog.arrived
         if not self._plain or self.shut or not instances.idle or backlog or not self._fit(arrived, now_ns):
             return None
         run = instances.reserve(arrived, instances.turn.choose(instances.idle), now_ns)
-        if run is not None:
-            backlog.arrived = []
+        if run is None:
+            return None
+        halves = (
+            run.inline
+            and backlog.at_once
+            and len(arrived) > 1
+            and in_halves(run.rows, arrived[0].received_ns - idle_since_ns, run.cost)
+        )
+        backlog.arrived, backlog.at_once = run.halve() if halves else [], False
         return run
 
     def admit(self, now_ns: int) -> None:

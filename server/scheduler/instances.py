@@ -29,7 +29,6 @@ class Run:
     __slots__ = ("begun_ns", "cost", "inline", "lease", "predicted_ns", "requests", "rows", "runner")
 
     def __init__(self, requests: Sequence[InferRequest], runner: Runner, begun_ns: int, cost: CostModel) -> None:
-        self.requests = requests
         self.runner = runner
         self.begun_ns = begun_ns
         self.cost = cost
@@ -37,8 +36,21 @@ class Run:
         """Its tokens of the share."""
         self.inline = False
         """On the loop itself."""
+        self._take(requests)
+
+    def halve(self) -> list[InferRequest]:
+        """Leave the second half of its requests, which are returned, to another pass. They wait from now on."""
+        half = len(self.requests) // 2
+        left = list(self.requests[half:])
+        for request in left:
+            request.enqueued_ns = self.begun_ns
+        self._take(self.requests[:half])
+        return left
+
+    def _take(self, requests: Sequence[InferRequest]) -> None:
+        self.requests = requests
         self.rows = rows = sum([request.rows for request in requests])
-        self.predicted_ns = cost.predict_ns(rows)
+        self.predicted_ns = self.cost.predict_ns(rows)
 
     def left_ns(self, now_ns: int) -> int:
         return max(0, self.begun_ns + (self.predicted_ns or 0) - now_ns)

@@ -54,6 +54,11 @@ class Limits:
         return cost.best_rows(self.max_batch_size)
 
 
+_HALVED = 8
+"""Fewer rows are not worth a thought."""
+_WORTH = 2
+
+
 class Cost(Protocol):
     """What is asked of a `CostModel`."""
 
@@ -141,6 +146,19 @@ def all_at_once(arrived: Sequence[InferRequest], now_ns: int, cap: int, cost: Co
     if earliest_ns < NO_DEADLINE and earliest_ns <= now_ns + ((cost.high_ns(max(1, cap)) or 0) if cost else 0):
         return False
     return rows <= cap or (not cap and len(arrived) == 1)
+
+
+def in_halves(rows: int, idle_ns: int, cost: Cost) -> bool:
+    """Whether so many rows, which one read of a socket has brought, go in two passes on the loop instead of one.
+
+    With one, their client waits for the loop, and then the loop for the client: it had nothing to do for `idle_ns`
+    before they came. With two the client goes on with the first answers while the loop makes the others, and so on
+    from there. A second pass costs something, though: that must be well below what the loop has waited.
+    """
+    whole_ns, half_ns = cost.predict_ns(rows), cost.predict_ns(rows // 2)
+    if rows < _HALVED or whole_ns is None or half_ns is None:
+        return False
+    return idle_ns > _WORTH * (2 * half_ns - whole_ns)
 
 
 def _signatures(queue: RequestQueue) -> Iterator[object]:

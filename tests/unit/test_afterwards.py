@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import sys
 import threading
+import time
 
 import pytest
 
-from server.afterwards import afterwards, as_step
+from server.afterwards import afterwards, as_step, idle_since_ns
 
 
 def test_it_is_done_behind_the_step_in_the_order_in_which_it_was_left() -> None:
@@ -91,3 +93,21 @@ def test_a_step_is_a_step_on_its_own_thread_only() -> None:
 
     as_step(take)
     assert len(refused) == 1
+
+
+def test_it_is_idle_from_the_end_of_what_a_step_has_left() -> None:
+    """Of this thread's loop; before its first step there is no telling."""
+    seen: list[int] = []
+
+    def look() -> None:
+        seen.append(idle_since_ns())
+        as_step(lambda: afterwards(lambda: seen.append(time.monotonic_ns())))
+        seen.append(idle_since_ns())
+        seen.append(time.monotonic_ns())
+
+    thread = threading.Thread(target=look)
+    thread.start()
+    thread.join()
+    before, left, since, after = seen
+    assert before == sys.maxsize
+    assert left <= since <= after

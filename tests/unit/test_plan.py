@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from server.scheduler.cost import CostModel
-from server.scheduler.plan import Dispatch, Idle, Limits, Wait, plan
+from server.scheduler.plan import Dispatch, Idle, Limits, Wait, in_halves, plan
 from server.scheduler.queue import Priorities, QueuePolicy, RequestQueue
 from server.types import InferRequest
 from tests.support.scheduler import MS, Caller, ManualClock, StillCost, admit
@@ -214,3 +214,20 @@ def test_a_window_ends_in_time_for_the_earliest_deadline() -> None:
     waiting = deadlines(500)
     assert plan(waiting.queue, 0, Limits(4, (), 900), StillCost(100)) == Wait(400)
     assert chosen(waiting, 400, Limits(4, (), 900), StillCost(100)) == [0]
+
+
+@pytest.mark.parametrize(
+    ("rows", "idle_us", "halves"),
+    [(32, 121, True), (32, 120, False), (32, 0, False), (8, 61, True), (8, 60, False), (7, 10_000, False)],
+)
+def test_rows_of_one_client_go_in_halves_where_the_loop_has_waited_longer_than_that_costs(
+    rows: int, idle_us: int, halves: bool
+) -> None:
+    """Twice as long: 32 rows take 100 us and 16 take 80, so that two passes cost 60 more."""
+    cost = CostModel({4: 30_000, 8: 30_000, 16: 80_000, 32: 100_000})
+    assert in_halves(rows, idle_us * 1000, cost) is halves
+
+
+def test_of_an_unknown_cost_nothing_is_halved() -> None:
+    """Nobody knows what a second pass takes."""
+    assert not in_halves(32, MS, CostModel({}))
