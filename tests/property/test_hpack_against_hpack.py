@@ -259,9 +259,14 @@ def test_what_we_encode_is_decoded_to_the_same_and_enters_no_table(fields: list[
     assert not theirs.header_table.dynamic_entries
 
 
-@given(st.one_of(st.binary(max_size=60), st.tuples(TEXTS.map(huffman.encode), st.binary(max_size=5)).map(b"".join)))
+RUNS_OF_ONES = st.lists(st.sampled_from([0xFF, 0x7F, 0xFE, 0x3F, 0xFC, 0x01, 0x80, 0xF8, 0x00]), max_size=40).map(bytes)
+VISIBLE = st.binary(min_size=10, max_size=60).map(lambda text: bytes(0x21 + octet % 0x5E for octet in text))
+CODED = st.one_of(TEXTS, VISIBLE).map(huffman.encode)
+
+
+@given(st.one_of(st.binary(max_size=60), RUNS_OF_ONES, st.tuples(CODED, st.binary(max_size=5)).map(b"".join)))
 def test_huffman_code_is_decoded_or_refused_alike(data: bytes) -> None:
-    """Random octets, and a good string with something behind it."""
+    """Random octets, runs of ones at any place of an octet, and a good string with something behind it."""
     try:
         ours = huffman.decode(data)
     except HpackError:

@@ -480,33 +480,62 @@ def test_rfc7541_5_2_a_length_beyond_the_block_is_an_error(block: bytes) -> None
 @pytest.mark.parametrize("octet", range(256))
 def test_rfc7541_5_2_huffman_code_of_each_octet(octet: int) -> None:
     """Alone, so that the padding has every length, and among others."""
-    for text in (bytes([octet]), bytes([octet]) * 9, b"a" + bytes([octet]) + b"z"):
+    one = bytes([octet])
+    for text in (one, one * 9, one * 40, b"a" + one + b"z", b"a" * 40 + one + b"z", b"<" * 20 + one):
         assert huffman.decode(huffman.encode(text)) == text
 
 
-def test_rfc7541_5_2_padding_longer_than_seven_bits_is_an_error() -> None:
+BEFORE = [pytest.param(b"", id="alone"), pytest.param(b"\xf8" * 20, id="after 20 octets")]
+"""Each octet is the whole code of an ampersand."""
+
+
+@pytest.mark.parametrize("before", BEFORE)
+def test_rfc7541_5_2_padding_longer_than_seven_bits_is_an_error(before: bytes) -> None:
     """An octet of ones is no padding, alone or after a symbol that ends with its octet."""
     assert huffman.encode(b"&") == b"\xf8"
-    assert huffman.decode(b"\xf8") == b"&"
+    assert huffman.decode(before + b"\xf8") == b"&" * len(before) + b"&"
     for data in (b"\xff", b"\xf8\xff", b"\xf8\xff\xff", b"\x1f\xff"):
         with pytest.raises(HpackError, match="padding"):
-            huffman.decode(data)
+            huffman.decode(before + data)
 
 
-def test_rfc7541_5_2_padding_that_is_not_the_begin_of_eos_is_an_error() -> None:
+@pytest.mark.parametrize("before", BEFORE)
+def test_rfc7541_5_2_padding_that_is_not_the_begin_of_eos_is_an_error(before: bytes) -> None:
     """`a` is 00011: of the eight ways to fill its octet only ones are padding, and zeros begin another symbol."""
-    assert huffman.decode(b"\x1f") == b"a"
+    assert huffman.decode(before + b"\x1f") == b"&" * len(before) + b"a"
     for bits in range(7):
         with pytest.raises(HpackError, match="padding"):
-            huffman.decode(bytes([0x18 | bits]))
+            huffman.decode(before + bytes([0x18 | bits]))
 
 
+def test_rfc7541_5_2_a_string_ends_with_a_whole_code_and_no_other_place() -> None:
+    """Every place in the tree of codes as the end, of short strings and of long ones. After a wrong string the next one
+    is read as ever."""
+    for place in sorted({code[:bits] for code in huffman._CODES for bits in range(len(code))}):
+        for least in (0, 20):
+            # Codes of six bits, then of five, until the place ends with an octet.
+            sixes, fives = next(
+                (sixes, fives)
+                for fives in range(least, least + 8)
+                for sixes in range(8)
+                if (6 * sixes + 5 * fives + len(place)) % 8 == 0
+            )
+            bits = huffman._CODES[ord("%")] * sixes + huffman._CODES[ord("0")] * fives + place
+            data = int(f"1{bits}", 2).to_bytes(len(bits) // 8 + 1, "big")[1:]
+            if place == "1" * len(place) and len(place) <= 7:
+                assert huffman.decode(data) == b"%" * sixes + b"0" * fives
+            else:
+                with pytest.raises(HpackError, match="padding"):
+                    huffman.decode(data)
+
+
+@pytest.mark.parametrize("before", BEFORE)
 @pytest.mark.parametrize("after", [b"", b"\xff", b"\x1f" * 3, b"\xf8\xf8"], ids=bytes.hex)
-def test_rfc7541_5_2_eos_inside_a_string_is_an_error(after: bytes) -> None:
+def test_rfc7541_5_2_eos_inside_a_string_is_an_error(before: bytes, after: bytes) -> None:
     """30 ones are EOS, whatever follows."""
     for data in (b"\xff\xff\xff\xff", b"\xf8\xff\xff\xff\xff", b"\xff\xff\xff\xfc"):
         with pytest.raises(HpackError, match="EOS"):
-            huffman.decode(data + after)
+            huffman.decode(before + data + after)
 
 
 def test_rfc7541_5_2_bad_huffman_code_in_a_block_is_an_error() -> None:

@@ -8,12 +8,19 @@ the text that is complete after it, and the row to go on with. A row is filled w
 quarter of a millisecond, once in a process. There are 257 and all of them take 6 MB: more is never kept. To see that a
 string is right, and holds nothing unusual, the way through the rows is enough: that takes a third of the time.
 
+A canonical code is also what zlib's inflate reads, once it is told the lengths. It takes codes of up to 15 bits: those
+of all visible ASCII but the backslash. The others, and EOS, begin with 15 ones, which is the one code that is left over
+and must never come. Such a run has a whole octet of ones in it, and the octets around that tell of it: so it is easily
+seen whether a string is without. Of these inflate decodes all but the shortest, in less than half the time.
+
 Source: RFC 7541 section 5.2 and appendix B.
 """
 
 from __future__ import annotations
 
 import re
+import zlib
+from collections.abc import Callable
 from functools import lru_cache
 from typing import TypeAlias
 
@@ -46,6 +53,8 @@ _EOS_BITS = 30
 
 _NAMES = 1024
 """Names that are remembered; a process hears a few dozen."""
+
+_WRONG = "a Huffman-coded string has EOS inside or wrong padding (RFC 7541 section 5.2)"
 
 Row: TypeAlias = "list[tuple[bytes, Row]]"
 Way: TypeAlias = "list[Way]"
@@ -103,6 +112,39 @@ _ENDS = frozenset(id(_WAYS["1" * bits]) for bits in range(8))
 
 _visible = re.compile(rb"[!-~]*").fullmatch
 
+_FEW = 16
+"""Octets; fewer are decoded faster by the rows."""
+_LONGEST_INFLATED = 15
+_fifteen_ones = re.compile(rb"\xff[\x80-\xff]|\x7f\xff").search
+"""True of some strings with a run of 9 too."""
+_REVERSED = bytes(int(f"{octet:08b}"[::-1], 2) for octet in range(256))
+"""Deflate has the first bit of an octet where HPACK has the last."""
+_STOP = bytes([0x30, 0x5C]).translate(_REVERSED)
+_STOPPED = frozenset((b"i16", b"g16", b"K16", b"Y0:", b"x=:", b"*=:", b"XE:", b'"=:'))
+"""As what `_STOP` is read behind a padding of 0 to 7 ones, with no bit left over. Behind a code that is cut off it is
+read as something that ends otherwise."""
+
+
+def _deflate_head() -> bytes:
+    """The begin of a deflate stream with HPACK's code, up to where the text begins (RFC 1951 section 3.2.7)."""
+    lengths = [len(code) if len(code) <= _LONGEST_INFLATED else 0 for code in _CODES]
+    lengths += [_LONGEST_INFLATED, 0]  # The end of a block has the code that is left over; there are no distances.
+    # Each length is a code of four bits, whose own lengths come first: of 16 to 18, which don't come, then of 0 to 15.
+    # Three empty blocks in front make the whole end with an octet.
+    parts = ["010" + "0" * 7] * 3 + ["001", "00000", "00000", "1111"] + ["000"] * 3 + ["001"] * 16
+    parts += [f"{length:04b}" for length in lengths]
+    return bytes([int(octet, 2) for octet in re.findall("." * 8, "".join(parts))]).translate(_REVERSED)
+
+
+def _new_inflate() -> Callable[[bytes, int], bytes]:
+    stream = zlib.decompressobj(-9)
+    stream.decompress(_deflate_head())
+    return stream.decompress
+
+
+_inflate = _new_inflate()
+"""One stream, of one block, for all that this process decodes: between two strings it is at the begin of a code."""
+
 
 def decode(data: bytes) -> bytes:
     """The octets that `data` stands for.
@@ -110,6 +152,8 @@ def decode(data: bytes) -> bytes:
     Raises:
         HpackError: EOS inside, or padding that is longer than seven bits or not the begin of EOS.
     """
+    if len(data) >= _FEW and not (0xFF in data and _fifteen_ones(data)):
+        return _inflated(data)
     texts: list[bytes] = []
     row = _ROOT
     try:
@@ -120,8 +164,17 @@ def decode(data: bytes) -> bytes:
         _fill_on_the_way(data)
         return decode(data)
     if id(row) not in _PADDING:
-        raise HpackError("a Huffman-coded string has EOS inside or wrong padding (RFC 7541 section 5.2)")
+        raise HpackError(_WRONG)
     return b"".join(texts)
+
+
+def _inflated(data: bytes) -> bytes:
+    global _inflate
+    text = _inflate(data.translate(_REVERSED) + _STOP, 2 * len(data) + 4)
+    if text[-3:] not in _STOPPED:
+        _inflate = _new_inflate()
+        raise HpackError(_WRONG)
+    return text[:-3]
 
 
 decode_name = lru_cache(_NAMES)(decode)
