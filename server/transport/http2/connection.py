@@ -162,10 +162,8 @@ class Connection(ControlFrames):
                 # The two frames that most calls consist of, in their plain form.
                 if what == _WHOLE_HEADERS:
                     if self._last_id < stream_id <= _LARGEST_STREAM_ID and stream_id & 1 and self.greeted:
-                        opening = known_heads.get(payload)
-                        if opening is None:
-                            self._on_request(stream_id, payload, end_stream=False)
-                        else:
+                        opening = known_heads.get(payload) or self._read_head(stream_id, payload)
+                        if opening is not None:
                             self._begin(stream_id, opening)
                         continue
                 elif what <= _END_STREAM and stream_id in streams:
@@ -310,19 +308,25 @@ class Connection(ControlFrames):
             raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "a client's streams have odd numbers")
 
     def _on_request(self, stream_id: int, block: bytes, end_stream: bool) -> None:
-        try:
-            opening = self._known_heads.get(block) or self._heads.read(block)
-        except StreamFault as fault:
-            self._take_id(stream_id)
-            self._stream_fault(stream_id, fault)
+        opening = self._known_heads.get(block) or self._read_head(stream_id, block)
+        if opening is None:
             return
-        except HpackError as error:
-            raise _compression_fault(error) from error
         self._begin(stream_id, opening)
         if end_stream:
             stream = self.streams.get(stream_id)
             if stream is not None:
                 self._end(stream)
+
+    def _read_head(self, stream_id: int, block: bytes) -> Opening | None:
+        """What a block that is not known opens the stream with; None: the request is malformed, and so refused."""
+        try:
+            return self._heads.read(block)
+        except StreamFault as fault:
+            self._take_id(stream_id)
+            self._stream_fault(stream_id, fault)
+            return None
+        except HpackError as error:
+            raise _compression_fault(error) from error
 
     def _on_trailers(self, stream_id: int, block: bytes, end_stream: bool) -> None:
         """Section 8.1: they end the stream. What they say is of no use to a gRPC server."""
