@@ -175,6 +175,46 @@ def test_values_that_vary_are_not_decoded_in_a_block_of_a_known_pattern() -> Non
     assert decoder.blocks == 1
 
 
+def test_a_block_that_comes_twice_in_a_row_is_known_by_its_bytes() -> None:
+    """Of a known pattern too; others of the pattern are not kept."""
+    heads = Heads(Decoder(), KNOWN_METHODS, 16_384)
+    start, timeout = encode(REQUEST), Literal(b"grpc-timeout", 0x00, coded=True)
+    blocks = [start + timeout.write(b"%dm" % number) for number in range(6)]
+    for block in [*blocks, blocks[-1]]:
+        heads.read(block)
+
+    assert list(heads.known) == blocks[-1:]
+    assert heads.known[blocks[-1]][1] == 5_000_000
+
+
+def test_values_too_long_for_a_pattern_leave_room_for_others() -> None:
+    """There are few patterns, and one that no block is found to be of is not kept."""
+    decoder = _Counting()
+    heads = Heads(decoder, KNOWN_METHODS, 16_384)
+    start, trace = encode(REQUEST), Literal(b"traceparent", 0x00, coded=False)
+    for number in range(20):
+        heads.read(start + trace.write(b"%0150d" % number))
+    heads.read(start + trace.write(b"00-abc"))
+    decoder.blocks = 0
+
+    heads.read(start + trace.write(b"00-abcdef"))
+    assert decoder.blocks == 0
+
+
+@pytest.mark.parametrize("name", [b"grpc-timeout", b"baggage"])
+def test_clients_that_take_turns_are_told_apart(name: bytes) -> None:
+    """Behind a proxy many share a connection: more of them than there are patterns, each with a tenant of its own."""
+    heads = Heads(Decoder(), KNOWN_METHODS, 16_384)
+    varying, tenant = Literal(name, 0x00, coded=True), Literal(b"x-tenant", 0x00, coded=False)
+    for turn in range(1, 6):
+        for client in range(20):
+            for behind in (False, True):
+                fields = [varying.write(b"%dm" % turn), tenant.write(b"%d" % client)]
+                head, timeout_ns = heads.read(encode(REQUEST) + b"".join(fields[::-1] if behind else fields))
+                assert head.tenant == str(client)
+                assert timeout_ns == (turn * 1_000_000 if name == b"grpc-timeout" else 0)
+
+
 def test_a_list_over_the_limit_is_found_in_a_block_of_a_known_pattern() -> None:
     """What is not decoded counts all the same."""
     heads = Heads(Decoder(), KNOWN_METHODS, 500)

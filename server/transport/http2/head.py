@@ -19,12 +19,12 @@ if TYPE_CHECKING:
     from server.security.gate import Entry, Gate
 
 _TIMEOUT_UNITS_NS = {
-    b"H": 3_600_000_000_000,
-    b"M": 60_000_000_000,
-    b"S": 1_000_000_000,
-    b"m": 1_000_000,
-    b"u": 1_000,
-    b"n": 1,
+    ord("H"): 3_600_000_000_000,
+    ord("M"): 60_000_000_000,
+    ord("S"): 1_000_000_000,
+    ord("m"): 1_000_000,
+    ord("u"): 1_000,
+    ord("n"): 1,
 }
 _TIMEOUT_DIGITS = 8
 _NO_METHOD = Failure(Code.UNSUPPORTED, "Method not found!")
@@ -132,10 +132,10 @@ def parse_timeout(value: bytes) -> int:
 
 def timeout_ns_of(value: bytes) -> int:
     """0 for what is no grpc-timeout."""
-    digits, unit = value[:-1], _TIMEOUT_UNITS_NS.get(value[-1:])
-    if unit is None or not digits.isdigit() or len(digits) > _TIMEOUT_DIGITS:
+    digits = value[:-1]
+    if len(digits) > _TIMEOUT_DIGITS or not digits.isdigit() or value[-1] not in _TIMEOUT_UNITS_NS:
         return 0
-    return int(digits) * unit or 1
+    return int(digits) * _TIMEOUT_UNITS_NS[value[-1]] or 1
 
 
 def refused(failure: Failure) -> Head:

@@ -4,7 +4,7 @@ Most clients send the same bytes again, or bytes that are alike: each way here i
 
 1. as a block whose bytes are known;
 2. as a block of a known pattern (`alike.py`);
-3. decoded, as a list of fields with a known outline;
+3. decoded, as a list of fields with a known outline, most likely the last one's;
 4. field by field.
 
 What bytes mean depends on HPACK's dynamic table, so 1 and 2 hold while the table does.
@@ -12,7 +12,6 @@ What bytes mean depends on HPACK's dynamic table, so 1 and 2 hold while the tabl
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING
@@ -30,8 +29,6 @@ from server.transport.status import Failure
 if TYPE_CHECKING:
     from server.security.gate import Gate
 
-_indexed = re.compile(rb"[\x81-\xfe]*").match
-"""Fields that are one octet each: the place of the field in the tables (RFC 7541 section 6.1)."""
 _READ = (
     b":method",
     b":path",
@@ -48,8 +45,8 @@ _KEPT = 256
 """Blocks that are remembered; a client repeats a handful."""
 _KEPT_BYTES = 1024
 """Of a block, so that a connection can't make much of being remembered."""
-_PATTERNS = 4
-"""That begin with the same indexed fields."""
+_PATTERNS = 8
+"""Few, because they are tried one after the other."""
 
 
 class Heads:
@@ -59,6 +56,7 @@ class Heads:
         "_alike",
         "_decoder",
         "_gate",
+        "_latest",
         "_max_list_bytes",
         "_methods",
         "_outlines",
@@ -78,9 +76,11 @@ class Heads:
         """By blocks."""
         self._seen: set[int] = set()
         """Hashes of blocks that came once since the table changed. Those that come again will be `known`."""
-        self._patterns: dict[bytes, list[Pattern]] = {}
-        """By the indexed fields that blocks begin with."""
+        self._patterns: list[Pattern] = []
+        """Blocks came of the first one last."""
         self._outlines: dict[OutlineKey, Outline] = {}
+        self._latest: Outline | None = None
+        """That of the last list of fields, if it was among them."""
         self._alike: dict[tuple[bytes | None, ...], Head] = {}
         """By what is read of the fields, for lists that differ in what nobody reads."""
 
@@ -91,26 +91,33 @@ class Heads:
             HpackError: the block can't be decoded, nor can any that follows.
             StreamFault: the request is malformed.
         """
-        start = block[: _indexed(block).end()]  # type: ignore[union-attr]  # it matches anything, if only nothing
-        for pattern in self._patterns.get(start, ()):
+        for pattern in self._patterns:
             opening = pattern.opening(block)
             if opening is not None:
-                self._remember(block, opening)
+                if pattern is not self._patterns[0]:
+                    self._patterns.remove(pattern)
+                    self._patterns.insert(0, pattern)
+                if block == pattern.latest:
+                    self._keep(block, opening)
+                pattern.latest = block
                 return opening
         before = self._decoder.insertions
         try:
             fields = self.fields(block)
         except HeaderListTooLarge as error:
             return refused(Failure(Code.TOO_LARGE, str(error))), 0
-        key = outline_key(fields)
-        outline = self._outlines.get(key)
+        outline = self._latest
         opening = outline.opening(fields) if outline is not None else None
         if opening is None:
-            opening = self._learn(key, fields)
+            key = outline_key(fields)
+            outline = self._latest = self._outlines.get(key)
+            opening = outline.opening(fields) if outline is not None else None
+            if opening is None:
+                opening = self._learn(key, fields)
         if self._decoder.insertions == before:
             self._remember(block, opening)
             if outline is not None and outline.varies:
-                self._learn_pattern(start, block, fields, outline)
+                self._learn_pattern(block, fields, outline)
         return opening
 
     def fields(self, block: bytes) -> Sequence[Field]:
@@ -123,7 +130,7 @@ class Heads:
         try:
             return self._decoder.decode(block, self._max_list_bytes)
         finally:
-            if self._decoder.insertions != before:
+            if self._seen and self._decoder.insertions != before:
                 self.known.clear()
                 self._seen.clear()
                 self._patterns.clear()
@@ -149,14 +156,11 @@ class Heads:
                 self._alike[key] = head
         return head
 
-    def _learn_pattern(self, start: bytes, block: bytes, fields: Sequence[Field], outline: Outline) -> None:
+    def _learn_pattern(self, block: bytes, fields: Sequence[Field], outline: Outline) -> None:
         """Others like this block may come: it has an outline that came before."""
-        if len(self._patterns) >= _KEPT:
-            self._patterns.clear()
-        patterns = self._patterns.setdefault(start, [])
-        if len(patterns) < _PATTERNS and len(block) <= _KEPT_BYTES:
+        if len(self._patterns) < _PATTERNS and len(block) <= _KEPT_BYTES:
             with suppress(ValueError):
-                patterns.append(Pattern(block, fields, outline, self._max_list_bytes))
+                self._patterns.insert(0, Pattern(block, fields, outline, self._max_list_bytes))
 
     def _remember(self, block: bytes, opening: Opening) -> None:
         mark = hash(block)
@@ -164,7 +168,11 @@ class Heads:
             if len(self._seen) >= _KEPT:
                 self._seen.clear()
             self._seen.add(mark)
-        elif len(block) <= _KEPT_BYTES:
+        else:
+            self._keep(block, opening)
+
+    def _keep(self, block: bytes, opening: Opening) -> None:
+        if len(block) <= _KEPT_BYTES:
             if len(self.known) >= _KEPT:
                 self.known.clear()
             self.known[block] = opening
