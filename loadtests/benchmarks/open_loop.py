@@ -16,21 +16,19 @@ import json
 import os
 import sys
 import tempfile
-import time
 from collections.abc import Sequence
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import grpc
-import numpy as np
 import uvloop
 
 from loadtests.arrivals import poisson
 from loadtests.client import OpenLoop, closed_loop, infer, message, open_loop, quantile
-from loadtests.cores import cores, pinned
+from loadtests.cores import cores
+from loadtests.fitting import fitting_cnn
 from loadtests.flags import positive
-from loadtests.models import Network, cnn
+from loadtests.models import Network
 from loadtests.process import Server, grown, serving
 from loadtests.report import table
 
@@ -58,39 +56,6 @@ HEADER = (
     "capacity nearby/s",
     "goodput/nearby",
 )
-
-
-def row_cost_ms(network: Network, core: int) -> float:
-    """The median time of a pass of one row on `core`."""
-    import onnxruntime
-
-    with tempfile.TemporaryDirectory() as folder, pinned(core):
-        network.save(Path(folder), MODEL)
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = 1
-        session = onnxruntime.InferenceSession(Path(folder) / MODEL / "1" / "model.onnx", options)
-        feed = {"x": np.zeros((1, *network.dims), np.float32)}
-        times = []
-        for _ in range(60):
-            began = time.perf_counter()
-            session.run(None, feed)
-            times.append(time.perf_counter() - began)
-    return median(times[10:]) * 1e3
-
-
-def fitting_cnn(core: int, wanted_ms: float = 4.0) -> tuple[Network, float]:
-    """A CNN of 3 to 5 ms a row on this machine, and its measured time.
-
-    Raises RuntimeError where no number of layers comes out there, as on a machine that is not quiet.
-    """
-    layers = 8
-    for _ in range(6):
-        network = cnn(layers)
-        cost_ms = row_cost_ms(network, core)
-        if 3.4 <= cost_ms <= 4.6:
-            return network, cost_ms
-        layers = max(1, round(layers * wanted_ms / cost_ms))
-    raise RuntimeError(f"{layers} layers take {cost_ms:.1f} ms, and 3 to 5 are wanted")
 
 
 def judge(load: float, rate: float, capacity: float, result: OpenLoop, counted: dict[str, float]) -> dict[str, Any]:
@@ -182,13 +147,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stderr.write("two cores are needed: one for the server, one for the generator\n")
         return 2
     served_on, sent_from = available[:2]
-    network, row_ms = fitting_cnn(served_on)
+    fitted = fitting_cnn(served_on)
+    network = fitted.network
     os.sched_setaffinity(0, {sent_from})
     gc.disable()
     with tempfile.TemporaryDirectory() as name:
         network.save(Path(name) / "models", MODEL)
         with serving(Path(name) / "models", Path(name), served_on) as server:
-            result = {"row_ms": row_ms, **uvloop.run(measure(server, network, options))}
+            result = {"row_ms": fitted.row_ms, **uvloop.run(measure(server, network, options))}
     text = report(result, options)
     sys.stdout.write(text)
     if options.out:

@@ -35,6 +35,7 @@ from loadtests.benchmarks.peers.results import (
 from loadtests.benchmarks.peers.running import ENDINGS, Running, end_all, start_all
 from loadtests.benchmarks.peers.sampling import cells_of, problems_of, sample
 from loadtests.cores import cores, pinned
+from loadtests.fitting import fitting_cnn
 from loadtests.flags import counted
 from loadtests.generators import Load, missing
 from loadtests.machine import describe
@@ -99,7 +100,7 @@ def arguments_of(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 def side_by_side(folder: Path, options: argparse.Namespace) -> tuple[str, dict[str, object], str]:
     """The report as Markdown, as data, and its plot."""
-    written = workloads.write(folder)
+    written = workloads.write(folder, fitted=fitting_cnn(options.server_cores[0]) if "cnn" in options.names else None)
     given = {name: written[name] for name in options.names}
     servers, reasons = start_all(options.peers, given, folder, options.server_cores, options.window_ms, tell)
     try:

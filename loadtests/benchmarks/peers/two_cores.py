@@ -23,6 +23,7 @@ from loadtests.benchmarks.peers.results import (
 )
 from loadtests.benchmarks.peers.running import Running, end_all, start_all
 from loadtests.benchmarks.peers.sampling import cells_of, problems_of, sample
+from loadtests.fitting import fitting_cnn
 from loadtests.generators import Load
 from loadtests.report import table
 
@@ -44,10 +45,11 @@ def compare(folder: Path, options: argparse.Namespace, tell: Callable[[str], Non
     """Markdown, and the data."""
     groups: dict[int, list[Running]] = {}
     reasons: dict[int, dict[str, str]] = {}
+    fitted = fitting_cnn(options.cores_here[0])
     try:
         for count in (1, 2):
             own = folder / f"cores-{count}"
-            given = {MODEL: workloads.write(own, instances=count)[MODEL]}
+            given = {MODEL: workloads.write(own, instances=count, fitted=fitted)[MODEL]}
             used = options.cores_here[:count]
             groups[count], reasons[count] = start_all(options.peers, given, own, used, options.window_ms, tell)
         samples = _measure(groups, options, tell)
@@ -55,8 +57,8 @@ def compare(folder: Path, options: argparse.Namespace, tell: Callable[[str], Non
         for servers in groups.values():
             end_all(servers)
     head = (
-        f"# One core and two\n\nCNN, {CONNECTIONS} connections of {STREAMS} requests in flight; one core: the "
-        f"generator on the other; two: both on both. {options.repeats} x {options.seconds} s, medians.\n\n"
+        f"# One core and two\n\n{fitted.title}, {CONNECTIONS} connections of {STREAMS} requests in flight; one core: "
+        f"the generator on the other; two: both on both. {options.repeats} x {options.seconds} s, medians.\n\n"
     )
     summaries = {count: summarise(samples[count]) for count in samples}
     rows = []
