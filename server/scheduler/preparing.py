@@ -38,7 +38,17 @@ from server.scheduler.batcher import Batcher
 from server.scheduler.costs import CostsByLength
 from server.scheduler.plan import Limits
 from server.scheduler.queue import Priorities, QueuePolicy, RequestQueue
-from server.scheduler.raw import LONG_NS, TOGETHER, FewTogether, Prepare, Raw, class_of, size_class, tensors_of
+from server.scheduler.raw import (
+    BRIEF_TIMES,
+    LONG_NS,
+    TOGETHER,
+    FewTogether,
+    Prepare,
+    Raw,
+    class_of,
+    size_class,
+    tensors_of,
+)
 from server.scheduler.settling import CALLERS
 from server.scheduler.share import Share
 from server.scheduler.statistics import ModelStatistics
@@ -243,7 +253,9 @@ class Preparing:
             model.name,
             model.version,
             [Thread(f"pipeline_{number}") for number in range(threads.most)],
-            FewTogether(max(most_rows, 2 * together), most=together) if together > 1 else Limits(max_batch_size=0),
+            FewTogether(max(most_rows, BRIEF_TIMES * together), few=together)
+            if together > 1
+            else Limits(max_batch_size=0),
             QueuePolicy(behind.queue.levels[-1].policy.max_queue_size if behind else 0),
             self._costs,
             own,

@@ -31,7 +31,10 @@ Prepare = Callable[[Sequence[RawInput]], Mapping[str, Array]]
 TOGETHER = 4
 """Requests of a pass at most, where preprocessing has one core: other models wait for it."""
 LONG_NS = 10_000_000
-"""Twice as many may go together if that takes no longer."""
+"""What takes longer than this for a request is not done by passes."""
+BRIEF_TIMES = 4
+"""So many times as many may go together if that takes no longer than `TOGETHER` of the longest do. A hand-over costs
+half a millisecond, whoever it is for: the loop's code has left the caches by then."""
 
 
 class Fills(Protocol):
@@ -65,15 +68,18 @@ def _bytes(item: RawInput) -> int:
 
 @dataclass(frozen=True)
 class FewTogether(Limits):
-    """As many as are worth it, `most` at most, and twice that of what is brief; a request of more rows goes alone."""
+    """As many as are worth it, `few` at most, and more of what is brief; a request of more rows goes alone."""
 
-    most: int = 1
+    few: int = 1
 
     def cap(self, cost: Cost | None) -> int:
-        twice_ns = cost.predict_ns(2 * self.most) if cost is not None else None
-        if twice_ns is not None and twice_ns <= LONG_NS:
-            return min(2 * self.most, self.max_batch_size)  # What the loop does for a pass is not in its cost.
-        return min(super().cap(cost), self.most)
+        most = BRIEF_TIMES * self.few
+        most_ns = cost.predict_ns(most) if cost is not None else None
+        if most_ns:
+            rows = min(most, most * self.few * LONG_NS // most_ns)
+            if rows > self.few:
+                return min(rows, self.max_batch_size)  # What the loop does for a pass is not in its cost.
+        return min(super().cap(cost), self.few)
 
 
 @dataclass(frozen=True)
@@ -135,7 +141,7 @@ class RawPasses:
 
     def limits(self, tensors: Limits) -> LimitsByKind:
         """Beside those of requests with tensors."""
-        few = FewTogether(tensors.max_batch_size, most=TOGETHER)
+        few = FewTogether(tensors.max_batch_size, few=TOGETHER)
         return LimitsByKind(**{field.name: getattr(tensors, field.name) for field in fields(Limits)}, raw=few)
 
     def prepare(self, requests: Sequence[InferRequest]) -> Prepared:

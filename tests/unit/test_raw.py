@@ -100,8 +100,8 @@ def test_with_several_threads_they_prepare_beside_one_another() -> None:
 
 
 def test_raw_inputs_and_tensors_share_no_batch_and_keep_their_order() -> None:
-    """Their passes cost different things; whoever came first goes first. Of what is brief eight go together."""
-    bench = brief(max_batch_size=16)
+    """Their passes cost different things; whoever came first goes first."""
+    bench = brief(max_batch_size=8)
     behind = bench.behind
     running = behind.caller.request([100])
     behind.submit(running)
@@ -121,7 +121,7 @@ def test_what_is_not_so_brief_goes_four_by_four() -> None:
     bench = PreparingBench(passes=True, max_batch_size=16)
     raw = bench.behind.batcher.raw
     assert raw is not None
-    for rows, ms in ((1, 3), (4, 9), (16, 30)):
+    for rows, ms in ((1, 20), (4, 40), (16, 130)):
         raw.costs.for_signature(size_class([ImageInput(b"x" * SMALL)])).observe(rows, ms * MS)
     bench.ask_at_once(1, 2, 3, 4, 5, 6)
     bench.ask("last", 7)
