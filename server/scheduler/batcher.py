@@ -98,8 +98,7 @@ class Batcher(Ticking):
         self._backlog = Backlog(queue, statistics)
         self._admission = Admission(queue, costs, limits, statistics)
         if make_runner is None:
-            prepare = raw.prepare if raw is not None else None
-            model = Model(model_name, model_version, limits.max_batch_size > 0, buckets, prepare)
+            model = Model(model_name, model_version, limits.max_batch_size > 0, buckets, raw)
             make_runner = partial(Worker, model=model, loop=loop, clock=clock)
         runners = {make_runner(instance): instance for instance in instances}
         self._instances = Instances(model_name, runners, costs, statistics, share, self._tick_soon, inline=inline)

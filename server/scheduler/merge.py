@@ -45,7 +45,7 @@ def merge(
             at the door; here it would move a neighbour's rows.
     """
     head = requests[0]
-    if len(requests) == 1 and padding is None:
+    if len(requests) == 1 and padding is None and together is None:
         inputs: dict[str, Array] = {}
         for tensor in head.inputs:
             array = tensor.numpy()
@@ -98,6 +98,13 @@ def _named(request: InferRequest, name: str) -> Tensor:
         if tensor.name == name:
             return tensor
     raise ValueError(f"input {name} is missing")
+
+
+def joined(outputs: Sequence[Mapping[str, Array]]) -> Mapping[str, Array]:
+    """The outputs of a pass that the engine ran in pieces, as of one batch; copied where there are several."""
+    if len(outputs) == 1:
+        return outputs[0]
+    return {name: np.concatenate([piece[name] for piece in outputs]) for name in outputs[0]}
 
 
 def split(

@@ -4,7 +4,7 @@ Where decoding and the engine share one core, nothing is gained by giving them t
 core through the loop's code, whose caches pictures have emptied. So a request may wait for its pass with its raw
 inputs, as any other request does with its tensors, and its pass begins with their preprocessing:
 
-    the batcher's queue ──► a pass on the instance's thread: preprocess each, run, split ──► answers
+    the batcher's queue ──► a pass on the instance's thread: (preprocess a piece, run it) ..., split ──► answers
 
 Such requests have signatures, costs and limits of their own, and share no batch with those that have tensors. Each has
 its own outcome: a bad picture spoils no other, and one that expires before its turn in the pass is not decoded.
@@ -15,12 +15,12 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from functools import partial
 from typing import NamedTuple, Protocol
 
 from server.errors import DeadlineExceeded, ServingError
 from server.scheduler.cost import CostModel
 from server.scheduler.costs import Costs, CostsByLength
+from server.scheduler.pieces import Pieces
 from server.scheduler.plan import Cost, Limits
 from server.scheduler.worker import translated
 from server.tensor import Array, Tensor
@@ -138,49 +138,97 @@ class RawPasses:
         self._fills = fills
         self._check = check
         self._clock = clock
+        self._fit = False
+        """The tensors of a request were found to be what the model takes."""
+        self.engine = Pieces()
+        """How the engine gets the rows of passes that are filled."""
 
     def limits(self, tensors: Limits) -> LimitsByKind:
         """Beside those of requests with tensors."""
         few = FewTogether(tensors.max_batch_size, few=TOGETHER)
         return LimitsByKind(**{field.name: getattr(tensors, field.name) for field in fields(Limits)}, raw=few)
 
+    def pieces(self, requests: Sequence[InferRequest]) -> tuple[int, list[Sequence[InferRequest]]]:
+        """The requests of a pass in pieces that are prepared and run by themselves, and the rows of a piece: of more is
+        only one of a single request. 0: that is nothing to learn from."""
+        if self._fills is None or len(requests) == 1:
+            return 0, [requests]
+        at_once = self.engine.rows(sum([request.rows for request in requests]))
+        pieces: list[Sequence[InferRequest]] = []
+        piece: list[InferRequest] = []
+        rows = 0
+        for request in requests:
+            if piece and rows + request.rows > at_once:
+                pieces.append(piece)
+                piece, rows = [], 0
+            piece.append(request)
+            rows += request.rows
+        return at_once, [*pieces, piece]
+
     def prepare(self, requests: Sequence[InferRequest]) -> Prepared:
-        """Give each its tensors. On any thread."""
+        """Make their tensors. On any thread."""
         if self._fills is None:
-            errors = [self._one(request, self._prepare) for request in requests]
+            errors = [self._one(request) for request in requests]
             return Prepared({request: error for request, error in zip(requests, errors, strict=True) if error}, None)
-        arrays = self._fills.empty(sum([request.rows for request in requests]))
+        rows = sum([request.rows for request in requests])
+        arrays = self._fills.empty(rows)
         spoiled: dict[InferRequest, ServingError] = {}
         start = 0
         for request in requests:
             stop = start + request.rows
-            error = self._one(request, partial(self._filled, {name: rows[start:stop] for name, rows in arrays.items()}))
+            whole = request.rows == rows
+            own = arrays if whole else {name: array[start:stop] for name, array in arrays.items()}
+            error = self._late(request) or self._filled(self._fills, request, own)
             if error is None:
                 start = stop
             else:
                 spoiled[request] = error  # Its rows are the next one's.
-        return Prepared(spoiled, {name: rows[:start] for name, rows in arrays.items()})
+        return Prepared(spoiled, {name: array[:start] for name, array in arrays.items()} if spoiled else arrays)
 
-    def _filled(self, rows: Mapping[str, Array], raw: Sequence[RawInput]) -> Mapping[str, Array]:
-        assert self._fills is not None
-        self._fills.fill(raw, rows)
-        return rows
-
-    def _one(self, request: InferRequest, prepare: Prepare) -> ServingError | None:
-        now_ns = self._clock()
-        if request.settled or request.deadline_ns <= now_ns:
-            # While others of its pass were prepared.
-            return DeadlineExceeded(request.model_name, (now_ns - request.enqueued_ns) // 1000)
+    def _filled(self, fills: Fills, request: InferRequest, rows: Mapping[str, Array]) -> ServingError | None:
         assert request.raw is not None
-        tensors = tensors_of(self._model_name, prepare, request.raw)
+        try:
+            fills.fill(request.raw, rows)
+        except ServingError as error:
+            return without_frames(error)
+        except BaseException as error:  # noqa: BLE001 - whoever awaits the request gets it
+            return translated(self._model_name, error)
+        if self._fit and not request.parameters and not request.tenant:
+            return None  # Rows have one shape, whoever they are of.
+        signature = request.signature
+        request.inputs = [Tensor.from_numpy(name, array) for name, array in rows.items()]
+        refusal = self._refused(request)
+        # Nobody looks at them: the pass has its rows, and should it be repeated, they are made anew.
+        request.inputs, request.signature = (), signature
+        self._fit = self._fit or refusal is None
+        return refusal
+
+    def _one(self, request: InferRequest) -> ServingError | None:
+        late = self._late(request)
+        if late is not None:
+            return late
+        assert request.raw is not None
+        tensors = tensors_of(self._model_name, self._prepare, request.raw)
         if isinstance(tensors, ServingError):
             return tensors
         request.inputs = tensors
+        refusal = self._refused(request)
+        if refusal is None:
+            request.raw = None  # Should it be executed once more, it has what it needs.
+        return refusal
+
+    def _late(self, request: InferRequest) -> DeadlineExceeded | None:
+        """Of who went, or whose time went, while others of its pass were prepared."""
+        now_ns = self._clock()
+        if request.settled or request.deadline_ns <= now_ns:
+            return DeadlineExceeded(request.model_name, (now_ns - request.enqueued_ns) // 1000)
+        return None
+
+    def _refused(self, request: InferRequest) -> ServingError | None:
         try:
             self._check(request)
         except ServingError as error:
             return without_frames(error)
-        request.raw = None  # Should it be executed once more, it has what it needs.
         return None
 
 

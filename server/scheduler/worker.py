@@ -18,13 +18,13 @@ from server.buckets import Buckets
 from server.engine.base import Instance
 from server.errors import EngineFailure, ServingError
 from server.observability.whose import about
-from server.scheduler.merge import merge, split
+from server.scheduler.merge import joined, merge, split
 from server.scheduler.pad import Padding, elements, padding_of
 from server.tensor import Array
-from server.types import InferRequest, InferResponse
+from server.types import Batch, InferRequest, InferResponse
 
 if TYPE_CHECKING:
-    from server.scheduler.raw import Prepared
+    from server.scheduler.raw import RawPasses
 
 log = logging.getLogger(__name__)
 
@@ -83,8 +83,8 @@ class Model:
     """It has a batch dimension."""
     buckets: Buckets | None = None
     """The lengths to which its requests are padded."""
-    prepare: Callable[[Sequence[InferRequest]], Prepared] | None = None
-    """Gives requests with raw inputs their tensors: see `server.scheduler.raw`."""
+    raw: RawPasses | None = None
+    """How requests with raw inputs get their tensors."""
 
 
 class Runner(Protocol):
@@ -112,12 +112,8 @@ def forward(
     requests: Sequence[InferRequest],
     model: Model,
     clock: Callable[[], int],
-    inputs: Mapping[str, Array] | None = None,
 ) -> Pass:
-    """One forward pass. Raises nothing but what is no `Exception`: any other failure is in the result.
-
-    `inputs`: the rows of all requests, where they are together already.
-    """
+    """One forward pass. Raises nothing but what is no `Exception`: any other failure is in the result."""
     started_ns = clock()
     if requests[0].raw is not None:
         return _prepared(instance, requests, model, clock, started_ns)
@@ -125,7 +121,7 @@ def forward(
     try:
         if model.buckets is not None:
             padding = padding_of(requests, model.buckets, fixed=instance.device != _CPU)
-        batch = merge(requests, model.name, model.version, padding, inputs)
+        batch = merge(requests, model.name, model.version, padding)
         merged_ns = clock()
         outputs = instance.run(batch)
         ran_ns = clock()
@@ -142,15 +138,56 @@ def _prepared(
     instance: Instance, requests: Sequence[InferRequest], model: Model, clock: Callable[[], int], started_ns: int
 ) -> Pass:
     """The pass of requests with raw inputs."""
-    assert model.prepare is not None
+    spoiled: dict[InferRequest, ServingError] = {}
     try:
-        spoiled, inputs = model.prepare(requests)
-    except Exception as error:  # noqa: BLE001 - of all together, as out of memory: of each it is told
-        return failed_pass(model, sum([request.rows for request in requests]), started_ns, error)
-    prepare_ns = clock() - started_ns
-    ready = [request for request in requests if request not in spoiled]
-    result = forward(instance, ready, model, clock, inputs) if ready else Pass(0, started_ns)
-    result.started_ns, result.prepare_ns, result.spoiled = started_ns, prepare_ns, spoiled
+        result = _in_pieces(instance, requests, model, clock, started_ns, spoiled)
+    except Exception as error:  # noqa: BLE001 - as of any other pass; none of its requests has an answer
+        result = failed_pass(model, sum([request.rows for request in requests]), started_ns, error)
+    result.spoiled = spoiled
+    return result
+
+
+def _in_pieces(
+    instance: Instance,
+    requests: Sequence[InferRequest],
+    model: Model,
+    clock: Callable[[], int],
+    started_ns: int,
+    spoiled: dict[InferRequest, ServingError],
+) -> Pass:
+    """A piece becomes rows, the engine runs them, and only then the next one is prepared. Those of `spoiled`, which is
+    filled, have no answer."""
+    assert model.raw is not None
+    result = Pass(0, started_ns)
+    ready: list[InferRequest] = []
+    batches: list[Batch] = []
+    outputs: list[Mapping[str, Array]] = []
+    at_once, pieces = model.raw.pieces(requests)
+    now_ns = started_ns
+    for piece in pieces:
+        bad, inputs = model.raw.prepare(piece)
+        prepared_ns = clock()
+        result.prepare_ns += prepared_ns - now_ns
+        now_ns = prepared_ns
+        spoiled.update(bad)
+        good = [request for request in piece if request not in bad] if bad else piece
+        if not good:
+            continue
+        batches.append(merge(good, model.name, model.version, together=inputs))
+        merged_ns = clock()
+        outputs.append(instance.run(batches[-1]))
+        now_ns = clock()
+        result.compute_input_ns += merged_ns - prepared_ns
+        result.compute_infer_ns += now_ns - merged_ns
+        result.rows += batches[-1].rows
+        ready += good
+    if not ready:
+        return result
+    if at_once:
+        model.raw.engine.learn(at_once, result.rows, result.compute_infer_ns)
+    batch = batches[0] if len(batches) == 1 else Batch(model.name, model.version, result.rows, {})
+    result.responses = split(joined(outputs), ready, batch, batched=model.batched)
+    result.compute_output_ns = clock() - now_ns
     return result
 
 

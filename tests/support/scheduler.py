@@ -275,7 +275,7 @@ class Bench:
         self.caller = Caller(self.clock)
         self.statistics = ModelStatistics("doubler", "1", wall=lambda: 1_700_000_000.5)
         raw = rest.get("raw")
-        model = Model("doubler", "1", max_batch_size > 0, rest.get("buckets"), raw.prepare if raw else None)
+        model = Model("doubler", "1", max_batch_size > 0, rest.get("buckets"), raw)
         self.runners: list[ManualRunner] = []
 
         def make_runner(instance: Any) -> ManualRunner:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from itertools import count
 from typing import Any
 
 import numpy as np
@@ -12,11 +13,13 @@ from server.errors import Cancelled, DeadlineExceeded, EngineFailure, InvalidReq
 from server.explain import Explanation
 from server.observability.tracing import _entries as trace_entries
 from server.scheduler.merge import merge
+from server.scheduler.pieces import Pieces
 from server.scheduler.plan import Limits
 from server.scheduler.raw import Raw, RawPasses, size_class
 from server.scheduler.statistics import Refusal
+from server.scheduler.worker import Model, Pass, forward
 from server.tensor import Array
-from server.types import ImageInput, InferRequest, InferResponse, RawInput, RowInput
+from server.types import Batch, ImageInput, InferRequest, InferResponse, RawInput, RowInput
 from tests.support.preparing import SMALL, PreparingBench
 from tests.support.scheduler import MS, StillCost
 
@@ -344,8 +347,106 @@ def test_rows_are_made_where_the_pass_has_them(ask: Callable[..., InferRequest])
     batch = merge([first, last], "m", "1", None, inputs)
     assert batch.inputs["x"].tolist() == [[1, 1], [2, 2], [5, 5]]
     assert (batch.rows, np.shares_memory(batch.inputs["x"], filling.made[0])) == (3, True)
-    assert [tensor.numpy().tolist() for tensor in (*first.inputs, *last.inputs)] == [[[1, 1], [2, 2]], [[5, 5]]]
-    assert (first.raw, last.raw, bad.raw is None) == (None, None, False)
+
+
+def test_rows_of_one_shape_are_checked_once(ask: Callable[..., InferRequest]) -> None:
+    """But each is whose request says something beside its inputs; and until one was found to be right."""
+    seen: list[tuple[object, ...]] = []
+
+    def check(request: InferRequest) -> None:
+        [tensor] = request.inputs
+        seen.append((*tensor.numpy()[:, 0], dict(request.parameters), request.tenant))
+        request.signature = None
+        if len(seen) == 1:
+            raise InvalidRequest("inputs", "of another shape")
+
+    filling = Filling()
+    passes = RawPasses("m", filling.preprocess, filling, check)
+    requests = [ask(number) for number in range(1, 6)]
+    requests[3].parameters, requests[4].tenant = {"priority": "?"}, "a"
+    spoiled, _ = passes.prepare(requests)
+    assert list(spoiled) == requests[:1]
+    assert seen == [(1, {}, ""), (2, {}, ""), (4, {"priority": "?"}, ""), (5, {}, "a")]
+    assert all(request.signature == Raw(0) for request in requests)
+
+
+class Logged:
+    """An engine's instance that knows the rows of each run."""
+
+    name, device, threads = "logged", "cpu", 1
+
+    def __init__(self) -> None:
+        self.runs: list[list[float]] = []
+
+    def run(self, batch: Batch) -> Mapping[str, Array]:
+        self.runs.append(batch.inputs["x"][:, 0].tolist())
+        if self.runs[-1] == [666]:
+            raise ValueError
+        return {"y": batch.inputs["x"] * 2}
+
+
+def in_one_pass(requests: Sequence[InferRequest], at_once: int) -> tuple[Pass, list[list[float]]]:
+    """Its outcome, where the engine gets so many rows at once, and what the engine got."""
+
+    class Fixed(Pieces):
+        def rows(self, of: int) -> int:
+            return at_once
+
+    filling, instance, ticks = Filling(), Logged(), count(0, MS)
+    raw = RawPasses("m", filling.preprocess, filling, lambda _: None, lambda: 0)
+    raw.engine = Fixed()
+    model = Model("m", "1", batched=True, raw=raw)
+    return forward(instance, requests, model, lambda: next(ticks)), instance.runs
+
+
+@pytest.mark.parametrize(
+    ("at_once", "runs"),
+    [
+        (1, [[1], [2], [3, 4, 5], [6]]),
+        (3, [[1, 2], [3, 4, 5], [6]]),
+        (4, [[1, 2], [3, 4, 5, 6]]),
+        (8, [[1, 2, 3, 4, 5, 6]]),
+    ],
+)
+def test_a_pass_may_be_run_in_pieces(ask: Callable[..., InferRequest], at_once: int, runs: list[list[int]]) -> None:
+    """Of whole requests; each has the same answer, and the times are those of all."""
+    requests = [ask(1), ask(None), ask(2), ask(3, 4, 5), ask(6)]
+    result, ran = in_one_pass(requests, at_once)
+    assert (ran, result.error, result.rows) == (runs, None, 6)
+    assert [answer.outputs[0].numpy()[:, 0].tolist() for answer in result.responses] == [[2], [4], [6, 8, 10], [12]]
+    assert result.spoiled is not None
+    assert list(result.spoiled) == [requests[1]]
+    assert result.compute_infer_ns == result.compute_input_ns == len(runs) * MS
+    assert result.compute_output_ns == 1 * MS
+
+
+def test_a_pass_fails_as_a_whole_whichever_piece_does(ask: Callable[..., InferRequest]) -> None:
+    """Then each is run alone, with what it brought."""
+    requests = [ask(1), ask(None), ask(666), ask(2)]
+    result, ran = in_one_pass(requests, 1)
+    assert isinstance(result.error, EngineFailure)
+    assert (ran, result.responses) == ([[1], [666]], ())
+    assert result.spoiled is not None
+    assert list(result.spoiled) == [requests[1]]
+    assert all(request.raw is not None for request in requests)
+
+
+def test_rows_are_run_by_as_many_as_have_proved_quick() -> None:
+    """Each way is tried; what has become slow is left little by little, and what was is looked at again."""
+    pieces = Pieces()
+
+    def passes(times: int, ns_by_rows: Mapping[int, int]) -> list[int]:
+        chosen = []
+        for _ in range(times):
+            chosen.append(pieces.rows(of=6))
+            pieces.learn(chosen[-1], 6, 6 * ns_by_rows[chosen[-1]])
+        return chosen
+
+    assert passes(6, {1: 30, 2: 20, 4: 50, 8: 90}) == [1, 2, 4, 8, 2, 2]
+    after = passes(400, {1: 30, 2: 70, 4: 10, 8: 90})
+    assert set(after[:20]) == {1, 2}
+    assert after[-30:].count(4) >= 29
+    assert (pieces.rows(of=1), pieces.rows(of=2)) == (1, 1)
 
 
 def test_limits_of_tensors_are_as_they_were() -> None:
