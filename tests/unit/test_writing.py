@@ -10,7 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from server.engine.genai.instance import GenaiInstance
 from server.engine.genai.parameters import LONGEST_STOP
+from server.engine.genai.writer import Step
 from server.errors import (
     Cancelled,
     DeadlineExceeded,
@@ -415,8 +417,15 @@ async def test_it_is_ill_where_texts_run_and_have_no_token_for_a_minute(tmp_path
         assert batcher.healthy()
 
 
-async def test_who_expires_tells_how_long_it_waited(tmp_path: Path) -> None:
+async def test_who_expires_tells_how_long_it_waited(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Since it was admitted; it is counted as expired."""
+    step = GenaiInstance.step
+
+    def slow(instance: GenaiInstance) -> Step:
+        time.sleep(0.002)  # Or the text of `x` may be whole before it is held.
+        return step(instance)
+
+    monkeypatch.setattr(GenaiInstance, "step", slow)
     async with writing_plane(tmp_path, SLOW) as plane:
         _, running = plane.ask("x", max_tokens=250, ignore_eos=True)
         await anext(running)
