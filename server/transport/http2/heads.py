@@ -131,6 +131,7 @@ class Heads:
             return self._decoder.decode(block, self._max_list_bytes)
         finally:
             if self._seen and self._decoder.insertions != before:
+                # Whatever is remembered was seen first; mostly it is nothing, where a client inserts with each call.
                 self.known.clear()
                 self._seen.clear()
                 self._patterns.clear()
