@@ -42,8 +42,12 @@ from loadtests.soak.models import STEADY, save
 from loadtests.soak.steady import Asked
 from loadtests.soak.verdict import Rule
 from loadtests.soak.watch import Watcher
+from server.settings import GrpcSettings
 
 _CALLERS = 8
+"""Connections, at least."""
+_STREAMS = GrpcSettings().max_concurrent_streams // 2
+"""Calls under way on one of them, at most: the server refuses twice as many, which is no fault of it."""
 _LAST_S = 12.0
 """At the end nothing is done to the server any more: it is to be well then."""
 
@@ -122,7 +126,7 @@ async def _see(plan: Plan, faults: Faults, question: Question) -> Seen:
     ]
     until_s = time.monotonic() + plan.seconds
     await asyncio.gather(
-        load(question, server.grpc, rate, plan.deadline_s, until_s, _CALLERS),
+        load(question, server.grpc, rate, plan.deadline_s, until_s, callers(rate, plan.deadline_s)),
         harm(faults, plan.every_s, until_s - _LAST_S),
     )
     for task in watching:
@@ -130,6 +134,11 @@ async def _see(plan: Plan, faults: Faults, question: Question) -> Seen:
     kinds = math.floor((plan.seconds - _LAST_S) / plan.every_s / 2)
     rules = verdict.judge(question.asked, faults, readiness, watcher.samples, plan.growth, kinds, starved)
     return Seen(rate, question, faults, readiness, starved, rules)
+
+
+def callers(rate: float, deadline_s: float) -> int:
+    """How many connections it takes, where an engine that stalls lets all calls wait until their deadline."""
+    return max(_CALLERS, math.ceil(rate * deadline_s / _STREAMS))
 
 
 async def _sample(watcher: Watcher, every_s: float) -> None:

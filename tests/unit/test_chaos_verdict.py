@@ -8,6 +8,7 @@ from random import Random
 
 import pytest
 
+from loadtests.chaos.__main__ import callers
 from loadtests.chaos.caller import LOST, Asked, Lag
 from loadtests.chaos.faults import Event, Faults
 from loadtests.chaos.page import page
@@ -16,6 +17,7 @@ from loadtests.chaos.starved import Starved
 from loadtests.chaos.verdict import judge, outcomes
 from loadtests.process import Server
 from loadtests.soak.watch import Sample
+from server.settings import GrpcSettings
 
 OK = Asked(10.0, 1.0, "0", 10.1, True, 1)
 SAMPLE = Sample(0.0, 10**8, 10, 5, 0, 0, 0, 0)
@@ -106,3 +108,10 @@ def test_the_page_has_everything() -> None:
 
 async def test_lag_is_seen_while_it_lasts() -> None:
     assert Lag().lately(5.0) == 0.0
+
+
+@pytest.mark.parametrize(("rate", "connections"), [(1.0, 8), (4_096.0, 8), (20_438.0, 40)])
+def test_no_connection_has_more_calls_under_way_than_the_server_takes(rate: float, connections: int) -> None:
+    """While the engine stalls all wait, and what the server refuses then would be the client's own doing."""
+    assert callers(rate, 1.0) == connections
+    assert rate * 1.0 / callers(rate, 1.0) <= GrpcSettings().max_concurrent_streams / 2
