@@ -66,7 +66,8 @@ class Door:
             and len(arrived) > 1
             and in_halves(run.rows, arrived[0].received_ns - idle_since_ns, run.cost)
         )
-        backlog.arrived, backlog.at_once = run.halve() if halves else [], False
+        backlog.arrived = run.halve() if halves else []
+        backlog.at_once = False
         return run
 
     def admit(self, now_ns: int) -> None:

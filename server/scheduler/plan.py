@@ -155,8 +155,10 @@ def in_halves(rows: int, idle_ns: int, cost: Cost) -> bool:
     before they came. With two the client goes on with the first answers while the loop makes the others, and so on
     from there. A second pass costs something, though: that must be well below what the loop has waited.
     """
+    if rows < _HALVED:
+        return False
     whole_ns, half_ns = cost.predict_ns(rows), cost.predict_ns(rows // 2)
-    if rows < _HALVED or whole_ns is None or half_ns is None:
+    if whole_ns is None or half_ns is None:
         return False
     return idle_ns > _WORTH * (2 * half_ns - whole_ns)
 

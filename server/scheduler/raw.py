@@ -189,10 +189,8 @@ class RawPasses:
         assert request.raw is not None
         try:
             fills.fill(request.raw, rows)
-        except ServingError as error:
-            return without_frames(error)
         except BaseException as error:  # noqa: BLE001 - whoever awaits the request gets it
-            return translated(self._model_name, error)
+            return _told(self._model_name, error)
         if self._fit and not request.parameters and not request.tenant:
             return None  # Rows have one shape, whoever they are of.
         signature = request.signature
@@ -236,10 +234,13 @@ def tensors_of(model_name: str, prepare: Prepare, raw: Sequence[RawInput]) -> li
     """What the inputs become, or why they become nothing."""
     try:
         return [Tensor.from_numpy(name, array) for name, array in prepare(raw).items()]
-    except ServingError as error:
-        return without_frames(error)
     except BaseException as error:  # noqa: BLE001 - whoever awaits the request gets it
-        return translated(model_name, error)
+        return _told(model_name, error)
+
+
+def _told(model_name: str, error: BaseException) -> ServingError:
+    """What the caller of a request hears of why its inputs became nothing."""
+    return without_frames(error) if isinstance(error, ServingError) else translated(model_name, error)
 
 
 def without_frames(error: ServingError) -> ServingError:

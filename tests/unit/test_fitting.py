@@ -51,3 +51,8 @@ def test_the_workload_is_the_one_that_was_fitted(tmp_path: Path) -> None:
     assert given.title == "CNN of 3.9 ms a row, 2 layers of 32 channels, 32x32"
     assert layers_of(given.network) == 2
     assert given.right(given.answer)
+
+
+def test_one_that_nobody_measured_does_not_say_how_long_it_takes() -> None:
+    """Where the CNN is not what is looked at."""
+    assert Fitted(cnn(2), 2).title == "CNN, 2 layers of 32 channels, 32x32"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import shutil
 from dataclasses import dataclass
 from io import BytesIO
@@ -14,7 +13,7 @@ import yaml
 from PIL import Image
 
 from loadtests.benchmarks.peers.apps.onnx_model import LABELS, SIDE, label, picture_row, session
-from loadtests.fitting import Fitted
+from loadtests.fitting import LAYERS, Fitted
 from loadtests.models import Network, cnn, photo_classifier, tiny_mlp
 
 NAMES = ("tiny_mlp", "cnn", "picture")
@@ -23,7 +22,6 @@ DRAFT = "picture_draft"
 DRAFT_DECODER = "pillow-draft"
 """By the name that `processing.yaml` has for it."""
 MAX_BATCH_SIZE = 32
-CNN_LAYERS = 18
 PICTURE_SIZE = (640, 480)
 TOLERANCE = 1e-4
 """Largest difference to ONNX Runtime's own answer, relative and absolute: a batch is summed in another order."""
@@ -70,7 +68,7 @@ def photograph() -> bytes:
 def write(folder: Path, instances: int = 1, fitted: Fitted | None = None) -> dict[str, Workload]:
     """Write ``models/``, a repository for our server with `instances` of each model, and the picture's also as `DRAFT`;
     the workloads by name. `fitted`: the CNN; None: one of some milliseconds, whose time nobody asks for."""
-    fitted = fitted or Fitted(cnn(CNN_LAYERS), CNN_LAYERS, math.nan)
+    fitted = fitted or Fitted(cnn(LAYERS), LAYERS)
     photo = photograph()
     networks = {
         "tiny_mlp": ("tiny MLP, 30 -> 64 -> 2", tiny_mlp(), None),
