@@ -200,6 +200,13 @@ def test_values_too_long_for_a_pattern_leave_room_for_others() -> None:
     heads.read(start + trace.write(b"00-abcdef"))
     assert decoder.blocks == 0
 
+    timeout = Literal(b"grpc-timeout", 0x00, coded=False)
+    for number in range(1, 3):
+        heads.read(start + timeout.write(b"%dm" % number))
+    decoder.blocks = 0
+    heads.read(start + timeout.write(b"3m"))
+    assert decoder.blocks == 0
+
 
 @pytest.mark.parametrize("name", [b"grpc-timeout", b"baggage"])
 def test_clients_that_take_turns_are_told_apart(name: bytes) -> None:
