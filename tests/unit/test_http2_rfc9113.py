@@ -300,8 +300,19 @@ def test_6_3_priority() -> None:
     peer = Peer()
     peer.send(headers(1))
     assert reset_code(peer.send(frame(frames.PRIORITY, 0, 1, b"1234"))) is SIZE
-    # A stream that depends on itself was an error in RFC 7540; in RFC 9113 priorities mean nothing.
-    assert Peer().send(frame(frames.PRIORITY, 0, 1, pack(">IB", 1, 15))) == []
+
+
+@pytest.mark.parametrize("exclusive", [0, 1 << 31], ids=["shared", "exclusive"])
+@pytest.mark.parametrize(
+    ("kind", "flags", "block"),
+    [(frames.PRIORITY, 0, b""), (frames.HEADERS, END_HEADERS | frames.WITH_PRIORITY, encode(call_fields(LIVE)))],
+    ids=["PRIORITY", "HEADERS"],
+)
+def test_6_3_a_stream_that_depends_on_itself(kind: int, flags: int, block: bytes, exclusive: int) -> None:
+    """Priorities mean nothing here; but of those who send them, by RFC 7540, none may send this (its section 5.3.1)."""
+    for depends_on, code in ((1, PROTOCOL), (3, None)):
+        fields = pack(">IB", exclusive | depends_on, 15)
+        assert goaway_code(Peer().send(frame(kind, flags, 1, fields + block))) is code
 
 
 # --- 6.4 RST_STREAM -------------------------------------------------------------------------------
@@ -339,9 +350,18 @@ def test_6_5_bad_settings(bad: bytes, code: ErrorCode) -> None:
 
 
 def test_6_5_settings_are_acknowledged_and_unknown_ones_ignored() -> None:
-    """SETTINGS, empty, known or unknown, are answered by one ACK each, in order."""
-    sent = Peer().send(frames.settings({}), frames.settings({0xABCD: 5, frames.HEADER_TABLE_SIZE: 0}))
-    assert [(f.kind, f.flags, f.payload) for f in sent] == [(frames.SETTINGS, frames.ACK, b"")] * 2
+    """SETTINGS, empty, known or unknown, at the ends of their ranges, are answered by one ACK each, in order."""
+    most = {
+        frames.ENABLE_PUSH: 1,
+        frames.MAX_CONCURRENT_STREAMS: 2**32 - 1,
+        frames.INITIAL_WINDOW_SIZE: 2**31 - 1,
+        frames.MAX_FRAME_SIZE: 2**24 - 1,
+        frames.MAX_HEADER_LIST_SIZE: 0,
+    }
+    least = {frames.ENABLE_PUSH: 0, frames.INITIAL_WINDOW_SIZE: 0, frames.MAX_FRAME_SIZE: 2**14}
+    unknown = {0xABCD: 5, frames.HEADER_TABLE_SIZE: 0}
+    sent = Peer().send(*map(frames.settings, ({}, most, least, unknown)))
+    assert [(f.kind, f.flags, f.payload) for f in sent] == [(frames.SETTINGS, frames.ACK, b"")] * 4
 
 
 # --- 6.6, 8.4 PUSH_PROMISE ------------------------------------------------------------------------
@@ -590,10 +610,16 @@ def test_6_10_a_block_in_pieces() -> None:
         headers(flags=0) + headers(3),
         headers(flags=0) + frame(frames.CONTINUATION, END_HEADERS, 3),
         headers(flags=0) + frames.ping(bytes(8)),
+        headers(flags=0) + frame(frames.PRIORITY, 0, 1, PRIORITY_FIELDS),
         headers(flags=0) + frame(frames.CONTINUATION, END_HEADERS, 0),
         headers() + frame(frames.CONTINUATION, END_HEADERS, 1),
+        headers(flags=0) + frame(frames.CONTINUATION, END_HEADERS, 1) * 2,
+        headers() + data(1, MESSAGE, END_STREAM) + frame(frames.CONTINUATION, END_HEADERS, 1),
     ],
-    ids=["first", "DATA inside", "HEADERS inside", "other stream", "PING inside", "stream 0", "after END_HEADERS"],
+    ids=[
+        *("first", "DATA inside", "HEADERS inside", "other stream", "PING inside", "PRIORITY inside", "stream 0"),
+        *("after END_HEADERS", "after the last", "after DATA"),
+    ],
 )
 def test_6_10_continuation_out_of_place(bad: bytes) -> None:
     """Between HEADERS and the last CONTINUATION nothing else may come, nor CONTINUATION elsewhere."""
@@ -650,6 +676,13 @@ def test_8_1_1_content_length(length: bytes, body: bytes, known: bool) -> None:
     assert reset_code(sent, stream_id) is PROTOCOL
     right = peer.send(headers(5, fields), data(5, bytes(int(length)), END_STREAM))
     assert right == []
+
+
+@pytest.mark.parametrize(("length", "code"), [(b"5", PROTOCOL), (b"12", None), (b"13", PROTOCOL)])
+def test_8_1_1_content_length_of_several_frames(length: bytes, code: ErrorCode | None) -> None:
+    """It is held against the sum of them."""
+    fields = call_fields(STREAM, (b"content-length", length))
+    assert reset_code(Peer().send(headers(1, fields), data(1, MESSAGE), data(1, MESSAGE, END_STREAM))) is code
 
 
 # --- 8.2, 8.3 fields ------------------------------------------------------------------------------

@@ -20,7 +20,7 @@ from server.settings import GrpcSettings
 from server.transport.http2 import frames, times
 from server.transport.http2.control import ControlFrames
 from server.transport.http2.fields import check_trailers
-from server.transport.http2.frames import ConnectionFault, ErrorCode, StreamFault, without_padding
+from server.transport.http2.frames import ConnectionFault, ErrorCode, StreamFault, check_priority, without_padding
 from server.transport.http2.head import Opening
 from server.transport.http2.heads import ForwardingHeads, Heads
 from server.transport.http2.hpack import Decoder, HeaderListTooLarge, HpackError
@@ -283,6 +283,7 @@ class Connection(ControlFrames):
         if flags & frames.WITH_PRIORITY:
             if len(block) < 5:
                 raise ConnectionFault(ErrorCode.FRAME_SIZE_ERROR, "HEADERS without the priority that its flag says")
+            check_priority(stream_id, block)
             block = block[5:]
         if flags & _END_HEADERS:
             self._on_block(stream_id, block, bool(flags & _END_STREAM))

@@ -10,7 +10,7 @@ from struct import iter_unpack
 
 from server.settings import GrpcSettings
 from server.transport.http2 import frames
-from server.transport.http2.frames import ConnectionFault, ErrorCode, StreamFault
+from server.transport.http2.frames import ConnectionFault, ErrorCode, StreamFault, check_priority
 from server.transport.http2.limits import Allowance
 from server.transport.http2.states import Step
 from server.transport.http2.streams import DRAIN_PING, Kind, Streams
@@ -49,6 +49,7 @@ class ControlFrames(Streams):
         self._spend(self._empty_frames, "empty_frame_flood")
         if len(payload) != 5:
             raise StreamFault(ErrorCode.FRAME_SIZE_ERROR, "PRIORITY has 5 bytes")
+        check_priority(stream_id, payload)
 
     def _on_rst_stream(self, _flags: int, stream_id: int, payload: bytes) -> None:
         """Section 6.4."""

@@ -126,3 +126,13 @@ def without_padding(payload: bytes) -> bytes:
     if payload[0] >= len(payload):
         raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "more padding than payload")
     return payload[1 : len(payload) - payload[0]]
+
+
+def check_priority(stream_id: int, priority: bytes) -> None:
+    """RFC 7540 section 5.3.1, by which many clients go still: no stream depends on itself.
+
+    It is an error of the stream there. As one of the connection (section 5.4.1) it may come before the header block
+    behind it is decoded, and on a stream that is idle.
+    """
+    if int.from_bytes(priority[:4]) & LARGEST_STREAM_ID == stream_id:
+        raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "a stream that depends on itself")
