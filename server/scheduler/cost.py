@@ -22,19 +22,19 @@ _QUANTILE = 0.95
 _RATIO = 1.2
 """The high quantile over the mean before anything was learned; the warm-up knows only medians."""
 _RATIO_STEP = 0.05
-_TOLERANCE = 0.03
+_TOLERANCE = 0.02
 """A batch size must make a row cheaper by more than this to be worth its latency."""
 _PERIOD = 16
 """Passes after which sizes that did not occur follow the drift of the one that occurred most."""
-_FIRST_TRIALS = 4
-_FIRST_TRIAL_SHARE = 8
-"""The first trials of a larger batch may each take one part in this many of the time that passes take. Nobody knows
-what it costs in service: what a pass costs beside its rows (caches gone cold, threads that take turns) does not show in
-a warm-up, and larger batches look dearer than they are."""
-_TRIAL_SHARE, _RAREST_TRIAL_SHARE = 32, 512
-"""The next one may take a part in 32, and each further one half as much: whoever waits through a trial waits several
-times as long as else, and if one caller of a hundred did, it would be the 99th percentile. Never less than the second:
-a machine that has changed is found out."""
+_LATE_SHARE, _RAREST_LATE_SHARE = 256, 2048
+"""In a trial of a larger batch all rows but the last ones wait longer than they else would. Of the rows served one in
+so many may be such a one: more, and they are the 99th percentile. Each further trial of a size is half as frequent, but
+never rarer than the second: a machine that has changed is found out."""
+_DOUBTED = 1.25
+"""A size whose row takes by the warm-up over so many times that of the best size is doubted: the warm-up may have
+been disturbed, and disturbances only add."""
+_DOUBTED_SHARE = 8
+"""It is tried once soon, for where many servers start together, all sizes but the smallest may look dear."""
 
 
 class CostModel:
@@ -48,7 +48,7 @@ class CostModel:
         "_passes",
         "_ratio",
         "_seen",
-        "_since_trial_ns",
+        "_since_trial",
         "_sizes",
         "_suspect",
         "_then",
@@ -66,7 +66,8 @@ class CostModel:
         seed may be wrong, and so may be what was true then."""
         self._suspect: set[int] = set()
         """Sizes whose last pass was an outlier."""
-        self._since_trial_ns = 0.0
+        self._since_trial = 0
+        """Rows."""
         self._offered = 0
         """The size of which a trial is to be made; 0: none."""
         self._trials: dict[int, int] = {}
@@ -168,24 +169,25 @@ class CostModel:
             best = self._best[largest] = self._cheapest(largest)
         if best < largest:
             trial = self._trial(best, largest)
-            # A warm-up amid neighbours may have made it many times too dear, and it would never be its turn.
-            no_dearer = trial / best * (self._estimate(best) or 0)
-            if self._since_trial_ns > _share(self._shown(trial)) * min(self._estimate(trial) or 0, no_dearer):
+            if self._since_trial > self._share(trial, best) * (trial - best):
                 self._offered = trial
                 return trial
         return best
 
     def _trial(self, best: int, largest: int) -> int:
-        """The next larger size that service has not shown yet, else that it has hardly shown; else twice the best.
+        """The next larger size that service has not shown yet; else twice the best.
 
         Not only twice the best: each doubling may gain less than the tolerance, and all together much.
         """
         sizes = [min(best << power, largest) for power in range(1, (largest // best).bit_length() + 1)]
-        for enough in (1, _FIRST_TRIALS):
-            for size in sizes:
-                if self._shown(size) < enough:
-                    return size
-        return sizes[0]
+        return next((size for size in sizes if not self._shown(size)), sizes[0])
+
+    def _share(self, trial: int, best: int) -> int:
+        """Of so many rows one may be late for a trial of a size."""
+        shown = self._shown(trial)
+        if not shown and (self._estimate(trial) or 0) * best > _DOUBTED * (self._estimate(best) or 0) * trial:
+            return _DOUBTED_SHARE
+        return min(_LATE_SHARE << min(shown, 10), _RAREST_LATE_SHARE)
 
     def _shown(self, rows: int) -> int:
         """How often service has shown what so many rows cost, or could have."""
@@ -213,10 +215,10 @@ class CostModel:
 
     def _count(self, rows: int, ns: int) -> None:
         # A trial is over once it was filled; one that found too few to fill it is made again.
-        self._since_trial_ns += ns
+        self._since_trial += rows
         for largest, best in self._best.items():
             if rows > best and rows >= min(2 * best, largest):
-                self._since_trial_ns = 0.0
+                self._since_trial = 0
                 if self._offered:
                     self._trials[self._offered] = self._trials.get(self._offered, 0) + 1
                     self._offered = 0
@@ -260,13 +262,6 @@ class CostModel:
     def _on_line(self, left: int, right: int, rows: int) -> float:
         slope = (self._ns[right] - self._ns[left]) / (right - left)
         return self._ns[left] + slope * (rows - left)
-
-
-def _share(shown: int) -> int:
-    """A trial of a size that service has shown so often may take one part in this many of the time of passes."""
-    if shown < _FIRST_TRIALS:
-        return _FIRST_TRIAL_SHARE
-    return min(_TRIAL_SHARE << min(shown - _FIRST_TRIALS, 10), _RAREST_TRIAL_SHARE)
 
 
 def _clamped(ns: int, estimate: float) -> float:
