@@ -42,6 +42,7 @@ class CostModel:
 
     __slots__ = (
         "_best",
+        "_judged",
         "_ns",
         "_offered",
         "_overhead",
@@ -73,7 +74,9 @@ class CostModel:
         self._trials: dict[int, int] = {}
         """By the size that was offered, how many were made; filled or not, for there may never be so many that wait."""
         self._best: dict[int, int] = {}
-        """`best_rows` by the maximum asked for, until the next period."""
+        """`best_rows` by the maximum asked for."""
+        self._judged: set[int] = set()
+        """The maxima of which that is so until the next period."""
         self._seen: dict[int, int] = {}
         """How often each size occurred in this period."""
         self._then = dict(self._ns)
@@ -134,7 +137,7 @@ class CostModel:
         self._overhead += min(step_ns, self._ns[rows] + self._overhead) / _WEIGHT
         self._count(rows, ns)
         if new:
-            self._best.clear()
+            self._judged.clear()
 
     def predict_ns(self, rows: int) -> int | None:
         """The expected time of a pass of `rows` rows, overhead included; None while nothing was ever measured.
@@ -164,9 +167,10 @@ class CostModel:
         """
         if not self._sizes or largest <= 1:
             return largest
-        best = self._best.get(largest)
-        if best is None:
-            best = self._best[largest] = self._cheapest(largest)
+        if largest not in self._judged:
+            self._best[largest] = self._cheapest(largest, self._best.get(largest))
+            self._judged.add(largest)
+        best = self._best[largest]
         if best < largest:
             trial = self._trial(best, largest)
             if self._since_trial > self._share(trial, best) * (trial - best):
@@ -193,10 +197,17 @@ class CostModel:
         """How often service has shown what so many rows cost, or could have."""
         return max(self._passes.get(rows, 0), self._trials.get(rows, 0))
 
-    def _cheapest(self, largest: int) -> int:
+    def _cheapest(self, largest: int, used: int | None) -> int:
+        """The best size. `used`, the one until now, stays while it is good enough; a smaller one takes its place within
+        half of the tolerance: noise would move it to and fro, and each time that batches become larger their first
+        rows are late."""
         sizes = [1 << power for power in range(largest.bit_length()) if 1 << power < largest]
         by_row = {rows: ((self._estimate(rows) or 0.0) + self._overhead) / rows for rows in (*sizes, largest)}
-        enough = min(by_row.values()) * (1 + _TOLERANCE)
+        least = min(by_row.values())
+        enough = least * (1 + _TOLERANCE)
+        if used is not None and by_row[used] <= enough:
+            better = least * (1 + _TOLERANCE / 2)
+            return next(rows for rows, ns in by_row.items() if ns <= better or rows == used)
         return next(rows for rows, ns in by_row.items() if ns <= enough)
 
     def _believed(self, rows: int, ns: int, estimate: float) -> float:
@@ -242,7 +253,7 @@ class CostModel:
                 least, most = sorted((now, now * rows / common))
                 self._ns[rows] = min(max(self._ns[rows] * now / before, least / _CLAMP), most * _CLAMP)
         self._seen.clear()
-        self._best.clear()
+        self._judged.clear()
         self._then = dict(self._ns)
 
     def _estimate(self, rows: int) -> float | None:

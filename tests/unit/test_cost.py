@@ -262,8 +262,26 @@ def test_the_best_size_stands_until_the_period_ends() -> None:
 
 
 @pytest.mark.parametrize(
-    ("trials", "rows"), [(0, 256), (1, 512), (2, 1024), (3, 2048), (4, 2048), (10**9, 2048)]
+    ("one", "two", "four", "best"),
+    [
+        (1.015, 1.005, 1.0, 2),  # one row is good enough, and two are in use
+        (1.01, 1.005, 1.0, 1),
+        (1.05, 1.02, 1.0, 2),
+        (1.05, 1.021, 1.0, 4),
+        (1.015, 1.021, 1.0, 1),  # two are not good enough any more: as if none had been in use
+    ],
 )
+def test_the_size_in_use_stays_while_it_is_good_enough(one: float, two: float, four: float, best: int) -> None:
+    """What noise moves between two sizes makes those late who are in the larger batch. A smaller one must be better."""
+    cost = CostModel({1: 2000, 2: 2000, 4: 4000})
+    assert cost.best_rows(4) == 2
+    cost._ns = {rows: 1000.0 * rows * by_row for rows, by_row in ((1, one), (2, two), (4, four))}
+    assert cost.best_rows(4) == 2, "until the period ends"
+    cost._judged.clear()
+    assert cost.best_rows(4) == best
+
+
+@pytest.mark.parametrize(("trials", "rows"), [(0, 256), (1, 512), (2, 1024), (3, 2048), (4, 2048), (10**9, 2048)])
 def test_of_so_many_rows_one_may_be_late_for_a_trial(trials: int, rows: int) -> None:
     """Each further trial of a size is half as frequent, and late are all its rows but those of the last batch."""
     cost = CostModel({rows: 1000 * rows for rows in (1, 2, 4)})
@@ -341,7 +359,7 @@ def test_a_warm_up_amid_neighbours_is_found_wrong() -> None:
     for _ in range(300):
         rows = cost.best_rows(8)
         cost.observe(rows, real[rows])
-    assert cost._cheapest(8) == 8
+    assert cost._best[8] == 8
 
 
 def test_a_trial_is_over_once_it_was_filled() -> None:
