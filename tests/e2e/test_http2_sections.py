@@ -1,8 +1,7 @@
 """What RFC 9113 and RFC 7541 forbid a client, and what they allow it, sent over a socket to a server of models.
 
 A line for each rule, under its section, on a connection of its own: what the server has to answer, and to what. What
-the strict cases of h2spec send is among it, with a gRPC call in the place of their GET: that is answered without DATA
-here, and so no window could hold it up.
+the strict cases of h2spec send is among it, mostly with a gRPC call in the place of their GET.
 """
 
 from __future__ import annotations
@@ -263,6 +262,7 @@ MESSAGES = [
         case("8.1", method.decode(), answers, request((b":method", method), *CALL[1:4]))
         for method in (b"GET", b"HEAD", b"POST")
     ),
+    case("8.1", "a GET in a window of 1", sends(1), window(1), acknowledges, request((b":method", b"GET"), *CALL[1:4])),
     case("8.1", "trailers", replies, opened + data(1, message()) + headers(1, TRAILER, BOTH)),
     case("8.1", "trailers that end nothing", resets(PROTOCOL), opened + data(1, message()) + headers(1, TRAILER)),
     case("8.1", "trailers with :method", resets(PROTOCOL), opened + data(1, message()) + headers(1, CALL[:1], BOTH)),

@@ -101,6 +101,7 @@ async def test_curl(port: int, tmp_path: Path) -> None:
     curl = [tool("curl"), "-sS", "--http2-prior-knowledge", "-o", str(tmp_path / "out"), "-w", "%{http_code}"]
     url = f"http://127.0.0.1:{port}"
     assert await run(*curl, url + "/") == "405"
+    assert "gRPC" in (tmp_path / "out").read_text()
     assert await run(*curl, "-d", "{}", "-H", "content-type: application/json", url + "/x") == "415"
     body = tmp_path / "body"
     body.write_bytes(message(request(elements=200_000)))

@@ -17,10 +17,10 @@ from server.errors import InvalidRequest, Overloaded, QueueFull
 from server.proto.forwardpass.v1 import prediction_pb2 as ours
 from server.settings import GrpcSettings
 from server.tensor import Tensor
-from server.transport.http2 import frames
+from server.transport.http2 import answers, frames
 from server.transport.http2.answers import percent_encoded
 from server.transport.http2.calls import Calls, Service
-from server.transport.http2.frames import ErrorCode
+from server.transport.http2.frames import DATA, HEADERS, ErrorCode, window_update
 from server.transport.http2.head import parse_timeout
 from server.transport.http2.hpack_encode import encode
 from server.transport.http2.messages import MessageReader
@@ -190,9 +190,31 @@ async def test_what_is_not_grpc(session: Session, fields: list[Field], status: b
         flags = END_HEADERS if body else END_HEADERS | END_STREAM
         sent = session.send(headers(stream_id, fields, flags), data(stream_id, b"x", END_STREAM) if body else b"")
         told = session.fields(sent[0])
-        assert (told[b":status"], told[b"content-length"]) == (status, b"0")
-        assert sent[0].flags & END_STREAM
+        assert (told[b":status"], told[b"content-length"]) == (status, b"%d" % len(answers.NOT_GRPC))
+        assert b"".join(f.payload for f in sent[1:]) == answers.NOT_GRPC
+        assert [(f.kind, bool(f.flags & END_STREAM)) for f in sent] == [(HEADERS, False), (DATA, False), (DATA, True)]
         assert not session.connection.streams
+
+
+async def test_head_is_told_the_same_without_the_text(session: Session) -> None:
+    """RFC 9110 section 9.3.2: nothing behind the headers, which are those of a GET."""
+    fields = [(b":scheme", b"http"), (b":path", b"/"), (b":authority", b"x")]
+    get = session.send(headers(1, [(b":method", b"GET"), *fields], END_HEADERS | END_STREAM))
+    head = session.send(headers(3, [(b":method", b"HEAD"), *fields], END_HEADERS | END_STREAM))
+    assert session.fields(head[0]) == session.fields(get[0])
+    assert [(f.kind, bool(f.flags & END_STREAM)) for f in head] == [(HEADERS, True)]
+
+
+async def test_the_text_waits_for_the_clients_window(session: Session) -> None:
+    """It is DATA as any other."""
+    session.send(frames.settings({frames.INITIAL_WINDOW_SIZE: 10}))
+    fields = [(b":method", b"GET"), (b":scheme", b"http"), (b":path", b"/"), (b":authority", b"x")]
+    sent = session.send(headers(1, fields, END_HEADERS | END_STREAM))
+    assert [f.payload for f in sent[1:]] == [answers.NOT_GRPC[:10]]
+    sent = session.send(window_update(1, 1000))
+    assert [f.payload for f in sent] == [answers.NOT_GRPC[10:], b""]
+    assert sent[-1].flags & END_STREAM
+    assert not session.connection.streams
 
 
 @pytest.mark.parametrize("content_type", [b"application/grpc", b"application/grpc+proto", b"application/grpc;x=y"])

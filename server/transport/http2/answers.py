@@ -51,9 +51,14 @@ def trailers_only(failure: Failure, *, tell_encodings: bool = False) -> bytes:
     return encode([*_START, *([_ACCEPT] if tell_encodings else []), *_failed(failure)])
 
 
+NOT_GRPC = b"Only gRPC is spoken here: POST, with content-type: application/grpc\n"
+"""For people, behind `http_error`."""
+
+
 def http_error(status: int, *more: Field) -> bytes:
     """The header block for a request that is not gRPC's, and so is not told in gRPC's words."""
-    return encode([(b":status", b"%d" % status), *more, (b"content-length", b"0")])
+    size = b"%d" % len(NOT_GRPC)
+    return encode([(b":status", b"%d" % status), *more, (b"content-type", b"text/plain"), (b"content-length", size)])
 
 
 def _failed(failure: Failure) -> list[Field]:

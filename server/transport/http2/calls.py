@@ -196,11 +196,11 @@ class Calls:
         if head.refusal is not None:
             if head.over_limit:
                 self.service.refused["header_list_too_large"] += 1
-            self._turn_away(stream, head.refusal)
+            self._hear_out(stream, head.refusal, head.text)
             return
         error = None if head.entry is None else head.entry.refusal(self.connection.now_ns)
         if error is not None:
-            self._turn_away(stream, answers.trailers_only(failure_of(error)))
+            self._hear_out(stream, answers.trailers_only(failure_of(error)))
             return
         assert head.method is not None
         call = StreamsCall(self, stream, head.method) if head.method.streams else UnaryCall(self, stream, head.method)
@@ -209,14 +209,14 @@ class Calls:
     def give_up(self, stream: Stream, error: ServingError) -> None:
         """There is no time for this call: what is still to come of its body is not kept."""
         self.refused_ns = stream.timeout_ns
-        self._turn_away(stream, answers.trailers_only(failure_of(error)), whole=True)
+        self._hear_out(stream, answers.trailers_only(failure_of(error)), whole=True)
 
-    def _turn_away(self, stream: Stream, block: bytes, *, whole: bool = False) -> None:
-        stream.call = None
+    def _hear_out(self, stream: Stream, block: bytes, text: bytes = b"", *, whole: bool = False) -> None:
+        """Turn a call away, once its body was read."""
         if stream.state is _HALF_CLOSED_REMOTE:
-            self.connection.send_trailers(stream, block)
+            self.turn_away(stream, block, text)
         else:
-            stream.call = RefusedCall(self, stream, block, whole=whole)
+            stream.call = RefusedCall(self, stream, block, text, whole=whole)
 
     def plane(self, stream: Stream) -> DataPlane:
         """The data plane as the caller may use it. Raises Unauthenticated, PermissionDenied."""
@@ -316,6 +316,14 @@ class Calls:
     def finish(self, stream: Stream, timing: str = "") -> None:
         """The status of a call that went well, behind its messages. `timing`: where its time went, if it asked."""
         self.end(stream, _timed(timing) if timing else answers.OK_TRAILERS)
+
+    def turn_away(self, stream: Stream, block: bytes, text: bytes = b"") -> None:
+        """The whole answer of a call that is not taken: a header block, and perhaps a text."""
+        if text:
+            self.connection.send_headers(stream, block)
+            self.connection.send_data(stream, text)
+            block = b""
+        self.end(stream, block)
 
     def end(self, stream: Stream, block: bytes) -> None:
         """The last of a call. Call and stream know each other: left so, they would wait for the garbage collector."""

@@ -46,6 +46,7 @@ class Head:
         "over_limit",
         "refusal",
         "tenant",
+        "text",
     )
 
     def __init__(self) -> None:
@@ -66,6 +67,8 @@ class Head:
         """A plain ModelInfer: it goes to the data plane without a task of its own."""
         self.refusal: bytes | None = None
         """The header block that answers the call, whatever is in its body."""
+        self.text = b""
+        """What the answer has as DATA behind it."""
         self.over_limit = False
         """That is so because there were too many fields."""
 
@@ -82,8 +85,9 @@ def read_head(values: Mapping[bytes, bytes], methods: Mapping[bytes, Method], ga
         head.content_length = int(length)
     if values[b":method"] != b"POST":
         head.refusal = answers.http_error(405, (b"allow", b"POST"))
+        head.text = b"" if values[b":method"] == b"HEAD" else answers.NOT_GRPC
     elif not _is_grpc(values.get(b"content-type", b"")):
-        head.refusal = answers.http_error(415)
+        head.refusal, head.text = answers.http_error(415), answers.NOT_GRPC
     else:
         _read_call(head, values, methods)
         if gate is not None and head.method is not None:

@@ -19,13 +19,15 @@ _PATIENCE_NS = 100_000_000
 
 
 class RefusedCall:
-    __slots__ = ("_block", "_calls", "_most_bytes", "_stream")
+    __slots__ = ("_block", "_calls", "_most_bytes", "_stream", "_text")
 
-    def __init__(self, calls: Calls, stream: Stream, block: bytes, *, whole: bool = False) -> None:
-        """`block` is the answer's, its only one. `whole`: its body is one message, read as long as its client waits."""
+    def __init__(self, calls: Calls, stream: Stream, block: bytes, text: bytes = b"", *, whole: bool = False) -> None:
+        """`block` is the answer's, its only one, `text` what is behind it. `whole`: its body is one message, read as
+        long as its client waits."""
         self._calls = calls
         self._stream = stream
         self._block = block
+        self._text = text
         self._most_bytes = inf if whole else _PATIENCE_BYTES
         stream.due_ns = calls.connection.now_ns + (stream.timeout_ns if whole else _PATIENCE_NS)
 
@@ -35,7 +37,7 @@ class RefusedCall:
             self.ended()
 
     def ended(self) -> None:
-        self._calls.end(self._stream, self._block)
+        self._calls.turn_away(self._stream, self._block, self._text)
 
     late = ended
 

@@ -213,11 +213,14 @@ class Streams:
         self.sender.data(stream, data)
 
     def send_trailers(self, stream: Stream, block: bytes) -> None:
-        """The last of a stream, sent behind its data."""
+        """The last of a stream, sent behind its data; an empty block: the data was the last."""
         if stream.pending is not None:
             stream.trailers = block
             return
-        self.sender.out.append(frames.headers(stream.id, block, end_stream=True))
+        if block:
+            self.sender.out.append(frames.headers(stream.id, block, end_stream=True))
+        else:
+            self.sender.out.append(frames.frame(frames.DATA, frames.END_STREAM, stream.id))
         ended = stream.state is State.HALF_CLOSED_REMOTE
         stream.state = after(stream.state, Step.SEND_END) or State.CLOSED
         self._close(stream)
