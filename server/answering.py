@@ -8,8 +8,7 @@ answer, each request is tried by itself: what is wrong with a neighbour's output
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import groupby
 
 import numpy as np
@@ -24,25 +23,26 @@ from server.types import InferRequest, InferResponse, Outcome, Prediction, Predi
 class Waiting:
     """A prediction on its way: the `caller` of the request for its tensors."""
 
-    __slots__ = ("ended", "pipeline", "predictions", "request", "response")
+    __slots__ = ("_ended", "pipeline", "predictions", "request", "response")
 
     response: InferResponse
     """Once it ended without an error."""
 
     def __init__(
-        self, pipeline: Pipeline, request: PredictRequest, ended: asyncio.Future[BaseException | None]
+        self, pipeline: Pipeline, request: PredictRequest, ended: Callable[[Waiting, BaseException | None], None]
     ) -> None:
-        """`ended` gets the error that there is in the place of an answer, or None."""
+        """`ended` is called once, with this and the error that there is in the place of an answer, or None; it never
+        raises."""
         self.pipeline = pipeline
         self.request = request
-        self.ended = ended
+        self._ended = ended
         self.predictions: Sequence[Prediction] | None = None
         """None at the end: they are to be made of the response and the inputs, which is no work for the loop."""
 
     def end(self, error: BaseException | None = None) -> None:
-        # Always a result, never an exception: asyncio would complain of one that nobody awaits any more.
-        if not self.ended.done():
-            self.ended.set_result(error)
+        ended = self._ended
+        del self._ended  # Who is told may keep the error, whose frames hold this.
+        ended(self, error)
 
     def kind(self) -> object:
         """Equal for neighbours whose outputs may be joined."""

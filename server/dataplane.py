@@ -1,17 +1,19 @@
 """What both transports call: infer, predict, metadata, health, statistics, model control.
 
-`submit` is the hot way: plain calls, from the transport into a model's queue, in one loop tick. `predict`
-goes round it, by `server.predictions`.
+`submit` is the hot way: plain calls, from the transport into a model's queue, in one loop tick. `predict` and `begin`
+go round it, by `server.predictions`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from itertools import groupby
 from operator import attrgetter
 from typing import TYPE_CHECKING, Protocol
 
 from server import __version__
+from server.answering import Waiting
 from server.chat import ChatTemplate
 from server.classification import Classes, classify
 from server.errors import ControlNotAllowed, InvalidRequest, ServingError, UnknownModel, Unsupported
@@ -23,7 +25,7 @@ from server.observability.trace_settings import Change
 from server.observability.tracing import Tracing
 from server.observability.whose import of
 from server.offload import Offload
-from server.pipeline.base import Pipeline
+from server.pipeline.base import Pipeline, needs_inputs
 from server.predictions import Predictions
 from server.proto.triton import model_config_pb2
 from server.repository.certificate import Manifest
@@ -208,6 +210,34 @@ class DataPlane:
             of(error, request)
             raise
 
+    def begin(
+        self, request: PredictRequest, answered: Callable[[PredictResponse | BaseException], None]
+    ) -> InferRequest | None:
+        """As `predict`, in plain calls: no task and no future is made for it. `answered` is called once, maybe before
+        this returns, and never raises; what is returned can be cancelled, and `answered` hears of that as well.
+
+        None, and nothing was done: it is one for `predict`, because somebody follows it, or a thread makes its answer.
+
+        Raises:
+            ServingError: it can't be taken in; then `answered` is not called.
+        """
+        if self.tracing.following is not None:
+            return None
+        try:
+            served = self._models.resolve(request.model_name, request.model_version)
+            pipeline = self._pipeline(served, request)
+        except ServingError as error:
+            of(error, request)
+            raise
+        if needs_inputs(pipeline):
+            return None
+        served.__enter__()
+        try:
+            return self._predictions.begin(served, pipeline, request, partial(_answer, served, answered))
+        except BaseException:
+            served.__exit__()
+            raise
+
     def hopeless(self, model_name: str, size: int, received_ns: int, deadline_ns: int) -> ServingError | None:
         """Why a prediction of the model, whose one input has about `size` bytes, is refused before it is read; it is
         counted then. None: it has to be read, and asked for by `predict`."""
@@ -371,6 +401,25 @@ class DataPlane:
         """Let the threads of pipelines and shared memory end."""
         self._pipelines.close()
         self.shared_memory.close()
+
+
+def _answer(
+    served: Served,
+    answered: Callable[[PredictResponse | BaseException], None],
+    waiting: Waiting,
+    error: BaseException | None,
+) -> None:
+    """Of a prediction that `begin` took in, and that has ended."""
+    served.__exit__()
+    request = waiting.request
+    if error is not None:
+        answered(of(error, request))
+        return
+    if request.explanation is not None:
+        request.explanation.mark("loop")
+    response, predictions = waiting.response, waiting.predictions
+    assert predictions is not None
+    answered(PredictResponse(response.model_name, response.model_version, predictions, request.id))
 
 
 def _by_model(requests: Sequence[InferRequest]) -> Sequence[Sequence[InferRequest]]:

@@ -38,12 +38,10 @@ class Predictions:
         self, served: Served, pipeline: Pipeline, request: PredictRequest, call: Call | None = None
     ) -> PredictResponse:
         """An answer for each input. `call`: by which it is followed. Raises ServingError: see `DataPlane.predict`."""
-        served.stages.one(request)
-        waiting = Waiting(pipeline, request, asyncio.get_running_loop().create_future())
-        inner = self._inner(served, request, waiting)
-        (served.preparing or self._prepare(served, pipeline)).submit(inner, request.inputs)
+        ended: asyncio.Future[tuple[Waiting, BaseException | None]] = asyncio.get_running_loop().create_future()
+        inner = self.begin(served, pipeline, request, partial(_tell, ended))
         try:
-            error = await waiting.ended
+            waiting, error = await ended
         except asyncio.CancelledError:
             self._cancel(inner)
             raise
@@ -52,7 +50,7 @@ class Predictions:
                 raise error
             finally:
                 # The error's traceback holds this frame and the one that made it: neither is to hold the error.
-                del error, waiting.ended
+                del error, ended
         if request.explanation is not None:
             request.explanation.mark("loop")
         response, predictions = waiting.response, waiting.predictions
@@ -64,6 +62,19 @@ class Predictions:
         if call is not None:
             call.answered(served.model.version, served.statistics)
         return PredictResponse(response.model_name, response.model_version, predictions, request.id)
+
+    def begin(
+        self,
+        served: Served,
+        pipeline: Pipeline,
+        request: PredictRequest,
+        ended: Callable[[Waiting, BaseException | None], None],
+    ) -> InferRequest:
+        """Take it in, and return the request for its tensors. `ended`: see `Waiting`; maybe before this returns."""
+        served.stages.one(request)
+        inner = self._inner(served, request, Waiting(pipeline, request, ended))
+        (served.preparing or self._prepare(served, pipeline)).submit(inner, request.inputs)
+        return inner
 
     def _prepare(self, served: Served, pipeline: Pipeline) -> Preparing:
         model, batcher = served.model, served.batcher
@@ -105,3 +116,11 @@ class Predictions:
         if self._tracing.active:
             self._tracing.watch((inner,), request.model_name, served.model.version, follows=False)
         return inner
+
+
+def _tell(
+    ended: asyncio.Future[tuple[Waiting, BaseException | None]], waiting: Waiting, error: BaseException | None
+) -> None:
+    # Always a result, never an exception: asyncio would complain of one that nobody awaits any more.
+    if not ended.done():
+        ended.set_result((waiting, error))

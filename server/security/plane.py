@@ -69,6 +69,9 @@ class GuardedPlane:
             response: PredictResponse = await self._plane.predict(request)
         return response
 
+    def begin(self, request: PredictRequest, _answered: object) -> None:
+        """None: all go by `predict`, which counts them."""
+
     # --- what there is ------------------------------------------------------------------------------
 
     def statistics(self, name: str = "", version: str = "") -> list[Any]:

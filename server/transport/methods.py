@@ -10,6 +10,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass
+from functools import partial
 from inspect import iscoroutinefunction
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -26,7 +27,7 @@ from server.security.roles import CONTROLS, Need
 from server.transport import health, observing, reflection, shared_memory, stream_infer
 from server.transport.codec import management, predict_grpc, statistics, v2_grpc
 from server.transport.predict_stream import predict_stream
-from server.types import NO_DEADLINE, Metadata
+from server.types import NO_DEADLINE, InferRequest, Metadata, PredictRequest, PredictResponse
 
 if TYPE_CHECKING:
     from server.dataplane import DataPlane
@@ -67,6 +68,12 @@ Hopeless = Callable[["DataPlane", bytes, int, int, int], ServingError | None]
 """Takes the first bytes of the request message, its size, when it was received and its deadline, both in ns."""
 
 
+Answered = Callable[[bytes | BaseException], None]
+"""Hears of a call's answer, once."""
+Begin = Callable[["DataPlane", Any, CallInfo, Answered], InferRequest | None]
+"""As a handler, in plain calls: see `DataPlane.begin`."""
+
+
 class Method(NamedTuple):
     name: str
     """The path of the call, for example ``/inference.GRPCInferenceService/ModelInfer``."""
@@ -85,6 +92,8 @@ class Method(NamedTuple):
     """What a caller must have, where callers are asked."""
     hopeless: Hopeless | None = None
     """Says of a large message by its begin that there is no time for it."""
+    begin: Begin | None = None
+    """The same without a coroutine, for most of its messages: None is returned for others."""
 
     def parse(self, data: bytes) -> Message:
         """Raises InvalidRequest if `data` is no such message."""
@@ -134,13 +143,37 @@ async def _model_infer(dataplane: DataPlane, message: Any, info: CallInfo) -> An
 
 
 async def _predict(dataplane: DataPlane, message: Any, info: CallInfo) -> Any:
+    request = _prediction(message, info)
+    response = await dataplane.predict(request)
+    info.explanation = request.explanation
+    return predict_grpc.encode_predict(response)
+
+
+def _begin_predict(dataplane: DataPlane, message: Any, info: CallInfo, answered: Answered) -> InferRequest | None:
+    request = _prediction(message, info)
+    return dataplane.begin(request, partial(_tell, request, info, answered))
+
+
+def _prediction(message: Any, info: CallInfo) -> PredictRequest:
     request = predict_grpc.decode_predict(message, info.deadline_ns)
     request.tenant, request.metadata = info.tenant, info.metadata
     request.received_ns = info.received_ns
     request.explanation = decoded(info.explanation, request.parameters, info.received_ns)
-    response = await dataplane.predict(request)
+    return request
+
+
+def _tell(
+    request: PredictRequest, info: CallInfo, answered: Answered, outcome: PredictResponse | BaseException
+) -> None:
     info.explanation = request.explanation
-    return predict_grpc.encode_predict(response)
+    if isinstance(outcome, BaseException):
+        answered(outcome)
+        return
+    try:
+        encoded: bytes | BaseException = _encode(predict_grpc.encode_predict(outcome), info)
+    except Exception as error:  # noqa: BLE001 - as of an answer that a task makes
+        encoded = error
+    answered(encoded)
 
 
 def _predict_hopeless(
@@ -224,6 +257,7 @@ METHODS: tuple[Method, ...] = (
         explains=True,
         needs=roles.PREDICTS,
         hopeless=_predict_hopeless,
+        begin=_begin_predict,
     ),
     Method(
         "/forwardpass.v1.PredictionService/PredictStream",

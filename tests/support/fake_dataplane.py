@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -57,6 +57,8 @@ class FakeDataPlane:
     held: bool = False
     later: bool = False
     outcome: Outcome | None = None
+    without_tasks: bool = False
+    """Predictions begin by plain calls, as requests do."""
     ready_now: bool = True
     draining_now: bool = False
     forwards: Sequence[str] = ()
@@ -142,6 +144,23 @@ class FakeDataPlane:
                 self.cancelled_predicts += 1
                 self.gone.set()
                 raise
+        return self._predicted(request)
+
+    def begin(
+        self, request: PredictRequest, answered: Callable[[PredictResponse | BaseException], None]
+    ) -> InferRequest | None:
+        if not self.without_tasks:
+            return None
+
+        def on_settle(_request: InferRequest, outcome: Outcome) -> None:
+            answered(outcome if isinstance(outcome, BaseException) else self._predicted(request))
+
+        self.predicts.append(request)
+        inner = InferRequest(MODEL, (), on_settle=on_settle, received_ns=request.received_ns)
+        self.submit([inner])
+        return inner
+
+    def _predicted(self, request: PredictRequest) -> PredictResponse:
         best = (Score("yes", 0.75), Score("no", 0.25))
         label = "yes" if not isinstance(request.inputs[0], ImageInput) else "image"
         answers: list[Prediction] = self.predictions or [

@@ -23,12 +23,13 @@ from server.security.gate import BadAuth, Gate, credential, open_gate
 from server.security.keys import BadKeys, KeyFile, Keys, new_key, read_file, write_file
 from server.security.limits import Limits
 from server.security.origin import is_foreign
+from server.security.plane import GuardedPlane
 from server.security.roles import CONTROLS, OPEN, PREDICTS, READS, READS_STATISTICS, Role
 from server.settings import Settings
 from server.transport.console import CONSOLE
 from server.transport.methods import METHODS
 from server.transport.routes import ROUTES
-from server.types import InferRequest, InferResponse
+from server.types import InferRequest, InferResponse, PredictRequest
 
 S = 10**9
 ISSUER, AUDIENCE = "https://login.example.com", "forwardpass"
@@ -289,6 +290,14 @@ async def test_limits_outlive_a_change_of_the_file(tmp_path: Path) -> None:
         with pytest.raises(RateLimited):
             admit(gate, key, a_request(received_ns=S))
     watching.cancel()
+
+
+def test_predictions_of_callers_that_are_asked_are_all_counted() -> None:
+    """None begins by a plain call, which counts nothing."""
+    nobody: Any = None
+    plane = GuardedPlane(Mock(), Caller(Grant("shop", frozenset({Role.PREDICT})), Limits()), nobody, nobody)
+    plane.begin(PredictRequest("fraud", []), nobody)
+    assert not plane._plane.mock_calls
 
 
 def test_workers_share_a_rate() -> None:

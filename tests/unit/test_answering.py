@@ -42,9 +42,16 @@ class Classes:
         raise NotImplementedError
 
 
-def waiting(pipeline: Classes, rows: int = 1, top_k: int = 0) -> Waiting:
-    request = PredictRequest("m", [ImageInput(b"")] * rows, top_k=top_k)
-    return Waiting(pipeline, request, asyncio.get_running_loop().create_future())
+class Caller(Waiting):
+    """One that is awaited."""
+
+    def __init__(self, pipeline: Classes, request: PredictRequest) -> None:
+        super().__init__(pipeline, request, lambda _waiting, error: self.ended.set_result(error))
+        self.ended: asyncio.Future[BaseException | None] = asyncio.get_running_loop().create_future()
+
+
+def waiting(pipeline: Classes, rows: int = 1, top_k: int = 0) -> Caller:
+    return Caller(pipeline, PredictRequest("m", [ImageInput(b"")] * rows, top_k=top_k))
 
 
 def settle(answering: Answering, caller: Waiting, outcome: Array | Outcome) -> None:
@@ -119,15 +126,13 @@ async def test_a_tensor_without_a_row_for_each_input_is_joined_to_none() -> None
     assert pipeline.rows == [2, 2]
 
 
-async def test_a_refusal_is_told_at_once_and_who_went_away_is_nobodys_burden() -> None:
-    """An error has nothing to wait for; a caller that was cancelled between its pass and its answer hears nothing."""
+async def test_a_refusal_is_told_at_once() -> None:
+    """An error has nothing to wait for."""
     answering, pipeline = Answering(), Classes(10)
-    refused, gone, there = waiting(pipeline), waiting(pipeline), waiting(pipeline)
+    refused, there = waiting(pipeline), waiting(pipeline)
     settle(answering, refused, QueueFull("m", 1))
     assert isinstance(refused.ended.result(), QueueFull)
-    settle(answering, gone, logits(1))
     settle(answering, there, logits(1))
-    gone.ended.cancel()
     assert await there.ended is None
     assert there.predictions is not None
 

@@ -15,6 +15,7 @@ import pytest
 
 from server.engine.fake import Script
 from server.errors import (
+    Cancelled,
     ControlNotAllowed,
     DeadlineExceeded,
     Draining,
@@ -27,8 +28,9 @@ from server.errors import (
 )
 from server.explain import Explanation, WaitReason
 from server.lifecycle import State
+from server.observability.whose import asker_of
 from server.tensor import Tensor
-from server.types import InferRequest, Outcome, PredictRequest, RowInput
+from server.types import InferRequest, Outcome, PredictRequest, PredictResponse, RowInput
 from tests.support.plane import CONFIG, Plane, Rows
 
 
@@ -99,6 +101,66 @@ async def test_predict_goes_through_the_pipeline_and_back(plane: Plane) -> None:
 
     assert [prediction.label for prediction in answer.predictions] == ["3", "7"]
     assert (answer.model_name, answer.model_version, answer.id) == ("m", "1", "7")
+
+
+async def test_a_prediction_begins_by_a_plain_call(plane: Plane) -> None:
+    """And its answer is that of `predict`; of what can't be taken in nobody hears later."""
+    (plane.root / "m" / "processing.yaml").write_text("task: test")
+    await plane.start()
+    asked, heard = PredictRequest("m", [RowInput([1, 2]), RowInput([3, 4])], id="7"), asyncio.Queue[object]()
+    assert plane.dataplane.begin(asked, heard.put_nowait) is not None
+    assert await heard.get() == await plane.dataplane.predict(asked)
+    with pytest.raises(UnknownModel):
+        plane.dataplane.begin(PredictRequest("none", asked.inputs), heard.put_nowait)
+    assert heard.empty()
+
+
+@pytest.mark.parametrize("fails", ["preprocess", "postprocess"])
+async def test_a_prediction_without_a_task_hears_its_error(
+    plane: Plane, fails: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The error, which knows whose it is; the version is held by nobody then."""
+    (plane.root / "m" / "processing.yaml").write_text("task: test")
+    await plane.start()
+
+    def fail(*_: object) -> None:
+        raise InvalidRequest("inputs[0]", "is wrong")
+
+    monkeypatch.setattr(Rows, fails, fail)
+    asked, heard = PredictRequest("m", [RowInput([1, 2])]), asyncio.Queue[object]()
+    plane.dataplane.begin(asked, heard.put_nowait)
+    error = await heard.get()
+    assert isinstance(error, InvalidRequest)
+    assert asker_of(error) is asked
+    assert not plane.models.resolve("m")._held
+
+
+async def test_a_prediction_without_a_task_keeps_its_version_until_it_is_answered_or_cancelled(plane: Plane) -> None:
+    (plane.root / "m" / "processing.yaml").write_text("task: test")
+    await plane.start()
+    served, heard = plane.models.resolve("m"), asyncio.Queue[object]()
+    for cancelled in (False, True):
+        Rows.gate.clear()
+        request = plane.dataplane.begin(PredictRequest("m", [RowInput([1, 2])]), heard.put_nowait)
+        assert (request is not None, served._held) == (True, 1)
+        if cancelled and request is not None:
+            plane.dataplane.cancel(request)
+        Rows.gate.set()
+        assert isinstance(await heard.get(), Cancelled if cancelled else PredictResponse)
+        assert not served._held
+
+
+async def test_what_plain_calls_do_not_do_is_left_to_predict(plane: Plane, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Answers that a thread makes of the inputs, and predictions that somebody follows."""
+    (plane.root / "m" / "processing.yaml").write_text("task: test")
+    await plane.start()
+    asked, heard = PredictRequest("m", [RowInput([1, 2])]), asyncio.Queue[object]()
+    with monkeypatch.context() as patched:
+        patched.setattr(Rows, "postprocess_inputs", lambda *_: [], raising=False)
+        assert plane.dataplane.begin(asked, heard.put_nowait) is None
+    monkeypatch.setattr(plane.dataplane.tracing, "following", object())
+    assert plane.dataplane.begin(asked, heard.put_nowait) is None
+    assert heard.empty()
 
 
 @pytest.mark.parametrize("fails", ["preprocess", "postprocess"])

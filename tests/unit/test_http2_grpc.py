@@ -411,6 +411,48 @@ async def test_a_deadline_ends_a_task(session: Session) -> None:
     assert session.wakes
 
 
+async def test_a_prediction_without_a_task_is_answered_by_the_call_that_settles_it(session: Session) -> None:
+    """At once, where it is settled at once; in the bytes of one that has a task."""
+    body = message(predict_message(b"x", MODEL))
+    session.call(PREDICT, body)
+    by_task = await session.settled()
+    session.dataplane.without_tasks = True
+    assert [f.payload for f in session.call(PREDICT, body, stream_id=3)] == [f.payload for f in by_task]
+    session.dataplane.held = True
+    assert session.call(PREDICT, body, stream_id=5) == []
+    session.dataplane.release()
+    assert [f.payload for f in session.sent()] == [f.payload for f in by_task]
+    assert (session.wakes, session.calls.held_bytes, session.connection.streams) == (3, 0, {})
+
+
+async def test_a_prediction_without_a_task_has_the_status_of_its_error(session: Session) -> None:
+    """Whether it can't be read, is not taken in, or is settled with one; and an answer may be too large."""
+    session.dataplane.without_tasks = True
+    assert session.status(session.call(PREDICT, message(b"\xff")))[0] == 3
+    session.dataplane.outcome = Overloaded(MODEL, 1)
+    assert session.status(session.call(PREDICT, message(predict_message(b"x")), stream_id=3))[0] == 8
+    session.dataplane.outcome = None
+    session.calls._max_bytes = 10
+    assert session.status(session.call(PREDICT, message(predict_message(b"x")), stream_id=5))[0] == 8
+    assert (session.calls.held_bytes, session.connection.streams) == (0, {})
+
+
+@pytest.mark.parametrize("how", ["reset", "connection lost", "its time is over"])
+async def test_a_prediction_without_a_task_is_cancelled(session: Session, how: str) -> None:
+    """Its request is, at once; and that it was, nobody is told any more."""
+    session.dataplane.without_tasks = session.dataplane.held = True
+    timeout = ((b"grpc-timeout", b"10m"),) if how == "its time is over" else ()
+    session.call(PREDICT, message(predict_message(b"x")), *timeout)
+    if how == "reset":
+        assert session.send(frames.rst_stream(1, ErrorCode.CANCEL)) == []
+    elif how == "connection lost":
+        session.calls.close()
+    else:
+        assert session.status(await session.answered()) == (4, "deadline exceeded")
+    assert session.dataplane.cancelled == session.dataplane.requests
+    assert (session.sent(), session.calls.held_bytes) == ([], 0)
+
+
 @pytest.mark.parametrize("how", ["reset", "connection lost"])
 async def test_cancellation(session: Session, how: str) -> None:
     """A reset stream, or the loss of the connection, cancels the requests at once; nothing is sent for them."""

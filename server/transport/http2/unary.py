@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 from typing import TYPE_CHECKING, cast
 
 from server.errors import CallExpired, Overloaded, RequestTooSlow, Unsupported
@@ -13,13 +14,14 @@ if TYPE_CHECKING:
     from server.transport.http2.calls import Call, Calls
     from server.transport.http2.stream import Stream
     from server.transport.methods import CallInfo, Method
+    from server.types import InferRequest
 
 _BEGIN_BYTES = 256
 """Of a message, in which its model is looked for."""
 
 
 class UnaryCall:
-    __slots__ = ("_calls", "_held_bytes", "_message", "_method", "_reader", "_stream", "_task", "_timer")
+    __slots__ = ("_calls", "_held_bytes", "_message", "_method", "_reader", "_request", "_stream", "_task", "_timer")
 
     def __init__(self, calls: Calls, stream: Stream, method: Method) -> None:
         self._calls = calls
@@ -29,6 +31,8 @@ class UnaryCall:
         self._held_bytes = 0
         self._message: tuple[bool, bytes] | None = None
         self._task: asyncio.Task[None] | None = None
+        self._request: InferRequest | None = None
+        """In the place of a task."""
         self._timer: asyncio.TimerHandle | None = None
         stream.due_ns = calls.connection.now_ns + int(calls.service.settings.request_timeout_s * 1e9)
 
@@ -74,9 +78,10 @@ class UnaryCall:
         """The request is here as a whole."""
         try:
             self._reader.end()
-            if self._message is None:
+            message, self._message = self._message, None
+            if message is None:
                 raise Unsupported("request", "has no message")
-            self._begin(*self._message)
+            self._begin(*message)
         except Exception as error:  # noqa: BLE001 - the boundary where every error becomes a status
             self._fail(error)
 
@@ -89,9 +94,17 @@ class UnaryCall:
         if not self._method.waits and not compressed:
             self._answer(self._method.respond_now(self._calls.plane(self._stream), data, info), info)
             return
-        self._task = asyncio.get_running_loop().create_task(self._run(compressed, data, info))
+        loop = asyncio.get_running_loop()
+        begin = self._method.begin
+        if begin is not None and not compressed:
+            request = begin(self._calls.plane(self._stream), self._method.parse(data), info, partial(self._hear, info))
+            if request is not None and request.settled:
+                return
+            self._request = request
+        if self._request is None:
+            self._task = loop.create_task(self._run(compressed, data, info))
         if self._stream.timeout_ns:
-            self._timer = self._task.get_loop().call_later(self._stream.timeout_ns / 1e9, self._expire)
+            self._timer = loop.call_later(self._stream.timeout_ns / 1e9, self._expire)
 
     async def _run(self, compressed: bool, data: bytes, info: CallInfo) -> None:
         try:
@@ -99,6 +112,18 @@ class UnaryCall:
                 data = await inflated(self._stream.head.encoding, data, self._calls.service.settings.max_message_bytes)
             answer = await self._method.respond(self._calls.plane(self._stream), data, info)
             self._answer(answer, info)
+        except Exception as error:  # noqa: BLE001 - the boundary where every error becomes a status
+            self._fail(error)
+        self._calls.answered()
+
+    def _hear(self, info: CallInfo, outcome: bytes | BaseException) -> None:
+        """Of a call that has no task."""
+        self._request = None  # It knows of this call, and they are not to hold each other.
+        try:
+            if isinstance(outcome, bytes):
+                self._answer(outcome, info)
+            else:
+                self._fail(outcome)
         except Exception as error:  # noqa: BLE001 - the boundary where every error becomes a status
             self._fail(error)
         self._calls.answered()
@@ -126,8 +151,11 @@ class UnaryCall:
         if task is not None:
             # Nobody keeps it: a task that was cancelled holds its frames, which hold this call.
             task.cancel()
+        request, self._request = self._request, None
+        if request is not None:
+            self._calls.service.dataplane.cancel(request)
 
-    def _fail(self, error: Exception) -> None:
+    def _fail(self, error: BaseException) -> None:
         self._release()
         if isinstance(error, Overloaded):
             self._calls.refused_ns = self._stream.timeout_ns
