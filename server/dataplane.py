@@ -13,7 +13,6 @@ from operator import attrgetter
 from typing import TYPE_CHECKING, Protocol
 
 from server import __version__
-from server.answering import Waiting
 from server.chat import ChatTemplate
 from server.classification import Classes, classify
 from server.errors import ControlNotAllowed, InvalidRequest, ServingError, UnknownModel, Unsupported
@@ -26,7 +25,7 @@ from server.observability.tracing import Tracing
 from server.observability.whose import of
 from server.offload import Offload
 from server.pipeline.base import Pipeline, needs_inputs
-from server.predictions import Predictions
+from server.predictions import Predictions, tell
 from server.proto.triton import model_config_pb2
 from server.repository.certificate import Manifest
 from server.repository.completed import completed
@@ -233,7 +232,7 @@ class DataPlane:
             return None
         served.__enter__()
         try:
-            return self._predictions.begin(served, pipeline, request, partial(_answer, served, answered))
+            return self._predictions.begin(served, pipeline, request, partial(tell, served, answered))
         except BaseException:
             served.__exit__()
             raise
@@ -401,25 +400,6 @@ class DataPlane:
         """Let the threads of pipelines and shared memory end."""
         self._pipelines.close()
         self.shared_memory.close()
-
-
-def _answer(
-    served: Served,
-    answered: Callable[[PredictResponse | BaseException], None],
-    waiting: Waiting,
-    error: BaseException | None,
-) -> None:
-    """Of a prediction that `begin` took in, and that has ended."""
-    served.__exit__()
-    request = waiting.request
-    if error is not None:
-        answered(of(error, request))
-        return
-    if request.explanation is not None:
-        request.explanation.mark("loop")
-    response, predictions = waiting.response, waiting.predictions
-    assert predictions is not None
-    answered(PredictResponse(response.model_name, response.model_version, predictions, request.id))
 
 
 def _by_model(requests: Sequence[InferRequest]) -> Sequence[Sequence[InferRequest]]:

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
 from server.answering import Answering, Waiting, arrays
 from server.observability.tracing import Tracing
+from server.observability.whose import of
 from server.offload import Offload
 from server.pipeline.base import Pipeline, answers, most_brief
 from server.scheduler.preparing import Foresees, Preparing
 from server.scheduler.share import Share
 from server.scheduler.worker import Model
 from server.served import Served
-from server.types import InferRequest, PredictRequest, PredictResponse
+from server.types import InferRequest, Prediction, PredictRequest, PredictResponse
 
 if TYPE_CHECKING:
     from server.observability.following import Call
@@ -39,7 +40,7 @@ class Predictions:
     ) -> PredictResponse:
         """An answer for each input. `call`: by which it is followed. Raises ServingError: see `DataPlane.predict`."""
         ended: asyncio.Future[tuple[Waiting, BaseException | None]] = asyncio.get_running_loop().create_future()
-        inner = self.begin(served, pipeline, request, partial(_tell, ended))
+        inner = self.begin(served, pipeline, request, partial(_into, ended))
         try:
             waiting, error = await ended
         except asyncio.CancelledError:
@@ -53,15 +54,15 @@ class Predictions:
                 del error, ended
         if request.explanation is not None:
             request.explanation.mark("loop")
-        response, predictions = waiting.response, waiting.predictions
+        predictions = waiting.predictions
         if predictions is None:
-            finish = partial(answers, pipeline, request.inputs, arrays(response))
+            finish = partial(answers, pipeline, request.inputs, arrays(waiting.response))
             predictions = await self._threads.run(finish, request.top_k)
             if request.explanation is not None:
                 request.explanation.mark("postprocess")
         if call is not None:
             call.answered(served.model.version, served.statistics)
-        return PredictResponse(response.model_name, response.model_version, predictions, request.id)
+        return _response(waiting, predictions)
 
     def begin(
         self,
@@ -118,9 +119,32 @@ class Predictions:
         return inner
 
 
-def _tell(
+def _into(
     ended: asyncio.Future[tuple[Waiting, BaseException | None]], waiting: Waiting, error: BaseException | None
 ) -> None:
     # Always a result, never an exception: asyncio would complain of one that nobody awaits any more.
     if not ended.done():
         ended.set_result((waiting, error))
+
+
+def tell(
+    served: Served,
+    answered: Callable[[PredictResponse | BaseException], None],
+    waiting: Waiting,
+    error: BaseException | None,
+) -> None:
+    """The end of a prediction for which `served` was held, whose answer no thread makes."""
+    served.__exit__()
+    request = waiting.request
+    if error is not None:
+        answered(of(error, request))
+        return
+    if request.explanation is not None:
+        request.explanation.mark("loop")
+    assert waiting.predictions is not None
+    answered(_response(waiting, waiting.predictions))
+
+
+def _response(waiting: Waiting, predictions: Sequence[Prediction]) -> PredictResponse:
+    response = waiting.response
+    return PredictResponse(response.model_name, response.model_version, predictions, waiting.request.id)

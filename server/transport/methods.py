@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass
 from functools import partial
@@ -70,8 +70,10 @@ Hopeless = Callable[["DataPlane", bytes, int, int, int], ServingError | None]
 
 Answered = Callable[[bytes | BaseException], None]
 """Hears of a call's answer, once."""
-Begin = Callable[["DataPlane", Any, CallInfo, Answered], InferRequest | None]
-"""As a handler, in plain calls: see `DataPlane.begin`."""
+Later = Callable[[], Awaitable[bytes]]
+"""Makes a call's answer, in a task. Raises ServingError."""
+Begin = Callable[["DataPlane", Any, CallInfo, Answered], InferRequest | Later]
+"""As a handler, in plain calls: see `DataPlane.begin`. In the place of its None is what takes a task."""
 
 
 class Method(NamedTuple):
@@ -93,7 +95,7 @@ class Method(NamedTuple):
     hopeless: Hopeless | None = None
     """Says of a large message by its begin that there is no time for it."""
     begin: Begin | None = None
-    """The same without a coroutine, for most of its messages: None is returned for others."""
+    """The same without a task, for most of its messages."""
 
     def parse(self, data: bytes) -> Message:
         """Raises InvalidRequest if `data` is no such message."""
@@ -143,15 +145,23 @@ async def _model_infer(dataplane: DataPlane, message: Any, info: CallInfo) -> An
 
 
 async def _predict(dataplane: DataPlane, message: Any, info: CallInfo) -> Any:
-    request = _prediction(message, info)
+    return await _predicted(dataplane, _prediction(message, info), info)
+
+
+async def _predicted(dataplane: DataPlane, request: PredictRequest, info: CallInfo) -> Any:
     response = await dataplane.predict(request)
     info.explanation = request.explanation
     return predict_grpc.encode_predict(response)
 
 
-def _begin_predict(dataplane: DataPlane, message: Any, info: CallInfo, answered: Answered) -> InferRequest | None:
+def _begin_predict(dataplane: DataPlane, message: Any, info: CallInfo, answered: Answered) -> InferRequest | Later:
     request = _prediction(message, info)
-    return dataplane.begin(request, partial(_tell, request, info, answered))
+
+    async def later() -> bytes:
+        return _encode(await _predicted(dataplane, request, info), info)
+
+    begun = dataplane.begin(request, partial(_tell, request, info, answered))
+    return later if begun is None else begun
 
 
 def _prediction(message: Any, info: CallInfo) -> PredictRequest:

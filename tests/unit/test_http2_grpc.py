@@ -17,6 +17,7 @@ from server.errors import InvalidRequest, Overloaded, QueueFull
 from server.proto.forwardpass.v1 import prediction_pb2 as ours
 from server.settings import GrpcSettings
 from server.tensor import Tensor
+from server.transport.codec import predict_grpc
 from server.transport.http2 import answers, frames
 from server.transport.http2.answers import percent_encoded
 from server.transport.http2.calls import Calls, Service
@@ -423,6 +424,18 @@ async def test_a_prediction_without_a_task_is_answered_by_the_call_that_settles_
     session.dataplane.release()
     assert [f.payload for f in session.sent()] == [f.payload for f in by_task]
     assert (session.wakes, session.calls.held_bytes, session.connection.streams) == (3, 0, {})
+
+
+async def test_a_prediction_is_read_once(session: Session, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also one that turns out to take a task: a picture is not copied for nothing."""
+    read: list[object] = []
+    decode = predict_grpc.decode_predict
+    monkeypatch.setattr(predict_grpc, "decode_predict", lambda *given: read.append(given) or decode(*given))
+    for stream_id, without in ((1, True), (3, False)):
+        session.dataplane.without_tasks = without
+        sent = session.call(PREDICT, message(predict_message(b"x")), stream_id=stream_id)
+        assert session.status(sent or await session.settled())[0] == 0
+        assert len(read) == (stream_id + 1) / 2
 
 
 async def test_a_prediction_without_a_task_has_the_status_of_its_error(session: Session) -> None:

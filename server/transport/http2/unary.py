@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, cast
 from server.errors import CallExpired, Overloaded, RequestTooSlow, Unsupported
 from server.transport.http2.messages import MessageReader, inflated
 from server.transport.http2.prefix import PREFIX_BYTES
+from server.types import InferRequest
 
 if TYPE_CHECKING:
     from server.transport.http2.calls import Call, Calls
     from server.transport.http2.stream import Stream
-    from server.transport.methods import CallInfo, Method
-    from server.types import InferRequest
+    from server.transport.methods import CallInfo, Later, Method
 
 _BEGIN_BYTES = 256
 """Of a message, in which its model is looked for."""
@@ -94,24 +94,33 @@ class UnaryCall:
         if not self._method.waits and not compressed:
             self._answer(self._method.respond_now(self._calls.plane(self._stream), data, info), info)
             return
+        begun = self._start(compressed, data, info)
         loop = asyncio.get_running_loop()
-        begin = self._method.begin
-        if begin is not None and not compressed:
-            request = begin(self._calls.plane(self._stream), self._method.parse(data), info, partial(self._hear, info))
-            if request is not None and request.settled:
-                return
-            self._request = request
-        if self._request is None:
-            self._task = loop.create_task(self._run(compressed, data, info))
+        if not isinstance(begun, InferRequest):
+            self._task = loop.create_task(self._run(begun, info))
+        elif begun.settled:
+            return
+        else:
+            self._request = begun
         if self._stream.timeout_ns:
             self._timer = loop.call_later(self._stream.timeout_ns / 1e9, self._expire)
 
-    async def _run(self, compressed: bool, data: bytes, info: CallInfo) -> None:
+    def _start(self, compressed: bool, data: bytes, info: CallInfo) -> InferRequest | Later:
+        """What is under way now, or has to be run."""
+        if compressed:
+            return partial(self._inflate, data, info)
+        plane = self._calls.plane(self._stream)
+        if self._method.begin is None:
+            return partial(self._method.respond, plane, data, info)
+        return self._method.begin(plane, self._method.parse(data), info, partial(self._hear, info))
+
+    async def _inflate(self, data: bytes, info: CallInfo) -> bytes:
+        data = await inflated(self._stream.head.encoding, data, self._calls.service.settings.max_message_bytes)
+        return await self._method.respond(self._calls.plane(self._stream), data, info)
+
+    async def _run(self, later: Later, info: CallInfo) -> None:
         try:
-            if compressed:
-                data = await inflated(self._stream.head.encoding, data, self._calls.service.settings.max_message_bytes)
-            answer = await self._method.respond(self._calls.plane(self._stream), data, info)
-            self._answer(answer, info)
+            self._answer(await later(), info)
         except Exception as error:  # noqa: BLE001 - the boundary where every error becomes a status
             self._fail(error)
         self._calls.answered()
