@@ -35,14 +35,15 @@ def tuned(*arguments: str) -> tuple[int, str]:
 
 
 def test_a_model_is_tuned_within_its_time(tmp_path: Path) -> None:
-    """The config that is there is measured, and what there is time for; the table says so."""
+    """The config that is there is measured, and what there is time for; the table says so. The objective is one that a
+    machine with other work holds too."""
     shutil.copytree(REPOSITORY / "breast_cancer", tmp_path / "breast_cancer")
     before = (tmp_path / "breast_cancer" / "config.pbtxt").read_text()
-    flags = ["--model-repository", str(tmp_path), "--slo", "p50=20ms,refused=1", "--budget", "1", "--window", "0.1"]
+    flags = ["--model-repository", str(tmp_path), "--slo", "p50=500ms,refused=1", "--budget", "1", "--window", "0.1"]
     code, said = tuned("breast_cancer", "--call", "infer", *flags)
     assert code == 0, said
     table = (tmp_path / "breast_cancer" / "tuning.md").read_text()
-    assert "breast_cancer: infer within p50 <= 20 ms" in table
+    assert "breast_cancer: infer within p50 <= 500 ms" in table
     assert "workers 1, instances 1, threads auto" in table
     assert "requests/s" in said
     assert (tmp_path / "breast_cancer" / "config.pbtxt").read_text() == before
