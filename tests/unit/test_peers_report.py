@@ -9,6 +9,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
+from loadtests.benchmarks.peers.alone import limit_text, middle
 from loadtests.benchmarks.peers.environments import REQUIREMENTS
 from loadtests.benchmarks.peers.registry import PACKAGES, PEERS, chosen, versions
 from loadtests.benchmarks.peers.results import Cell, Sample, chart, interleaved, plot, summarise, workload_table
@@ -23,6 +24,20 @@ BATCHING = {"ours-http2": "on", "other": "off", "gone": "?"}
 
 def sampled(cell: Cell, *rates: float) -> list[Sample]:
     return [Sample(cell, repeat, rate, 1.0, 2.0, 100, 0, 0.9, 0.4) for repeat, rate in enumerate(rates)]
+
+
+def test_the_limit_is_one_run_of_several() -> None:
+    """What is told of its passes is of the batch that is told."""
+    runs = [
+        {"batch": batch, "rows_per_s": rate, "p50_ms": p50_ms, "p99_ms": 2 * p50_ms}
+        for batch, rate, p50_ms in ((1, 240.0, 4.0), (16, 250.0, 64.0), (8, 245.0, 33.0))
+    ]
+    found = middle(runs)
+    assert (found["batch"], found["p50_ms"], found["lowest"], found["highest"]) == (8, 33.0, 240.0, 250.0)
+    assert "8 a pass 245 rows/s (240 to 250), p50 / p99 of a pass 33.000 / 66.000 ms" in limit_text(
+        [{**found, "draft": False}]
+    )
+    assert middle(runs[:2])["batch"] == 16, "the harder one to reach"
 
 
 class TestOrder:
