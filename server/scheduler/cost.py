@@ -74,7 +74,7 @@ class CostModel:
         self._trials: dict[int, int] = {}
         """By the size that was offered, how many were made; filled or not, for there may never be so many that wait."""
         self._best: dict[int, int] = {}
-        """`best_rows` by the maximum asked for."""
+        """The best size, by the maximum asked for."""
         self._judged: set[int] = set()
         """The maxima of which that is so until the next period."""
         self._seen: dict[int, int] = {}
@@ -135,7 +135,7 @@ class CostModel:
             self._ns[rows] = estimate + (self._believed(rows, ns, estimate) - estimate) / weight
         step_ns = overhead_ns - self._overhead
         self._overhead += min(step_ns, self._ns[rows] + self._overhead) / _WEIGHT
-        self._count(rows, ns)
+        self._count(rows)
         if new:
             self._judged.clear()
 
@@ -161,9 +161,9 @@ class CostModel:
     def best_rows(self, largest: int) -> int:
         """The smallest batch, up to `largest` rows, that costs as little per row as any, within a tolerance.
 
-        `largest` while nothing was measured. Once in a while a larger size, if passes have taken long enough
-        since the last trial: one that the warm-up measured wrong gets its chance so, and a smaller one occurs by
-        itself whenever few wait.
+        `largest` while nothing was measured. Once in a while a larger size, if enough rows were served since the
+        last trial: one that the warm-up measured wrong gets its chance so, and a smaller one occurs by itself
+        whenever few wait.
         """
         if not self._sizes or largest <= 1:
             return largest
@@ -224,15 +224,16 @@ class CostModel:
         step = _RATIO_STEP * (_QUANTILE if above else _QUANTILE - 1)
         self._ratio = min(max(1.0, self._ratio + step), float(_CLAMP))
 
-    def _count(self, rows: int, ns: int) -> None:
-        # A trial is over once it was filled; one that found too few to fill it is made again.
+    def _count(self, rows: int) -> None:
         self._since_trial += rows
+        # Only a pass that an offer has made larger is a trial: requests of several rows come by themselves, and would
+        # put trials off for ever. Where few waited, it tells little of the size that was offered.
         for largest, best in self._best.items():
-            if rows > best and rows >= min(2 * best, largest):
+            if self._offered and rows > best:
                 self._since_trial = 0
-                if self._offered:
+                if rows >= min(2 * best, largest):
                     self._trials[self._offered] = self._trials.get(self._offered, 0) + 1
-                    self._offered = 0
+                self._offered = 0
         self._seen[rows] = self._seen.get(rows, 0) + 1
         if sum(self._seen.values()) >= _PERIOD:
             self._follow_drift()

@@ -362,22 +362,39 @@ def test_a_warm_up_amid_neighbours_is_found_wrong() -> None:
     assert cost._best[8] == 8
 
 
-def test_a_trial_is_over_once_it_was_filled() -> None:
-    """One that found too few is made again; with less room than twice the best size it is of the largest."""
+def test_a_trial_is_over_once_more_rows_than_the_best_size_were_run() -> None:
+    """With less room than twice the best size it is of the largest. Of too few it is made again, in its time."""
     cost = CostModel({1: 1000, 2: 1000, 3: 3000, 4: 6000})
     assert cost.best_rows(3) == 2
     cost._since_trial = 10**9
     cost.observe(2, 1000)
+    assert cost._since_trial == 10**9 + 2, "rows"
     assert cost.best_rows(3) == 3
     cost.observe(3, 3000)
-    assert cost.best_rows(3) == 2
-    wide = CostModel({rows: 1000 * rows for rows in (1, 2, 4, 8)})
-    assert wide.best_rows(8) == 1
+    assert (cost.best_rows(3), cost._trials) == (2, {3: 1})
+    wide = CostModel({2: 2000, 4: 4000, 8: 8000})
+    assert wide.best_rows(8) == 2
     wide._since_trial = 10**9
-    wide.observe(1, 1000)
-    assert wide._since_trial == 10**9 + 1
+    assert wide.best_rows(8) == 4
     wide.observe(2, 2000)
-    assert wide._since_trial == 0
+    assert wide._since_trial == 10**9 + 2
+    wide.observe(3, 3000)
+    assert (wide._since_trial, wide._trials) == (0, {})
+    wide._since_trial = 10**9
+    assert wide.best_rows(8) == 4
+    wide.observe(4, 4000)
+    assert (wide._since_trial, wide._trials) == (0, {4: 1})
+
+
+def test_requests_of_several_rows_put_no_trial_off() -> None:
+    """One of fifty has two rows: what larger batches gain, less than the tolerance by each doubling, is found all the
+    same."""
+    real = {1: 1000, 2: 1964, 4: 3857, 8: 7575}
+    cost = CostModel({rows: 1000 * rows for rows in real})
+    for index in range(20_000):
+        rows = max(cost.best_rows(8), 2 if not index % 50 else 1)
+        cost.observe(rows, real[rows])
+    assert cost.best_rows(8) >= 4
 
 
 def test_the_drift_of_the_commonest_size_moves_those_that_did_not_occur() -> None:
