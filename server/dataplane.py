@@ -239,7 +239,7 @@ class DataPlane:
 
     def hopeless(self, model_name: str, size: int, received_ns: int, deadline_ns: int) -> ServingError | None:
         """Why a prediction of the model, whose one input has about `size` bytes, is refused before it is read; it is
-        counted then. None: it has to be read, and asked for by `predict`."""
+        counted then. None: it has to be read, and asked for by `predict` or `begin`."""
         if self.tracing.following is not None:
             return None  # Somebody is to hear of each, and of all that it says.
         try:

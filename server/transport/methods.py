@@ -180,9 +180,10 @@ def _tell(
         answered(outcome)
         return
     try:
-        encoded: bytes | BaseException = _encode(predict_grpc.encode_predict(outcome), info)
+        encoded = _encode(predict_grpc.encode_predict(outcome), info)
     except Exception as error:  # noqa: BLE001 - as of an answer that a task makes
-        encoded = error
+        answered(error)  # Not kept: its frames hold what is here.
+        return
     answered(encoded)
 
 

@@ -296,7 +296,8 @@ def test_predictions_of_callers_that_are_asked_are_all_counted() -> None:
     """None begins by a plain call, which counts nothing."""
     nobody: Any = None
     plane = GuardedPlane(Mock(), Caller(Grant("shop", frozenset({Role.PREDICT})), Limits()), nobody, nobody)
-    plane.begin(PredictRequest("fraud", []), nobody)
+    begun: object = plane.begin(PredictRequest("fraud", []), nobody)
+    assert begun is None
     assert not plane._plane.mock_calls
 
 

@@ -9,6 +9,7 @@ import time
 import weakref
 from collections.abc import AsyncIterator
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -113,6 +114,15 @@ async def test_a_prediction_begins_by_a_plain_call(plane: Plane) -> None:
     with pytest.raises(UnknownModel):
         plane.dataplane.begin(PredictRequest("none", asked.inputs), heard.put_nowait)
     assert heard.empty()
+
+
+async def test_a_prediction_that_does_not_begin_holds_no_version(plane: Plane, monkeypatch: pytest.MonkeyPatch) -> None:
+    (plane.root / "m" / "processing.yaml").write_text("task: test")
+    await plane.start()
+    monkeypatch.setattr(plane.dataplane._predictions, "begin", Mock(side_effect=InvalidRequest("inputs", "is wrong")))
+    with pytest.raises(InvalidRequest):
+        plane.dataplane.begin(PredictRequest("m", [RowInput([1, 2])]), Mock())
+    assert not plane.models.resolve("m")._held
 
 
 @pytest.mark.parametrize("fails", ["preprocess", "postprocess"])
@@ -244,7 +254,7 @@ async def test_a_deadline_that_is_over_is_not_executed(plane: Plane) -> None:
     assert len(plane.engine.batches) == passes
 
 
-async def test_cancelling_a_prediction_cancels_its_request(plane: Plane) -> None:
+async def test_cancelling_a_prediction_cancels_its_request(plane: Plane, caplog: pytest.LogCaptureFixture) -> None:
     """The task of a client that went away ends, and the statistics count one CANCELED."""
     (plane.root / "m" / "processing.yaml").write_text("task: test")
     plane.script.latency_s = lambda rows: 0.001  # long enough to run on a thread of its own
@@ -259,6 +269,7 @@ async def test_cancelling_a_prediction_cancels_its_request(plane: Plane) -> None
     with pytest.raises(asyncio.CancelledError):
         await task
     assert plane.dataplane.statistics("m")[0].failures["CANCELED"] == 1
+    assert caplog.text == "", "what became of it is told to nobody any more"
     plane.script.release.set()
 
 

@@ -25,6 +25,7 @@ from server.transport.http2.frames import DATA, HEADERS, ErrorCode, window_updat
 from server.transport.http2.head import parse_timeout
 from server.transport.http2.hpack_encode import encode
 from server.transport.http2.messages import MessageReader
+from server.transport.http2.unary import UnaryCall
 from server.transport.inflate import inflate
 from server.types import NO_DEADLINE, InferRequest
 from tests.support.fake_dataplane import MODEL, FakeDataPlane
@@ -424,6 +425,20 @@ async def test_a_prediction_without_a_task_is_answered_by_the_call_that_settles_
     session.dataplane.release()
     assert [f.payload for f in session.sent()] == [f.payload for f in by_task]
     assert (session.wakes, session.calls.held_bytes, session.connection.streams) == (3, 0, {})
+
+
+@pytest.mark.parametrize("held", [False, True])
+async def test_a_prediction_without_a_task_that_was_answered_has_no_time_left_to_run_out(
+    session: Session, held: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whether it was answered at once or later."""
+    expired: list[object] = []
+    monkeypatch.setattr(UnaryCall, "_expire", lambda call: expired.append(call))
+    session.dataplane.without_tasks, session.dataplane.held = True, held
+    session.call(PREDICT, message(predict_message(b"x")), (b"grpc-timeout", b"20m"))
+    session.dataplane.release()
+    await asyncio.sleep(0.05)
+    assert not expired
 
 
 async def test_a_prediction_is_read_once(session: Session, monkeypatch: pytest.MonkeyPatch) -> None:

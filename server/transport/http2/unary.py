@@ -1,4 +1,4 @@
-"""A call with one message each way whose request comes in pieces, is compressed, or takes a task to answer."""
+"""A call with one message each way whose request comes in pieces, is compressed, or is not answered at once."""
 
 from __future__ import annotations
 
@@ -127,7 +127,6 @@ class UnaryCall:
 
     def _hear(self, info: CallInfo, outcome: bytes | BaseException) -> None:
         """Of a call that has no task."""
-        self._request = None  # It knows of this call, and they are not to hold each other.
         try:
             if isinstance(outcome, bytes):
                 self._answer(outcome, info)
