@@ -51,7 +51,7 @@ def trailers_only(failure: Failure, *, tell_encodings: bool = False) -> bytes:
     return encode([*_START, *([_ACCEPT] if tell_encodings else []), *_failed(failure)])
 
 
-NOT_GRPC = b"Only gRPC is spoken here: POST, with content-type: application/grpc\n"
+NOT_GRPC = b"Only gRPC is spoken here over HTTP/2: POST, with content-type: application/grpc\n"
 """For people, behind `http_error`."""
 
 
