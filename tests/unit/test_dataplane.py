@@ -9,7 +9,6 @@ import time
 import weakref
 from collections.abc import AsyncIterator
 from pathlib import Path
-from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -104,6 +103,11 @@ async def test_predict_goes_through_the_pipeline_and_back(plane: Plane) -> None:
     assert (answer.model_name, answer.model_version, answer.id) == ("m", "1", "7")
 
 
+def fail(*_: object) -> None:
+    """A step of a pipeline."""
+    raise InvalidRequest("inputs[0]", "is wrong")
+
+
 async def test_a_prediction_begins_by_a_plain_call(plane: Plane) -> None:
     """And its answer is that of `predict`; of what can't be taken in nobody hears later."""
     (plane.root / "m" / "processing.yaml").write_text("task: test")
@@ -119,9 +123,9 @@ async def test_a_prediction_begins_by_a_plain_call(plane: Plane) -> None:
 async def test_a_prediction_that_does_not_begin_holds_no_version(plane: Plane, monkeypatch: pytest.MonkeyPatch) -> None:
     (plane.root / "m" / "processing.yaml").write_text("task: test")
     await plane.start()
-    monkeypatch.setattr(plane.dataplane._predictions, "begin", Mock(side_effect=InvalidRequest("inputs", "is wrong")))
+    monkeypatch.setattr(plane.dataplane._predictions, "begin", fail)
     with pytest.raises(InvalidRequest):
-        plane.dataplane.begin(PredictRequest("m", [RowInput([1, 2])]), Mock())
+        plane.dataplane.begin(PredictRequest("m", [RowInput([1, 2])]), fail)
     assert not plane.models.resolve("m")._held
 
 
@@ -132,10 +136,6 @@ async def test_a_prediction_without_a_task_hears_its_error(
     """The error, which knows whose it is; the version is held by nobody then."""
     (plane.root / "m" / "processing.yaml").write_text("task: test")
     await plane.start()
-
-    def fail(*_: object) -> None:
-        raise InvalidRequest("inputs[0]", "is wrong")
-
     monkeypatch.setattr(Rows, fails, fail)
     asked, heard = PredictRequest("m", [RowInput([1, 2])]), asyncio.Queue[object]()
     plane.dataplane.begin(asked, heard.put_nowait)
@@ -180,10 +180,6 @@ async def test_a_prediction_that_fails_leaves_nothing_to_the_collector(
     """Its error knows the frames that it came through, and none of them holds the error: the inputs go at once."""
     (plane.root / "m" / "processing.yaml").write_text("task: test")
     await plane.start()
-
-    def fail(*_: object) -> None:
-        raise InvalidRequest("inputs[0]", "is wrong")
-
     monkeypatch.setattr(Rows, fails, fail)
     gc.collect()
     gc.disable()

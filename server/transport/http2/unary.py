@@ -120,13 +120,14 @@ class UnaryCall:
 
     async def _run(self, later: Later, info: CallInfo) -> None:
         try:
-            self._answer(await later(), info)
+            answer = await later()
         except Exception as error:  # noqa: BLE001 - the boundary where every error becomes a status
-            self._fail(error)
-        self._calls.answered()
+            self._hear(info, error)
+        else:
+            self._hear(info, answer)
 
     def _hear(self, info: CallInfo, outcome: bytes | BaseException) -> None:
-        """Of a call that has no task."""
+        """What came of it, by a task or without one."""
         try:
             if isinstance(outcome, bytes):
                 self._answer(outcome, info)
