@@ -267,6 +267,7 @@ MESSAGES = [
     case("8.1", "trailers that end nothing", resets(PROTOCOL), opened + data(1, message()) + headers(1, TRAILER)),
     case("8.1", "trailers with :method", resets(PROTOCOL), opened + data(1, message()) + headers(1, CALL[:1], BOTH)),
     case("8.1.1", "content-length that is not DATA's", resets(PROTOCOL), sized(b"1") + body),
+    case("8.1.1", "content-length that DATA is over already", resets(PROTOCOL), sized(b"1") + data(1, message())),
     case("8.1.1", "nor that of two together", resets(PROTOCOL), sized(b"1") + data(1, message()) + body),
     case("8.2.1", "a name in capitals", resets(PROTOCOL), request(*CALL, (b"X-TEST", b"ok"))),
     case("8.2.2", "connection", resets(PROTOCOL), request(*CALL, (b"connection", b"keep-alive"))),
